@@ -1,0 +1,124 @@
+"""Text to WordPiece ids and character offsets, with a model folder's own vocabulary and casing."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bertqa.errors import UserError
+
+CHUNK = 256
+"""Texts handed to the tokenizer at once: enough for its threads, few enough for a live progress bar."""
+
+
+@dataclass
+class Tokens:
+    """R texts as one flat array of T tokens, without special tokens.
+
+    Offsets count Python characters of the raw text, whatever the tokenizer did to it (lower case, accents, controls).
+    """
+
+    ids: np.ndarray
+    """(T,) int32."""
+    starts: np.ndarray
+    """(T,) int32, first character of each token in its text."""
+    ends: np.ndarray
+    """(T,) int32, one past its last character."""
+    rows: np.ndarray
+    """(R+1,) int64: text r owns tokens rows[r] : rows[r+1]."""
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(R,) tokens of each text."""
+        return np.diff(self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all four arrays."""
+        return self.ids.nbytes + self.starts.nbytes + self.ends.nbytes + self.rows.nbytes
+
+    def cut(self, most: int) -> "Tokens":
+        """Every text cut to its first `most` tokens."""
+        within = np.arange(len(self.ids)) - np.repeat(self.rows[:-1], self.counts)          # (T,) position in its text
+        keep = within < most
+        rows = np.concatenate([[0], np.minimum(self.counts, most).cumsum()])
+        return Tokens(self.ids[keep], self.starts[keep], self.ends[keep], rows)
+
+
+class WordPiece:
+    """The tokenizer of a model folder.
+
+    It is read from the folder's own tokenizer.json, or from vocab.txt with tokenizer_config.json, so casing is the
+    checkpoint's and never a default.
+    """
+
+    def __init__(self, backend, folder: Path):
+        self.backend, self.folder = backend, folder
+        self.backend.no_truncation()  # the library's own windows change between versions; ours are in windows.py
+        self.backend.no_padding()
+        self.vocab_size = self.backend.get_vocab_size()
+        self.cls_id, self.sep_id = self._special("[CLS]"), self._special("[SEP]")
+
+    def _special(self, token: str) -> int:
+        found = self.backend.token_to_id(token)
+        if found is None:
+            raise UserError(f"{self.folder}: the vocabulary has no {token}; BERT needs one, so this is another kind of "
+                            "tokenizer or a damaged file")
+        return found
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "WordPiece":
+        """The tokenizer of a model folder. Raises UserError where the folder has none, or not a readable one."""
+        from tokenizers import BertWordPieceTokenizer, Tokenizer
+
+        folder = Path(folder)
+        ready, vocabulary, settings = (folder / name for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"))
+        try:
+            if ready.exists():
+                return cls(Tokenizer.from_file(str(ready)), folder)
+            if vocabulary.exists():
+                config = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+                if "do_lower_case" not in config:
+                    raise UserError(f"{folder}: vocab.txt alone does not say whether the model is cased; put "
+                                    'tokenizer_config.json with "do_lower_case": true or false beside it')
+                built = BertWordPieceTokenizer(
+                    str(vocabulary), lowercase=config["do_lower_case"], strip_accents=config.get("strip_accents"),
+                    handle_chinese_chars=config.get("tokenize_chinese_chars", True))
+                return cls(built._tokenizer, folder)
+        except UserError:
+            raise
+        except Exception as error:  # the library raises plain Exception for a damaged file
+            raise UserError(f"{folder}: cannot read the tokenizer ({error}); copy its files anew") from None
+        raise UserError(f"{folder}: neither tokenizer.json nor vocab.txt is there; is it a model folder? "
+                        "tools/convert_weights.py makes one")
+
+    def encode(self, texts: Sequence[str], progress: str | None = None) -> Tokens:
+        """Tokenise texts, on all cores; a progress bar of this name is shown where `progress` is given."""
+        ids, starts, ends, counts = [], [], [], []
+        for chunk in _chunks(texts, progress):
+            # A lone surrogate is a legal Python character but not legal UTF-8: a stand-in keeps the offsets.
+            clean = [text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text) for text in chunk]
+            for encoding in self.backend.encode_batch(clean, add_special_tokens=False):
+                offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+                ids.append(np.array(encoding.ids, dtype=np.int32))
+                starts.append(offsets[:, 0])
+                ends.append(offsets[:, 1])
+                counts.append(len(offsets))
+        none = np.zeros(0, np.int32)
+        rows = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+        return Tokens(*(np.concatenate([none, *parts]) for parts in (ids, starts, ends)), rows)
+
+
+def _chunks(texts: Sequence[str], progress: str | None) -> Iterable[Sequence[str]]:
+    if progress is None:
+        yield from (texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK))
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=len(texts), desc=progress, unit=" texts", leave=False, dynamic_ncols=True) as bar:
+        for i in range(0, len(texts), CHUNK):
+            yield texts[i : i + CHUNK]
+            bar.update(min(CHUNK, len(texts) - i))

@@ -1,0 +1,63 @@
+"""The shape of a BERT, with Hugging Face's field names so that a config.json needs no dictionary."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from bertqa.errors import UserError
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """Everything that decides the parameters of an encoder and what they compute. Defaults are bert-base-uncased's."""
+
+    model_type: str = "bert"
+    """"bert" or "distilbert": the same layers; only their Hugging Face names and the classification head differ."""
+    vocab_size: int = 30522
+    """V, rows of the word embedding."""
+    hidden_size: int = 768
+    """H, width of a token."""
+    num_hidden_layers: int = 12
+    """Layers of attention and feed-forward."""
+    num_attention_heads: int = 12
+    """A; the head size is D = H / A."""
+    intermediate_size: int = 3072
+    """F, inner width of the feed-forward."""
+    max_position_embeddings: int = 512
+    """Longest sequence, in tokens."""
+    type_vocab_size: int = 2
+    """Segments; 0 where the architecture has none (DistilBERT)."""
+    hidden_act: str = "gelu"
+    """"gelu" (exact, with erf), "gelu_tanh" (Google's approximation) or "relu"."""
+    layer_norm_eps: float = 1e-12
+    """Added to the variance inside LayerNorm."""
+    hidden_dropout_prob: float = 0.1
+    """Dropout after the embeddings and after each sub-layer."""
+    attention_probs_dropout_prob: float = 0.1
+    """Dropout on attention probabilities; the fast attention bodies have none (see attention.py)."""
+    initializer_range: float = 0.02
+    """Standard deviation of freshly drawn weights."""
+    pooler: bool = False
+    """Whether there is a dense + tanh over [CLS]; question answering does not use one."""
+
+    def __post_init__(self):
+        problems = [
+            f"{name} is {getattr(self, name)}, it must be positive"
+            for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+                         "max_position_embeddings")
+            if getattr(self, name) < 1
+        ]
+        if not problems and self.hidden_size % self.num_attention_heads:
+            problems.append(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                            f"{self.num_attention_heads}")
+        if self.hidden_act not in ACTIVATIONS:
+            problems.append(f"hidden_act is {self.hidden_act!r}, known are {', '.join(ACTIVATIONS)}")
+        if self.model_type not in ("bert", "distilbert"):
+            problems.append(f"model_type is {self.model_type!r}, known are bert, distilbert")
+        if problems:
+            raise UserError("model configuration: " + "; ".join(problems))
+
+    def replace(self, **changes) -> "BertConfig":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)

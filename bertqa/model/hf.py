@@ -1,0 +1,362 @@
+"""Hugging Face checkpoints into model folders and back, with nothing passed over in silence.
+
+Every tensor of a checkpoint is renamed, ignored for a stated reason, or an error; every tensor of ours is found, drawn
+fresh because that was asked for, or an error.
+"""
+
+import dataclasses
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bertqa.errors import UserError
+from bertqa.model import hub, vocabulary
+from bertqa.model.config import BertConfig
+from bertqa.model.folder import (
+    CLASSES,
+    QA,
+    build_empty,
+    open_model_weights,
+    plain_card,
+    read_config,
+    read_json,
+    staged,
+    write_config,
+    write_json,
+)
+from bertqa.model.hf_names import (
+    HEAD,
+    class_labels,
+    find_head,
+    ignored,
+    model_type_of,
+    plain_name,
+    read_architecture,
+    their_names,
+    write_architecture,
+)
+from bertqa.model.weight_files import DTYPES, Weights, open_weights, write_safetensors
+
+
+@dataclass
+class Row:
+    """What became of one tensor."""
+
+    what: str
+    """"renamed", "ignored" or "fresh"."""
+    theirs: str | None
+    ours: str | None
+    shape: tuple[int, ...]
+    why: str = ""
+
+
+@dataclass
+class Report:
+    """What a conversion did."""
+
+    source: str
+    dest: str
+    model_type: str
+    head: str | None
+    parameters: int
+    dtype: str
+    source_sha256: str
+    sha256: str
+    rows: list[Row]
+    remarks: list[str]
+
+    def as_dict(self) -> dict:
+        """Everything, one entry a tensor, for --json."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        """A table, with one line for a tensor that all layers have, and then what else there is to say."""
+        folded: dict[tuple, list[Row]] = {}
+        for row in self.rows:
+            alike = (row.what, *fold([row.theirs or ""], "{}"), *fold([row.ours or ""], "{}"))
+            folded.setdefault(alike, []).append(row)
+        lines = [(rows[0].what, *fold([r.theirs or "-" for r in rows]),
+                  "".join(fold([r.ours for r in rows])) if rows[0].ours else f"({rows[0].why})",
+                  "x".join(map(str, rows[0].shape))) for rows in folded.values()]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+                 for line in lines]
+        counts = ", ".join(f"{sum(row.what == what for row in self.rows)} {what}"
+                           for what in ("renamed", "ignored", "fresh"))
+        return "\n".join([*table, "", f"tensors: {counts}, 0 missing, 0 unexpected",
+                          f"model: {self.model_type}, {self.head or 'no head'}, {self.parameters:,} parameters, {self.dtype}",
+                          *self.remarks, f"sha256 of the source: {self.source_sha256}",
+                          f"sha256 of {self.dest}/model.safetensors: {self.sha256}"])
+
+
+def fold(names: list[str], layers: str | None = None) -> list[str]:
+    """Names that differ in the layer only become one, with {0..5} (or `layers`) for its number."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for name in names:
+        number = re.search(r"(?<=\.)\d+(?=\.)", name)
+        key = (name[:number.start()], name[number.end():]) if number else (name, "")
+        groups.setdefault(key, []).extend([int(number[0])] if number else [])
+    folded = []
+    for (before, after), numbers in groups.items():
+        low, high = (min(numbers), max(numbers)) if numbers else (0, 0)
+        run = str(low) if low == high else f"{{{low}..{high}}}" if len(set(numbers)) == high - low + 1 else \
+            "{" + ",".join(map(str, sorted(set(numbers)))) + "}"
+        folded.append(before + (layers or run if numbers else "") + after)
+    return folded
+
+
+def convert(src: str | Path, dest: str | Path, *, fresh_head=None, seed: int = 0) -> Report:
+    """A Hugging Face checkpoint into a model folder.
+
+    Args:
+        src: a folder, one weight file in it, or a Hub id `org/name[@revision]`.
+        dest: a new or empty folder; it appears when everything has succeeded.
+        fresh_head: None for the head that the checkpoint brings; "qa" or ("classification", labels) to put a new one,
+            drawn as BERT initialises, in its place.
+        seed: of that draw.
+
+    Raises:
+        UserError: for a checkpoint that does not fit, tensor by tensor, and for all that is wrong with its files.
+    """
+    dest = _new_folder(dest)
+    place = hub.locate(src)
+    try:
+        return _convert(place, dest, fresh_head, seed)
+    except UserError as error:
+        where = str(place.folder)
+        raise error if where in str(error) else UserError(f"{where}: {error}") from error
+
+
+def _new_folder(dest: str | Path) -> Path:
+    dest = Path(dest)
+    if dest.is_file() or dest.is_dir() and any(dest.iterdir()):
+        raise UserError(f"{dest}: exists and is not an empty folder; name another, or remove it first")
+    return dest
+
+
+def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
+    raw = read_hf_config(place.folder)
+    model_type_of(raw, ())    # refuse what is no BERT before opening a file that may be in any form
+    weights = open_weights(place.weights)
+    plain = _plain_names(weights)
+    if fresh_head is None:
+        head, labels = find_head(raw, plain)
+    else:
+        head, labels = (QA, None) if fresh_head == "qa" else (CLASSES, list(fresh_head[1]))
+    if head == CLASSES and labels is None:
+        labels = class_labels(raw, weights.shapes[plain["classifier.weight"]][0] if "classifier.weight" in plain else None)
+    config = read_architecture(raw, plain, head)
+    empty = build_empty({"architecture": dataclasses.asdict(config), "head": head, "labels": labels}).state_dict()
+    parts, rows = _match(weights, plain, empty, config, head, fresh=fresh_head is not None)
+
+    generator, broken = torch.Generator().manual_seed(seed), []
+    dtypes = {name: _stored_dtype(weights, parts.get(name)) for name in empty}
+
+    def read(ours: str) -> Tensor:
+        if ours not in parts:
+            return _draw(ours, empty[ours].shape, config, generator)
+        pieces = [weights.get(name) for name in parts[ours]]
+        broken.extend(name for name, piece in zip(parts[ours], pieces, strict=True) if not piece.isfinite().all())
+        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(dtypes[ours])
+
+    with staged(dest) as new:
+        remarks = vocabulary.install(place.folder, new, config.vocab_size)
+        source_sha256 = weights.sha256()
+        sha256 = write_safetensors(new / "model.safetensors", dtypes, {n: tuple(t.shape) for n, t in empty.items()}, read)
+        if broken:
+            raise UserError(f"{len(broken)} of its tensors hold NaN or infinite numbers: {', '.join(fold(broken)[:8])}; "
+                            "the checkpoint was broken where it was made")
+        provenance = {"source": place.source, "revision": place.revision, "license": read_license(place.folder),
+                      "sha256": source_sha256}
+        write_config(new, config, head, labels, provenance)
+        parameters = sum(tensor.numel() for tensor in empty.values())
+        (new / "README.md").write_text(plain_card(config, head, parameters, provenance), encoding="utf-8")
+    return Report(place.source, str(dest), config.model_type, head, parameters, _dtype_name(dtypes.values()),
+                  source_sha256, sha256, rows, remarks)
+
+
+def read_hf_config(folder: Path) -> dict:
+    """config.json of a Hugging Face folder (bert_config.json in Google's and the oldest)."""
+    path = next((folder / name for name in ("config.json", "bert_config.json") if (folder / name).exists()), None)
+    if path is None:
+        raise UserError(f"{folder}: has no config.json, so the shape of the model is unknown; fetch it too")
+    raw = read_json(path)
+    if "architecture" in raw and "model_type" not in raw:
+        raise UserError(f"{folder}: is a model folder of bertqa already; use it as it is, or add --to-hf to export it")
+    return raw
+
+
+def _plain_names(weights: Weights) -> dict[str, str]:
+    """Plain name -> stored name."""
+    plain: dict[str, str] = {}
+    for stored in weights.shapes:
+        name = plain_name(stored)
+        if name in plain and not ignored(name):
+            raise UserError(f"{plain[name]} and {stored} are two tensors for one place; which is right cannot be told")
+        plain[name] = stored
+    return plain
+
+
+def _match(weights: Weights, plain: dict[str, str], empty: dict[str, Tensor], config: BertConfig, head: str | None,
+           fresh: bool) -> tuple[dict[str, list[str]], list[Row]]:
+    """Which stored tensors make which of ours; or one UserError that lists all that does not fit."""
+    parts: dict[str, list[str]] = {}
+    rows, missing, misshapen, used = [], [], [], set()
+    for ours, tensor in empty.items():
+        theirs = their_names(ours, config.model_type)
+        in_head = HEAD.match(ours) or fresh and head == CLASSES and ours.startswith("encoder.pooler.")
+        if fresh and (HEAD.match(ours) or in_head and theirs[0] not in plain):
+            rows.append(Row("fresh", None, ours, tuple(tensor.shape)))
+            continue
+        size = len(tensor) // len(theirs)
+        shape = (size, *tensor.shape[1:])
+        for i, name in enumerate(theirs):
+            if name not in plain:
+                missing.append(name)
+                continue
+            stored, used = plain[name], used | {name}
+            if weights.shapes[stored] != shape:
+                misshapen.append(f"{stored} is {weights.shapes[stored]}, config.json asks for {shape}")
+            elif weights.dtypes[stored] not in DTYPES:
+                misshapen.append(f"{stored} is stored as {weights.dtypes[stored]}, which is no plain number type")
+            place = f"{ours}[{i * size}:{(i + 1) * size}]" if len(theirs) > 1 else ours
+            rows.append(Row("renamed", stored, place, shape))
+            parts.setdefault(ours, []).append(stored)
+    unexpected = []
+    for name in sorted(plain.keys() - used):
+        why = ignored(name)
+        if name.startswith("pooler.") and config.model_type == "bert" and not config.pooler:
+            why = "question answering has no use for it"
+        elif fresh and HEAD.match(name):
+            why = "a fresh head was asked for"
+        if why:
+            rows.append(Row("ignored", plain[name], None, weights.shapes[plain[name]], why))
+        else:
+            unexpected.append(plain[name])
+    if missing or unexpected or misshapen:
+        raise UserError(_misfit(config, head, missing, unexpected, misshapen))
+    return parts, rows
+
+
+def _misfit(config: BertConfig, head: str | None, missing, unexpected, misshapen) -> str:
+    said = [f"{len(names)} {what} ({', '.join(fold(names)[:12])}{', ...' if len(fold(names)) > 12 else ''})"
+            for what, names in (("missing", missing), ("unexpected", unexpected), ("of the wrong shape or type", misshapen))
+            if names]
+    only_head = missing and not unexpected and not misshapen and all(HEAD.match(name) for name in missing)
+    return (f"the tensors are not those of a {config.model_type} with {head or 'no'} head: {'; '.join(said)}. "
+            + ("It has no trained head: --fresh-head draws a new one" if only_head else
+               "Is config.json of this checkpoint?"))
+
+
+def _draw(ours: str, shape, config: BertConfig, generator: torch.Generator) -> Tensor:
+    """BERT's initialisation of one parameter of a head: weights from a normal, biases zero."""
+    if ours.endswith("bias"):
+        return torch.zeros(shape)
+    return torch.empty(shape).normal_(0.0, config.initializer_range, generator=generator)
+
+
+def _stored_dtype(weights: Weights, names: list[str] | None) -> torch.dtype:
+    """As stored, so that nothing is lost on the way; float32 for float64, for parts that differ, and for fresh ones."""
+    stored = {DTYPES[weights.dtypes[name]] for name in names or []}
+    return stored.pop() if len(stored) == 1 and stored != {torch.float64} else torch.float32
+
+
+def _dtype_name(dtypes) -> str:
+    return " and ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}))
+
+
+def read_license(folder: Path) -> str | None:
+    """The `license:` of a model card's metadata, where there is one."""
+    card = folder / "README.md"
+    if not card.exists():
+        return None
+    metadata = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    found = re.search(r"^license:\s*['\"]?([\w.-]+)", metadata[1], re.MULTILINE) if metadata else None
+    return found[1] if found else None
+
+
+def export(src: str | Path, dest: str | Path) -> Report:
+    """A model folder into a folder that transformers opens (and `hf upload` publishes), with the same numbers in it.
+
+    Args:
+        src: a model folder.
+        dest: a new or empty folder; it appears when everything has succeeded.
+
+    Raises:
+        UserError: for something else than a model folder, and for a shape that Hugging Face's classes do not have.
+    """
+    src, dest = Path(src), _new_folder(dest)
+    record = read_config(src)
+    head, labels, provenance = record["head"], record.get("labels"), record.get("provenance", {})
+    empty = build_empty(record).state_dict()
+    config = BertConfig(**record["architecture"])
+    weights = open_model_weights(src, empty)
+    stem = f"{config.model_type}." if head else ""
+    rows, origin, dtypes, shapes = [], {}, {}, {}
+    for ours, tensor in empty.items():
+        names = [name if HEAD.match(name) else stem + name for name in their_names(ours, config.model_type)]
+        size = len(tensor) // len(names)
+        for i, name in enumerate(names):
+            origin[name] = (ours, slice(i * size, (i + 1) * size))
+            dtypes[name], shapes[name] = DTYPES[weights.dtypes[ours]], (size, *tensor.shape[1:])
+            place = f"{ours}[{i * size}:{(i + 1) * size}]" if len(names) > 1 else ours
+            rows.append(Row("renamed", name, place, shapes[name]))
+    dtype = _dtype_name(dtypes.values())
+    with staged(dest) as new:
+        vocab = vocabulary.install(src, new, config.vocab_size, complete=True)
+        sha256 = write_safetensors(new / "model.safetensors", dtypes, shapes,
+                                   lambda name: weights.get(origin[name][0])[origin[name][1]])
+        write_json(new / "config.json", write_architecture(config, head, labels, dtype, vocabulary.pad_id(new)))
+        (new / "README.md").write_text(hub_card(src, config, head, provenance), encoding="utf-8")
+    if config.model_type == "bert" and head is None and not config.pooler:
+        vocab.append("it has no pooler: transformers' BertModel will draw one at random and say so")
+    parameters = sum(tensor.numel() for tensor in empty.values())
+    return Report(str(src), str(dest), config.model_type, head, parameters, dtype, weights.sha256(), sha256, rows, vocab)
+
+
+def hub_card(src: Path, config: BertConfig, head: str | None, provenance: dict) -> str:
+    """The model's own card, under the metadata that the Hub reads."""
+    card = (src / "README.md").read_text(encoding="utf-8") if (src / "README.md").exists() else ""
+    body = re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL).strip()
+    task = {QA: "question-answering", CLASSES: "text-classification", None: "feature-extraction"}[head]
+    metadata = {"license": provenance.get("license"), "library_name": "transformers", "pipeline_tag": task,
+                "base_model": provenance.get("source") if hub.ID.fullmatch(str(provenance.get("source"))) else None}
+    lines = [f"{name}: {value}" for name, value in metadata.items() if value]
+    return "\n".join(["---", *lines, "tags:", f"- {config.model_type}", "- bertqa", "---", "", body, ""])
+
+
+def resolve_weights(name_or_path: str | Path, cache: str | Path = "weights") -> Path:
+    """The model folder that a user means by --weights or --model.
+
+    A model folder is taken as it is. A Hugging Face folder, file or Hub id is converted into `cache`/name the first
+    time, which is said on stderr, and taken from there after that; a Hub id without a revision stays at the commit of
+    that first time.
+
+    Raises:
+        UserError: as `convert`.
+    """
+    path = Path(name_or_path)
+    if path.is_dir() and "architecture" in (read_json(path / "config.json") if (path / "config.json").exists() else {}):
+        return path
+    if path.exists():
+        place = hub.locate(path)
+        names, source = [place.source, place.source + "-converted"], place.source
+        same = {"sha256": open_weights(place.weights).sha256()}
+    else:
+        source, revision = hub.parse_id(name_or_path)
+        at = f"@{revision.replace('/', '-')}" if revision else ""
+        names, same = [source.split("/")[1] + at, source.replace("/", "--") + at], {"source": source}
+    for dest in (Path(cache) / name for name in names):
+        if not (dest / "config.json").exists():
+            print(f"converting {name_or_path} into {dest} (once)", file=sys.stderr)
+            convert(name_or_path, dest)
+            return dest
+        if same.items() <= read_json(dest / "config.json").get("provenance", {}).items():
+            print(f"using {dest}, converted from {name_or_path} before", file=sys.stderr)
+            return dest
+    raise UserError(f"{name_or_path}: {Path(cache) / names[0]} is of another checkpoint of that name; convert it yourself: "
+                    f"python tools/convert_weights.py {name_or_path} NEW_FOLDER")

@@ -1,0 +1,263 @@
+"""python -m bertqa.train: fine-tune a BERT, evaluate it, tune its no-answer threshold, and leave a run folder.
+
+Without arguments it fine-tunes the bundled reader on the bundled sample.
+"""
+
+import argparse
+import dataclasses
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bertqa.errors import UserError
+from bertqa.flags import add_fields, merge, read_config_file, run_verb
+
+PACKAGE = Path(__file__).resolve().parent
+SAMPLE = PACKAGE / "data" / "sample"
+
+
+def bundled_reader() -> str:
+    """The reader in the repository's weights/, seen from the working directory or from an editable install."""
+    name = Path("weights") / "minilm-squad2"
+    return str(name if name.is_dir() else PACKAGE.parent / name)
+
+
+@dataclass(frozen=True)
+class FileSettings:
+    """What goes in and where it comes out."""
+
+    train: str = str(SAMPLE / "train.json")
+    """Questions to train on: SQuAD v1.1 or v2.0 JSON, flat records as JSON or JSONL, MRQA, CSV; .gz or not."""
+    dev: str = str(SAMPLE / "dev.json")
+    """Questions to evaluate on, of any of these forms."""
+    weights: str = dataclasses.field(default_factory=bundled_reader)
+    """Where to start from: a model folder, a Hugging Face folder, or a Hub id."""
+    out: str | None = None
+    """Run folder to make; none = runs/ and the time."""
+    fresh_head: bool = False
+    """Draw the answer head at random: needed, and only allowed, where the weights have none."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Changes to the encoder for training."""
+
+    dropout: float | None = None
+    """Dropout in the encoder; none = as the weights' config says."""
+    attention_dropout: float = 0.0
+    """Dropout of attention weights; 0 by default, because the fastest attention bodies have none."""
+
+    def problems(self) -> list[str]:
+        """Everything that is wrong with these values, one phrase each."""
+        return [f"{name} is {value}, it must lie in [0, 1)" for name, value in dataclasses.asdict(self).items()
+                if value is not None and not 0 <= value < 1]
+
+
+def sections():
+    """The settings dataclasses that make up a run, with the titles of their flags."""
+    from bertqa.training.loop import LoopSettings
+    from bertqa.training.optim import OptimSettings
+    from bertqa.training.question_answering import QuestionAnsweringSettings
+
+    return {"files": FileSettings, "windows and answers": QuestionAnsweringSettings, "model": ModelSettings,
+            "optimizer": OptimSettings, "loop": LoopSettings}
+
+
+PRESETS = {
+    "google": dict(max_length=384, step=128, max_question=64, batch_size=12, lr=3e-5, epochs=2.0, warmup=0.1,
+                   weight_decay=0.01, clip=1.0, eps=1e-6, bias_correction=False, schedule="linear",
+                   attention_dropout=0.1),
+    "hf": dict(max_length=384, overlap=128, max_question=64, batch_size=12, lr=3e-5, epochs=2.0, warmup=0.0,
+               weight_decay=0.0, clip=1.0, eps=1e-8, bias_correction=True, schedule="linear", attention_dropout=0.1),
+    "fast": dict(max_length=384, overlap=128, batch_size=16, lr=1e-4, epochs=2.0, warmup=0.1, weight_decay=0.01,
+                 attention_dropout=0.0),
+}
+"""Settings of published rows: google-research/bert's run_squad, transformers' run_qa, and ours for small encoders."""
+
+
+def parse(argv: Sequence[str] | None):
+    """(settings by section, resume folder or None) from defaults < preset < --config file < command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bertqa.train", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Fine-tune a BERT for question answering. Without arguments: the bundled reader on the bundled sample.",
+        epilog="example: python -m bertqa.train --train train-v2.0.json --dev dev-v2.0.json --weights google-bert/"
+               "bert-base-uncased --fresh-head --epochs 2 --out runs/base")
+    parser.add_argument("--config", metavar="FILE", help="settings from a JSON file, such as a run folder's config.json")
+    parser.add_argument("--preset", choices=PRESETS, help="settings of a published recipe; prints what they are")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run folder, from its last checkpoint")
+    parser.add_argument("--doc-stride", dest="doc_stride", help=argparse.SUPPRESS)
+    parts = sections()
+    for title, part in parts.items():
+        add_fields(parser, part, title)
+    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None
+             or name in ("overlap", "step")}
+    if "doc_stride" in given:
+        raise UserError("--doc-stride means the step between windows in Google's script and their overlap in run_qa; "
+                        "say --step N or --overlap N")
+    config, preset, resume = (given.pop(name, None) for name in ("config", "preset", "resume"))
+    if resume:
+        allowed = {"max_minutes", "device", "threads", "save_every"}
+        extra = set(given) - allowed | ({"config"} if config else set()) | ({"preset"} if preset else set())
+        if extra:
+            raise UserError(f"--resume goes on with the run's own settings; leave out {', '.join(sorted(extra))} "
+                            f"(only {', '.join(sorted(allowed))} can be given with it)")
+        config = str(Path(resume) / "config.json")
+    layers = [PRESETS[preset]] if preset else []
+    if preset:
+        print(f"preset {preset}: " + ", ".join(f"{name} {value}" for name, value in PRESETS[preset].items()),
+              file=sys.stderr)
+    if config:
+        saved = read_config_file(config)
+        layers.append(saved.get("settings", saved))
+    layers.append(given)
+    merged = {name: value for layer in layers for name, value in layer.items()}
+    owner = {field.name: part for part in parts.values() for field in dataclasses.fields(part)}
+    everything = dataclasses.make_dataclass("Settings", [(name, object, None) for name in owner])
+    merge(everything, merged, source=config or "command line")  # unknown names, all at once
+    chosen = {title: part(**{name: value for name, value in merged.items() if owner[name] is part})
+              for title, part in parts.items()}
+    return chosen, Path(resume) if resume else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train. Returns the exit status: 0, or 130 where a signal stopped the run (it can be resumed)."""
+    chosen, resume = parse(argv)
+    files, answers, modelling, optim, loop = chosen.values()
+    import torch
+
+    from bertqa.model import folder, hf
+    from bertqa.training.checkpoint import check_same, load_checkpoint, load_weights
+    from bertqa.training.distributed import world_of_torchrun
+    from bertqa.training.journal import Journal
+    from bertqa.training.loop import summary, total_steps, train
+    from bertqa.training.optim import freeze
+    from bertqa.training.precision import pick_device, pick_precision
+    from bertqa.training.question_answering import QuestionAnswering, write_json
+
+    with world_of_torchrun(loop.device) as world:
+        def say(line: str) -> None:
+            if world.first:
+                print(line, file=sys.stderr, flush=True)
+
+        weights = Path(hf.resolve_weights(files.weights))
+        model_config = folder.read_config(weights)
+        positions = model_config["architecture"]["max_position_embeddings"]
+        problems = [*loop.problems(), *optim.problems(), *modelling.problems(), *answers.problems(positions)]
+        if problems:
+            raise UserError("; ".join(problems))
+        device = pick_device(loop.device, world.local_rank)
+        dtype = pick_precision(loop.precision, device)
+        if loop.threads:
+            torch.set_num_threads(loop.threads)
+        torch.use_deterministic_algorithms(loop.deterministic)
+        random.seed(loop.seed)
+        torch.manual_seed(loop.seed)
+
+        task = QuestionAnswering(files.train, files.dev, weights, answers, seed=loop.seed, device=device, say=say,
+                                 progress=world.first)
+        model, had_head = starting_model(weights, model_config, files.fresh_head, modelling)
+        model.to(device)
+        freeze(model, optim.freeze)
+        torch.manual_seed(loop.seed + world.rank)
+
+        run = resume or Path(files.out or time.strftime("runs/%Y%m%d-%H%M%S"))
+        fingerprints = {**task.fingerprints(), "processes": world.size, "weights": model_config["provenance"].get("sha256")}
+        state = None
+        if resume:
+            last, state = load_checkpoint(run)
+            check_same(state["fingerprints"], fingerprints, run)
+            load_weights(model, last)
+        elif world.first:
+            start_run(run, chosen, fingerprints)
+            task.save_rejected(run)
+        journal = Journal(run / "metrics.jsonl" if world.first else None, state and state["journal_bytes"])
+        steps = total_steps(len(task.store), loop)
+        say(f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} weights to train on {device}, "
+            f"{str(dtype).removeprefix('torch.')}, {steps:,} steps of {loop.batch_size} windows; run folder {run}")
+
+        outcome = train(model, task, loop, optim, run=run, device=device, dtype=dtype, journal=journal, world=world,
+                        fingerprints=fingerprints, resumed=state, evaluate_first=had_head)
+        figures = summary(outcome, task.key, device)
+        if world.first:
+            journal.write("end", **figures)
+            journal.close()
+            if outcome.finished:
+                write_json(run / "summary.json", figures)
+            say(closing(outcome, figures, run))
+    return 0 if outcome.finished or "limit" in outcome.stopped_by else 130
+
+
+def starting_model(weights: Path, config: dict, fresh_head: bool, modelling):
+    """(model, whether its answer head was trained before): the weights, with the dropout that training wants."""
+    import torch
+
+    from bertqa.model import folder
+    from bertqa.model.config import BertConfig
+    from bertqa.model.heads import BertForQuestionAnswering
+
+    has_head = config["head"] == folder.QA
+    if not has_head and not fresh_head:
+        raise UserError(f"{weights}: these weights have no answer head; --fresh-head draws one at random")
+    shape = BertConfig(**config["architecture"])
+    shape = shape.replace(
+        attention_probs_dropout_prob=modelling.attention_dropout,
+        hidden_dropout_prob=shape.hidden_dropout_prob if modelling.dropout is None else modelling.dropout)
+    model = BertForQuestionAnswering(shape)
+    fresh = fresh_head
+    source = folder.load_encoder(weights) if fresh else folder.load(weights)
+    target = model.encoder if fresh else model
+    kept = {name: value for name, value in source.state_dict().items() if not name.startswith("pooler.")}
+    target.load_state_dict(kept, strict=True)
+    return model.to(torch.float32), not fresh
+
+
+def start_run(run: Path, chosen: dict, fingerprints: dict) -> None:
+    """Make the run folder and write config.json: every setting, versions, commit, fingerprints.
+
+    Raises:
+        UserError: where the folder already holds something.
+    """
+    import torch
+
+    from bertqa.training.question_answering import write_json
+
+    if run.exists() and any(run.iterdir()):
+        raise UserError(f"{run}: already holds a run; give another --out, or go on with it: --resume {run}")
+    run.mkdir(parents=True, exist_ok=True)
+    settings = {name: value for part in chosen.values() for name, value in dataclasses.asdict(part).items()}
+    write_json(run / "config.json", {
+        "settings": settings, "fingerprints": fingerprints, "command": sys.argv, "commit": git_commit(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "platform": platform.platform()},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, with + where it has changes; None outside of a checkout."""
+    try:
+        said = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"], cwd=PACKAGE,
+                              capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return said.stdout.strip() or None
+
+
+def closing(outcome, figures: dict, run: Path) -> str:
+    """The last lines for people."""
+    speed = (f"{figures['steps']:,} steps, {figures['windows']:,} windows in {figures['seconds']:,.0f} s of training: "
+             f"{figures['windows_per_s']:.1f} windows/s, {figures['tokens_per_s']:,.0f} useful tokens/s, peak memory "
+             f"{figures['peak_memory_mb']:,} MB")
+    if not outcome.finished:
+        return f"{speed}\nstopped by {outcome.stopped_by}; go on with: python -m bertqa.train --resume {run}"
+    scores = {name: value for name, value in outcome.last.items() if name in ("exact", "f1", "exact_at_zero", "f1_at_zero")}
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
+    return (f"{speed}\nlast evaluation: {shown}\nbest f1 {outcome.progress.best:.2f} at step {outcome.progress.best_step}, "
+            f"kept in {run / 'best'}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_verb(main))

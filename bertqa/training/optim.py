@@ -1,0 +1,118 @@
+"""AdamW with BERT's groups, and the learning rate as a pure function of the step."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from bertqa.errors import UserError
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """What decides an update of the weights."""
+
+    lr: float = 5e-5
+    """Peak learning rate."""
+    warmup: float = 0.1
+    """Warm-up: a fraction of all steps where below 1, else a number of steps."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Learning rate after the warm-up: linear or cosine to zero, or constant."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on weight matrices only: never on biases and LayerNorm."""
+    clip: float = 1.0
+    """Largest gradient norm, applied once per optimizer step; 0 = no clipping."""
+    beta1: float = 0.9
+    """Adam's decay of the gradient's mean."""
+    beta2: float = 0.999
+    """Adam's decay of the gradient's square."""
+    eps: float = 1e-8
+    """Added to the square root of Adam's second moment."""
+    bias_correction: bool = True
+    """Adam's bias correction; Google's BERT goes without."""
+    layer_decay: float = 1.0
+    """The learning rate of each layer is this times that of the layer above it (1 = all the same)."""
+    freeze: str = "none"
+    """What is not trained: none, embeddings, encoder, or a number N = the embeddings and the first N layers."""
+
+    def problems(self) -> list[str]:
+        """Everything that is wrong with these values, one phrase each."""
+        rules = [
+            (self.lr > 0, f"lr is {self.lr}, it must be positive"),
+            (self.warmup >= 0, f"warmup is {self.warmup}, it must be a fraction below 1 or a number of steps"),
+            (self.weight_decay >= 0, f"weight_decay is {self.weight_decay}, it must not be negative"),
+            (self.clip >= 0, f"clip is {self.clip}, it must be positive, or 0 for no clipping"),
+            (0 <= self.beta1 < 1, f"beta1 is {self.beta1}, it must lie in [0, 1)"),
+            (0 < self.beta2 < 1, f"beta2 is {self.beta2}, it must lie in (0, 1)"),
+            (self.eps > 0, f"eps is {self.eps}, it must be positive"),
+            (0 < self.layer_decay <= 1, f"layer_decay is {self.layer_decay}, it must lie in (0, 1]"),
+            (self.freeze in ("none", "embeddings", "encoder") or self.freeze.isdigit(),
+             f"freeze is {self.freeze!r}, use none, embeddings, encoder or a number of layers"),
+        ]
+        return [problem for fine, problem in rules if not fine]
+
+
+def lr_at(step: int, total: int, settings: OptimSettings) -> float:
+    """Learning rate of optimizer step `step` (counted from 0) of `total`.
+
+    It rises linearly over the warm-up (the first step already moves), peaks at `lr`, then follows the schedule, which
+    would reach zero at step `total`.
+    """
+    warm = min(total, math.ceil(settings.warmup * total) if settings.warmup < 1 else int(settings.warmup))
+    if step < warm:
+        return settings.lr * (step + 1) / warm
+    left = (total - step) / max(1, total - warm)  # 1 just behind the warm-up, 0 at the end
+    return settings.lr * {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2, "constant": 1.0}[settings.schedule]
+
+
+def depth_of(name: str, layers: int) -> int:
+    """How far above the input a parameter lies: 0 embeddings, 1.. layers, layers + 1 everything on top."""
+    if ".layers." in f".{name}":
+        return 1 + int(name.split("layers.")[1].split(".")[0])
+    return 0 if ".embeddings." in f".{name}" else layers + 1
+
+
+def freeze(model: nn.Module, what: str) -> None:
+    """Stop training the part of the model that `OptimSettings.freeze` names.
+
+    Raises:
+        UserError: for more layers than the model has.
+    """
+    layers = model.config.num_hidden_layers
+    if what.isdigit() and int(what) > layers:
+        raise UserError(f"freeze is {what} layers, but this model has {layers}; use 0 to {layers}, or encoder")
+    top = {"none": -1, "embeddings": 0, "encoder": layers}.get(what, int(what) if what.isdigit() else -1)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(depth_of(name, layers) > top)
+
+
+def make_optimizer(model: nn.Module, settings: OptimSettings, device: torch.device) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters: one group for each pair of depth and decay; `lr_scale` is the depth's factor."""
+    layers = model.config.num_hidden_layers
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = settings.layer_decay ** (layers + 1 - depth_of(name, layers))
+            # Everything of one dimension is a bias or a LayerNorm.
+            groups.setdefault((scale, settings.weight_decay if parameter.dim() > 1 else 0.0), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": members, "lr_scale": scale, "weight_decay": decay, "decay": decay}
+         for (scale, decay), members in groups.items()],
+        lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=device.type in ("cpu", "cuda"))
+
+
+def set_lr(optimizer: torch.optim.AdamW, lr: float, updates: int, settings: OptimSettings) -> None:
+    """Give every group its learning rate for the next update; `updates` is how many have been made before it.
+
+    Without bias correction (Google's optimizer) the update is lr * m / (sqrt(v) + eps). torch divides m by c1 and
+    sqrt(v) by sqrt(c2), c = 1 - beta^t; scaling lr, eps and decay by the inverse gives just that formula.
+    """
+    c1, c2 = (1.0, 1.0) if settings.bias_correction else (
+        1 - settings.beta1 ** (updates + 1), 1 - settings.beta2 ** (updates + 1))
+    scale = c1 / math.sqrt(c2)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"] * scale
+        group["eps"] = settings.eps / math.sqrt(c2)
+        group["weight_decay"] = group["decay"] / scale

@@ -1,0 +1,58 @@
+"""Devices and number formats: what `auto` means, and the mixed-precision parts that are no-ops in float32."""
+
+import sys
+
+import torch
+
+from bertqa.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device for `auto`, `cpu`, `cuda` or `mps`; `auto` is the first of cuda, mps, cpu that is there.
+
+    Raises:
+        UserError: for a device that this machine or this build of torch does not have.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, present in there.items() if present)
+    if not there.get(name):
+        present = ", ".join(kind for kind, present in there.items() if present)
+        raise UserError(f"device is {name!r}, but torch {torch.__version__} finds only {present} here; use --device auto")
+    return torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast for `auto`, `fp32`, `bf16` or `fp16`: `auto` is bf16 on GPUs that have it, fp16 on older
+    ones, float32 elsewhere. A CPU without bf16 units emulates bf16 some 100 times slower, so it warns there."""
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cpu" and name != "fp32" and not torch.cpu._is_avx512_bf16_supported():
+        print(f"warning: this CPU has no units for {name}; it will be emulated, many times slower than fp32",
+              file=sys.stderr)
+    return DTYPES[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to a 16-bit dtype, or a context that does nothing for float32."""
+    return torch.autocast(device.type, dtype=dtype if dtype != torch.float32 else torch.bfloat16,
+                          enabled=dtype != torch.float32)
+
+
+def grad_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+    """A loss scaler for float16, whose gradients underflow without one; disabled for the others."""
+    return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: on the GPU where there is one, else resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

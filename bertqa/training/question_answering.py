@@ -1,0 +1,198 @@
+"""Extractive question answering as a task of the loop: its reader, its loss, and its evaluation."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bertqa.data.batches import Batch, WindowStore
+from bertqa.data.examples import Dataset, read_examples, write_rejected
+from bertqa.data.tokenizer import WordPiece
+from bertqa.data.windows import Windows, build_windows, check_window_settings
+from bertqa.errors import UserError
+from bertqa.inference import find_spans
+from bertqa.model import folder
+from bertqa.model.attention import Layout
+from bertqa.model.heads import span_loss
+from bertqa.qa import metrics, thresholds
+from bertqa.qa.spans import SpanSettings, Spans, best_answers, null_odds, prediction_files
+
+
+@dataclass(frozen=True)
+class QuestionAnsweringSettings:
+    """How questions become windows, and spans answers."""
+
+    max_length: int = 384
+    """Most tokens of a window: [CLS] question [SEP] part of the paragraph [SEP]."""
+    overlap: int | None = None
+    """Paragraph tokens that neighbouring windows share (run_qa's meaning of doc_stride); 128 unless step is given."""
+    step: int | None = None
+    """Paragraph tokens from one window's start to the next (Google's meaning of doc_stride)."""
+    max_question: int = 64
+    """Question tokens kept."""
+    max_answer_length: int = 30
+    """Most tokens of an answer."""
+    limit_train: int | None = None
+    """Train on the first N questions only."""
+    limit_dev: int | None = None
+    """Evaluate on the first N questions only."""
+    keep_impossible: float = 1.0
+    """Share of the training windows without an answer that is kept, drawn by seed."""
+    label_smoothing: float = 0.0
+    """Share of each label spread over the tokens of its window."""
+    tune_on: float | None = None
+    """Tune the no-answer threshold on this fraction of dev, whole articles, and report on the rest; all of it if none."""
+
+    def problems(self, max_positions: int | None = None) -> list[str]:
+        """Everything that is wrong with these values, one phrase each."""
+        rules = [
+            (self.max_answer_length > 0, f"max_answer_length is {self.max_answer_length}, it must be positive"),
+            (self.limit_train is None or self.limit_train > 0, f"limit_train is {self.limit_train}, it must be positive"),
+            (self.limit_dev is None or self.limit_dev > 0, f"limit_dev is {self.limit_dev}, it must be positive"),
+            (0 <= self.keep_impossible <= 1, f"keep_impossible is {self.keep_impossible}, it must lie in [0, 1]"),
+            (0 <= self.label_smoothing < 1, f"label_smoothing is {self.label_smoothing}, it must lie in [0, 1)"),
+            (self.tune_on is None or 0 < self.tune_on < 1, f"tune_on is {self.tune_on}, it must lie in (0, 1)"),
+        ]
+        found = [problem for fine, problem in rules if not fine]
+        try:
+            check_window_settings(self.max_length, max_question=self.max_question, max_positions=max_positions,
+                                  **self.stride)
+        except UserError as error:
+            found.append(str(error).removeprefix("windows: "))
+        return found
+
+    @property
+    def stride(self) -> dict[str, int | None]:
+        """overlap and step as windows take them: overlap 128 where neither was given."""
+        neither = self.overlap is None and self.step is None
+        return {"overlap": 128 if neither else self.overlap, "step": self.step}
+
+    def windows_of(self, examples, tokenizer: WordPiece, progress: str | None) -> Windows:
+        """The windows of these examples under these settings."""
+        return build_windows(examples, tokenizer, max_length=self.max_length, max_question=self.max_question,
+                             progress=progress, **self.stride)
+
+    def saved(self) -> dict:
+        """What qa.json must say so that `predict` makes the same windows."""
+        stride = {name: value for name, value in self.stride.items() if value is not None}
+        return {"max_length": self.max_length, **stride, "max_question": self.max_question,
+                "max_answer_length": self.max_answer_length}
+
+
+class QuestionAnswering:
+    """Reads the two files, cuts them into windows, and is the loop's `Task`."""
+
+    key = "f1"
+
+    def __init__(self, train: str, dev: str, weights: Path, settings: QuestionAnsweringSettings, *, seed: int,
+                 device: torch.device, say=print, progress: bool = True):
+        """Read and tokenise. `say` takes one line at a time for people.
+
+        Raises:
+            UserError: for files that cannot be read or hold nothing to train or evaluate on.
+        """
+        self.settings, self.device, self.weights, self.progress = settings, device, weights, progress
+        self.tokenizer = WordPiece.load(weights)
+        self.train, self.dev = read_examples(train, settings.limit_train), read_examples(dev, settings.limit_dev)
+        stride = ", ".join(f"{name} {value}" for name, value in settings.stride.items() if value is not None)
+        windows = self._windows(self.train, self.train.trainable(), "train", stride, say)
+        if settings.keep_impossible < 1:
+            drawn = np.random.default_rng([seed, 1]).random(len(windows)) < settings.keep_impossible
+            windows = windows.select((windows.start_label > 0) | drawn)
+            say(f"train: {len(windows):,} windows after keeping {settings.keep_impossible:.0%} of those without an answer")
+        self.dev_windows = self._windows(self.dev, self.dev.examples, "dev", stride, say)
+        self.train_fingerprint = windows.fingerprint()
+        self.store = WindowStore(windows, device)
+        self.evaluation: Evaluation | None = None
+
+    def _windows(self, data: Dataset, examples, name: str, stride: str, say) -> Windows:
+        say(f"{name}: {data.path}: {data.summary()}")
+        if not examples:
+            raise UserError(f"{data.path}: not one question is usable for {name}; rejected, for example: "
+                            f"{data.rejected[0].reason if data.rejected else 'nothing'}")
+        windows = self.settings.windows_of(examples, self.tokenizer, name if self.progress else None)
+        extra = f", {windows.cut_questions} questions cut" if windows.cut_questions else ""
+        if windows.unlabelled:
+            extra += f", {len(windows.unlabelled)} answers that no window holds"
+        say(f"{name}: {len(windows):,} windows of at most {self.settings.max_length} tokens, {stride}, "
+            f"{windows.lengths.mean():.0f} tokens on average{extra}")
+        return windows
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a resumed run must have in common with this one."""
+        return {"train windows": self.train_fingerprint, "dev windows": self.dev_windows.fingerprint(),
+                "train file": self.train.sha256[:16], "dev file": self.dev.sha256[:16]}
+
+    def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
+        """Summed span loss of a packed batch."""
+        logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
+        return span_loss(logits, layout, batch.start_labels, batch.end_labels, self.settings.label_smoothing)
+
+    def evaluate(self, model: nn.Module, autocast) -> dict[str, float]:
+        """EM, F1 (at the tuned threshold, and at 0) and loss on dev."""
+        search = SpanSettings(max_answer_length=self.settings.max_answer_length)
+        spans, loss = find_spans(model, self.dev_windows, self.device, search, autocast=autocast,
+                                 progress="dev" if self.progress else None)
+        self.evaluation = Evaluation.of(spans, self.dev_windows, self.dev, loss, self.settings.tune_on)
+        return self.evaluation.metrics
+
+    def save_model(self, model: nn.Module, where: Path) -> None:
+        """A model folder; qa.json holds the threshold of the last evaluation."""
+        found = self.evaluation.qa if self.evaluation else {"null_threshold": None}
+        source = folder.read_config(self.weights)["provenance"]
+        folder.save(where, model, tokenizer_from=self.weights, qa={**found, **self.settings.saved()},
+                    provenance={**source, "fine_tuned_on": f"{Path(self.train.path).name} ({self.train.sha256[:16]})"})
+
+    def save_predictions(self, run: Path) -> None:
+        """predictions.json (at the tuned threshold), nbest_predictions.json, null_odds.json."""
+        assert self.evaluation, "nothing has been evaluated yet"
+        files = prediction_files(self.evaluation.spans, self.dev_windows, self.dev.examples,
+                                 self.evaluation.qa["null_threshold"])
+        for name, content in files.items():
+            write_json(run / name, content)
+
+    def save_rejected(self, run: Path) -> int:
+        """rejected.jsonl: the training questions that could not be used. Returns how many."""
+        write_rejected(self.train, run / "rejected.jsonl")
+        return len(self.train.rejected)
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation found."""
+
+    spans: Spans
+    metrics: dict[str, float]
+    """exact, f1, HasAns_*, NoAns_* in percent at the threshold below; *_at_zero; loss."""
+    qa: dict
+    """null_threshold and calibration, as qa.json keeps them."""
+
+    @classmethod
+    def of(cls, spans: Spans, windows: Windows, data: Dataset, loss: float, tune_on: float | None = None) -> "Evaluation":
+        """Score the spans of `data`, tuning the threshold on raw best non-null answers."""
+        answers, odds = best_answers(spans, windows, data.examples), null_odds(spans)
+        ids = [example.id for example in data.examples]
+        scores = metrics.score_answers(data.examples, dict(zip(ids, answers.texts, strict=True)))
+        exact, f1 = np.array(scores.exact, float), np.array(scores.f1, float)
+        has_answer = np.array(scores.has_answer, bool)
+        qa = thresholds.tune(odds, exact, f1, has_answer, examples=data.examples, tune_on=tune_on)
+        silent = thresholds.abstain(odds, qa["null_threshold"])
+        final = [np.where(silent, ~has_answer, values).tolist() for values in (exact, f1)]
+        found = metrics.averages(*final, has_answer.tolist())
+        if qa["null_threshold"] is not None:
+            # held_out numbers are the honest ones where part of dev was kept from the tuning
+            report = qa["tuning"].get("held_out", qa["tuning"]["tuned"])
+            found |= {name: report[name] for name in ("exact", "f1", "exact_at_zero", "f1_at_zero")}
+            found["null_threshold"] = qa["null_threshold"]
+        return cls(spans, {**found, "loss": loss}, qa)
+
+
+def write_json(path: Path, content) -> None:
+    """Write JSON under a temporary name and rename it."""
+    fresh = path.with_name(path.name + ".tmp")
+    fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(fresh, path)
