@@ -124,8 +124,8 @@ def read_mapping(path: Path, kind: type) -> dict:
     if not isinstance(found, dict):
         raise UserError(f"{path}: holds a JSON {type(found).__name__}; it must hold one object {wanted}")
     for id, value in found.items():
-        good = isinstance(value, str) if kind is str else type(value) in (int, float) and value == value
-        if not good:
+        number = type(value) is int or (type(value) is float and not math.isnan(value))
+        if not (isinstance(value, str) if kind is str else number):
             hint = "; this looks like an n-best file: give predictions.json" if isinstance(value, list) else ""
             shown = json.dumps(value)
             shown = shown if len(shown) < 80 else shown[:77] + "..."

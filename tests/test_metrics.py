@@ -175,9 +175,11 @@ def test_tuned_thresholds_score_what_they_promise_and_none_scores_more(rows):
 
 
 def test_neighbouring_floats_and_odds_that_are_not_finite():
-    odds = np.array([1.0, np.nextafter(1.0, 2.0)])
+    low = np.nextafter(1.0, 2.0)
+    odds = np.array([low, np.nextafter(low, 2.0)])
+    assert odds.mean() == odds[1]  # so the point midway would answer both
     sweep = metrics.tune_threshold(odds, [1, 0], [1, 0], [True, False])
-    assert (sweep.best_exact, sweep.best_exact_thresh) == (100.0, 1.0)
+    assert (sweep.best_exact, sweep.best_exact_thresh) == (100.0, low)
     with pytest.raises(UserError, match="1 of 2 are not"):
         metrics.tune_threshold([1.0, np.inf], [1, 0], [1, 0], [True, False])
 

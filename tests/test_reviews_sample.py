@@ -59,7 +59,7 @@ def test_file_exercises_a_csv_reader(rows):
     raw = SAMPLE.read_bytes()
     assert not raw.startswith(b"\xef\xbb\xbf") and b"\r" not in raw
     texts = [row["text"] for row in rows]
-    for mark in (",", '"', "\n", "é", "ł", "\N{CLAPPING HANDS SIGN}"):
+    for mark in (",", '"', "\n", "é", "ź", "\N{CLAPPING HANDS SIGN}"):
         assert any(mark in text for text in texts), mark
 
 

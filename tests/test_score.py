@@ -282,6 +282,7 @@ def test_runs_as_a_command_without_torch_or_numpy(files):
     argv = [str(files / "data.json"), str(files / "pred.json"), "-n", str(files / "odds.json"), "--details"]
     subprocess.run([sys.executable, "-c", code, *argv, str(files / "rows.csv")], check=True, capture_output=True)
     write(files / "pred.json", [])
-    failed = subprocess.run([sys.executable, "-m", "bertqa.score", *argv[:2]], capture_output=True, text=True)
+    command = [sys.executable, "-m", "bertqa.score", *argv[:2]]
+    failed = subprocess.run(command, check=False, capture_output=True, text=True)
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: ") and "holds a JSON list" in failed.stderr and failed.stdout == ""

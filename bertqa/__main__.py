@@ -1,0 +1,33 @@
+"""python -m bertqa, or the console command `bertqa`: lists the verbs, and runs the one that is named."""
+
+import importlib
+import sys
+
+from bertqa.flags import run_verb
+
+VERBS = {
+    "train": "fine-tune, evaluate, tune the no-answer threshold, leave a run folder",
+    "predict": "answers for a file, or for one question",
+    "score": "the official SQuAD numbers of a predictions file",
+    "doctor": "what is wrong with a data set, and the best score it allows",
+    "report": "one HTML page for a run, or for two compared",
+}
+
+
+def main() -> int:
+    """`bertqa VERB ARGS...` is `python -m bertqa.VERB ARGS...`. Returns the exit status."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in VERBS:
+        del sys.argv[1]
+        return run_verb(importlib.import_module(f"bertqa.{name}").main)
+    shown = "\n".join(f"  {verb:8}  {text}" for verb, text in VERBS.items())
+    text = f"usage: python -m bertqa VERB [...]      (--help after the verb tells more)\n\n{shown}"
+    if name in ("-h", "--help"):
+        print(text)
+        return 0
+    print(f"error: there is no verb {name!r}\n{text}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,254 @@
+"""The encoder: equal to transformers, packed or padded, whatever attention body; gradients; initialisation; hacking."""
+
+import pytest
+import torch
+
+from bertqa import BertConfig, BertEncoder, BertForQuestionAnswering, BertForSequenceClassification, UserError
+from bertqa.model import attention
+from bertqa.model.attention import Layout
+from bertqa.model.dropout import dropout
+from bertqa.model.heads import SpanLogits, span_loss
+
+TINY = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=37,
+                  max_position_embeddings=40, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)
+BODIES = [attention.reference_attention, attention.per_sequence_attention, attention.padded_attention]
+LENGTHS = [7, 13, 1]
+
+
+def packed(lengths=LENGTHS, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    total = sum(lengths)
+    return torch.randint(0, 99, (total,), generator=draw), torch.randint(0, 2, (total,), generator=draw)
+
+
+def padded(ids, segments, lengths=LENGTHS):
+    layout = Layout.of(lengths, torch.device("cpu"))
+    return layout.pad(ids, 0), layout.mask().long(), layout.pad(segments, 0)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return BertForQuestionAnswering(TINY).eval()
+
+
+def test_layout_by_hand():
+    layout = Layout.of([2, 3], torch.device("cpu"))
+    assert layout.cu_seqlens.tolist() == [0, 2, 5]
+    assert layout.positions.tolist() == [0, 1, 0, 1, 2]
+    assert layout.sequence.tolist() == [0, 0, 1, 1, 1]
+    assert layout.pad(torch.tensor([1, 2, 3, 4, 5]), 9).tolist() == [[1, 2, 9], [3, 4, 5]]
+    assert layout.unpad(layout.pad(torch.tensor([1, 2, 3, 4, 5]), 9)).tolist() == [1, 2, 3, 4, 5]
+
+
+def test_packed_equals_padded(model):
+    ids, segments = packed()
+    out = model(ids, token_type_ids=segments, lengths=LENGTHS)
+    rows, mask, types = padded(ids, segments)
+    padded_out = model(rows, mask, types)
+    assert torch.allclose(padded_out.start[mask.bool()], out.start, atol=1e-6)
+    assert (padded_out.end[~mask.bool()] == torch.finfo(torch.float32).min).all()
+
+
+def test_padding_anywhere(model):
+    """Padding on the left, or a hole, gives the numbers of the sequence without it."""
+    ids, segments = packed([5])
+    rows, mask = torch.zeros(1, 8, dtype=torch.long), torch.tensor([[0, 1, 1, 0, 1, 1, 1, 0]])
+    rows[mask.bool()] = ids
+    plain = model(ids[None]).start[0]
+    assert torch.equal(model(rows, mask).start[mask.bool()], plain)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_bodies_agree_forward_and_backward(body, model):
+    ids, segments = packed()
+
+    def run(chosen):
+        model.encoder.attention = chosen
+        model.zero_grad()
+        logits = model(ids, token_type_ids=segments, lengths=LENGTHS)
+        (logits.start.square().sum() + logits.end.sum()).backward()
+        return logits.start.detach(), [p.grad.clone() for p in model.parameters()]
+
+    start, gradients = run(body)
+    expected, expected_gradients = run(attention.reference_attention)
+    assert torch.allclose(start, expected, atol=1e-6)
+    for got, want in zip(gradients, expected_gradients, strict=True):
+        assert torch.allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 12])  # head sizes 384 and 32
+@pytest.mark.parametrize("body", BODIES[1:])
+def test_bodies_at_real_width(body, heads):
+    draw = torch.Generator().manual_seed(1)
+    layout = Layout.of([50, 3], torch.device("cpu"))
+    q, k, v = torch.randn(3, 53, heads, 384 // heads, generator=draw)
+    want = attention.reference_attention(q, k, v, layout)
+    assert torch.allclose(body(q, k, v, layout, 0.0), want, atol=1e-5)
+
+
+def test_attention_is_within_a_sequence(model):
+    ids, _ = packed()
+    before = model(ids, lengths=LENGTHS).start
+    ids[8] = (ids[8] + 1) % 99
+    after = model(ids, lengths=LENGTHS).start
+    assert torch.equal(before[:7], after[:7]) and torch.equal(before[20:], after[20:])
+    assert not torch.equal(before[7:20], after[7:20])
+
+
+def test_attention_maps_and_hidden_states(model):
+    ids, segments = packed()
+    out = model.encoder(ids, token_type_ids=segments, lengths=LENGTHS, output_hidden_states=True, output_attentions=True)
+    assert len(out.hidden_states) == 4 and len(out.attentions) == 3
+    assert torch.equal(out.hidden_states[-1], out.last_hidden_state)
+    maps = out.attentions[0]                                                       # (S, A, L, L)
+    assert maps.shape == (3, 4, 13, 13)
+    assert torch.allclose(maps[0, :, :7].sum(-1), torch.ones(4, 7)) and (maps[0, :, 7:] == 0).all()
+    assert (maps[0, :, :, 7:] == 0).all()
+
+
+def test_every_parameter_gets_a_gradient(model):
+    ids, segments = packed()
+    layout = Layout.of(LENGTHS, ids.device)
+    model.train()
+    span_loss(model(ids, token_type_ids=segments, lengths=layout), layout, torch.tensor([1, 0, 0]),
+              torch.tensor([2, 5, 0])).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_classifier_uses_every_parameter():
+    for kind in ("bert", "distilbert"):
+        torch.manual_seed(0)
+        config = TINY.replace(model_type=kind, type_vocab_size=0 if kind == "distilbert" else 2)
+        classifier = BertForSequenceClassification(config, 3)
+        ids, segments = packed()
+        logits = classifier(ids, token_type_ids=None if kind == "distilbert" else segments, lengths=LENGTHS)
+        assert logits.shape == (3, 3)
+        logits.square().sum().backward()
+        assert [name for name, p in classifier.named_parameters() if p.grad is None] == []
+        rows, mask, types = padded(ids, segments)
+        assert torch.allclose(classifier(rows, mask, None if kind == "distilbert" else types), logits, atol=1e-6)
+
+
+def test_initialisation_is_berts():
+    torch.manual_seed(0)
+    encoder = BertEncoder(TINY.replace(hidden_size=128, num_attention_heads=8, pooler=True))
+    for name, p in encoder.named_parameters():
+        if "norm.weight" in name:
+            assert (p == 1).all(), name
+        elif name.endswith("bias"):
+            assert (p == 0).all(), name
+        else:
+            assert abs(p.mean()) < 0.003 and 0.017 < p.std() < 0.023, name
+
+
+def test_swapping_attention_takes_one_function(model):
+    def mean_attention(query, key, value, layout, dropout_p):
+        return torch.cat([v.mean(0, keepdim=True).expand_as(v) for v in value.split(layout.lengths)])
+
+    hacked = BertForQuestionAnswering(TINY, attention=mean_attention).eval()
+    hacked.load_state_dict(model.state_dict())
+    ids, _ = packed()
+    assert not torch.allclose(hacked(ids, lengths=LENGTHS).start, model(ids, lengths=LENGTHS).start)
+
+
+def test_span_loss_is_the_sum_over_windows_of_ordinary_cross_entropies():
+    draw = torch.Generator().manual_seed(0)
+    layout = Layout.of([4, 2], torch.device("cpu"))
+    logits = SpanLogits(*torch.randn(2, 6, generator=draw))
+    start, end = torch.tensor([1, 0]), torch.tensor([3, 1])
+    want = 0.0
+    for scores, labels in ((logits.start, start), (logits.end, end)):
+        for window, label in zip(scores.split([4, 2]), labels, strict=True):
+            want = want + torch.nn.functional.cross_entropy(window, label) / 2
+    assert torch.allclose(span_loss(logits, layout, start, end), want)
+    smooth = sum(torch.nn.functional.cross_entropy(window, label, label_smoothing=0.1) / 2
+                 for scores, labels in ((logits.start, start), (logits.end, end))
+                 for window, label in zip(scores.split([4, 2]), labels, strict=True))
+    assert torch.allclose(span_loss(logits, layout, start, end, 0.1), smooth)
+
+
+def test_dropout_rate_scale_and_gradient():
+    torch.manual_seed(0)
+    x = torch.ones(301, 333, requires_grad=True)
+    y = dropout(x, 0.1, True)
+    assert abs((y == 0).float().mean() - 0.1) < 0.003
+    assert torch.allclose(y[y > 0], torch.tensor(1 / 0.9))
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    assert dropout(x, 0.1, False) is x and dropout(x, 0.0, True) is x
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (dict(input_ids=torch.zeros(5, dtype=torch.long)), "needs lengths"),
+    (dict(input_ids=torch.zeros(5, dtype=torch.long), lengths=[2, 2]), "a sum of 4"),
+    (dict(input_ids=torch.zeros(41, dtype=torch.long), lengths=[41]), "41 tokens, but this model has 40 positions"),
+    (dict(input_ids=torch.zeros(1, 5, dtype=torch.long), attention_mask=torch.ones(1, 4)), "attention_mask has shape"),
+])
+def test_wrong_calls_are_explained(model, call, says):
+    with pytest.raises(UserError, match=says):
+        model(**call)
+
+
+def test_wrong_shapes_of_a_config_are_all_named():
+    with pytest.raises(UserError, match="hidden_size 30 is not a multiple.*hidden_act is 'swish'"):
+        BertConfig(hidden_size=30, num_attention_heads=4, hidden_act="swish")
+
+
+def renamed(theirs: dict, layers: int) -> dict:
+    """transformers' tensors under our names, written out by hand: independent of the converter in model/hf.py."""
+    pairs = {"embeddings.word_embeddings": "embeddings.word", "embeddings.position_embeddings": "embeddings.position",
+             "embeddings.token_type_embeddings": "embeddings.segment", "embeddings.LayerNorm": "embeddings.norm"}
+    for i in range(layers):
+        pairs |= {f"encoder.layer.{i}.{a}": f"layers.{i}.{b}" for a, b in {
+            "attention.output.dense": "attention_out", "attention.output.LayerNorm": "attention_norm",
+            "intermediate.dense": "ffn_in", "output.dense": "ffn_out", "output.LayerNorm": "ffn_norm"}.items()}
+    ours = {f"encoder.{b}.{kind}": theirs[f"bert.{a}.{kind}"] for a, b in pairs.items() for kind in ("weight", "bias")
+            if f"bert.{a}.{kind}" in theirs}
+    for i in range(layers):
+        for kind in ("weight", "bias"):
+            ours[f"encoder.layers.{i}.qkv.{kind}"] = torch.cat(
+                [theirs[f"bert.encoder.layer.{i}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")])
+    return ours | {f"span.{kind}": theirs[f"qa_outputs.{kind}"] for kind in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("act", ["gelu", "gelu_tanh", "relu"])
+def test_tiny_random_bert_equals_transformers(act):
+    """Logits of a QA model of odd sizes, padded and packed, against transformers' BertForQuestionAnswering."""
+    transformers = pytest.importorskip("transformers", reason="transformers (extra `test`) is the reference")
+    torch.manual_seed(3)
+    theirs = transformers.BertForQuestionAnswering(transformers.BertConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=37,
+        max_position_embeddings=40, hidden_act={"gelu_tanh": "gelu_pytorch_tanh"}.get(act, act))).eval()
+    ours = BertForQuestionAnswering(TINY.replace(hidden_act=act)).eval()
+    ours.load_state_dict(renamed(theirs.state_dict(), layers=3))
+    ids, segments = packed()
+    rows, mask, types = padded(ids, segments)
+    want = theirs(rows, attention_mask=mask, token_type_ids=types)
+    got = ours(ids, token_type_ids=segments, lengths=LENGTHS)
+    assert (got.start - want.start_logits[mask.bool()]).abs().max() < 1e-5
+    assert (ours(rows, mask, types).end - want.end_logits)[mask.bool()].abs().max() < 1e-5
+
+
+def test_real_minilm_equals_transformers(shared, tmp_path):
+    """Last hidden state of the real checkpoint on real questions, padded and packed, to 1e-5."""
+    transformers = pytest.importorskip("transformers", reason="transformers (extra `test`) is the reference")
+    from bertqa.data.examples import read_examples
+    from bertqa.data.tokenizer import WordPiece
+    from bertqa.model import folder, hf
+
+    source = shared / "weights" / "all-MiniLM-L6-v2"
+    theirs = transformers.AutoModel.from_pretrained(source).eval()
+    hf.convert(source, tmp_path / "minilm")
+    ours = folder.load_encoder(tmp_path / "minilm")
+    questions = [e.question for e in read_examples(shared / "data" / "squad2-dev-2k.json.gz", limit=8).examples]
+    tokens = WordPiece.load(source).encode(questions)
+    lengths = tokens.counts.tolist()
+    ids = torch.from_numpy(tokens.ids).long()
+    rows, mask, types = padded(ids, torch.zeros_like(ids), lengths)
+    with torch.inference_mode():
+        want = theirs(rows, attention_mask=mask, token_type_ids=types)
+        flat, square = ours(ids, lengths=lengths), ours(rows, mask, types)
+    assert (flat.last_hidden_state - want.last_hidden_state[mask.bool()]).abs().max() < 1e-5
+    assert (square.last_hidden_state - want.last_hidden_state)[mask.bool()].abs().max() < 1e-5
+    assert (flat.pooled - want.pooler_output).abs().max() < 1e-5

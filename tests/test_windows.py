@@ -1,0 +1,206 @@
+"""Tokenizer offsets, windows, labels and packed batches, against hand-counted cases and real SQuAD."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bertqa.data.batches import WindowStore, by_length, epoch_order, padded, split_by_tokens, step_rows
+from bertqa.data.examples import Example, read_examples
+from bertqa.data.tokenizer import WordPiece
+from bertqa.data.windows import build_windows, check_window_settings
+from bertqa.errors import UserError
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", "k", "##l", "##m", "who", "?", "cafe", "東", "京", "##s"]
+
+
+def make_tokenizer(folder, **config) -> WordPiece:
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, **config}))
+    return WordPiece.load(folder)
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    return make_tokenizer(tmp_path)
+
+
+def example(question, context, *answers):
+    return Example("q", question, context, answers, tuple(context.index(a) if a in context else -1 for a in answers))
+
+
+def answer_text(windows, examples, row):
+    """The text that a window's labels point at, through the character offsets."""
+    q = windows.question[row]
+    c = windows.question_context[q]
+    base = windows.contexts.rows[c] + windows.first[row] - windows.questions.counts[q] - 2
+    start = windows.contexts.starts[base + windows.start_label[row]]
+    return examples[q].context[start : windows.contexts.ends[base + windows.end_label[row]]]
+
+
+def test_offsets_are_python_characters_of_the_raw_text(tokenizer):
+    texts = ["a  b", "Café CAFE", "東京a", "👩‍🔬 a", "a\u200bb", "a\u0301 b", "x", "", " \t\n", "a\ud83d b", "\u00a0a\u00a0"]
+    tokens = tokenizer.encode(texts)
+    for text, begin, end in zip(texts, tokens.rows, tokens.rows[1:], strict=False):
+        for a, b in zip(tokens.starts[begin:end], tokens.ends[begin:end], strict=True):
+            assert 0 <= a < b <= len(text), (text, a, b)
+    spans = [[(int(a), int(b)) for a, b in zip(tokens.starts[i:j], tokens.ends[i:j], strict=True)]
+             for i, j in zip(tokens.rows, tokens.rows[1:], strict=False)]
+    assert spans[0] == [(0, 1), (3, 4)]
+    assert spans[1] == [(0, 4), (5, 9)] and set(tokens.ids[tokens.rows[1] : tokens.rows[2]]) == {WORDS.index("cafe")}
+    assert spans[2] == [(0, 1), (1, 2), (2, 3)]
+    assert spans[3][-1] == (4, 5)                       # three joined code points and a space stand before it
+    assert spans[7] == [] == spans[8]
+    assert spans[9][-1] == (3, 4)                       # a lone surrogate is one character
+    assert spans[10] == [(1, 2)]
+
+
+def test_casing_comes_from_the_folder(tmp_path):
+    assert make_tokenizer(tmp_path, do_lower_case=False).encode(["A a"]).ids.tolist() == [1, 5]
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match="does not say whether the model is cased"):
+        WordPiece.load(tmp_path)
+    (tmp_path / "vocab.txt").unlink()
+    with pytest.raises(UserError, match="neither tokenizer.json nor vocab.txt"):
+        WordPiece.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"cut off')
+    with pytest.raises(UserError, match="cannot read the tokenizer"):
+        WordPiece.load(tmp_path)
+
+
+# "a b c d e f g h i j a b": 12 paragraph tokens; question "who ?" 2 tokens; max_length 11 leaves room for 6.
+TWELVE = "a b c d e f g h i j a b"
+
+
+def test_overlap_and_step_by_hand(tokenizer):
+    examples = [example("who?", TWELVE)]
+    overlap = build_windows(examples, tokenizer, max_length=11, overlap=2, max_question=2)
+    assert overlap.first.tolist() == [0, 4, 8] and overlap.count.tolist() == [6, 6, 4]
+    step = build_windows(examples, tokenizer, max_length=11, step=3, max_question=2)
+    assert step.first.tolist() == [0, 3, 6] and step.count.tolist() == [6, 6, 6]
+    assert overlap.lengths.tolist() == [11, 11, 9]
+
+
+@pytest.mark.parametrize(("tokens", "windows"), [(0, 1), (1, 1), (6, 1), (7, 2), (10, 2), (11, 3)])
+def test_number_of_windows(tokenizer, tokens, windows):
+    built = build_windows([example("who?", " ".join("abcdefghij"[i % 10] for i in range(tokens)))], tokenizer,
+                          max_length=11, overlap=2, max_question=2)
+    assert len(built) == windows and built.count.sum() >= tokens and built.count.min() >= min(tokens, 1)
+
+
+def test_labels_at_both_ends_and_outside(tokenizer):
+    examples = [example("who?", TWELVE, answer) for answer in ("a b c", "j a b", "e f", "a b c d e f g")]
+    examples.append(example("who?", TWELVE))
+    windows = build_windows(examples, tokenizer, max_length=11, overlap=2, max_question=2)
+    labelled = {(int(windows.question[row]), int(windows.first[row])): answer_text(windows, examples, row)
+                for row in np.flatnonzero(windows.start_label)}
+    assert labelled == {(0, 0): "a b c", (1, 8): "j a b", (2, 0): "e f", (2, 4): "e f"}
+    assert windows.start_label[0] == 4 and windows.end_label[0] == 6               # behind [CLS] who ? [SEP]
+    assert windows.unlabelled == (3,)                                              # 7 tokens fit no window of 6
+    assert (windows.start_label[windows.question == 4] == 0).all()
+
+
+def test_an_answer_inside_a_token_takes_the_whole_token(tokenizer):
+    examples = [Example("q", "who?", "klm b", ("l",), (1,)), Example("r", "who?", "a  b ", (" b ",), (2,))]
+    windows = build_windows(examples, tokenizer)
+    assert answer_text(windows, examples, 0) == "l" and answer_text(windows, examples, 1) == "b"
+    whole = [Example("q", "who?", "cafe b", ("af",), (1,))]
+    assert answer_text(build_windows(whole, tokenizer), whole, 0) == "cafe"
+
+
+def test_questions_are_cut_never_emptied_or_dropped(tokenizer):
+    examples = [example("a " * 100, "b"), example("", "b"), example("who?", "")]
+    windows = build_windows(examples, tokenizer, max_length=20, overlap=2, max_question=5)
+    assert windows.questions.counts.tolist() == [5, 0, 2]
+    assert windows.cut_questions == 1 and windows.question.tolist() == [0, 1, 2]
+    assert windows.count.tolist() == [1, 1, 0] and windows.lengths.tolist() == [9, 4, 5]
+
+
+def test_a_paragraph_is_tokenised_once(tokenizer):
+    windows = build_windows([example("who?", TWELVE), example("a?", TWELVE), example("b?", "b")], tokenizer)
+    assert windows.contexts.counts.tolist() == [12, 1] and windows.question_context.tolist() == [0, 0, 1]
+
+
+def test_a_megabyte_of_text(tokenizer):
+    text = "a b c d e " * 100_000
+    windows = build_windows([example("who?", text)], tokenizer, max_length=384, overlap=128)
+    assert windows.contexts.counts.tolist() == [500_000]
+    assert windows.first[-1] + windows.count[-1] == 500_000
+
+
+@pytest.mark.parametrize(("settings", "says"), [
+    (dict(max_length=384, overlap=317, step=None, max_question=64), "use 0 to 316"),
+    (dict(max_length=384, overlap=None, step=318, max_question=64), "skipped; use 1 to 317"),
+    (dict(max_length=384, overlap=None, step=0, max_question=64), "read for ever"),
+    (dict(max_length=60, overlap=8, step=None, max_question=64), "at least 68"),
+    (dict(max_length=384, overlap=1, step=1, max_question=64), "not both"),
+    (dict(max_length=600, overlap=1, step=None, max_question=64, max_positions=512), "has 512 positions"),
+    (dict(max_length=384, overlap=-1, step=None, max_question=64), "use 0 to 316"),
+])
+def test_settings_that_would_skip_or_hang_are_refused(settings, says):
+    with pytest.raises(UserError, match=says):
+        check_window_settings(**settings)
+
+
+# ---- batches ----
+
+
+def test_a_packed_batch_written_out(tokenizer):
+    windows = build_windows([example("who?", "a b", "b"), example("a", TWELVE)], tokenizer,
+                            max_length=11, overlap=2, max_question=2)
+    batch = WindowStore(windows).batch(np.array([2, 0]))
+    cls, sep, ids = 2, 3, {word: i for i, word in enumerate(WORDS)}
+    assert batch.lengths == (11, 7)
+    assert batch.input_ids.tolist() == [cls, ids["a"], sep, *(ids[w] for w in "fghijab"), sep,
+                                        cls, ids["who"], ids["?"], sep, ids["a"], ids["b"], sep]
+    assert batch.token_type_ids[11:].tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert batch.start_labels.tolist() == [0, 5] and batch.end_labels.tolist() == [0, 5]
+    rows, mask, segments = padded(batch)
+    assert rows.shape == (2, 11) and mask.sum(1).tolist() == [11, 7] and segments[1].sum() == 3
+
+
+def test_batches_equal_the_tokenizers_own_sequences(shared):
+    tokenizer = WordPiece.load(shared / "weights" / "all-MiniLM-L6-v2")
+    examples = read_examples(shared / "data" / "squad2-dev-2k.json.gz", limit=40).examples
+    windows = build_windows(examples, tokenizer)
+    batch = WindowStore(windows).batch(np.arange(len(windows)))
+    parts = batch.input_ids.split(batch.lengths)
+    for row, q in enumerate(windows.question):
+        encoded = tokenizer.backend.encode(examples[q].question, examples[q].context)
+        if len(encoded.ids) <= 384:
+            assert parts[row].tolist() == encoded.ids
+
+
+def test_order_is_a_pure_function_and_ranks_share_it():
+    order = epoch_order(10, seed=3, epoch=1)
+    assert sorted(order) == list(range(10)) and (order == epoch_order(10, 3, 1)).all()
+    assert (order != epoch_order(10, 3, 2)).any() and (order != epoch_order(10, 4, 1)).any()
+    line = np.arange(10)
+    assert [step_rows(line, k, 4, rank, 2).tolist() for k in (0, 2) for rank in (0, 1)] == [[0, 2], [1, 3], [8], [9]]
+
+
+def test_micro_batches_respect_the_budget():
+    lengths = np.array([5, 5, 5, 20, 1])
+    assert [part.tolist() for part in split_by_tokens(np.arange(5), lengths, 10)] == [[0, 1], [2], [3], [4]]
+    assert split_by_tokens(np.arange(0), lengths, 10) == []
+    assert [part.tolist() for part in by_length(lengths, 11)] == [[3], [0, 1], [2, 4]]
+
+
+# ---- real data: the numbers of DESIGN.md ----
+
+
+@pytest.mark.parametrize(("name", "stride", "windows"), [
+    ("dev-v1.1", {"overlap": 128}, 10_784), ("dev-v1.1", {"step": 128}, 10_833),
+    ("dev-v2.0", {"overlap": 128}, 12_134), ("dev-v2.0", {"step": 128}, 12_232),
+])
+def test_window_counts_of_squad(shared, name, stride, windows):
+    tokenizer = WordPiece.load(shared / "weights" / "all-MiniLM-L6-v2")
+    examples = read_examples(shared / "data" / f"{name}.json.gz").examples
+    built = build_windows(examples, tokenizer, **stride)
+    assert len(built) == windows
+    assert built.unlabelled == () and built.cut_questions == 0
+    # No answer is lost silently: each one that has a label decodes to its own text, but where it ends inside a word.
+    odd = [(text, examples[built.question[row]].answer_texts[0]) for row in np.flatnonzero(built.start_label)
+           if (text := answer_text(built, examples, row)) != examples[built.question[row]].answer_texts[0]]
+    assert all(gold in text for text, gold in odd) and len(odd) < 40, odd
+
