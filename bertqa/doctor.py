@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 DEFAULTS = {"max_length": 384, "overlap": 128, "max_question": 64, "max_answer_length": 30}
 
 UNPLACED, NO_TOKEN, NO_WINDOW, TOO_LONG, INSIDE = FAULTS = (
-    "not found in its paragraph", "has no token", "longer than a window", "too many tokens",
+    "not found in its paragraph", "has no token", "in no window", "too many tokens",
     "not on token boundaries",
 )  # fmt: skip
 
@@ -379,9 +379,11 @@ def table(report: dict, most: int) -> Iterator[str]:
     share = report["impossible"] / report["questions"]
     yield line("questions", report["questions"], f"{report['impossible']:,} impossible ({share:.1%})")
     yield line("paragraphs", report["paragraphs"], f"in {report['articles']:,} articles" if report["articles"] else "")
-    spread = {n: count for n, count in report["answers_per_question"].items() if n}
-    given, having = sum(n * count for n, count in spread.items()), sum(spread.values())
-    yield line("answers", given, f"{min(spread)} to {max(spread)} a question, {given / having:.1f} on average" * bool(given))
+    spread = Counter(report["answers_per_question"])
+    answerable = spread.total() - spread.pop(0, 0)
+    given = sum(n * count for n, count in spread.items())
+    note = f"{min(spread)} to {max(spread)} a question, {given / answerable:.1f} on average" if spread else ""
+    yield line("answers", given, note)
     yield line("offsets repaired", report["repaired"])
     yield line("answers without a place", report["unplaced_answers"], "they count in scores, but cannot be trained on")
     yield line("questions rejected", len(report["rejected"]), "training leaves them out, scores do not")
@@ -424,7 +426,7 @@ def token_table(report: dict, most: int) -> Iterator[str]:
     yield line("questions with several", windows["questions_with_several"])
     yield line("questions cut", report["questions_cut"], f"after {settings['max_question']} tokens")
     yield line("distinct answers", report["answers"]["distinct"])
-    notes = {NO_WINDOW: "no window holds them", TOO_LONG: f"more than {settings['max_answer_length']}",
+    notes = {NO_WINDOW: "no window holds them whole", TOO_LONG: f"more than {settings['max_answer_length']}",
              INSIDE: "no span hits them exactly; scoring may forgive it"}  # fmt: skip
     yield from (line(f"  {fault}", len(report["answers"]["faulty"][fault]), notes.get(fault, "")) for fault in FAULTS)
     figures, below = report["ceiling"]["figures"], report["ceiling"]["below"]

@@ -1,5 +1,6 @@
 """Windows through the model to spans: what evaluation, `predict` and the Reader share."""
 
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,7 +28,8 @@ def span_logits(model: nn.Module, windows: Windows, device: torch.device, autoca
 
     store, waiting = WindowStore(windows, device), None
     bar = tqdm(total=len(windows), desc=progress, unit=" windows", leave=False, disable=progress is None,
-               dynamic_ncols=True)
+               dynamic_ncols=True,
+               mininterval=0.2 if sys.stderr.isatty() else 30)
     with bar:
         for rows in by_length(store.lengths, tokens or TOKENS.get(device.type, 16384)):
             batch = store.batch(rows)

@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.manual_seed(loop.seed)
 
         task = QuestionAnswering(files.train, files.dev, weights, answers, seed=loop.seed, device=device, say=say,
-                                 progress=world.first)
+                                 progress=world.first, recipe=settings_of(chosen))
         model, had_head = starting_model(weights, model_config, files.fresh_head, modelling)
         model.to(device)
         freeze(model, optim.freeze)
@@ -229,11 +229,15 @@ def start_run(run: Path, chosen: dict, fingerprints: dict) -> None:
     if run.exists() and any(run.iterdir()):
         raise UserError(f"{run}: already holds a run; give another --out, or go on with it: --resume {run}")
     run.mkdir(parents=True, exist_ok=True)
-    settings = {name: value for part in chosen.values() for name, value in dataclasses.asdict(part).items()}
     write_json(run / "config.json", {
-        "settings": settings, "fingerprints": fingerprints, "command": sys.argv, "commit": git_commit(),
+        "settings": settings_of(chosen), "fingerprints": fingerprints, "command": sys.argv, "commit": git_commit(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "platform": platform.platform()},
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+
+
+def settings_of(chosen: dict) -> dict:
+    """Every setting of a run by its name."""
+    return {name: value for part in chosen.values() for name, value in dataclasses.asdict(part).items()}
 
 
 def git_commit() -> str | None:

@@ -14,3 +14,49 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"real data and weights are missing: no folder {folder.name}/data beside the repository")
     return folder
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", "who", "where", "is", "the", *"abcdefghijklmnopqrstuvwxyz"]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A model folder with a random QA model (hidden 32, 2 layers) over a vocabulary of letters and a few words."""
+    import json
+
+    import torch
+
+    from bertqa import BertConfig, BertForQuestionAnswering
+    from bertqa.model import folder
+
+    source = tmp_path_factory.mktemp("vocabulary")
+    (source / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    (source / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    torch.manual_seed(0)
+    model = BertForQuestionAnswering(BertConfig(
+        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=64, initializer_range=0.1))
+    where = tmp_path_factory.mktemp("models") / "tiny"
+    folder.save(where, model, tokenizer_from=source, provenance={"source": "random", "license": "CC0-1.0", "sha256": "0"})
+    return where
+
+
+@pytest.fixture(scope="session")
+def letters(tmp_path_factory) -> Path:
+    """Flat JSONL questions "where is x?" over strings of letters; the answer is the letter behind x, a quarter impossible."""
+    import json
+    import random
+
+    draw, rows = random.Random(0), []
+    for number in range(53):
+        shuffled = draw.sample("abcdefghijklmnopqrstuvwxyz", draw.randint(4, 25))
+        context, place = " ".join(shuffled), draw.randrange(len(shuffled) - 1)
+        answers = {"text": [shuffled[place + 1]], "answer_start": [2 * place + 2]}
+        asked = shuffled[place]
+        if number % 4 == 0:
+            answers, asked = {"text": [], "answer_start": []}, "the"
+        rows.append({"id": f"q{number}", "title": f"t{number % 5}", "question": f"where is {asked}?", "context": context,
+                     "answers": answers})
+    path = tmp_path_factory.mktemp("data") / "letters.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

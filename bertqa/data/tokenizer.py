@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,8 @@ def _chunks(texts: Sequence[str], progress: str | None) -> Iterable[Sequence[str
         return
     from tqdm import tqdm
 
-    with tqdm(total=len(texts), desc=progress, unit=" texts", leave=False, dynamic_ncols=True) as bar:
+    with tqdm(total=len(texts), desc=progress, unit=" texts", leave=False, dynamic_ncols=True,
+              mininterval=0.2 if sys.stderr.isatty() else 30) as bar:
         for i in range(0, len(texts), CHUNK):
             yield texts[i : i + CHUNK]
             bar.update(min(CHUNK, len(texts) - i))

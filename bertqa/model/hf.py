@@ -30,12 +30,12 @@ from bertqa.model.folder import (
 )
 from bertqa.model.hf_names import (
     HEAD,
+    architecture_of,
     class_labels,
     find_head,
     ignored,
     model_type_of,
     plain_name,
-    read_architecture,
     their_names,
     write_architecture,
 )
@@ -149,7 +149,7 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
         head, labels = (QA, None) if fresh_head == "qa" else (CLASSES, list(fresh_head[1]))
     if head == CLASSES and labels is None:
         labels = class_labels(raw, weights.shapes[plain["classifier.weight"]][0] if "classifier.weight" in plain else None)
-    config = read_architecture(raw, plain, head)
+    config = architecture_of(raw, plain, head)
     empty = build_empty({"architecture": dataclasses.asdict(config), "head": head, "labels": labels}).state_dict()
     parts, rows = _match(weights, plain, empty, config, head, fresh=fresh_head is not None)
 

@@ -102,7 +102,7 @@ def model_type_of(raw: dict, plain_names) -> str:
     return found
 
 
-def read_architecture(raw: dict, plain_names, head: str | None) -> BertConfig:
+def architecture_of(raw: dict, plain_names, head: str | None) -> BertConfig:
     """Our config from Hugging Face's; what it leaves out had these defaults when it was written.
 
     Raises:

@@ -163,8 +163,8 @@ def _check_fast(source: Path, fast: dict, config: dict) -> str:
         says = config.get(name)
         if says is not None and says != does:
             raise UserError(f"{source}: the tokenizer files contradict each other: tokenizer_config.json has {name} "
-                            f"{json.dumps(says)}, but tokenizer.json does {'' if does else 'not '}do that; find out how the "
-                            "model was trained and correct the other file")
+                            f"{json.dumps(says)}, but tokenizer.json {'does' if does else 'does not do'} that; find out "
+                            "how the model was trained and correct the other file")
     return f"{'uncased' if lowercase else 'cased'}{'' if strip == lowercase else ', accents kept' if lowercase else ''} " \
            "(from tokenizer.json)"
 

@@ -7,6 +7,7 @@ when it is asked for, and a new file is written while it is hashed.
 import hashlib
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -86,21 +87,23 @@ def _open_safetensors(path: Path, device) -> Weights:
         return Weights([path], {name: tuple(s.get_shape()) for name, s in slices.items()},
                        {name: str(s.get_dtype()) for name, s in slices.items()}, file.get_tensor)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({_first_line(error)}); it was cut off or damaged on "
+        raise UserError(f"{path}: not a whole safetensors file ({first_line(error)}); it was cut off or damaged on "
                         "its way: fetch it again") from error
 
 
 def _open_pickle(path: Path) -> Weights:
     # Files of PyTorch before 1.6 are no zip archives and cannot be mapped. Only tensors are ever unpickled.
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")    # about the pickle protocol: of no use to whoever converts
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged pickle can fail in any way
-        asked = re.search(r"GLOBAL ([\w.]+)|unrecognized (?:function|class) (\S+)|Unsupported class (\S+)", str(error))
+        asked = re.search(r"GLOBAL ([\w.]+)|unrecognized function (.+)|but got <class '([\w.]+)'>", str(error))
         if asked:
             raise UserError(f"{path}: refused: besides tensors its pickle asks for {next(filter(None, asked.groups()))}, "
-                            "and such a call could do anything to this machine. Nothing of it was run. Use a safetensors "
-                            "file of this checkpoint") from error
-        raise UserError(f"{path}: not a whole PyTorch weight file ({type(error).__name__}: {_first_line(error)}); it "
+                            "and such a call could do anything to this machine. Nothing of it was run. Use a "
+                            "safetensors file of this checkpoint") from error
+        raise UserError(f"{path}: not a whole PyTorch weight file ({type(error).__name__}: {first_line(error)}); it "
                         "was cut off or damaged on its way: fetch it again") from error
     if not isinstance(tensors, dict):
         raise UserError(f"{path}: holds a {type(tensors).__name__}, expected a dictionary of tensors by name")
@@ -120,7 +123,7 @@ def _open_shards(index: Path) -> Weights:
         placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(placed.values()))
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{index}: not an index of weight shards ({type(error).__name__}: {_first_line(error)}); "
+        raise UserError(f"{index}: not an index of weight shards ({type(error).__name__}: {first_line(error)}); "
                         'expected JSON with a "weight_map" of tensor name to file name') from error
     missing = [str(f) for f in files if Path(f).name != f or not (index.parent / f).is_file()]
     if missing:
@@ -172,5 +175,6 @@ def _blocks(header: bytes, names, dtypes, shapes, get) -> Iterable[memoryview]:
         yield memoryview(tensor.view(-1).view(torch.uint8).numpy())
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, as far as it fits into a line of ours."""
     return (str(error).strip().splitlines() or ["no reason given"])[0]

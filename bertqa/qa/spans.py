@@ -106,8 +106,8 @@ class SpanDecoder:
         self.sum_type = np.float64 if google else np.float32
         self.kept = settings.n_best * (SPARE if google else 1)
         # One record a question, n wide. `order` breaks ties of score, and in exact mode tells one span from another.
-        wide = [("score", self.sum_type, self.kept), ("order", np.int64, self.kept), ("first", np.int32, self.kept),
-                ("last", np.int32, self.kept), ("start", np.float32, self.kept), ("end", np.float32, self.kept)]
+        types = dict(score=self.sum_type, order="i8", first="i4", last="i4", start="f4", end="f4")
+        wide = [(name, type_, (self.kept,)) for name, type_ in types.items()]
         self.none = np.zeros((), wide)
         self.none["score"], self.none["first"], self.none["last"] = -np.inf, -1, -1
         self.table = np.full(len(self.alone), self.none)                                       # (Q,)

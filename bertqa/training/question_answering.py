@@ -19,7 +19,8 @@ from bertqa.model import folder
 from bertqa.model.attention import Layout
 from bertqa.model.heads import span_loss
 from bertqa.qa import metrics, thresholds
-from bertqa.qa.spans import SpanSettings, Spans, best_answers, null_odds, prediction_files
+from bertqa.qa.spans import Spans, SpanSettings, best_answers, null_odds, prediction_files
+from bertqa.training.card import model_card
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,14 @@ class QuestionAnswering:
     key = "f1"
 
     def __init__(self, train: str, dev: str, weights: Path, settings: QuestionAnsweringSettings, *, seed: int,
-                 device: torch.device, say=print, progress: bool = True):
-        """Read and tokenise. `say` takes one line at a time for people.
+                 device: torch.device, say=print, progress: bool = True, recipe: dict | None = None):
+        """Read and tokenise. `say` takes one line at a time for people; `recipe` is what the model card tells of the run.
 
         Raises:
             UserError: for files that cannot be read or hold nothing to train or evaluate on.
         """
         self.settings, self.device, self.weights, self.progress = settings, device, weights, progress
+        self.recipe = recipe or {}
         self.tokenizer = WordPiece.load(weights)
         self.train, self.dev = read_examples(train, settings.limit_train), read_examples(dev, settings.limit_dev)
         stride = ", ".join(f"{name} {value}" for name, value in settings.stride.items() if value is not None)
@@ -144,8 +146,10 @@ class QuestionAnswering:
         """A model folder; qa.json holds the threshold of the last evaluation."""
         found = self.evaluation.qa if self.evaluation else {"null_threshold": None}
         source = folder.read_config(self.weights)["provenance"]
+        provenance = {**source, "fine_tuned_on": f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}"}
+        card = model_card(where.name, provenance, self.recipe, self.evaluation.metrics, found) if self.evaluation else None
         folder.save(where, model, tokenizer_from=self.weights, qa={**found, **self.settings.saved()},
-                    provenance={**source, "fine_tuned_on": f"{Path(self.train.path).name} ({self.train.sha256[:16]})"})
+                    provenance=provenance, card=card)
 
     def save_predictions(self, run: Path) -> None:
         """predictions.json (at the tuned threshold), nbest_predictions.json, null_odds.json."""

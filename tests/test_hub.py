@@ -1,0 +1,303 @@
+"""Checkpoints from the Hub, tried against a server on this machine that answers as the Hub does.
+
+The client runs in a process of its own, for huggingface_hub reads its variables when it is imported.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_checkpoints import write_checkpoint
+
+from bertqa.errors import UserError
+from bertqa.model import folder, hf, hub
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMITS = {"main": "1" * 40, "v1": "2" * 40, "1" * 40: "1" * 40, "2" * 40: "2" * 40}
+LARGE = (".safetensors", ".bin", ".h5")
+
+
+def etag(name: str, content: bytes) -> str:
+    """As the Hub: sha256 of large files, git's hash of the others."""
+    if name.endswith(LARGE):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class Answer(BaseHTTPRequestHandler):
+    """HEAD and GET of /org/name/resolve/revision/file."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self):
+        self.do_GET(head=True)
+
+    def do_GET(self, head: bool = False):
+        hub_ = self.server
+        match = re.fullmatch(r"/(\w+/[\w-]+)/resolve/([\w.]+)/(.+)", self.path)
+        repo, revision, name = match.groups() if match else (None, None, None)
+        hub_.log.append((self.command, repo, revision, name, self.headers.get("Range")))
+        if repo not in hub_.repos:
+            return self.refuse(404, "RepoNotFound")
+        if repo == "org/gated" and self.headers.get("Authorization") != "Bearer hf_good":
+            return self.refuse(401 if "Authorization" not in self.headers else 403, "GatedRepo")
+        if repo == "org/broken":
+            return self.refuse(500, None)
+        if revision not in COMMITS:
+            return self.refuse(404, "RevisionNotFound")
+        content = hub_.repos[repo].get(name)
+        if content is None:
+            return self.refuse(404, "EntryNotFound", COMMITS[revision])
+        tag = etag(name, content)
+        if repo == "org/damaged" and name == hub_.damaged:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if "Range" in self.headers else 0
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", f'"{tag}"')
+        self.send_header("X-Repo-Commit", COMMITS[revision])
+        self.send_header("Content-Length", str(len(content) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if head:
+            return None
+        if repo == "org/cut" and name.endswith(LARGE) and not start:
+            self.wfile.write(content[:len(content) // 2])
+            self.wfile.flush()
+            self.close_connection = True
+            self.connection.shutdown(2)
+            return None
+        return self.wfile.write(content[start:])
+
+    def refuse(self, status: int, code: str | None, commit: str | None = None):
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        if commit:
+            self.send_header("X-Repo-Commit", commit)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("hub") / "tiny")
+
+
+@pytest.fixture
+def server(checkpoint):
+    """The Hub, with org/tiny, org/sharded and several that go wrong. `log` lists what was asked of it."""
+    files = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    files |= {"tf_model.h5": b"of no use", "pytorch_model.bin": b"of no use either"}
+    tensors = load_file(checkpoint / "model.safetensors")
+    halves = {f"model-0000{i + 1}-of-00002.safetensors": sorted(tensors)[i::2] for i in range(2)}
+    shards = {}
+    for name, part in halves.items():
+        save_file({key: tensors[key] for key in part}, checkpoint.with_name(name))
+        shards[name] = checkpoint.with_name(name).read_bytes()
+    index = {"metadata": {}, "weight_map": {key: name for name, part in halves.items() for key in part}}
+    sharded = {k: v for k, v in files.items() if k != "model.safetensors"} | shards
+    sharded["model.safetensors.index.json"] = json.dumps(index).encode()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as running:
+        running.log, running.damaged = [], "model.safetensors"
+        running.repos = {f"org/{name}": files for name in ("tiny", "gated", "cut", "damaged", "broken")}
+        running.repos |= {"other/tiny": files, "org/sharded": sharded, "org/empty": {"README.md": b"nothing"},
+                          "org/half": {k: v for k, v in sharded.items() if not k.startswith("model-00002")},
+                          "org/config": {"config.json": files["config.json"]}}
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def client(server, tmp_path):
+    """Run `hub.locate` as a verb would; returns (folder or None, what stood on stderr)."""
+    def run(name: str, **env) -> tuple[Path | None, str]:
+        code = "from bertqa.flags import run_verb\nfrom bertqa.model import hub\n" \
+               f"raise SystemExit(run_verb(lambda argv: print(hub.locate({name!r}).folder) or 0))"
+        settings = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home"),
+                    "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1", **env}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+        done = subprocess.run([sys.executable, "-c", code], env=inherited | settings, cwd=tmp_path, capture_output=True,
+                              text=True, timeout=120)
+        assert done.returncode in (0, 2) and "Traceback" not in done.stderr, done.stderr
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert (done.returncode == 2) == (len(errors) == 1)
+        return (Path(done.stdout.strip()), done.stderr) if done.returncode == 0 else (None, errors[0])
+    return run
+
+
+def same_files(one: Path, other: Path) -> bool:
+    names = [path.name for path in one.iterdir()]
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+def test_only_what_is_needed(client, server, checkpoint):
+    where, _ = client("org/tiny")
+    assert where.name == COMMITS["main"] and same_files(where, checkpoint)
+    assert {path.name for path in where.iterdir()} == {"README.md", "config.json", "model.safetensors", "tokenizer.json",
+                                                       "tokenizer_config.json", "vocab.txt"}
+    assert not {"tf_model.h5", "pytorch_model.bin"} & {name for *_, name, _ in server.log}
+    fetched = sum(command == "GET" for command, *_ in server.log)
+    client("org/tiny")
+    assert sum(command == "GET" for command, *_ in server.log) == fetched, "the second time it comes from the cache"
+
+
+def test_revision(client):
+    assert client("org/tiny@v1")[0].name == COMMITS["v1"]
+    _, error = client("org/tiny@v9")
+    assert "error: org/tiny: has no revision 'v9'; look under \"Files\" on http://127.0.0.1" in error
+
+
+def test_shards(client):
+    where, _ = client("org/sharded")
+    assert {path.name for path in where.iterdir()} >= {"model.safetensors.index.json", "model-00001-of-00002.safetensors",
+                                                       "model-00002-of-00002.safetensors"}
+    _, error = client("org/half")
+    assert "error: org/half: has no model-00002-of-00002.safetensors on http://" in error
+
+
+def test_resumes_after_a_cut(client, server, checkpoint):
+    where, _ = client("org/cut")
+    assert same_files(where, checkpoint)
+    half = (checkpoint / "model.safetensors").stat().st_size // 2
+    ranges = [asked for command, *_, name, asked in server.log if command == "GET" and name == "model.safetensors"]
+    assert ranges == [None, f"bytes={half}-"], "only the second half is asked for again"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "vocab.txt"])
+def test_wrong_checksum(client, server, checkpoint, name):
+    server.damaged = name
+    right = etag(name, (checkpoint / name).read_bytes())[:12]
+    _, error = client("org/damaged")
+    assert re.search(rf"error: org/damaged: {name} arrived damaged \(its hash is [0-9a-f]{{12}}\.\.\., the Hub says "
+                     rf"{right}\.\.\.\); it was deleted, run the same command again$", error)
+    server.damaged = None
+    where, _ = client("org/damaged")
+    assert same_files(where, checkpoint), "the damaged file was not kept in the cache"
+
+
+def test_not_found(client):
+    _, error = client("org/nothing")
+    assert "error: org/nothing: is neither a folder here nor a model on http://127.0.0.1:" in error
+    _, error = client("org/empty")
+    assert "error: org/empty: has no config.json on http://127.0.0.1:" in error
+    _, error = client("org/config")
+    assert "error: org/config: has no model.safetensors or pytorch_model.bin on http://127.0.0.1:" in error
+
+
+def test_gated(client, checkpoint):
+    _, error = client("org/gated")
+    assert re.search(r"error: org/gated: is gated; accept its terms on http://127.0.0.1:\d+/org/gated, then log in with "
+                     r"`hf auth login` or set HF_TOKEN$", error)
+    _, error = client("org/gated", HF_TOKEN="hf_bad")
+    assert "error: org/gated: is gated" in error
+    where, _ = client("org/gated", HF_TOKEN="hf_good")
+    assert same_files(where, checkpoint)
+
+
+def test_offline(client, server, checkpoint):
+    _, error = client("org/tiny", HF_HUB_OFFLINE="1")
+    assert re.search(r"error: org/tiny: config.json is not in the cache .*hub, and HF_HUB_OFFLINE forbids to fetch it", error)
+    assert server.log == []
+    client("org/tiny")
+    asked = len(server.log)
+    where, _ = client("org/tiny", HF_HUB_OFFLINE="1")
+    assert same_files(where, checkpoint) and len(server.log) == asked
+
+
+def test_no_server(client, checkpoint):
+    """A connection that fails, though nobody said offline: an error while the cache is cold, no matter when it is warm."""
+    down = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    _, error = client("org/tiny", **down)
+    assert re.search(r"error: org/tiny: http://127.0.0.1:9 cannot be reached \(.+\), and config.json is not in the cache", error)
+    client("org/tiny")
+    where, _ = client("org/tiny", **down)
+    assert same_files(where, checkpoint)
+
+
+def test_server_fails(client):
+    _, error = client("org/broken")
+    assert "error: org/broken: http://127.0.0.1:" in error and "cannot be reached" in error
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("google-bert/bert-base-uncased", ("google-bert/bert-base-uncased", None)),
+    ("org/name.v2@refs/pr/3", ("org/name.v2", "refs/pr/3")),
+    ("https://huggingface.co/org/name", ("org/name", None)),
+    ("https://huggingface.co/org/name/tree/main", ("org/name", "main")),
+    ("hf://org/name@abc", ("org/name", "abc")),
+])
+def test_ids(text, expected):
+    assert hub.parse_id(text) == expected
+
+
+@pytest.mark.parametrize("text", ["bert-base-uncased", "a/b/c", "runs/bset", "", "../x", "/no/where"])
+def test_what_is_no_id(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UserError, match="there is no such file or folder.*; expected a path, or a Hub id like google-bert/"):
+        hub.parse_id(text)
+
+
+# resolve_weights: what --weights and --model take ---------------------------------------------------------------------
+
+
+def test_model_folder_is_taken_as_it_is(checkpoint, tmp_path):
+    ours = checkpoint.with_name("tiny-ours")
+    assert hf.resolve_weights(ours, tmp_path / "weights") == ours and not (tmp_path / "weights").exists()
+
+
+def test_local_folder_is_converted_once(checkpoint, tmp_path, capsys):
+    cache, source = tmp_path / "weights", Path(shutil.copytree(checkpoint, tmp_path / "tiny"))
+    first = hf.resolve_weights(source, cache)
+    assert first == cache / "tiny" and capsys.readouterr().err == f"converting {source} into {first} (once)\n"
+    written = (first / "config.json").stat().st_mtime_ns
+    assert hf.resolve_weights(source, cache) == first and (first / "config.json").stat().st_mtime_ns == written
+    assert capsys.readouterr().err == f"using {first}, converted from {source} before\n"
+    tensors = load_file(source / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, source / "model.safetensors")
+    second = hf.resolve_weights(source, cache)    # other weights of the same name must not be taken for these
+    assert second == cache / "tiny-converted"
+    assert torch.equal(folder.load(first).span.bias + 1, folder.load(second).span.bias)
+    save_file({name: tensor + 2 for name, tensor in tensors.items()}, source / "model.safetensors")
+    with pytest.raises(UserError, match="tiny is of another checkpoint of that name; convert it yourself"):
+        hf.resolve_weights(source, cache)
+
+
+def test_hub_id_is_converted_once(server, tmp_path, monkeypatch, capsys, checkpoint):
+    """Also when the name is taken by another organisation; and the second time without the Hub."""
+    asked = []
+    monkeypatch.setattr(hub, "download", lambda repo, revision: asked.append((repo, revision)) or checkpoint)
+    monkeypatch.chdir(tmp_path)
+    assert hf.resolve_weights("org/tiny") == Path("weights/tiny")
+    assert hf.resolve_weights("other/tiny") == Path("weights/other--tiny")
+    assert hf.resolve_weights("org/tiny@v1") == Path("weights/tiny@v1")
+    assert hf.resolve_weights("org/tiny") == Path("weights/tiny") and hf.resolve_weights("other/tiny").name == "other--tiny"
+    assert asked == [("org/tiny", None), ("other/tiny", None), ("org/tiny", "v1")]
+    assert folder.read_config("weights/tiny@v1")["provenance"]["source"] == "org/tiny"
+
+
+def test_command_with_a_hub_id(server, tmp_path):
+    """From the Hub to a model folder in one command, and its commit is written down."""
+    env = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "NO_PROXY": "*"}
+    done = subprocess.run([sys.executable, ROOT / "tools" / "convert_weights.py", "org/tiny@v1", tmp_path / "mine"], env=env,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert folder.read_config(tmp_path / "mine")["provenance"] | {"sha256": 0} == {
+        "source": "org/tiny", "revision": COMMITS["v1"], "license": "cc0-1.0", "sha256": 0}

@@ -1,0 +1,367 @@
+"""The loop: exact accumulation, exact resume, same seed same bits, stop signals, sound numbers; and the verb around it."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bertqa import UserError
+from bertqa.model import folder
+from bertqa.train import main
+from bertqa.training import checkpoint
+from bertqa.training.journal import Journal, read_journal
+from bertqa.training.loop import LoopSettings, total_steps
+from bertqa.training.optim import OptimSettings, depth_of, freeze, lr_at, make_optimizer, set_lr
+
+SHORT = ["--max-length", "32", "--overlap", "4", "--max-question", "8", "--batch-size", "8", "--lr", "1e-3", "--seed", "1",
+         "--threads", "1"]
+TIMES = ("time", "seconds", "windows_per_s", "tokens_per_s", "peak_memory_mb")
+
+
+def run(out, tiny_model, letters, *more, status=0):
+    """Train the tiny model through the verb's own main; the run folder."""
+    assert main(["--train", str(letters), "--dev", str(letters), "--weights", str(tiny_model), "--out", str(out),
+                 *SHORT, *more]) == status
+    return out
+
+
+def weights(run_folder, which="last"):
+    return load_file(run_folder / which / "model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def close(a, b, atol):
+    return max(float((a[name] - b[name]).abs().max()) for name in a) < atol
+
+
+def events(run_folder, kind):
+    return [{key: value for key, value in record.items() if key not in TIMES}
+            for record in read_journal(run_folder / "metrics.jsonl") if record["event"] == kind]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, tiny_model, letters):
+    """An uninterrupted run of 21 steps (3 epochs of 7), evaluated every 5."""
+    return run(tmp_path_factory.mktemp("plain") / "run", tiny_model, letters, "--epochs", "3", "--eval-every", "5")
+
+
+def test_it_learns(tmp_path, tiny_model, letters):
+    out = run(tmp_path / "run", tiny_model, letters, "--epochs", "30", "--eval-every", "105", "--lr", "3e-3",
+              "--dropout", "0", "--weight-decay", "0")
+    first, last = events(out, "eval")[0], events(out, "eval")[-1]
+    assert first["f1"] < 40 and last["f1"] > 95 and last["loss"] < first["loss"] / 3
+
+
+def test_the_run_folder_is_complete(plain):
+    assert {path.name for path in plain.iterdir()} >= {
+        "config.json", "metrics.jsonl", "best", "last", "predictions.json", "nbest_predictions.json", "null_odds.json",
+        "rejected.jsonl", "summary.json"}
+    config = json.loads((plain / "config.json").read_text())
+    assert config["settings"]["lr"] == 1e-3 and config["versions"]["torch"] == torch.__version__
+    train = events(plain, "train")
+    assert [record["step"] for record in train] == list(range(1, 22))
+    assert all(math.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in train)
+    assert [record["step"] for record in events(plain, "eval")] == [0, 5, 10, 15, 20, 21]
+    qa = folder.read_qa(plain / "best")
+    assert qa["max_length"] == 32 and qa["overlap"] == 4 and isinstance(qa["null_threshold"], float)
+    predictions = json.loads((plain / "predictions.json").read_text())
+    assert set(predictions) == {f"q{n}" for n in range(53)}
+    assert folder.load(plain / "best").span.weight.shape == (2, 32)
+
+
+def test_same_seed_same_bits_other_seed_others(tmp_path, plain, tiny_model, letters):
+    again = run(tmp_path / "again", tiny_model, letters, "--epochs", "3", "--eval-every", "5")
+    assert same(weights(again), weights(plain)) and events(again, "train") == events(plain, "train")
+    other = run(tmp_path / "other", tiny_model, letters, "--epochs", "3", "--eval-every", "5", "--seed", "2")
+    assert not same(weights(other), weights(plain))
+
+
+def test_config_of_a_run_repeats_it(tmp_path, plain):
+    assert main(["--config", str(plain / "config.json"), "--out", str(tmp_path / "again")]) == 0
+    assert same(weights(tmp_path / "again"), weights(plain))
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 12])
+def test_stopped_and_resumed_equals_never_stopped(tmp_path, plain, tiny_model, letters, stop_at, monkeypatch):
+    """SIGTERM at a step, --resume: same losses, same weights, same predictions, bit for bit."""
+    from bertqa.training import loop
+
+    update, calls = loop.set_lr, []
+
+    def counted(*args):
+        calls.append(args)
+        if len(calls) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(*args)
+
+    monkeypatch.setattr(loop, "set_lr", counted)
+    out = run(tmp_path / "run", tiny_model, letters, "--epochs", "3", "--eval-every", "5", status=130)
+    assert len(events(out, "train")) == stop_at
+    # What a killed run would have written behind its checkpoint is cut off again.
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write('{"event": "train", "step": 99}\n{"cut o')
+    assert main(["--resume", str(out)]) == 0
+    assert same(weights(out), weights(plain)) and same(weights(out, "best"), weights(plain, "best"))
+    assert events(out, "train") == events(plain, "train") and events(out, "eval") == events(plain, "eval")
+    for name in ("predictions.json", "nbest_predictions.json", "null_odds.json"):
+        assert (out / name).read_bytes() == (plain / name).read_bytes()
+
+
+def test_resuming_with_ema_and_time_limit(tmp_path, tiny_model, letters):
+    more = ["--epochs", "2", "--ema", "0.9"]
+    whole = run(tmp_path / "whole", tiny_model, letters, *more)
+    out = run(tmp_path / "run", tiny_model, letters, *more, "--max-minutes", "1e-9")
+    assert len(events(out, "train")) == 1
+    assert main(["--resume", str(out), "--max-minutes", "60"]) == 0
+    assert same(weights(out), weights(whole)) and same(weights(out, "best"), weights(whole, "best"))
+    assert not same(weights(whole, "best"), weights(whole))                       # the average is what is kept
+
+
+def test_accumulation_changes_nothing(tmp_path, tiny_model, letters):
+    """One batch of 32 == the same in micro-batches by a token budget, to rounding: weights after 20 steps."""
+    # Key biases have no gradient but rounding noise, which Adam would blow up to whole steps: a larger eps keeps it noise.
+    more = ["--batch-size", "32", "--dropout", "0", "--max-steps", "20", "--epochs", "10", "--eps", "1e-4"]
+    whole = weights(run(tmp_path / "whole", tiny_model, letters, *more))
+    cut = weights(run(tmp_path / "cut", tiny_model, letters, *more, "--micro-tokens", "100"))
+    single = weights(run(tmp_path / "single", tiny_model, letters, *more, "--micro-tokens", "1"))
+    assert close(whole, cut, 1e-6) and close(whole, single, 1e-6) and not same(whole, cut)
+
+
+def test_resume_refuses_other_data(tmp_path, tiny_model, letters, capsys):
+    data = tmp_path / "data.jsonl"
+    data.write_text(letters.read_text())
+    out = run(tmp_path / "run", tiny_model, data, "--epochs", "2", "--max-minutes", "1e-9")
+    data.write_text(letters.read_text().replace('"where is', '"where is the', 1))
+    with pytest.raises(UserError, match="cannot resume, because train windows was '.*', now '.*'; dev windows was"):
+        main(["--resume", str(out)])
+
+
+def test_a_damaged_checkpoint_falls_back(tmp_path, tiny_model, letters, capsys):
+    out = run(tmp_path / "run", tiny_model, letters, "--epochs", "2", "--save-every", "0", "--max-minutes", "0.0001",
+              status=0)
+    whole = run(tmp_path / "whole", tiny_model, letters, "--epochs", "2")
+    steps = len(events(out, "train"))
+    assert (out / "previous").is_dir() and steps >= 1
+    state = out / "last" / "state.pt"
+    damaged = bytearray(state.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    state.write_bytes(damaged)
+    assert main(["--resume", str(out), "--max-minutes", "60"]) == 0
+    assert "last/: state.pt is damaged (its checksum differs); going on from previous/" in capsys.readouterr().err
+    assert same(weights(out), weights(whole))
+    for name in ("last", "previous"):
+        (out / name / "state.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="no whole checkpoint to resume .last/.*previous/"):
+        main(["--resume", str(out)])
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
+    def save_model(where):
+        where.mkdir()
+        (where / "model.safetensors").write_bytes(b"weights")
+
+    checkpoint.save_checkpoint(tmp_path, save_model, {"step": 1})
+
+    def full(where):
+        where.mkdir()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="could not be written .*No space left.*untouched"):
+        checkpoint.save_checkpoint(tmp_path, full, {"step": 2})
+    assert checkpoint.load_checkpoint(tmp_path)[1] == {"step": 1} and not (tmp_path / "last.tmp").exists()
+
+
+def test_nan_weights_stop_the_run_before_they_spread(tmp_path, tiny_model, letters):
+    model = folder.load(tiny_model)
+    with torch.no_grad():
+        model.encoder.layers[1].ffn_in.weight[3, 3] = float("nan")
+    folder.save(tmp_path / "nan", model, tokenizer_from=tiny_model, provenance={})
+    with pytest.raises(UserError, match="step 1: the loss is nan .*Try a lower --lr"):
+        main(["--train", str(letters), "--dev", str(letters), "--weights", str(tmp_path / "nan"), "--fresh-head",
+              "--out", str(tmp_path / "run"), *SHORT])
+    assert not (tmp_path / "run" / "last").exists()
+
+
+def test_bf16_autocast_trains_on_cpu(tmp_path, tiny_model, letters):
+    exact = events(run(tmp_path / "fp32", tiny_model, letters, "--max-steps", "6", "--dropout", "0"), "train")
+    mixed = events(run(tmp_path / "bf16", tiny_model, letters, "--max-steps", "6", "--dropout", "0",
+                       "--precision", "bf16"), "train")
+    differ = [abs(a["loss"] - b["loss"]) for a, b in zip(exact, mixed, strict=True)]
+    assert 0 < max(differ) < 0.05
+
+
+def test_fp16_counts_skips_and_gives_up(tmp_path, tiny_model, letters):
+    """A loss scale that overflows is lowered step by step; one that always overflows ends the run with a diagnosis."""
+    out = run(tmp_path / "run", tiny_model, letters, "--max-steps", "8", "--precision", "fp16")
+    last = events(out, "train")[-1]
+    assert last["loss_scale"] <= 65536 and last["skipped"] >= 0 and math.isfinite(last["loss"])
+    model = folder.load(tiny_model)
+    with torch.no_grad():
+        model.span.weight.mul_(1e6)                                                # logits beyond float16
+        model.encoder.layers[1].ffn_norm.weight.mul_(1e30)
+    folder.save(tmp_path / "huge", model, tokenizer_from=tiny_model, provenance={})
+    with pytest.raises(UserError, match="25 steps in a row .*--precision bf16 or fp32"):
+        main(["--train", str(letters), "--dev", str(letters), "--weights", str(tmp_path / "huge"), "--fresh-head",
+              "--out", str(tmp_path / "stop"), *SHORT, "--epochs", "9", "--precision", "fp16"])
+
+
+def test_patience_ends_a_run(tmp_path, tiny_model, letters):
+    out = run(tmp_path / "run", tiny_model, letters, "--epochs", "9", "--eval-every", "1", "--patience", "2", "--lr", "1e-9")
+    assert [record["step"] for record in events(out, "eval")] == [0, 1, 2]
+
+
+def test_impossible_windows_can_be_dropped_and_questions_limited(tmp_path, tiny_model, letters, capsys):
+    run(tmp_path / "run", tiny_model, letters, "--max-steps", "1", "--keep-impossible", "0", "--limit-dev", "5")
+    said = capsys.readouterr().err
+    assert "train: 39 windows after keeping 0%" in said and "5 examples" in said
+
+
+# ---- optimizer and schedule against hand-computed values ----
+
+
+def test_schedules_by_hand():
+    linear = OptimSettings(lr=1.0, warmup=0.2)
+    assert [round(lr_at(k, 10, linear), 4) for k in range(10)] == [
+        0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
+    assert lr_at(5, 10, OptimSettings(lr=2.0, warmup=0, schedule="constant")) == 2.0
+    assert lr_at(5, 10, OptimSettings(lr=1.0, warmup=0, schedule="cosine")) == pytest.approx(0.5)
+    assert lr_at(2, 100, OptimSettings(lr=1.0, warmup=4)) == 0.75                  # a number of steps
+
+
+def test_steps_are_counted_on_windows():
+    assert total_steps(101, LoopSettings(epochs=2, batch_size=10)) == 22
+    assert total_steps(101, LoopSettings(epochs=0.5, batch_size=10)) == 6
+    assert total_steps(101, LoopSettings(epochs=2, batch_size=10, max_steps=5)) == 5
+
+
+class OneWeight(torch.nn.Module):
+    """A parameter of two dimensions and a bias, with the config that depth needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = type("Config", (), {"num_hidden_layers": 2})
+        self.weight = torch.nn.Parameter(torch.tensor([[0.5]]))
+        self.bias = torch.nn.Parameter(torch.tensor([0.5]))
+
+
+@pytest.mark.parametrize("correction", [True, False])
+def test_adam_and_decay_by_hand(correction):
+    """Three updates with gradients 0.1, -0.2, 0.3: AdamW, and Google's variant without bias correction."""
+    settings = OptimSettings(lr=0.01, weight_decay=0.1, eps=1e-6, bias_correction=correction)
+    model = OneWeight()
+    optimizer = make_optimizer(model, settings, torch.device("cpu"))
+    expected, m, v = {"weight": 0.5, "bias": 0.5}, 0.0, 0.0
+    for t, gradient in enumerate([0.1, -0.2, 0.3], 1):
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        c1, c2 = (1 - 0.9**t, 1 - 0.999**t) if correction else (1, 1)
+        step = m / c1 / (math.sqrt(v / c2) + 1e-6)
+        expected["weight"] -= 0.01 * (step + 0.1 * expected["weight"])
+        expected["bias"] -= 0.01 * step                                            # no decay
+        for p in model.parameters():
+            p.grad = torch.full_like(p, gradient)
+        set_lr(optimizer, 0.01, t - 1, settings)
+        optimizer.step()
+        assert model.weight.item() == pytest.approx(expected["weight"], abs=1e-6)
+        assert model.bias.item() == pytest.approx(expected["bias"], abs=1e-6)
+
+
+def test_groups_depth_decay_and_freezing(tiny_model):
+    model = folder.load(tiny_model)
+    assert depth_of("encoder.embeddings.word.weight", 2) == 0 and depth_of("encoder.layers.1.qkv.bias", 2) == 2
+    assert depth_of("span.weight", 2) == 3
+    optimizer = make_optimizer(model, OptimSettings(layer_decay=0.5), torch.device("cpu"))
+    scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    assert [scales[id(p)] for p in (model.span.weight, model.encoder.layers[1].qkv.weight,
+                                    model.encoder.layers[0].qkv.weight, model.encoder.embeddings.word.weight)] == [
+        1.0, 0.5, 0.25, 0.125]
+    decays = {id(p): group["decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays[id(model.span.weight)] == 0.01
+    assert decays[id(model.span.bias)] == decays[id(model.encoder.layers[0].ffn_norm.weight)] == 0
+    for what, trained in (("1", {"encoder.layers.1", "span"}), ("encoder", {"span"})):
+        freeze(model, what)
+        left = {name for name, p in model.named_parameters() if p.requires_grad}
+        assert left and all(any(name.startswith(prefix) for prefix in trained) for name in left)
+    with pytest.raises(UserError, match="freeze is 3 layers, but this model has 2"):
+        freeze(model, "3")
+
+
+def test_frozen_parts_do_not_move(tmp_path, tiny_model, letters):
+    out = run(tmp_path / "run", tiny_model, letters, "--max-steps", "3", "--freeze", "encoder")
+    before, after = load_file(tiny_model / "model.safetensors"), weights(out)
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"span.weight", "span.bias"}
+
+
+# ---- the command line ----
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    (["--doc-stride", "128"], "say --step N or --overlap N"),
+    (["--overlap", "3", "--step", "3"], "not both"),
+    (["--max-length", "65"], "the model has 64 positions"),
+    (["--lr", "-1", "--batch-size", "0"], "batch_size is 0.*; lr is -1.0"),
+    (["--weights", "/nowhere/at/all"], "/nowhere/at/all"),
+    (["--train", "/nowhere.json"], "/nowhere.json"),
+])
+def test_mistakes_are_explained(tmp_path, tiny_model, letters, flags, says):
+    with pytest.raises(UserError, match=says):
+        run(tmp_path / "run", tiny_model, letters, *flags)
+
+
+def test_unknown_settings_in_a_file_are_named_all_at_once(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"learning_rate": 1, "batchsize": 2, "lr": 3}))
+    with pytest.raises(UserError, match=r"unknown 'learning_rate', 'batchsize' \(did you mean 'batch_size'\?\)"):
+        main(["--config", str(path)])
+
+
+def test_a_run_folder_is_never_overwritten(plain, tiny_model, letters):
+    with pytest.raises(UserError, match="already holds a run"):
+        run(plain, tiny_model, letters)
+
+
+def test_errors_are_one_line_and_exit_status_2(tmp_path):
+    said = subprocess.run([sys.executable, "-m", "bertqa.train", "--train", str(tmp_path / "no.json")],
+                          capture_output=True, text=True)
+    assert said.returncode == 2 and said.stderr.count("\n") == 1 and said.stderr.startswith("error: ")
+
+
+def test_knobs_stay_few():
+    import dataclasses
+
+    from bertqa.train import sections
+
+    assert sum(len(dataclasses.fields(part)) for part in sections().values()) <= 47
+
+
+def test_journal_survives_a_torn_line(tmp_path):
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.write("train", loss=float("nan"), step=1)
+    size = journal.size
+    journal.write("train", loss=2.0, step=2)
+    journal.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"event": "tr')
+    assert [record["step"] for record in read_journal(tmp_path / "metrics.jsonl")] == [1, 2]
+    Journal(tmp_path / "metrics.jsonl", keep_bytes=size).close()
+    assert [record["loss"] for record in read_journal(tmp_path / "metrics.jsonl")] == ["nan"]
+
+
+def test_windows_of_a_batch_do_not_depend_on_rank_count():
+    from bertqa.data.batches import epoch_order, step_rows
+
+    order = epoch_order(50, 0, 0)
+    for world in (1, 2, 3):
+        rows = np.concatenate([step_rows(order, 3, 8, rank, world) for rank in range(world)])
+        assert sorted(rows) == sorted(order[24:32])
+
+
