@@ -1,13 +1,14 @@
-"""Windows through the model to spans: what evaluation, `predict` and the Reader share."""
+"""Windows through the model, to spans or classes: what evaluation, `predict`, `embed` and the Reader share."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from bertqa.data.batches import WindowStore, by_length
+from bertqa.data.batches import Batch, WindowStore, by_length
 from bertqa.data.windows import Windows
 from bertqa.model.attention import Layout
 from bertqa.model.heads import span_loss
@@ -17,47 +18,86 @@ TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens in an inference batch: on a CPU what stays near its caches, on a GPU what fills it."""
 
 
-@torch.inference_mode()
-def span_logits(model: nn.Module, windows: Windows, device: torch.device, autocast=None, tokens: int | None = None,
-                progress: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, float]]:
-    """Yield (rows (S,), start logits (N,), end logits (N,), summed loss) for batches that cover all windows once.
+def forward_all(compute: Callable[[Batch, Layout], tuple[Tensor, ...]], windows: Windows, device: torch.device, *,
+                autocast=None, tokens: int | None = None, progress: str | None = None, unit: str = " windows",
+                world=None) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Yield (rows (S,), what `compute` returned for them, as float32 on the host) for packed batches, longest windows
+    first, that cover all windows once. The model that `compute` calls must be in eval mode.
 
-    The logits are float32 and packed, each window of its whole length. `model` must be in eval mode.
+    With a `world` (training.distributed) each rank computes every size-th batch and yields those of all: whole batches
+    and not questions are dealt out, so that each is the very batch of a single process, to the last bit of its logits.
     """
+    store = WindowStore(windows, device)
+    batches = list(by_length(store.lengths, tokens or TOKENS.get(device.type, 16384)))
+    if world is None or world.size == 1:
+        yield from _forward(compute, store, batches, autocast, progress, unit)
+        return
+    mine = _forward(compute, store, batches[world.rank :: world.size], autocast, progress, unit)
+    for _ in batches[:: world.size]:
+        yield from (part for part in world.gather(next(mine, None)) if part is not None)
+
+
+@torch.inference_mode()
+def _forward(compute, store: WindowStore, batches: list[np.ndarray], autocast, progress, unit):
+    """What `forward_all` yields, for these batches."""
     from tqdm import tqdm
 
-    store, waiting = WindowStore(windows, device), None
-    bar = tqdm(total=len(windows), desc=progress, unit=" windows", leave=False, disable=progress is None,
-               dynamic_ncols=True,
-               mininterval=0.2 if sys.stderr.isatty() else 30)
-    with bar:
-        for rows in by_length(store.lengths, tokens or TOKENS.get(device.type, 16384)):
+    waiting = None
+    with tqdm(total=sum(map(len, batches)), desc=progress, unit=unit, leave=False, disable=progress is None,
+              dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 30) as bar:
+        for rows in batches:
             batch = store.batch(rows)
-            layout = Layout.of(batch.lengths, device)
-            with autocast or torch.autocast(device.type, enabled=False):
-                logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
-            loss = span_loss(logits, layout, batch.start_labels, batch.end_labels)
+            layout = Layout.of(batch.lengths, store.device)
+            with autocast or torch.autocast(store.device.type, enabled=False):
+                results = compute(batch, layout)
             # One batch late, so that the copy of a batch waits while the next is already under way.
             if waiting is not None:
                 yield _on_host(*waiting)
-            waiting = (rows, torch.stack(logits), loss)
+            waiting = (rows, results)
             bar.update(len(rows))
         if waiting is not None:
             yield _on_host(*waiting)
 
 
-def _on_host(rows: np.ndarray, logits: torch.Tensor, loss: torch.Tensor):
-    start, end = logits.float().cpu().numpy()
-    return rows, start, end, float(loss)
+def _on_host(rows: np.ndarray, results: tuple[Tensor, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
+    return rows, [result.float().cpu().numpy() for result in results]
 
 
 def find_spans(model: nn.Module, windows: Windows, device: torch.device, settings: SpanSettings = SpanSettings(), *,
-               autocast=None, progress: str | None = None) -> tuple[Spans, float]:
-    """The n-best spans of every question, and the mean loss over windows (of use only where there are labels)."""
+               autocast=None, progress: str | None = None, world=None) -> tuple[Spans, float]:
+    """The n-best spans of every question, and the mean loss over windows (of use only where there are labels).
+
+    The ranks of a `world` share the work; all of them return the spans of all questions.
+    """
+    def compute(batch: Batch, layout: Layout) -> tuple[Tensor, ...]:
+        logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
+        return *logits, span_loss(logits, layout, batch.start_labels, batch.end_labels)
+
     decoder, total, training = SpanDecoder(windows, settings), 0.0, model.training
     model.eval()
-    for rows, start, end, loss in span_logits(model, windows, device, autocast, progress=progress):
+    parts = forward_all(compute, windows, device, autocast=autocast, progress=progress, world=world)
+    for rows, (start, end, loss) in parts:
         decoder.add(rows, start, end)
-        total += loss
+        total += float(loss)
     model.train(training)
     return decoder.finish(), total / max(1, len(windows))
+
+
+def class_logits(model: nn.Module, windows: Windows, device: torch.device, *, autocast=None,
+                 progress: str | None = None, world=None) -> tuple[np.ndarray, float]:
+    """Logits (W, C) float32 of every window, and the mean cross-entropy (of use only where there are labels).
+
+    The ranks of a `world` share the work; all of them return all logits.
+    """
+    def compute(batch: Batch, layout: Layout) -> tuple[Tensor, ...]:
+        logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)     # (S, C)
+        return logits, F.cross_entropy(logits, batch.start_labels, reduction="sum")
+
+    logits, total, training = np.empty((len(windows), model.num_labels), np.float32), 0.0, model.training
+    model.eval()
+    parts = forward_all(compute, windows, device, autocast=autocast, progress=progress, world=world)
+    for rows, (part, loss) in parts:
+        logits[rows] = part
+        total += float(loss)
+    model.train(training)
+    return logits, total / max(1, len(windows))

@@ -1,4 +1,7 @@
-"""python -m bertqa.predict: answers for a file, or for one question. `Reader` is the same thing in Python."""
+"""python -m bertqa.predict: answers for a file, or for one question; classes of texts, where the model is a classifier.
+
+`Reader` is the same thing in Python.
+"""
 
 import argparse
 import contextlib
@@ -58,7 +61,11 @@ class Reader:
             raise UserError(f"{where}: its head is {config['head']!r}, but answering needs {folder.QA!r}; fine-tune it first: "
                             "python -m bertqa.train --weights ... --fresh-head")
         qa = folder.read_qa(where)
-        qa.setdefault("max_length", min(384, config["architecture"]["max_position_embeddings"]))
+        # A folder that was converted and never trained here says nothing about windows: the pipeline's defaults.
+        length = qa.setdefault("max_length", min(384, config["architecture"]["max_position_embeddings"]))
+        asked = qa.setdefault("max_question", min(64, length // 2))
+        if "step" not in qa:
+            qa.setdefault("overlap", min(128, (length - asked) // 2))
         return cls(folder.load(where, device=device), WordPiece.load(where), qa, device, pick_precision(precision, device))
 
     def answer(self, question: str, context: str, top_k: int = 1, **options) -> Answer | list[Answer]:
@@ -105,7 +112,7 @@ class Reader:
         from bertqa.training.precision import autocast
 
         windows = build_windows(examples, self.tokenizer, max_length=self.qa["max_length"], overlap=self.qa.get("overlap"),
-                                step=self.qa.get("step"), max_question=self.qa.get("max_question", 64))
+                                step=self.qa.get("step"), max_question=self.qa["max_question"])
         settings = SpanSettings(n, max_answer_length or self.qa.get("max_answer_length", 30))
         cast = autocast(self.device, self.dtype) if self.dtype is not None else None
         return find_spans(self.model, windows, self.device, settings, autocast=cast, progress=progress)[0], windows
@@ -127,11 +134,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     from bertqa.train import bundled_reader
 
     parser = argparse.ArgumentParser(
-        prog="python -m bertqa.predict", description="Answer questions from their paragraphs.",
+        prog="python -m bertqa.predict",
+        description="Answer questions from their paragraphs, or classify texts: the model folder tells which.",
         epilog="example: python -m bertqa.predict --question 'Who came?' --context 'Ada came at noon.'")
     parser.add_argument("--model", default=bundled_reader(), help="model folder, Hugging Face folder or Hub id [%(default)s]")
-    parser.add_argument("--data", metavar="FILE", help="questions, of any form that train reads; answers in it are not used")
-    parser.add_argument("--out", metavar="FOLDER", help="where predictions.json, nbest_predictions.json, null_odds.json go")
+    parser.add_argument("--data", metavar="FILE", help="questions or texts, of any form that train reads, texts also a line each; "
+                                                       "answers and labels in it are not used")
+    parser.add_argument("--out", metavar="FOLDER", help="where predictions.json, nbest_predictions.json, null_odds.json go; of a "
+                                                       "classifier: predictions.jsonl")
     parser.add_argument("--question", help="one question")
     parser.add_argument("--context", help="the text to find its answer in")
     parser.add_argument("--context-file", metavar="FILE", help="a file with that text; - reads standard input")
@@ -139,7 +149,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threshold", help="null odds above which there is no answer: a number, or none to always answer "
                                             "[as tuned with the model]")
     parser.add_argument("--max-answer-length", type=int, help="most tokens of an answer [as trained]")
-    parser.add_argument("--limit", type=int, help="answer the first N questions of the file")
+    parser.add_argument("--text", help="one text to classify")
+    parser.add_argument("--pair", metavar="TEXT", help="its second text, for a classifier of pairs")
+    parser.add_argument("--text-column", metavar="NAME", help="column of the texts in the file [as trained]")
+    parser.add_argument("--pair-column", metavar="NAME", help="column of the second texts [as trained]")
+    parser.add_argument("--limit", type=int, help="only the first N questions or texts of the file")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     parser.add_argument("--json", action="store_true", help="print the answers to one question as JSON")
@@ -149,11 +163,60 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer a file or one question. Returns the exit status."""
     args = parse_args(argv)
-    if bool(args.data) == bool(args.question):
-        raise UserError("give either --data FILE --out FOLDER, or --question with --context or --context-file")
+    if bool(args.data) + bool(args.question) + (args.text is not None) != 1:
+        raise UserError("give either --data FILE --out FOLDER, or --question with --context or --context-file, or, for a "
+                        "classifier, --text")
     if args.data and not args.out:
         raise UserError("--data needs --out FOLDER, where the predictions go")
-    return answer_file(args) if args.data else answer_one(args)
+    if args.question:
+        return answer_one(args)
+    from bertqa.model import folder, hf
+
+    args.model = Path(hf.resolve_weights(args.model))
+    config = folder.read_config(args.model)
+    return answer_file(args) if args.data and config["head"] != folder.CLASSES else classify(args, config)
+
+
+def classify(args, config: dict) -> int:
+    """Print the classes of one text, or write a line of predictions.jsonl for each text of a file."""
+    from bertqa.data.texts import Texts, read_texts
+    from bertqa.data.tokenizer import WordPiece
+    from bertqa.data.windows import text_windows
+    from bertqa.inference import class_logits
+    from bertqa.model import folder
+    from bertqa.training.classification import probabilities, write_predictions
+    from bertqa.training.precision import autocast, pick_device, pick_precision
+
+    if config["head"] != folder.CLASSES:
+        raise UserError(f"{args.model}: its head is {config['head']!r}, but --text needs a classifier; train one first: "
+                        "python -m bertqa.train --task classify")
+    trained = {"text_column": "text", "pair_column": None, **folder.read_qa(args.model)}
+    second = args.pair_column or trained["pair_column"]
+    if args.data:
+        column = args.text_column or trained["text_column"]
+        texts = read_texts(args.data, None if column == "text" and not second else column, pair_column=second,
+                           limit=args.limit)
+    elif second and args.pair is None:
+        raise UserError(f"{args.model}: classifies pairs ({trained['text_column']}, {second}); give --pair TEXT too")
+    else:
+        texts = Texts("--text", "", [""], [""], [args.text], None if args.pair is None else [args.pair])
+    device, labels = pick_device(args.device), config["labels"]
+    windows = text_windows(texts.texts, WordPiece.load(args.model), pairs=texts.pairs, progress=args.data and "tokenise",
+                           max_length=trained.get("max_length", config["architecture"]["max_position_embeddings"]))
+    logits, _ = class_logits(folder.load(args.model, device=device), windows, device, progress=args.data and "classify",
+                             autocast=autocast(device, pick_precision(args.precision, device)))
+    if args.data:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+        write_predictions(Path(args.out) / "predictions.jsonl", texts.ids, logits, labels)
+        cut = f", {windows.cut_questions:,} cut to what the model reads" if windows.cut_questions else ""
+        print(f"classes of {len(texts):,} texts in {Path(args.out) / 'predictions.jsonl'}{cut}", file=sys.stderr)
+        return 0
+    found = probabilities(logits, labels)[0]
+    if args.json:
+        print(json.dumps({"label": next(iter(found)), "probabilities": found}, ensure_ascii=False))
+    else:
+        print("\n".join(f"{label}   [probability {share:.3f}]" for label, share in found.items()))
+    return 0
 
 
 def threshold_of(args, qa: dict) -> float | None:

@@ -1,6 +1,6 @@
 """python -m bertqa.train: fine-tune a BERT, evaluate it, tune its no-answer threshold, and leave a run folder.
 
-Without arguments it fine-tunes the bundled reader on the bundled sample.
+Without arguments it fine-tunes the bundled reader on the bundled sample; `--task classify` makes a text classifier.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from bertqa.errors import UserError
 from bertqa.flags import add_fields, merge, read_config_file, run_verb
@@ -41,6 +42,20 @@ class FileSettings:
     """Run folder to make; none = runs/ and the time."""
     fresh_head: bool = False
     """Draw the answer head at random: needed, and only allowed, where the weights have none."""
+    task: Literal["qa", "classify"] = "qa"
+    """What to learn: answers to questions, or classes of texts; `--task classify --help` shows the flags of that."""
+
+
+@dataclass(frozen=True)
+class LabelledFiles(FileSettings):
+    """What goes in and where it comes out, for classification."""
+
+    train: str = str(SAMPLE / "reviews.csv")
+    """Texts with labels to train on: CSV, TSV or JSONL; .gz or not."""
+    dev: str | None = None
+    """Texts with labels to evaluate on, of any of these forms; none = a part of train, see --split."""
+    fresh_head: bool = False
+    """Draw the class head at random although the weights have one; without one it is drawn anyway."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +73,16 @@ class ModelSettings:
                 if value is not None and not 0 <= value < 1]
 
 
-def sections():
-    """The settings dataclasses that make up a run, with the titles of their flags."""
+def sections(task: str = "qa"):
+    """The settings dataclasses that make up a run of this task, with the titles of their flags."""
+    from bertqa.training.classification import ClassificationSettings
     from bertqa.training.loop import LoopSettings
     from bertqa.training.optim import OptimSettings
     from bertqa.training.question_answering import QuestionAnsweringSettings
 
-    return {"files": FileSettings, "windows and answers": QuestionAnsweringSettings, "model": ModelSettings,
-            "optimizer": OptimSettings, "loop": LoopSettings}
+    own = ({"files": LabelledFiles, "texts and classes": ClassificationSettings} if task == "classify" else
+           {"files": FileSettings, "windows and answers": QuestionAnsweringSettings})
+    return {**own, "model": ModelSettings, "optimizer": OptimSettings, "loop": LoopSettings}
 
 
 PRESETS = {
@@ -80,18 +97,30 @@ PRESETS = {
 """Settings of published rows: google-research/bert's run_squad, transformers' run_qa, and ours for small encoders."""
 
 
+def task_of(argv: Sequence[str] | None) -> str:
+    """The task that a command line means, which decides what other flags there are."""
+    early = argparse.ArgumentParser(prog="python -m bertqa.train", add_help=False, allow_abbrev=False)
+    for name in ("--task", "--config", "--resume"):
+        early.add_argument(name)
+    given = early.parse_known_args(argv)[0]
+    path = Path(given.resume) / "config.json" if given.resume else given.config
+    saved = read_config_file(path) if path else {}
+    return given.task or saved.get("settings", saved).get("task", "qa")
+
+
 def parse(argv: Sequence[str] | None):
     """(settings by section, resume folder or None) from defaults < preset < --config file < command line."""
     parser = argparse.ArgumentParser(
         prog="python -m bertqa.train", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Fine-tune a BERT for question answering. Without arguments: the bundled reader on the bundled sample.",
+        description="Fine-tune a BERT for question answering, or with --task classify for text classification. Without "
+                    "arguments: the bundled reader on the bundled sample.",
         epilog="example: python -m bertqa.train --train train-v2.0.json --dev dev-v2.0.json --weights google-bert/"
                "bert-base-uncased --fresh-head --epochs 2 --out runs/base")
     parser.add_argument("--config", metavar="FILE", help="settings from a JSON file, such as a run folder's config.json")
     parser.add_argument("--preset", choices=PRESETS, help="settings of a published recipe; prints what they are")
     parser.add_argument("--resume", metavar="RUN", help="go on with a run folder, from its last checkpoint")
     parser.add_argument("--doc-stride", dest="doc_stride", help=argparse.SUPPRESS)
-    parts = sections()
+    parts = sections(task_of(argv))
     for title, part in parts.items():
         add_fields(parser, part, title)
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None
@@ -107,16 +136,16 @@ def parse(argv: Sequence[str] | None):
             raise UserError(f"--resume goes on with the run's own settings; leave out {', '.join(sorted(extra))} "
                             f"(only {', '.join(sorted(allowed))} can be given with it)")
         config = str(Path(resume) / "config.json")
-    layers = [PRESETS[preset]] if preset else []
+    owner = {field.name: part for part in parts.values() for field in dataclasses.fields(part)}
+    layers = []
     if preset:
-        print(f"preset {preset}: " + ", ".join(f"{name} {value}" for name, value in PRESETS[preset].items()),
-              file=sys.stderr)
+        layers.append({name: value for name, value in PRESETS[preset].items() if name in owner})
+        print(f"preset {preset}: " + ", ".join(f"{name} {value}" for name, value in layers[0].items()), file=sys.stderr)
     if config:
         saved = read_config_file(config)
         layers.append(saved.get("settings", saved))
     layers.append(given)
     merged = {name: value for layer in layers for name, value in layer.items()}
-    owner = {field.name: part for part in parts.values() for field in dataclasses.fields(part)}
     everything = dataclasses.make_dataclass("Settings", [(name, object, None) for name in owner])
     merge(everything, merged, source=config or "command line")  # unknown names, all at once
     chosen = {title: part(**{name: value for name, value in merged.items() if owner[name] is part})
@@ -132,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from bertqa.model import folder, hf
     from bertqa.training.checkpoint import check_same, load_checkpoint, load_weights
+    from bertqa.training.classification import Classification
     from bertqa.training.distributed import world_of_torchrun
     from bertqa.training.journal import Journal
     from bertqa.training.loop import summary, total_steps, train
@@ -158,9 +188,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         random.seed(loop.seed)
         torch.manual_seed(loop.seed)
 
-        task = QuestionAnswering(files.train, files.dev, weights, answers, seed=loop.seed, device=device, say=say,
-                                 progress=world.first, recipe=settings_of(chosen))
-        model, had_head = starting_model(weights, model_config, files.fresh_head, modelling)
+        make = Classification if files.task == "classify" else QuestionAnswering
+        task = make(files.train, files.dev, weights, answers, seed=loop.seed, device=device, say=say,
+                    progress=world.first, recipe=settings_of(chosen))
+        model, had_head = starting_model(weights, model_config, files.fresh_head, modelling, task)
+        if not had_head:
+            say(f"a head for {task.head} is drawn at random; that of the weights: {model_config['head'] or 'none'}")
         model.to(device)
         freeze(model, optim.freeze)
         torch.manual_seed(loop.seed + world.rank)
@@ -188,31 +221,38 @@ def main(argv: Sequence[str] | None = None) -> int:
             journal.close()
             if outcome.finished:
                 write_json(run / "summary.json", figures)
-            say(closing(outcome, figures, run))
+            say(closing(outcome, figures, run, task))
     return 0 if outcome.finished or "limit" in outcome.stopped_by else 130
 
 
-def starting_model(weights: Path, config: dict, fresh_head: bool, modelling):
-    """(model, whether its answer head was trained before): the weights, with the dropout that training wants."""
+def starting_model(weights: Path, config: dict, fresh_head: bool, modelling, task):
+    """(model, whether its head was trained before): the weights, with the dropout that training wants.
+
+    A class head is drawn where the weights have none, for it depends on the data's classes anyway.
+    """
     import torch
 
     from bertqa.model import folder
     from bertqa.model.config import BertConfig
-    from bertqa.model.heads import BertForQuestionAnswering
 
-    has_head = config["head"] == folder.QA
-    if not has_head and not fresh_head:
+    fresh = fresh_head or config["head"] != task.head
+    if fresh and not fresh_head and task.head == folder.QA:
         raise UserError(f"{weights}: these weights have no answer head; --fresh-head draws one at random")
+    if not fresh and config.get("labels") != task.labels:
+        raise UserError(f"{weights}: its head knows the classes {', '.join(config['labels'])}, the training data has "
+                        f"{', '.join(task.labels)}; name them alike, or draw another head: --fresh-head")
     shape = BertConfig(**config["architecture"])
     shape = shape.replace(
         attention_probs_dropout_prob=modelling.attention_dropout,
         hidden_dropout_prob=shape.hidden_dropout_prob if modelling.dropout is None else modelling.dropout)
-    model = BertForQuestionAnswering(shape)
-    fresh = fresh_head
+    model = folder.build(shape, task.head, task.labels)
     source = folder.load_encoder(weights) if fresh else folder.load(weights)
     target = model.encoder if fresh else model
-    kept = {name: value for name, value in source.state_dict().items() if not name.startswith("pooler.")}
-    target.load_state_dict(kept, strict=True)
+    drawn = target.state_dict()
+    kept = {name: value for name, value in source.state_dict().items() if name in drawn}
+    # Answers need no pooler; classes do, and one that the weights lack is a part of the fresh head.
+    assert all(name.startswith("pooler.") for name in drawn.keys() ^ source.state_dict().keys())
+    target.load_state_dict({**drawn, **kept}, strict=True)
     return model.to(torch.float32), not fresh
 
 
@@ -250,17 +290,15 @@ def git_commit() -> str | None:
     return said.stdout.strip() or None
 
 
-def closing(outcome, figures: dict, run: Path) -> str:
+def closing(outcome, figures: dict, run: Path, task) -> str:
     """The last lines for people."""
     speed = (f"{figures['steps']:,} steps, {figures['windows']:,} windows in {figures['seconds']:,.0f} s of training: "
              f"{figures['windows_per_s']:.1f} windows/s, {figures['tokens_per_s']:,.0f} useful tokens/s, peak memory "
              f"{figures['peak_memory_mb']:,} MB")
     if not outcome.finished:
         return f"{speed}\nstopped by {outcome.stopped_by}; go on with: python -m bertqa.train --resume {run}"
-    scores = {name: value for name, value in outcome.last.items() if name in ("exact", "f1", "exact_at_zero", "f1_at_zero")}
-    shown = ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
-    return (f"{speed}\nlast evaluation: {shown}\nbest f1 {outcome.progress.best:.2f} at step {outcome.progress.best_step}, "
-            f"kept in {run / 'best'}")
+    return (f"{speed}\nlast evaluation: {task.describe(outcome.last)}\n"
+            f"best {task.key} {outcome.progress.best:.2f} at step {outcome.progress.best_step}, kept in {run / 'best'}")
 
 
 if __name__ == "__main__":

@@ -345,14 +345,15 @@ def _csv_records(text: str) -> Iterator[tuple[str, dict]]:
         yield where, record
 
 
-def _csv_rows(text: str, delimiter: str) -> list[tuple[str, list[str]]]:
-    """The rows that are not blank. A quoted paragraph may go over several lines: a row is named by its first."""
+def _csv_rows(text: str, delimiter: str, keep_blank: bool = False) -> list[tuple[str, list[str]]]:
+    """The rows that are not blank (or all that have a cell). A quoted paragraph may go over several lines: a row is named
+    by its first."""
     rows, last = [], 0
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     usual_limit = csv.field_size_limit(2**31 - 1)  # 128 KiB, for the whole process: put it back
     try:
         for row in reader:
-            if any(cell.strip() for cell in row):
+            if row and keep_blank or any(cell.strip() for cell in row):
                 rows.append((f"line {last + 1}", row))
             last = reader.line_num
     except csv.Error as error:

@@ -41,10 +41,10 @@ class Tokens:
         """Bytes of all four arrays."""
         return self.ids.nbytes + self.starts.nbytes + self.ends.nbytes + self.rows.nbytes
 
-    def cut(self, most: int) -> "Tokens":
-        """Every text cut to its first `most` tokens."""
+    def cut(self, most: "int | np.ndarray") -> "Tokens":
+        """Every text cut to its first `most` tokens: one number for all, or (R,)."""
         within = np.arange(len(self.ids)) - np.repeat(self.rows[:-1], self.counts)          # (T,) position in its text
-        keep = within < most
+        keep = within < np.repeat(np.broadcast_to(most, self.counts.shape), self.counts)
         rows = np.concatenate([[0], np.minimum(self.counts, most).cumsum()])
         return Tokens(self.ids[keep], self.starts[keep], self.ends[keep], rows)
 

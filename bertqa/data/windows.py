@@ -8,6 +8,8 @@ because the field's `doc_stride` means both:
     step     tokens from one window's start to the next one's; the overlap varies (Google's run_squad and its ports)
 
 Example: 12 paragraph tokens, room for 6. Overlap 2 starts windows at 0, 4, 8 -> [0..5] [4..9] [8..11]; step 3 at 0, 3, 6.
+
+Texts to classify or embed are laid out likewise, one window a text (`text_windows`).
 """
 
 import hashlib
@@ -50,6 +52,8 @@ class Windows:
     """Questions that lost tokens to max_question."""
     unlabelled: tuple[int, ...] = ()
     """Rows of answerable questions that no window holds: the answer is longer than a window, or has no token at all."""
+    special: int = SPECIAL
+    """Special tokens in a sequence; 2 for single texts:  [CLS] text [SEP]  with the text in the question's place."""
 
     def __len__(self) -> int:
         return len(self.question)
@@ -57,7 +61,7 @@ class Windows:
     @property
     def lengths(self) -> np.ndarray:
         """(W,) int32, tokens of each sequence."""
-        return (self.questions.counts[self.question] + self.count + SPECIAL).astype(np.int32)
+        return (self.questions.counts[self.question] + self.count + self.special).astype(np.int32)
 
     @property
     def nbytes(self) -> int:
@@ -150,6 +154,27 @@ def build_windows(examples: Sequence[Example], tokenizer: WordPiece, *, max_leng
     return Windows(questions, contexts, question_context, question, first, count, start_label, end_label,
                    tokenizer.cls_id, tokenizer.sep_id, int((whole.counts > max_question).sum()),
                    tuple(np.flatnonzero(answerable & ~held_somewhere).tolist()))
+
+
+def text_windows(texts: Sequence[str], tokenizer: WordPiece, *, pairs: Sequence[str] | None = None,
+                 labels: np.ndarray | None = None, max_length: int = 512, progress: str | None = None) -> Windows:
+    """One window a text:  [CLS] text [SEP],  or with `pairs`  [CLS] text [SEP] second text [SEP].
+
+    What is longer than `max_length` tokens loses its end, a pair from the longer of its two first; `cut_questions`
+    counts them. `start_label` holds the class: `labels` (W,), or 0.
+    """
+    special = SPECIAL - (pairs is None)
+    room = max_length - special
+    whole = tokenizer.encode(texts, progress)
+    none, rows = np.zeros(0, np.int32), np.arange(len(texts), dtype=np.int32)
+    contexts = Tokens(none, none, none, np.zeros(1, np.int64)) if pairs is None else tokenizer.encode(pairs, progress)
+    second = np.zeros_like(whole.counts) if pairs is None else contexts.counts
+    kept = np.minimum(whole.counts, np.maximum(room - second, (room + 1) // 2))            # (W,)
+    count = np.minimum(second, room - kept)                                                # (W,)
+    zeros = np.zeros_like(rows)
+    return Windows(whole.cut(kept), contexts, zeros if pairs is None else rows, rows, zeros, count.astype(np.int32),
+                   zeros if labels is None else labels.astype(np.int32), zeros, tokenizer.cls_id, tokenizer.sep_id,
+                   int((kept + count < whole.counts + second).sum()), special=special)
 
 
 def _answer_tokens(examples: Sequence[Example], contexts: Tokens, texts: list[str],

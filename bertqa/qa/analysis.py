@@ -1,9 +1,10 @@
-"""What predictions tell beyond their score: kinds of miss, groups of questions, points for plots, and two runs compared.
+"""What predictions tell beyond their score: kinds of miss, groups of questions, points for plots, two runs compared.
 
 Q questions; `exact` and `f1` are (Q,) fractions after the no-answer threshold, `odds` (Q,) null odds. Scores that leave
 this file are percentages.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -25,10 +26,6 @@ KINDS = {
     "missing": ("No prediction", "the predictions do not have this question"),
 }
 """Every question is of one kind: name -> label, what it means."""
-
-RESAMPLES = 2000
-"""Of each bootstrap: the ends of a 95 % interval then move by a few hundredths of a point from seed to seed."""
-
 
 # ---- one question ----
 
@@ -98,7 +95,7 @@ def group(examples: Sequence[Example], windows: np.ndarray | None = None) -> lis
 
 
 def _buckets(name: str, counts, starts: tuple[int, ...]) -> Group:
-    labels = [f"{a}" if b - a == 1 else f"{a}–{b - 1}" for a, b in zip(starts, starts[1:], strict=False)]
+    labels = [f"{a}" if b - a == 1 else f"{a}–{b - 1}" for a, b in itertools.pairwise(starts)]
     return Group(name, [*labels, f"{starts[-1]}+"], np.searchsorted(starts, counts, side="right") - 1)
 
 
@@ -109,11 +106,11 @@ def _without_empty(old: Group) -> Group:
     return Group(old.name, [old.labels[i] for i in used], place[old.of])
 
 
-def group_rows(groups: Group, systems: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[dict]:
+def group_rows(parted: Group, systems: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[dict]:
     """Per label: n, and for each system's (exact, f1) its means and the half width of the F1 mean's 95 % interval."""
     rows = []
-    for index in range(len(groups.labels)):
-        inside = groups.of == index
+    for index in range(len(parted.labels)):
+        inside = parted.of == index
         n = int(inside.sum())
         rows.append({"n": n, "exact": [_percent(exact[inside].mean()) for exact, _ in systems],
                      "f1": [_percent(f1[inside].mean()) for _, f1 in systems],
@@ -139,9 +136,9 @@ def score_table(has_answer: np.ndarray, systems: Sequence[tuple[np.ndarray, np.n
         columns = [np.asarray(values, float)[inside] for system in systems for values in system]
         if len(systems) == 2:
             columns += [columns[2] - columns[0], columns[3] - columns[1]]
-        columns = np.stack(columns, 1)                                                # (q, exact f1 [exact f1 difference])
-        means, limits = columns.mean(0), bootstrap(columns, RESAMPLES)
-        cells = [[_percent(mean), _percent(low), _percent(high)] for mean, (low, high) in zip(means, limits, strict=True)]
+        columns = np.stack(columns, 1)                              # (q, 2) exact and f1, or (q, 6) with two differences
+        limits = bootstrap(columns)
+        cells = [[_percent(value) for value in (mean, *pair)] for mean, pair in zip(columns.mean(0), limits, strict=True)]
         row = {"label": label, "n": int(inside.sum())}
         row |= {name: [cells[2 * system + i] for system in range(len(systems))] for i, name in enumerate(names)}
         if len(systems) == 2:
@@ -181,13 +178,14 @@ def verdict(row: dict, exact: Sequence[np.ndarray], names: Sequence[str]) -> dic
     p, method = mcnemar(only_first, only_second)
     better = None if low <= 0 <= high else int(gap > 0)
     if better is None:
-        text = f"No significant difference: {names[1]} − {names[0]} = {_signed(gap)} F1 [{_signed(low)}, {_signed(high)}]"
+        text = (f"No significant difference: {names[1]} − {names[0]} = {_signed(gap)} F1 "
+                f"[{_signed(low)}, {_signed(high)}]")
     else:
         low, high = (low, high) if better else (-high, -low)
         text = f"{names[better]} is better by {abs(gap):.2f} F1 [{low:.2f}, {high:.2f}]"
     shown = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    detail = (f"Exact match: {only_first:,} questions only {names[0]} gets right, {only_second:,} only {names[1]}; that is "
-              f"{'' if p < 0.05 else 'not '}significant (McNemar's test, {method}: {shown}).")
+    detail = (f"Exact match: {only_first:,} questions only {names[0]} gets right, {only_second:,} only {names[1]}; that "
+              f"is {'' if p < 0.05 else 'not '}significant (McNemar's test, {method}: {shown}).")
     return {"text": text, "detail": detail, "better": better, "p": p, "only": [only_first, only_second]}
 
 
@@ -199,7 +197,7 @@ def _signed(points: float) -> str:
 
 
 def thin(most: int, *columns: Sequence[float]) -> list[list[float]]:
-    """At most `most` points of each column: means over runs of neighbours, so that noise shrinks and no trend is lost."""
+    """At most `most` points of each column: means over neighbours, so that noise shrinks and no trend is lost."""
     n = len(columns[0])
     edges = np.unique(np.linspace(0, n, min(n, most) + 1).astype(int))
     return [[_short(value) for value in np.add.reduceat(np.asarray(column, float), edges[:-1]) / np.diff(edges)]
@@ -235,8 +233,8 @@ def reliability(odds: np.ndarray, has_answer: np.ndarray, scale: float, bias: fl
     """Promised and actual share of questions without an answer, [mean probability, share, n] per bin that is used."""
     probability = no_answer_probability(odds, scale, bias)
     place = np.minimum((probability * bins).astype(int), bins - 1)
-    points = [[_short(probability[place == i].mean()), _short((~has_answer)[place == i].mean()), int((place == i).sum())]
-              for i in range(bins) if (place == i).any()]
+    inside = [place == i for i in range(bins) if (place == i).any()]
+    points = [[_short(probability[rows].mean()), _short((~has_answer)[rows].mean()), int(rows.sum())] for rows in inside]
     return {"points": points, "error": _short(calibration_error(probability, has_answer))}
 
 

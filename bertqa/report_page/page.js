@@ -114,13 +114,13 @@ function chart(spec) {
 
 const zip = ([xs, ys]) => xs.map((x, i) => [x, ys[i]]);
 const label = (run, text) => (two ? `${text} of ${run.name}` : text);
-// Means over a sliding window, which is smaller towards both ends, so that the curve does not lag.
+// Means over a window around each point: unlike a running average, the curve does not lag.
 function smooth(points) {
   const sums = [0], reach = Math.round(points.length / 30);
   for (const point of points) sums.push(sums[sums.length - 1] + point[1]);
   return points.map(([x], i) => {
-    const side = Math.min(reach, i, points.length - 1 - i);
-    return [x, (sums[i + side + 1] - sums[i - side]) / (2 * side + 1)];
+    const from = Math.max(0, i - reach), to = Math.min(points.length, i + reach + 1);
+    return [x, (sums[to] - sums[from]) / (to - from)];
   });
 }
 
@@ -153,22 +153,22 @@ function scores() {
   const rows = data.scores.flatMap((row) => two
     ? pairs.map(([key, name], i) => h("tr", {}, h("th", { scope: "row" }, i ? "" : `${row.label} (${whole(row.n)})`), h("td", { class: "text" }, name), row[key].map(cell), gapCell(row.difference[key])))
     : [h("tr", {}, h("th", { scope: "row" }, row.label), h("td", {}, whole(row.n)), cell(row.exact[0]), cell(row.f1[0]))]);
-  return h("div", { class: "scroll" }, h("table", {}, h("caption", {}, `At the tuned no-answer threshold, by SQuAD v2.0's rules; small: 95 % bootstrap intervals over questions.${two ? " Bold: the interval does not hold 0." : ""}`),
-    h("thead", {}, h("tr", {}, head.map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, rows)));
+  return [h("div", { class: "scroll" }, h("table", {}, h("caption", {}, `At the tuned no-answer threshold, by SQuAD v2.0's rules; small: 95 % bootstrap intervals over questions.${two ? " Bold: the interval does not hold 0." : ""}`),
+    h("thead", {}, h("tr", {}, head.map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, rows))), h("p", { class: "soft aside" }, data.beside.join(" "))];
 }
 
 function training() {
   if (data.gaps.training) return gap(data.gaps.training);
   const of = (name, make) => runs.flatMap((run, i) => make(zip(run.curves[name]), sides[i], run));
-  const x = { label: "step", range: extent([0, ...runs.flatMap((run) => Object.values(run.curves).flatMap((curve) => curve[0]))], 0), format: whole };
+  const x = { label: "step", range: extent([0, ...runs.flatMap((run) => [...run.curves.loss[0], ...run.curves.dev_loss[0]])], 0), format: whole };
   const steady = (text) => (points, side, run) => [{ name: label(run, text), side, points }];
   const lossy = (points, side, run) => [{ side, points, faint: true }, { name: label(run, "training, smoothed"), side, points: smooth(points) }];
   const devLoss = (points, side, run) => [{ name: label(run, "dev"), side: two ? side : "b", points, knots: true, dash: true }];
-  const score = (text, other, dash) => (points, side, run) => [{ name: label(run, text), side: two ? side : other, dash, points, knots: true }];
+  const dev = runs.flatMap((run, i) => Object.entries(run.curves.dev).map(([name, curve], k) => ({ name: label(run, name), side: sides[two ? i : k], dash: two && k > 0, points: zip(curve), knots: true })));
   const format = (value) => fixed(value, 2);
   return h("div", { class: "charts" },
     chart({ title: "Loss", x, y: { tip: format }, series: [...of("loss", lossy), ...of("dev_loss", devLoss)] }),
-    chart({ title: "Score on dev", x, y: { label: "%", tip: format }, empty: "No evaluation yet.", series: [...of("dev_f1", score("F1", "a")), ...of("dev_exact", score("EM", "b", two))] }),
+    chart({ title: "Score on dev", x, y: { label: "%", tip: format, range: dev.every((each) => each.points.length < 2) ? [0, 100] : null }, empty: "No evaluation yet.", series: dev }),
     chart({ title: "Learning rate", x, y: { format: compact, tip: (value) => value.toExponential(2) }, series: of("lr", steady("learning rate")) }),
     chart({ title: "Throughput", x, y: { label: "windows/s", range: [0, extent(runs.flatMap((run) => [0, ...run.curves.windows_per_s[1]]))[1]] }, series: of("windows_per_s", steady("windows/s")) }));
 }
@@ -244,7 +244,7 @@ const choose = (text, filter) => on(h("button", { class: "link", type: "button" 
 
 // ---- the questions ----
 
-const q = data.questions, PAGE = 50;
+const q = data.questions, PAGE = matchMedia("(max-width: 52rem)").matches ? 20 : 50;
 const fresh = () => ({ kinds: null, flip: null, group: "", order: "file", search: "", page: 0, open: null });
 let state = fresh(), found = [], haystack = null, controls = null;
 const right = (run, i) => q.runs[run].kind[i] < 2;

@@ -2,21 +2,23 @@
 
     last/       a model folder, and state.pt: everything else that the next step depends on
     previous/   the checkpoint before it, for when last/ is damaged
+    damaged/    a last/ that was found damaged
 """
 
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from bertqa.errors import UserError
+from bertqa.training.distributed import World
 
 CHECKSUMS = "checksums.json"
 
@@ -28,7 +30,7 @@ def save_checkpoint(run: Path, save_model: Callable[[Path], None], state: dict) 
         UserError: where the disk is full or read-only; the older checkpoint is left as it was.
     """
     fresh, last, previous = run / "last.tmp", run / "last", run / "previous"
-    try:
+    with writing(fresh):
         shutil.rmtree(fresh, ignore_errors=True)
         save_model(fresh)
         torch.save(state, fresh / "state.pt")
@@ -36,31 +38,52 @@ def save_checkpoint(run: Path, save_model: Callable[[Path], None], state: dict) 
         (fresh / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
         for path in fresh.iterdir():
             _flush(path)
+        # load_checkpoint leaves no damaged last/ here, so at every moment last/ or previous/ is whole.
+        if last.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            last.rename(previous)
+        fresh.rename(last)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns the failure to write a file or folder of the run into a UserError; what was half written is removed."""
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise UserError(f"{fresh}: the checkpoint could not be written ({error}); the one before it is untouched. "
+        shutil.rmtree(path, ignore_errors=True)
+        raise UserError(f"{path}: could not be written ({error}); the last checkpoint is untouched. "
                         "Make room or permit writing, then go on with --resume") from None
-    if last.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        last.rename(previous)
-    fresh.rename(last)
 
 
-def load_checkpoint(run: Path) -> tuple[Path, dict]:
-    """(folder, state) of run/last, or of run/previous where last/ is missing or damaged, which is said on stderr.
+def load_checkpoint(run: Path, world: World = World()) -> tuple[Path | None, dict | None]:
+    """(folder, state) of run/last, or of run/previous where last/ is missing or damaged, which is said on stderr; the
+    damaged one is set aside as run/damaged. (None, None) for a run that was stopped before its first checkpoint.
 
     Raises:
-        UserError: where neither is whole, naming what is wrong with each.
+        UserError: where there are checkpoints but none is whole, naming what is wrong with each.
     """
-    problems = []
-    for folder in (run / "last", run / "previous"):
-        problem = _damage(folder)
-        if problem is None:
-            if problems:
-                print(f"warning: {problems[0]}; going on from {folder.name}/ instead", file=sys.stderr)
-            return folder, torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        problems.append(f"{folder.name}/: {problem}")
-    raise UserError(f"{run}: no whole checkpoint to resume ({'; '.join(problems)}); start afresh with another --out")
+    folder = world.gather(_whole_checkpoint(run) if world.first else None)[0]  # one process looks, and moves
+    return folder, folder and torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+
+
+def _whole_checkpoint(run: Path) -> Path | None:
+    last, previous = run / "last", run / "previous"
+    problem = _damage(last)
+    if problem is None:
+        return last
+    if not last.exists() and not previous.exists():
+        print(f"{run}: was stopped before its first checkpoint; it begins again", file=sys.stderr)
+        return None
+    worse = _damage(previous)
+    if worse is not None:
+        raise UserError(f"{run}: no whole checkpoint to resume (last/: {problem}; previous/: {worse}); start afresh with "
+                        "another --out")
+    print(f"warning: last/: {problem}; going on from previous/ instead", file=sys.stderr)
+    if last.exists():
+        shutil.rmtree(run / "damaged", ignore_errors=True)
+        last.rename(run / "damaged")
+    return previous
 
 
 def _damage(folder: Path) -> str | None:
@@ -74,8 +97,7 @@ def _damage(folder: Path) -> str | None:
         for name, expected in sums.items():
             if _sha256(folder / name) != expected:
                 return f"{name} is damaged (its checksum differs)"
-        torch.load(folder / "state.pt", map_location="meta", weights_only=True)
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError) as error:
         return f"unreadable ({error})"
     return None
 

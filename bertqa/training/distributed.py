@@ -1,13 +1,14 @@
-"""torchrun's processes: who am I, wrap the model, agree, gather. A single process needs none of it and pays nothing."""
+"""torchrun's processes: who am I, wrap the model, agree, gather, fail together. A single process pays nothing for it.
+
+torch is imported where it is needed, so that a command line can be read inside of a world without it.
+"""
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.distributed as dist
-from torch import nn
+from bertqa.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,6 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    control: dist.ProcessGroup | None = None
-    """A group on the host (gloo), so that small decisions never wait for the GPU."""
 
     @property
     def first(self) -> bool:
@@ -27,52 +26,96 @@ class World:
 
     def any(self, *flags: bool) -> list[bool]:
         """Each flag, true if it is true on any rank: every rank then takes the same decision at the same step."""
-        if self.size == 1:
-            return list(flags)
-        shared = torch.tensor(flags, dtype=torch.uint8)
-        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.control)
-        return shared.bool().tolist()
+        return [total > 0 for total in self._sums(flags)]
 
     def sum(self, value: float) -> float:
         """The sum of a number over all ranks."""
+        return self._sums([value])[0]
+
+    def _sums(self, values: Sequence[float]) -> Sequence[float]:
         if self.size == 1:
-            return value
-        shared = torch.tensor(value, dtype=torch.float64)
-        dist.all_reduce(shared, group=self.control)
-        return float(shared)
+            return values
+        import torch
+
+        shared = torch.tensor(values, dtype=torch.float64)  # on the host: small decisions never wait for the GPU
+        torch.distributed.all_reduce(shared)
+        return shared.tolist()
 
     def gather(self, value) -> list:
         """`value` of every rank, in the order of ranks, on every rank."""
         if self.size == 1:
             return [value]
+        import torch.distributed as dist
+
         gathered = [None] * self.size
-        dist.all_gather_object(gathered, value, group=self.control)
+        dist.all_gather_object(gathered, value)
         return gathered
 
-    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+    def wrap(self, model, device):
         """The model whose backward pass averages gradients over ranks; the model itself for a single process."""
         if self.size == 1:
             return model
-        return nn.parallel.DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(model, [device] if device.type == "cuda" else None, gradient_as_bucket_view=True)
 
 
 @contextlib.contextmanager
-def world_of_torchrun(device_name: str) -> Iterator[World]:
-    """The world that torchrun describes in the environment, or a world of one. Leaves the process group at the end."""
-    if "RANK" not in os.environ:
+def world_of_torchrun() -> Iterator[World]:
+    """The world that torchrun describes in the environment, or a world of one.
+
+    Inside, only the first process of a machine has a console. Of an error that ends the run, on whichever rank, the
+    first one is raised and the others leave silently with status 1.
+
+    Raises:
+        UserError: where another process of the run has died.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield World()
         return
+    import torch
+    import torch.distributed as dist
+
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    on_gpu = device_name in ("auto", "cuda") and torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    store, rank, size = next(dist.rendezvous("env://", rank, size))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
-        yield World(rank, size, local, dist.new_group(backend="gloo") if on_gpu else None)
-    finally:
-        dist.destroy_process_group()
+        with _console(local == 0):
+            yield World(rank, size, local)
+    except (Exception, KeyboardInterrupt) as error:
+        # What a death breaks elsewhere is only its echo, and comes after it.
+        if not _is_first(store, "bertqa: an error"):
+            raise SystemExit(1) from None
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise UserError(f"another process of this run has died without a word ({str(error).splitlines()[0][-120:]}); "
+                            "the system may have killed it, for its memory for example. Training goes on from the last "
+                            "checkpoint with --resume, in as many processes") from None
+        raise
+    dist.destroy_process_group()
 
 
-def without_sync(model: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+def _is_first(store, key: str) -> bool:
+    """Whether this process is the first of all to ask; true where nobody is left to answer."""
+    try:
+        return store.add(key, 1) == 1
+    except Exception:
+        return True
+
+
+def _console(mine: bool) -> contextlib.AbstractContextManager:
+    """Python's standard output and error, or neither."""
+    stack = contextlib.ExitStack()
+    if not mine:
+        nowhere = stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115 (closed by the stack)
+        stack.enter_context(contextlib.redirect_stdout(nowhere))
+        stack.enter_context(contextlib.redirect_stderr(nowhere))
+    return stack
+
+
+def without_sync(model, last: bool) -> contextlib.AbstractContextManager:
     """For the micro-batches of a step but the last: gradients add up locally and are exchanged once."""
     return contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()

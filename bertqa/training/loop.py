@@ -12,6 +12,7 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -65,6 +66,8 @@ class LoopSettings:
     """CPU threads; 0 = torch's own choice."""
     deterministic: bool = False
     """Refuse GPU kernels whose results vary from run to run (slower; a CPU never has any)."""
+    tensorboard: bool = False
+    """Show the journal's numbers in TensorBoard too (its files: the run folder's tensorboard/)."""
 
     def problems(self) -> list[str]:
         """Everything that is wrong with these values, one phrase each."""
@@ -80,6 +83,8 @@ class LoopSettings:
             (self.patience >= 0, f"patience is {self.patience}, it must be a number of evaluations, or 0"),
             (self.threads >= 0, f"threads is {self.threads}, it must be positive, or 0"),
             (self.seed >= 0, f"seed is {self.seed}, it must not be negative"),
+            (not self.tensorboard or find_spec("tensorboard"),
+             "tensorboard is on, but that package is not installed; pip install tensorboard"),
         ]
         return [problem for fine, problem in rules if not fine]
 
@@ -91,6 +96,13 @@ class Task(Protocol):
     """The windows to train on."""
     key: str
     """The metric that decides which weights are best; higher is better."""
+    head: str
+    """The head of its models, as model/folder.py names it."""
+    labels: list[str] | None
+    """The classes, for a head that has them."""
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a resumed run must have in common with this one."""
 
     def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
         """Loss summed over the batch's windows."""
@@ -98,11 +110,17 @@ class Task(Protocol):
     def evaluate(self, model: nn.Module, autocast) -> dict[str, float]:
         """Metrics on the dev set, `key` among them. Called on every rank, returns the same on every rank."""
 
+    def describe(self, metrics: dict) -> str:
+        """Those metrics for people, at the end of a run."""
+
     def save_model(self, model: nn.Module, folder: Path) -> None:
         """Write a model folder, with what the last evaluation found out (thresholds, numbers)."""
 
     def save_predictions(self, run: Path) -> None:
         """Write the predictions of the last evaluation into the run folder."""
+
+    def save_rejected(self, run: Path) -> int:
+        """Write what could not be trained on to rejected.jsonl. Returns how much that is."""
 
 
 @dataclass
@@ -179,8 +197,9 @@ def train(model: nn.Module, task: Task, settings: LoopSettings, optim: OptimSett
             if last[task.key] > state.best:
                 state.best, state.best_step, state.stale = last[task.key], state.step, 0
                 if world.first:
-                    task.save_model(model, run / "best")
-                    task.save_predictions(run)
+                    with checkpoint.writing(run / "best.tmp"):
+                        task.save_model(model, run / "best")
+                        task.save_predictions(run)
             logs.evaluation(last)
 
     def save() -> None:
@@ -195,10 +214,13 @@ def train(model: nn.Module, task: Task, settings: LoopSettings, optim: OptimSett
                     "fingerprints": fingerprints or {}, "journal_bytes": journal.size})
         saved_at = time.monotonic()
 
-    if evaluate_first and state.step == 0:
-        evaluate()
+    def tired() -> bool:
+        return 0 < settings.patience <= state.stale
+
     with stop_signals() as stop, logs.bar:
-        while state.step < total:
+        if evaluate_first and state.step == 0:
+            evaluate()
+        while state.step < total and not tired():
             epoch, step_in_epoch = divmod(state.step, steps_per_epoch)
             if epoch != order_epoch:
                 order, order_epoch = epoch_order(len(task.store), settings.seed, epoch), epoch
@@ -240,10 +262,8 @@ def train(model: nn.Module, task: Task, settings: LoopSettings, optim: OptimSett
                 return Outcome(state, last, at_end, why)
             if due and not at_end:
                 save()
-            if settings.patience and state.stale >= settings.patience:
-                return Outcome(state, last, True, f"{state.stale} evaluations without a better {task.key}")
     logs.flush()
-    return Outcome(state, last, True)
+    return Outcome(state, last, True, f"{state.stale} evaluations without a better {task.key}" if tired() else "")
 
 
 def forward_backward(model: nn.Module, task: Task, rows, windows: int, micro_tokens: int, cast, scaler, world: World):

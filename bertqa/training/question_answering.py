@@ -21,6 +21,7 @@ from bertqa.model.heads import span_loss
 from bertqa.qa import metrics, thresholds
 from bertqa.qa.spans import Spans, SpanSettings, best_answers, null_odds, prediction_files
 from bertqa.training.card import model_card
+from bertqa.training.distributed import World
 
 
 @dataclass(frozen=True)
@@ -87,17 +88,19 @@ class QuestionAnsweringSettings:
 class QuestionAnswering:
     """Reads the two files, cuts them into windows, and is the loop's `Task`."""
 
-    key = "f1"
+    key, head, labels = "f1", folder.QA, None
 
     def __init__(self, train: str, dev: str, weights: Path, settings: QuestionAnsweringSettings, *, seed: int,
-                 device: torch.device, say=print, progress: bool = True, recipe: dict | None = None):
+                 device: torch.device, say=print, progress: bool = True, recipe: dict | None = None,
+                 world: World = World()):
         """Read and tokenise. `say` takes one line at a time for people; `recipe` is what the model card tells of the run.
+        The ranks of `world` share evaluations.
 
         Raises:
             UserError: for files that cannot be read or hold nothing to train or evaluate on.
         """
         self.settings, self.device, self.weights, self.progress = settings, device, weights, progress
-        self.recipe = recipe or {}
+        self.recipe, self.world = recipe or {}, world
         self.tokenizer = WordPiece.load(weights)
         self.train, self.dev = read_examples(train, settings.limit_train), read_examples(dev, settings.limit_dev)
         stride = ", ".join(f"{name} {value}" for name, value in settings.stride.items() if value is not None)
@@ -138,9 +141,14 @@ class QuestionAnswering:
         """EM, F1 (at the tuned threshold, and at 0) and loss on dev."""
         search = SpanSettings(max_answer_length=self.settings.max_answer_length)
         spans, loss = find_spans(model, self.dev_windows, self.device, search, autocast=autocast,
-                                 progress="dev" if self.progress else None)
+                                 progress="dev" if self.progress else None, world=self.world)
         self.evaluation = Evaluation.of(spans, self.dev_windows, self.dev, loss, self.settings.tune_on)
         return self.evaluation.metrics
+
+    def describe(self, found: dict) -> str:
+        """The scores of an evaluation that people look for."""
+        names = [name for name in ("exact", "f1", "exact_at_zero", "f1_at_zero") if name in found]
+        return ", ".join(f"{name} {found[name]:.2f}" for name in names)
 
     def save_model(self, model: nn.Module, where: Path) -> None:
         """A model folder; qa.json holds the threshold of the last evaluation."""
