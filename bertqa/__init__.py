@@ -8,7 +8,8 @@ _PUBLIC = {
     "BertEncoder": "bertqa.model.encoder",
     "BertForQuestionAnswering": "bertqa.model.heads",
     "BertForSequenceClassification": "bertqa.model.heads",
-    "Reader": "bertqa.predict",
+    "Reader": "bertqa.reader",
+    "Answer": "bertqa.reader",
     "load_encoder": "bertqa.model.folder",
     "UserError": "bertqa.errors",
 }

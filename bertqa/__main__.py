@@ -6,10 +6,11 @@ import sys
 from bertqa.flags import run_verb
 
 VERBS = {
-    "train": "fine-tune, evaluate, tune the no-answer threshold, leave a run folder",
-    "predict": "answers for a file, or for one question",
+    "train": "fine-tune, evaluate, tune the no-answer threshold, leave a run folder; classifiers too",
+    "predict": "answers for a file, or for one question; classes of texts",
     "score": "the official SQuAD numbers of a predictions file",
     "doctor": "what is wrong with a data set, and the best score it allows",
+    "embed": "vectors of texts: [CLS], the mean, or every token",
     "report": "one HTML page for a run, or for two compared",
 }
 

@@ -87,8 +87,10 @@ def collect(runs: list[Run], dev: str | None) -> dict:
     page["runs"] = [{"name": run.name, "lead": lead(run), "facts": facts(run), "settings": {
         name: "none" if value is None else str(value) for name, value in run.config["settings"].items()},
         "curves": curves(run), "threshold": run.qa.get("null_threshold")} for run in runs]
-    for run in runs:
-        page["notes"] += [f"{run.name}: {note}" if len(runs) > 1 else note for note in remarks(run)]
+    said = [remarks(run) for run in runs]
+    shared = set(said[0]).intersection(*said[1:])
+    page["notes"] = list(dict.fromkeys(note if note in shared else f"{run.name}: {note}"
+                                       for run, notes in zip(runs, said, strict=True) for note in notes))
     if not any(run.events for run in runs):
         page["gaps"]["training"] = "There are no curves: metrics.jsonl is missing or empty."
     path = find_dev(runs[0], dev)

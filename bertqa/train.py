@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -97,6 +98,16 @@ PRESETS = {
 """Settings of published rows: google-research/bert's run_squad, transformers' run_qa, and ours for small encoders."""
 
 
+RESUMABLE = {"max_minutes", "device", "threads", "save_every", "tensorboard"}
+"""Settings that a resumed run may have otherwise than the run had: none of them is part of its result."""
+
+
+def lasting(chosen: dict) -> dict:
+    """The settings that must not change over a run's life; its files have fingerprints of their own."""
+    others = {title: part for title, part in chosen.items() if title != "files"}
+    return {name: value for name, value in settings_of(others).items() if name not in RESUMABLE}
+
+
 def task_of(argv: Sequence[str] | None) -> str:
     """The task that a command line means, which decides what other flags there are."""
     early = argparse.ArgumentParser(prog="python -m bertqa.train", add_help=False, allow_abbrev=False)
@@ -130,11 +141,10 @@ def parse(argv: Sequence[str] | None):
                         "say --step N or --overlap N")
     config, preset, resume = (given.pop(name, None) for name in ("config", "preset", "resume"))
     if resume:
-        allowed = {"max_minutes", "device", "threads", "save_every"}
-        extra = set(given) - allowed | ({"config"} if config else set()) | ({"preset"} if preset else set())
+        extra = set(given) - RESUMABLE | ({"config"} if config else set()) | ({"preset"} if preset else set())
         if extra:
             raise UserError(f"--resume goes on with the run's own settings; leave out {', '.join(sorted(extra))} "
-                            f"(only {', '.join(sorted(allowed))} can be given with it)")
+                            f"(only {', '.join(sorted(RESUMABLE))} can be given with it)")
         config = str(Path(resume) / "config.json")
     owner = {field.name: part for part in parts.values() for field in dataclasses.fields(part)}
     layers = []
@@ -155,21 +165,22 @@ def parse(argv: Sequence[str] | None):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train. Returns the exit status: 0, or 130 where a signal stopped the run (it can be resumed)."""
-    chosen, resume = parse(argv)
-    files, answers, modelling, optim, loop = chosen.values()
-    import torch
-
-    from bertqa.model import folder, hf
-    from bertqa.training.checkpoint import check_same, load_checkpoint, load_weights
-    from bertqa.training.classification import Classification
     from bertqa.training.distributed import world_of_torchrun
-    from bertqa.training.journal import Journal
-    from bertqa.training.loop import summary, total_steps, train
-    from bertqa.training.optim import freeze
-    from bertqa.training.precision import pick_device, pick_precision
-    from bertqa.training.question_answering import QuestionAnswering, write_json
 
-    with world_of_torchrun(loop.device) as world:
+    with world_of_torchrun() as world:
+        chosen, resume = parse(argv)
+        files, answers, modelling, optim, loop = chosen.values()
+        import torch
+
+        from bertqa.model import folder, hf
+        from bertqa.training.checkpoint import check_same, load_checkpoint, load_weights
+        from bertqa.training.classification import Classification
+        from bertqa.training.journal import Journal
+        from bertqa.training.loop import summary, total_steps, train
+        from bertqa.training.optim import freeze
+        from bertqa.training.precision import pick_device, pick_precision
+        from bertqa.training.question_answering import QuestionAnswering, write_json
+
         def say(line: str) -> None:
             if world.first:
                 print(line, file=sys.stderr, flush=True)
@@ -180,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems = [*loop.problems(), *optim.problems(), *modelling.problems(), *answers.problems(positions)]
         if problems:
             raise UserError("; ".join(problems))
-        device = pick_device(loop.device, world.local_rank)
+        device = pick_device(loop.device)
         dtype = pick_precision(loop.precision, device)
         if loop.threads:
             torch.set_num_threads(loop.threads)
@@ -188,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         random.seed(loop.seed)
         torch.manual_seed(loop.seed)
 
-        make = Classification if files.task == "classify" else QuestionAnswering
+        make = Classification if files.task == "classify" else partial(QuestionAnswering, world=world)
         task = make(files.train, files.dev, weights, answers, seed=loop.seed, device=device, say=say,
                     progress=world.first, recipe=settings_of(chosen))
         model, had_head = starting_model(weights, model_config, files.fresh_head, modelling, task)
@@ -202,19 +213,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         fingerprints = {**task.fingerprints(), "processes": world.size, "weights": model_config["provenance"].get("sha256")}
         state = None
         if resume:
-            last, state = load_checkpoint(run)
-            check_same(state["fingerprints"], fingerprints, run)
-            load_weights(model, last)
+            last, state = load_checkpoint(run, world)
+            saved = state or read_config_file(run / "config.json")
+            check_same(saved["fingerprints"], fingerprints | lasting(chosen), run)
+            if last:
+                load_weights(model, last)
         elif world.first:
             start_run(run, chosen, fingerprints)
+        if world.first and state is None:
             task.save_rejected(run)
-        journal = Journal(run / "metrics.jsonl" if world.first else None, state and state["journal_bytes"])
+        journal = Journal(run / "metrics.jsonl" if world.first else None, state["journal_bytes"] if state else 0,
+                          loop.tensorboard)
         steps = total_steps(len(task.store), loop)
         say(f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} weights to train on {device}, "
             f"{str(dtype).removeprefix('torch.')}, {steps:,} steps of {loop.batch_size} windows; run folder {run}")
 
         outcome = train(model, task, loop, optim, run=run, device=device, dtype=dtype, journal=journal, world=world,
-                        fingerprints=fingerprints, resumed=state, evaluate_first=had_head)
+                        fingerprints=fingerprints | lasting(chosen), resumed=state, evaluate_first=had_head)
         figures = summary(outcome, task.key, device)
         if world.first:
             journal.write("end", **figures)
@@ -266,7 +281,7 @@ def start_run(run: Path, chosen: dict, fingerprints: dict) -> None:
 
     from bertqa.training.question_answering import write_json
 
-    if run.exists() and any(run.iterdir()):
+    if run.exists() and any(path.suffix != ".tmp" for path in run.iterdir()):
         raise UserError(f"{run}: already holds a run; give another --out, or go on with it: --resume {run}")
     run.mkdir(parents=True, exist_ok=True)
     write_json(run / "config.json", {

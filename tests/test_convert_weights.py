@@ -216,7 +216,9 @@ def test_loaded_model_trains(originals):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     logits = model(torch.tensor([[2, 7, 8, 9, 3]]))
     (logits.start.square().sum() + logits.end[:, 1:].sum()).backward()
-    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 0.1 * parameter.grad
     used = ("position", "segment", "word")
     assert all(not torch.equal(before[name], p) or any(word in name for word in used) or name.endswith("qkv.bias")
                for name, p in model.named_parameters())
@@ -585,15 +587,15 @@ MEASURED = """
 import json, resource, sys, time
 from pathlib import Path
 {imports}
-begin = time.perf_counter()
+begin, cpu = time.perf_counter(), time.process_time()
 {work}
-print(json.dumps({{"seconds": time.perf_counter() - begin,
+print(json.dumps({{"seconds": time.perf_counter() - begin, "cpu": time.process_time() - cpu,
                   "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}}))
 """
 
 
 def measured(imports: str, work: str) -> dict:
-    """Seconds (imports not counted) and peak memory (all of it) of some lines in a process of their own."""
+    """Seconds and processor seconds (imports not counted) and peak memory (all of it) of some lines in a process of their own."""
     run = subprocess.run([sys.executable, "-c", MEASURED.format(imports=imports, work=work)], capture_output=True, text=True,
                          cwd=TOOL.parents[1])
     assert run.returncode == 0, run.stderr
@@ -626,6 +628,7 @@ model = folder.load({str(dest)!r})
         ours = model(ids)
     worst = max((a - b).abs().max().item() for a, b in zip(ours, torch.load(tmp_path / "expected.pt"), strict=True))
     with capsys.disabled():
-        print(f"\n335M: {size / 2**30:.2f} GiB converted and loaded in {both['seconds']:.1f} s, peak memory "
-              f"{both['peak'] / 2**30:.2f} GiB = {both['peak'] / size:.2f} x its size, logits differ by {worst:.1e}")
-    assert size > 1.3e9 and both["seconds"] < 30 and both["peak"] < 1.5 * size and worst < 1e-5
+        print(f"\n335M: {size / 2**30:.2f} GiB converted and loaded in {both['seconds']:.1f} s ({both['cpu']:.1f} s of "
+              f"processor time), peak memory {both['peak'] / 2**30:.2f} GiB = {both['peak'] / size:.2f} x its size, logits differ by {worst:.1e}")
+    # Processor time, for that does not depend on who else is using the machine; alone on it, it is the time on the clock.
+    assert size > 1.3e9 and both["cpu"] < 30 and both["peak"] < 1.5 * size and worst < 1e-5

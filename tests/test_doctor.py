@@ -18,7 +18,7 @@ from bertqa.data.windows import build_windows
 from bertqa.errors import UserError
 from bertqa.qa.metrics import normalise_answer, token_f1
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", "who", "?", ".", "-", "the", "##b", "##c", *"東京"]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *"?.-東京", "who", "the", "##b", "##c"]
 PANDAS = "The red panda lives in Nepal. It eats bamboo, and it sleeps."
 
 
@@ -99,7 +99,7 @@ def test_the_table_is_short_aligned_and_says_what_is_left_out(sick, weights, cap
     numbers = {row[:26].strip(): row[26:36] for row in lines if row[:1].isalpha() and "/" not in row}
     assert numbers["questions rejected"] == "         1" and numbers["contradictions"] == "         2"
     assert "  1 x an answer does not occur in the context" in lines
-    assert f"  {'shifted again':<66}   different answers" in lines
+    assert "  shifted again   different answers" in lines and "  none some   answerable and impossible" in lines
     assert "they need a vocabulary" not in text
 
 
@@ -146,8 +146,8 @@ def test_tokens_windows_and_every_fault(tmp_path, weights, capsys):
                       "not found in its paragraph": [("lost", 0)]}  # fmt: skip
     ceiling = found["ceiling"]
     assert ceiling["rules"] == "v2.0" and {entry["id"]: entry["best"] for entry in ceiling["below"]} == {
-        "wide": "bc c d", "lost": ""}  # fmt: skip
-    # exact: 4 of 6; wide: "bc c d" is 3 words of 7 -> precision 1, recall 3/7, F1 0.6
+        "wide": "c d e", "lost": ""}  # fmt: skip
+    # exact: 4 of 6; wide: "c d e" is 3 words of 7 -> precision 1, recall 3/7, F1 0.6; "bc c" is 3 tokens, but 2 words
     assert ceiling["figures"]["exact"] == pytest.approx(400 / 6) and ceiling["figures"]["f1"] == pytest.approx(460 / 6)
 
 
@@ -179,8 +179,8 @@ def brute_force(context, view, golds, most, v1):
 
 
 pieces = st.sampled_from([
-    *"abcABC", "the", "The ", "a ", "An ", " ", "  ", "-", ".", "b,c", "ab", "abc", "who", "東京", "한글", "Σ", "ς", "é",
-    "e\u0301", "\u200b", "\u00a0", "\x1c", "\x0b", "\n", "“", "–", "İ", "½", "👩‍🔬",
+    *"abcABC", "the", "The ", "a ", "An ", " ", "  ", "-", ".", "b,c", "ab", "abc", "who", "東京", "한글", "Σ", "ς",
+    "é", "e\u0301", "\u200b", "\u00a0", "\x1c", "\x0b", "\n", "“", "–", "İ", "½", "👩‍🔬",
 ])  # fmt: skip
 
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from bertqa import Reader, UserError
+from bertqa import Answer, Reader, UserError
 from bertqa.model import folder
-from bertqa.predict import Answer, main
+from bertqa.predict import main
 from bertqa.score import main as score
 
 
@@ -24,7 +24,7 @@ def test_answers_are_cut_from_the_text(reader):
         answer = reader.answer("where is a?", context, allow_no_answer=False)
         assert isinstance(answer, Answer) and answer.answer == context[answer.start : answer.end] != ""
         assert 0 < answer.score <= 1
-    assert set(dataclasses.asdict(answer)) == {"answer", "score", "start", "end"}
+    assert set(dataclasses.asdict(answer)) == {"answer", "score", "start", "end", "document"}
 
 
 @pytest.mark.parametrize("context", ["", "   ", "\n\t", "\u200b"])
@@ -46,7 +46,7 @@ def test_the_threshold_decides(reader):
 
 
 def test_many_keep_their_order_and_equal_one_by_one(reader, monkeypatch):
-    monkeypatch.setattr("bertqa.predict.CHUNK", 4)
+    monkeypatch.setattr("bertqa.reader.CHUNK", 4)
     pairs = [("where is a?", "a " + "b c d " * n) for n in (9, 1, 30, 2, 5, 0, 7)]
     many = list(reader.answer_many(iter(pairs), allow_no_answer=False))
     for (question, context), answer in zip(pairs, many, strict=True):

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -39,8 +40,11 @@ class Browser:
     def call(self, path: str, body: dict | None = None, method: str | None = None):
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["value"]
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:  # the browser's own words are in the body
+            raise AssertionError(f"{path}: {json.load(error)['value']['message'][:500]}") from None
 
     def close(self) -> None:
         self.call("", method="DELETE")
@@ -52,8 +56,9 @@ class Browser:
 
     def view(self, width: int, height: int, dark: bool = False) -> None:
         self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.cdp("Emulation.setEmulatedMedia", media="", features=[scheme])
+        features = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce"}
+        self.cdp("Emulation.setEmulatedMedia", media="", features=[
+            {"name": name, "value": value} for name, value in features.items()])
 
     def open(self, page: Path, fragment: str = "") -> None:
         self.call("/url", {"url": "about:blank"})

@@ -83,10 +83,10 @@ function chart(spec) {
       }
       if (each.as === "dots" || dots.length === 1 || each.knots) dots.forEach(([px, py], i) => svg.append(s("circle", { class: `dot ${each.side}`, cx: px, cy: py, r: each.points[i][3] || 3.5 })));
     }
-    for (const rule of spec.rules || []) if (rule.at >= x0 && rule.at <= x1) {
+    for (const [i, rule] of (spec.rules || []).entries()) if (rule.at >= x0 && rule.at <= x1) {
       const late = x(rule.at) > width * 0.6;
       svg.append(s("line", { class: "rule", x1: x(rule.at), x2: x(rule.at), y1: top - 4, y2: height - bottom }),
-        s("text", { x: x(rule.at) + (late ? -5 : 5), y: top + 4, "text-anchor": late ? "end" : "start" }, rule.label));
+        s("text", { x: x(rule.at) + (late ? -5 : 5), y: top + 4 + 14 * i, "text-anchor": late ? "end" : "start" }, rule.label));
     }
     const hair = s("line", { class: "hair", y1: top, y2: height - bottom });
     svg.append(hair);
@@ -128,7 +128,7 @@ function smooth(points) {
 
 function header() {
   const names = runs.map((run) => run.name);
-  byId("top").append(h("p", { class: "eyebrow" }, "bertqa report"), h("h1", {}, two ? [quoted(names[0]), " or ", quoted(names[1])] : quoted(names[0])));
+  byId("top").append(h("p", { class: "eyebrow" }, "bertqa report"), h("h1", {}, two ? [quoted(names[0]), " and ", quoted(names[1])] : quoted(names[0])));
   if (data.verdict) byId("top").append(h("p", { class: "verdict", id: "verdict" }, data.verdict.text), h("p", {}, data.verdict.detail),
     h("p", { class: "soft" }, "The interval is a paired bootstrap over questions (95 %). It says nothing about seeds: two runs of one recipe that differ in their seed alone are often 0.3 F1 apart, on small data more than 1."));
   for (const run of runs) byId("top").append(h("p", { class: data.verdict ? "soft" : null }, two && h("b", {}, `${run.name}: `), run.lead));
@@ -147,9 +147,9 @@ function header() {
 function scores() {
   if (!data.scores.length) return gap(data.gaps.scores);
   const cell = ([mean, low, high]) => h("td", {}, fixed(mean, 2), " ", h("small", {}, range(low, high)));
-  const gapCell = ([mean, low, high]) => h("td", { class: low > 0 || high < 0 ? "sure" : null }, signed(mean), " ", h("small", {}, `${signed(low, 1)} – ${signed(high, 1)}`));
+  const gapCell = ([mean, low, high]) => h("td", { class: low > 0 || high < 0 ? "sure" : null }, signed(mean), " ", h("small", {}, `${signed(low, 1)} to ${signed(high, 1)}`));
   const pairs = [["exact", "Exact match"], ["f1", "F1"]];
-  const head = two ? ["", "", ...runs.map((run) => run.name), "Difference"] : ["", "Questions", "Exact match", "F1"];
+  const head = two ? ["", "", ...runs.map((run) => run.name), `${runs[1].name} − ${runs[0].name}`] : ["", "Questions", "Exact match", "F1"];
   const rows = data.scores.flatMap((row) => two
     ? pairs.map(([key, name], i) => h("tr", {}, h("th", { scope: "row" }, i ? "" : `${row.label} (${whole(row.n)})`), h("td", { class: "text" }, name), row[key].map(cell), gapCell(row.difference[key])))
     : [h("tr", {}, h("th", { scope: "row" }, row.label), h("td", {}, whole(row.n)), cell(row.exact[0]), cell(row.f1[0]))]);
@@ -186,7 +186,7 @@ function answers() {
     note: "Questions by their null odds: null score minus best span's score. Beyond the threshold, no answer is given.",
     x: { label: "null odds", range: typeof run.histogram === "string" ? unit : [run.histogram.edges[0], run.histogram.edges[30]] }, y: { label: "questions", format: whole, range: typeof run.histogram === "string" ? unit : [0, 1.05 * Math.max(...run.histogram.has, ...run.histogram.none)] },
     rules: run.threshold == null ? [] : [{ at: run.threshold, label: "threshold" }],
-    series: typeof run.histogram === "string" ? [] : [["has", "with an answer", "a"], ["none", "without an answer", "b"]].map(([key, name, side]) => ({ name, side, as: "bars", width: run.histogram.edges[1] - run.histogram.edges[0], points: run.histogram[key].map((n, i) => [run.histogram.edges[i], n]) })) });
+    series: typeof run.histogram === "string" ? [] : [["has", "with an answer", "has"], ["none", "without an answer", "none"]].map(([key, name, side]) => ({ name, side, as: "bars", width: run.histogram.edges[1] - run.histogram.edges[0], points: run.histogram[key].map((n, i) => [run.histogram.edges[i], n]) })) });
   const dots = (found, side, run) => {
     const most = Math.max(...found.points.map((point) => point[2]));
     return [{ name: `${label(run, "share without an answer")}, error ${fixed(100 * found.error)} points`, side, as: "dots", points: found.points.map(([p, share, n]) => [p, share, n, 2.5 + 7 * Math.sqrt(n / most)]) }];
@@ -331,7 +331,7 @@ function refresh() {
 }
 
 function line(i) {
-  const parts = q.runs.map((run) => [kindColour(h("span", { class: "swatch" }), run.kind[i]), data.kinds[run.kind[i]][1], run.answer[i] ? [": ", quoted(textOf(i, run.answer[i]))] : ""]);
+  const parts = q.runs.map((run, r) => [kindColour(h("span", { class: "swatch" }), run.kind[i]), two && [quoted(runs[r].name), " "], data.kinds[run.kind[i]][1], run.answer[i] ? [": ", quoted(textOf(i, run.answer[i]))] : ""]);
   return parts.map((part) => h("small", {}, part));
 }
 

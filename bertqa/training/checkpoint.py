@@ -122,12 +122,12 @@ def set_rng_state(state: dict, device: torch.device) -> None:
 
 
 def check_same(saved: dict, now: dict, run: Path) -> None:
-    """Refuse to resume on other ground: every fingerprint must be what it was.
+    """Refuse to resume on other ground: every fingerprint and setting that was saved must be what it was.
 
     Raises:
         UserError: listing each difference with both values.
     """
-    differ = [f"{name} was {saved.get(name)!r}, now {now[name]!r}" for name in now if saved.get(name) != now[name]]
+    differ = [f"{name} was {saved[name]!r}, now {now[name]!r}" for name in now if name in saved and saved[name] != now[name]]
     if differ:
         raise UserError(f"{run}: cannot resume, because {'; '.join(differ)}. Give what the run was started with, "
                         "or start a new run with another --out")

@@ -1,5 +1,6 @@
 """Devices and number formats: what `auto` means, and the mixed-precision parts that are no-ops in float32."""
 
+import os
 import sys
 
 import torch
@@ -9,19 +10,25 @@ from bertqa.errors import UserError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
+def pick_device(name: str, number: int | None = None) -> torch.device:
     """The device for `auto`, `cpu`, `cuda` or `mps`; `auto` is the first of cuda, mps, cpu that is there.
+
+    `number` says which GPU; where None, each process of torchrun has its own, and any other process the first.
 
     Raises:
         UserError: for a device that this machine or this build of torch does not have.
     """
+    number = int(os.environ.get("LOCAL_RANK", 0)) if number is None else number
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, present in there.items() if present)
     if not there.get(name):
         present = ", ".join(kind for kind, present in there.items() if present)
         raise UserError(f"device is {name!r}, but torch {torch.__version__} finds only {present} here; use --device auto")
-    return torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)
+    if name == "cuda" and number >= torch.cuda.device_count():
+        raise UserError(f"device is cuda:{number}, but this machine has {torch.cuda.device_count()} GPUs, counted from 0; "
+                        "use one of them, or as many processes with torchrun --nproc-per-node")
+    return torch.device("cuda", number) if name == "cuda" else torch.device(name)
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:

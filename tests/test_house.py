@@ -1,0 +1,102 @@
+"""The house: which room may import which, no cycles, no torch where it must not be, nothing done at import time."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "bertqa"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+MAY_IMPORT = {
+    "errors": set(),
+    "flags": {"errors"},
+    "data": {"errors", "data"},
+    "model": {"errors", "model"},
+    "qa": {"errors", "data", "qa"},
+    "inference": {"errors", "data", "model", "qa"},
+    "training": {"errors", "data", "model", "qa", "inference", "training"},
+}
+"""Verbs (every other module) may import anything."""
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Every module of ours, and every other package, that a file imports anywhere, functions included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    known = {name_of(module) for module in MODULES}
+    return {name for name in imports_of(path) if name in known and name != name_of(path)}
+
+
+def room(name: str) -> str:
+    return name.split(".")[1]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_arrows_go_one_way(path):
+    here = room(name_of(path))
+    if here in MAY_IMPORT:
+        wrong = {name for name in ours(path) if room(name) not in MAY_IMPORT[here]}
+        assert not wrong, f"{name_of(path)} must not import {sorted(wrong)}"
+
+
+def test_no_cycles():
+    graph, done = {name_of(path): ours(path) for path in MODULES}, set()
+
+    def visit(name, trail):
+        assert name not in trail, " -> ".join([*trail, name])
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, [*trail, name])
+            done.add(name)
+
+    for name in graph:
+        visit(name, [])
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if room(name_of(path)) in ("data", "qa")
+                                  and path.name != "batches.py"], ids=name_of)
+def test_data_and_qa_never_name_torch(path):
+    assert not {name for name in imports_of(path) if name.split(".")[0] == "torch"}
+
+
+@pytest.mark.parametrize("module", ["bertqa", "bertqa.score", "bertqa.doctor", "bertqa.report", "bertqa.data.windows"])
+def test_starts_without_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_five_dependencies():
+    allowed = {"torch", "tokenizers", "safetensors", "numpy", "tqdm", "huggingface_hub", "matplotlib", "tensorboard"}
+    used = {name.split(".")[0] for path in MODULES for name in imports_of(path)}
+    assert used - set(sys.stdlib_module_names) - {"bertqa"} <= allowed
+
+
+def test_the_top_level_is_what_it_should_be():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    top = {line.split("/")[0] for line in listed.stdout.splitlines()}
+    assert top <= {"setup.cfg", "pyproject.toml", "bertqa", "tests", "tools", "weights", "README.md", ".ci", ".gitignore"}
+
+
+def test_the_tree_in_the_readme_is_true():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = text.split("## The house", 1)[1].split("```")[1]
+    missing = [path.name for path in MODULES if path.stem not in tree]
+    assert not missing, f"README's tree lacks {missing}"
