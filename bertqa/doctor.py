@@ -71,6 +71,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Report, show or repair. Returns the exit status: 0 also for sick data, for it is the report that judges."""
     args = parse_args(argv)
+    check(args)
     tokenizer, settings = prepare(args)
     data = read_examples(args.file)
     other = read_examples(args.other) if args.other else None
@@ -87,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def prepare(args: argparse.Namespace) -> tuple[WordPiece | None, dict]:
-    """The tokenizer (None: there is none) and window settings; refuses what can be refused before anything is read."""
+def check(args: argparse.Namespace) -> None:
+    """What can be refused before anything is read."""
     if args.doc_stride:
         raise UserError("--doc-stride means the step between windows in Google's script and their overlap in run_qa; "
                         "say --step N or --overlap N")  # fmt: skip
@@ -98,7 +99,11 @@ def prepare(args: argparse.Namespace) -> tuple[WordPiece | None, dict]:
         raise UserError(f"--show {args.show}: give the number of questions to print, at least 1")
     for source in filter(None, (args.file, args.other)):
         if args.fix and args.fix.exists() and source.exists() and args.fix.samefile(source):
-            raise UserError(f"--fix {args.fix} would overwrite the data that it repairs; give another name")
+            raise UserError(f"--fix {args.fix} would overwrite {source}; give another name")
+
+
+def prepare(args: argparse.Namespace) -> tuple[WordPiece | None, dict]:
+    """The tokenizer (None: there is none), and the settings: DEFAULTS < the model's qa.json < flags."""
     folder = args.weights
     if folder is None:
         from bertqa.train import bundled_reader

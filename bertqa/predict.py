@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from bertqa.training.distributed import world_of_torchrun
 
     with world_of_torchrun() as world:
-        args.model = Path(hf.resolve_weights(args.model))
+        args.model = Path(world.in_turn(lambda: hf.resolve_weights(args.model)))
         config = folder.read_config(args.model)
         verb = answer_file if args.data and config["head"] != folder.CLASSES else classify
         return verb(args, config, world)

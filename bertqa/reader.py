@@ -136,16 +136,13 @@ class Reader:
             for answers in self._ranked(chunk, settings, threshold if allow_no_answer else None, whole_words):
                 yield answers[0] if top_k == 1 else answers[:top_k]
 
-    def spans(self, examples, n: int = 20, max_answer_length: int | None = None, progress: str | None = None,
-              world=None) -> tuple[Spans, Windows]:
-        """(Spans, Windows) of examples: what decoding, scoring and files are made from.
-
-        The ranks of a `world` (training.distributed) share the work; all of them return the spans of all examples.
-        """
+    def spans(self, examples, n: int = 20, max_answer_length: int | None = None, progress: str | None = None
+              ) -> tuple[Spans, Windows]:
+        """(Spans, Windows) of examples: what decoding, scoring and files are made from."""
         settings = SpanSettings(n, max_answer_length or self.qa.get("max_answer_length", 30))
-        return self._read(examples, settings, progress, world)[:2]
+        return self._read(examples, settings, progress)[:2]
 
-    def _read(self, examples, settings, progress: str | None = None, world=None) -> tuple[Spans, Windows, np.ndarray]:
+    def _read(self, examples, settings, progress: str | None = None) -> tuple[Spans, Windows, np.ndarray]:
         """(Spans, Windows, mass): mass (2, Q) is the log of what exp(start logit), exp(end logit) sum to over all
         windows of a question, at [CLS] and the paragraph's tokens."""
         from bertqa.inference import forward_all
@@ -159,7 +156,7 @@ class Reader:
             return tuple(self.model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout))
 
         cast = autocast(self.device, self.dtype) if self.dtype is not None else None
-        for rows, (start, end) in forward_all(compute, windows, self.device, autocast=cast, progress=progress, world=world):
+        for rows, (start, end) in forward_all(compute, windows, self.device, autocast=cast, progress=progress):
             decoder.add(rows, start, end)
             for side, logits in zip(mass, (start, end), strict=True):
                 np.logaddexp.at(side, windows.question[rows], log_mass(logits, lengths[rows], windows.count[rows]))

@@ -5,6 +5,7 @@ Without arguments it fine-tunes the bundled reader on the bundled sample; `--tas
 
 import argparse
 import dataclasses
+import os
 import platform
 import random
 import subprocess
@@ -185,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if world.first:
                 print(line, file=sys.stderr, flush=True)
 
-        weights = Path(hf.resolve_weights(files.weights))
+        weights = Path(world.in_turn(lambda: hf.resolve_weights(files.weights)))
         model_config = folder.read_config(weights)
         positions = model_config["architecture"]["max_position_embeddings"]
         problems = [*loop.problems(), *optim.problems(), *modelling.problems(), *answers.problems(positions)]
@@ -236,6 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             journal.close()
             if outcome.finished:
                 write_json(run / "summary.json", figures)
+                say_report(run, say)
             say(closing(outcome, figures, run, task))
     return 0 if outcome.finished or "limit" in outcome.stopped_by else 130
 
@@ -287,7 +289,19 @@ def start_run(run: Path, chosen: dict, fingerprints: dict) -> None:
     write_json(run / "config.json", {
         "settings": settings_of(chosen), "fingerprints": fingerprints, "command": sys.argv, "commit": git_commit(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "platform": platform.platform()},
+        "hardware": {"cores": os.cpu_count(), "threads": torch.get_num_threads(),
+                     **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})},
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+
+
+def say_report(run: Path, say) -> None:
+    """Write report.html. A page that cannot be written is no reason to fail a run that could be trained."""
+    from bertqa.report import write_report
+
+    try:
+        say(f"report: {write_report(run, say=say)}")
+    except UserError as error:
+        say(f"no report: {error}")
 
 
 def settings_of(chosen: dict) -> dict:

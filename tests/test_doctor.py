@@ -334,9 +334,10 @@ def test_fix_writes_data_with_nothing_left_to_fix(sick, tmp_path, capsys, name):
 def test_fix_never_overwrites_its_input_and_never_writes_nothing(sick, tmp_path, capsys):
     before = sick.read_bytes()
     (tmp_path / "link.json").symlink_to(sick)
-    for name in ("sick.json", "link.json", "../" + tmp_path.name + "/sick.json"):
-        with pytest.raises(UserError, match="would overwrite the data"):
-            doctor.main([str(sick), "--fix", str(tmp_path / name)])
+    other = write(tmp_path / "other.json", (PANDAS, [question("1", "Where?", ("Nepal", 23))]))
+    for name in ("sick.json", "link.json", "../" + tmp_path.name + "/sick.json", "other.json"):
+        with pytest.raises(UserError, match="would overwrite"):
+            doctor.main([str(sick), str(other), "--fix", str(tmp_path / name)])
     assert sick.read_bytes() == before
     path = write(tmp_path / "lost.json", ("a b", [question("q", "who?", ("zebra", 0))]))
     with pytest.raises(UserError, match="all 1 questions are rejected"):

@@ -19,13 +19,19 @@ TEXTS = ["i love paris", "", "a", "word1 é 中 x1", "the quick brown fox jumps 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A random BERT with a pooler, in Hugging Face's form; beside it, name + -ours, as a model folder."""
+    """A random BERT with a pooler, in Hugging Face's form."""
     return write_checkpoint(tmp_path_factory.mktemp("embed") / "bert", head=None, pooler=True)
 
 
 @pytest.fixture(scope="module")
 def ours(checkpoint):
-    where = checkpoint.with_name(checkpoint.name + "-ours")
+    return converted(checkpoint)
+
+
+def converted(checkpoint):
+    """(encoder, tokenizer, model folder) of a Hugging Face folder."""
+    where = checkpoint.with_name(checkpoint.name + "-converted")
+    hf.convert(checkpoint, where)
     return load_encoder(where), WordPiece.load(where), where
 
 
@@ -56,7 +62,7 @@ def test_every_state_is_that_of_transformers(checkpoint, ours):
 def test_distilbert_too(tmp_path):
     where = write_checkpoint(tmp_path / "distil", "distilbert", head=None)
     out, mask = theirs(where, TEXTS)
-    encoder, tokenizer = load_encoder(tmp_path / "distil-ours"), WordPiece.load(tmp_path / "distil-ours")
+    encoder, tokenizer, _ = converted(where)
     found = embed_texts(encoder, tokenizer, TEXTS, pool="none", layer="all").vectors
     assert np.abs(found - torch.stack(out.hidden_states, 2)[mask].numpy()).max() < 1e-5
     with pytest.raises(UserError, match="no pooler .*DistilBERT"):
@@ -200,11 +206,9 @@ def test_bad_files(tmp_path, tiny_model, name, content, says):
 
 def test_heads_of_every_kind(tmp_path):
     for head, labels in ((folder.QA, None), (folder.CLASSES, ["a", "b"])):
-        write_checkpoint(tmp_path / head, head=head, labels=labels)
-        where = tmp_path / f"{head}-ours"
-        model = folder.load(where)
-        ids = WordPiece.load(where).encode(["i love paris"]).ids
+        encoder, tokenizer, where = converted(write_checkpoint(tmp_path / head, head=head, labels=labels))
+        model, ids = folder.load(where), tokenizer.encode(["i love paris"]).ids
         packed = torch.tensor([2, *ids.tolist(), 3])
         expected = model.encoder(packed, lengths=[len(packed)]).last_hidden_state[0]
-        found = embed_texts(load_encoder(where), WordPiece.load(where), ["i love paris"], pool="cls").vectors[0]
+        found = embed_texts(encoder, tokenizer, ["i love paris"], pool="cls").vectors[0]
         assert np.allclose(found, expected.detach().numpy(), atol=1e-6)

@@ -147,8 +147,8 @@ def client(server, tmp_path):
     return run
 
 
-def same_files(one: Path, other: Path) -> bool:
-    names = [path.name for path in one.iterdir()]
+def same_files(one: Path, other: Path, but: str = "") -> bool:
+    names = [path.name for path in one.iterdir() if path.name != but]
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
@@ -202,6 +202,8 @@ def test_not_found(client):
     assert "error: org/nothing: is neither a folder here nor a model on http://127.0.0.1:" in error
     _, error = client("org/empty")
     assert "error: org/empty: has no config.json on http://127.0.0.1:" in error
+    _, error = client("org/a--b")
+    assert "error: org/a--b: there is no such file or folder, and it is no Hub id either (" in error
     _, error = client("org/config")
     assert "error: org/config: has no model.safetensors or pytorch_model.bin on http://127.0.0.1:" in error
 
@@ -230,10 +232,11 @@ def test_no_server(client, checkpoint):
     """A connection that fails, though nobody said offline: an error while the cache is cold, no matter when it is warm."""
     down = {"HF_ENDPOINT": "http://127.0.0.1:9"}
     _, error = client("org/tiny", **down)
-    assert re.search(r"error: org/tiny: http://127.0.0.1:9 cannot be reached \(.+\), and config.json is not in the cache", error)
-    client("org/tiny")
-    where, _ = client("org/tiny", **down)
-    assert same_files(where, checkpoint)
+    assert re.search(r"error: org/tiny: http://127.0.0.1:9 cannot be reached \(.+\), and config.json is not in the cache",
+                     error)
+    client("org/sharded")    # of which the cache also knows that it has no model.safetensors
+    where, _ = client("org/sharded", **down)
+    assert same_files(checkpoint, where, but="model.safetensors")
 
 
 def test_server_fails(client):

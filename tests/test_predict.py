@@ -3,10 +3,12 @@
 import dataclasses
 import io
 import json
+import re
+import threading
 
 import pytest
 
-from bertqa import Answer, Reader, UserError
+from bertqa import Answer, Reader, UserError, prompt
 from bertqa.model import folder
 from bertqa.predict import main
 from bertqa.score import main as score
@@ -89,6 +91,9 @@ def test_one_question_from_arguments_file_and_pipe(tmp_path, tiny_model, capsys,
 
 @pytest.mark.parametrize(("argv", "says"), [
     ([], "give either --data"), (["--data", "x.json"], "needs --out"), (["--question", "q"], "needs a text"),
+    (["--question", "q", "--context", "c", "--context-file", "f"], "two texts"),
+    (["--question", "q", "--jsonl"], "leave out --question"), (["--context-file", "-", "--jsonl"], "both read"),
+    (["--data", "x.json", "--out", "o", "--question", "q"], "give either --data"),
     (["--question", "q", "--context", "c", "--threshold", "low"], "give a number, or none"),
 ])
 def test_mistakes_are_explained(tiny_model, argv, says):
@@ -100,3 +105,131 @@ def test_an_encoder_cannot_answer(tmp_path, tiny_model):
     folder.save(tmp_path / "bare", folder.load_encoder(tiny_model), tokenizer_from=tiny_model, provenance={})
     with pytest.raises(UserError, match="its head is None"):
         Reader.load(tmp_path / "bare")
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_questions_from_a_pipe_give_a_line_each(tiny_model, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("where is a?\n\n  where is b?\n"))
+    assert main(["--model", str(tiny_model), "--context", "a b c d", "--json"]) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(said) == 2 and all("a b c d"[one["start"] : one["end"]] == one["answer"] != "" for one in said)
+    monkeypatch.setattr("sys.stdin", io.StringIO("where is a?"))
+    assert main(["--model", str(tiny_model), "--context", "a b c d"]) == 0
+    assert re.fullmatch(r"[abcd ]+   \[score 0\.\d{3}, characters \d to \d\]\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("ending", ["\n", ""])      # an empty line, or Ctrl-D
+def test_a_terminal_is_asked_again_until_an_empty_line(tiny_model, monkeypatch, ending):
+    monkeypatch.setattr("sys.stdin", Terminal(f"where is a?\nwhere is b?\n{ending}"))
+    monkeypatch.setattr("sys.stdout", out := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert main(["--model", str(tiny_model), "--context", "a b c d"]) == 0
+    assert out.getvalue().count("? ") == 3 and out.getvalue().count(prompt.BOLD) == 2
+    assert out.getvalue().count("score 0.") == 2 and "   then " in out.getvalue()
+
+
+def test_a_text_is_pasted_at_the_terminal(tiny_model, monkeypatch):
+    monkeypatch.setattr("sys.stdin", Terminal("x y z\n\na b c\n.\nwhere is a?\n"))
+    monkeypatch.setattr("sys.stdout", out := Terminal())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert main(["--model", str(tiny_model)]) == 0
+    assert "score 0." in out.getvalue() and "\033" not in out.getvalue()
+    monkeypatch.setattr("sys.stdin", Terminal(" \n.\n"))
+    with pytest.raises(UserError, match="no text to ask about"):
+        main(["--model", str(tiny_model)])
+
+
+def test_the_answer_is_marked_in_its_sentence():
+    text = "It rained (a lot!). Dr.\x1b[31m Ada came at noon. He left."
+    start = text.index("Ada")
+    shown = prompt.in_sentence([Answer("Ada", 0.75, start, start + 3), Answer("", 0.125, 0, 0)], text, False)
+    assert shown == " [31m [Ada] came at noon.\nscore 0.750   then (no answer) 0.125"
+    coloured = prompt.in_sentence([Answer("Ada", 0.75, start, start + 3)], text, True)
+    assert coloured.count("\033[") == 4 and "\033[31m" not in coloured
+    assert prompt.in_sentence([Answer("", 0.5, 0, 0)], text, False).startswith("(no answer in this text)\n")
+    for context, answer, around in [("one\ntwo three\nfour", "three", "two three"), ("a? b! c", "b", "b!"), ("b", "b", "b"),
+                                    ("x" * 999 + "b" + "y" * 999, "b", "x" * 300 + "b" + "y" * 300),
+                                    ("甲。乙丙。丁", "丙", "乙丙。"), ("It is v1.2 now", "1.2", "It is v1.2 now")]:
+        place = context.index(answer)
+        begin, end = prompt.sentence(context, place, place + len(answer))
+        assert context[begin:end] == around
+
+
+def test_json_lines_in_and_out(tiny_model, capsys, monkeypatch):
+    rows = [{"id": 7, "question": "where is a?", "context": "a b c"}, {"question": "where is b?"},
+            {"id": None, "question": "where is c?", "context": ["d e", "a c"], "more": 1}]
+    text = "\n\n".join(json.dumps(row) for row in rows)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert main(["--model", str(tiny_model), "--jsonl", "--context", "x y"]) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    fields = ["answer", "score", "start", "end", "document"]
+    assert [list(one) for one in said] == [["id", *fields], fields, ["id", *fields]]
+    assert said[0]["id"] == 7 and said[2]["id"] is None and said[1]["answer"] in ("x", "y", "x y")
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(rows[0])))
+    assert main(["--model", str(tiny_model), "--jsonl", "--top-k", "2"]) == 0
+    (said,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(said["answers"]) == 2 and said["answers"][0] == {name: said[name] for name in fields}
+
+
+@pytest.mark.parametrize(("line", "says"), [
+    ("{", "line 3: not JSON"), ("[1]", "line 3: a JSON list"), ('{"context": "a"}', "line 3: question is None"),
+    ('{"question": "q"}', "line 3: context is missing"), ('{"question": "q", "context": [1]}', "line 3: context is no text"),
+    (b'\xff{"question": "q"}', "line 3: not JSON"),
+])
+def test_a_bad_line_is_named_and_those_before_it_are_answered(reader, line, says):
+    good, out = '{"question": "where is a?", "context": "a b"}', io.StringIO()
+    with pytest.raises(UserError, match=says):
+        prompt.answer_lines(reader, [good, "", line, good], out, None, 1, {})
+    assert len(out.getvalue().splitlines()) == 1
+
+
+def test_a_program_that_waits_for_each_answer_gets_it(reader):
+    answered, line = threading.Event(), '{"question": "where is a?", "context": "a b"}'
+
+    class Out(io.StringIO):
+        def flush(self):
+            answered.set()
+
+    def lines():
+        for _ in range(3):
+            answered.clear()
+            yield line
+            assert answered.wait(60), "the line before was not answered"
+
+    out = Out()
+    assert prompt.answer_lines(reader, lines(), out, None, 1, {}) == 0
+    assert len(out.getvalue().splitlines()) == 3
+
+
+def test_lines_that_cannot_be_read_are_an_error_and_not_the_end():
+    def lines():
+        yield "a"
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(prompt.as_they_come(lines()))
+    assert [line for some in prompt.as_they_come(["a", b"b"]) for line in some] == ["a", b"b"]
+    assert list(prompt.as_they_come([])) == [[]]
+
+
+def test_whole_words_and_int8_reach_the_reader(tiny_model, monkeypatch, capsys):
+    asked = {}
+
+    class Spy:
+        qa = {}
+
+        def answer(self, *args, **options):
+            asked.update(options)
+            return [Answer("a", 1.0, 0, 1)] * 2
+
+    monkeypatch.setattr("bertqa.predict.Reader.load", lambda *args, **options: asked.update(options) or Spy())
+    assert main(["--model", str(tiny_model), "--question", "q", "--context", "a", "--whole-words", "--int8"]) == 0
+    assert asked == {"int8": True, "whole_words": True, "allow_no_answer": False, "threshold": None,
+                     "max_answer_length": None}

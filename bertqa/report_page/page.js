@@ -153,7 +153,7 @@ function scores() {
   const rows = data.scores.flatMap((row) => two
     ? pairs.map(([key, name], i) => h("tr", {}, h("th", { scope: "row" }, i ? "" : `${row.label} (${whole(row.n)})`), h("td", { class: "text" }, name), row[key].map(cell), gapCell(row.difference[key])))
     : [h("tr", {}, h("th", { scope: "row" }, row.label), h("td", {}, whole(row.n)), cell(row.exact[0]), cell(row.f1[0]))]);
-  return [h("div", { class: "scroll" }, h("table", {}, h("caption", {}, `At the tuned no-answer threshold, by SQuAD v2.0's rules; small: 95 % bootstrap intervals over questions.${two ? " Bold: the interval does not hold 0." : ""}`),
+  return [h("div", { class: "scroll" }, h("table", {}, h("caption", {}, `${runs.some((run) => run.threshold != null) ? "At the tuned no-answer threshold, by" : "By"} SQuAD v2.0's rules; small: 95 % bootstrap intervals over questions.${two ? " Bold: the interval does not hold 0." : ""}`),
     h("thead", {}, h("tr", {}, head.map((text) => h("th", { scope: "col" }, text)))), h("tbody", {}, rows))), h("p", { class: "soft aside" }, data.beside.join(" "))];
 }
 

@@ -5,7 +5,7 @@ torch is imported where it is needed, so that a command line can be read inside 
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bertqa.errors import UserError
@@ -51,6 +51,16 @@ class World:
         dist.all_gather_object(gathered, value)
         return gathered
 
+    def in_turn(self, make: Callable):
+        """What `make()` returns, called on rank 0 first, then on the first process of each other machine, then on the
+        rest: for what the first call leaves on the disk and the others find there."""
+        mine = 0 if self.first else 1 if self.local_rank == 0 else 2
+        for turn in range(3):
+            if turn == mine:
+                made = make()
+            self.gather(None)
+        return made
+
     def wrap(self, model, device):
         """The model whose backward pass averages gradients over ranks; the model itself for a single process."""
         if self.size == 1:
@@ -91,9 +101,9 @@ def world_of_torchrun() -> Iterator[World]:
         if not _is_first(store, "bertqa: an error"):
             raise SystemExit(1) from None
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise UserError(f"another process of this run has died without a word ({str(error).splitlines()[0][-120:]}); "
-                            "the system may have killed it, for its memory for example. Training goes on from the last "
-                            "checkpoint with --resume, in as many processes") from None
+            raise UserError(f"another process of this run has died ({str(error).splitlines()[0][-120:]}); where it says "
+                            "nothing, the system has killed it, for its memory for example. Training goes on from the "
+                            "last checkpoint with --resume, in as many processes") from None
         raise
     dist.destroy_process_group()
 

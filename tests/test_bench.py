@@ -1,0 +1,67 @@
+"""tools/bench.py: the table, the turns, and one small run. No times are checked: they belong to the machine."""
+
+import json
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import bench  # noqa: E402
+import contestants  # noqa: E402
+
+
+def test_table_of_two_rows():
+    rows = [bench.Row("training", "bertqa", [2.0, 1.0, 4.0], questions=16, tokens=3000, flops=1e11, peak=1e11, memory=2**29),
+            bench.Row("training", "others", [20.0, 20.0, 20.0], questions=16, ratio=10.0)]
+    lines = bench.table(rows).splitlines()
+    assert lines[2] == "| training | bertqa | 2 | 8.0 | 1,500 | 50% | 1 | 512 |"
+    assert lines[3] == "| training | others | 20 | 0.8 |  |  | 10 |  |"
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_contestants_take_turns_and_every_other_round_goes_backwards():
+    calls = []
+    everyone = {"a": [lambda: calls.append("a1"), lambda: calls.append("a2")], "b": [lambda: calls.append("b")]}
+    seconds = bench.take_turns(everyone, 2)
+    assert calls == ["a1", "b", "a1", "a2", "b", "b", "a1", "a2"]    # warm-up, round, round
+    assert [len(times) for times in seconds.values()] == [2, 2]
+
+
+def test_operations_of_one_token_are_those_of_the_weights_and_of_attention():
+    import numpy as np
+
+    class One:    # one window of 10 tokens through MiniLM-L6
+        config = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
+        asked, on_gpu, quick, device_name, dtype_name = [None], False, True, "cpu", "fp32"
+
+        class asked_windows:
+            lengths = np.array([10])
+
+    weights = 6 * (4 * 384 * 384 + 2 * 384 * 1536)
+    assert bench.work_of(One, "inference")["flops"] == 2 * (10 * weights + 6 * 2 * 10 * 10 * 384)
+
+
+def test_run_qa_features_label_the_answer_tokens():
+    pytest.importorskip("transformers")
+    one = contestants.Bench(str(ROOT / "bertqa/data/sample/dev.json"), str(ROOT / "weights/minilm-squad2"), "")
+    record = {"question": "Who came?", "context": "At noon Ada Lovelace came.", "answers": ("Ada Lovelace",), "starts": (8,)}
+    tokenizer = one.their_tokenizer()
+    [feature] = contestants.run_qa_features(tokenizer, [record])
+    answer = feature["input_ids"][feature["start_positions"] : feature["end_positions"] + 1]
+    assert tokenizer.decode(answer) == "ada lovelace" and len(feature["input_ids"]) == 384
+
+
+def test_quick_run_prints_a_table_and_writes_json(tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    assert bench.main(["--quick", "--only", "decoding,scoring", "--json", str(out)]) == 0
+    printed, content = capsys.readouterr().out, json.loads(out.read_text())
+    assert [row["who"] for row in content["rows"]] == [
+        "bertqa, exact", "bertqa, hf", "run_qa's Python loop", "bertqa.score", "evaluate-v2.0, written anew"]
+    assert "| decoding | bertqa, exact |" in printed and content["machine"]["data"] == "dev.json, 137 questions"
+
+
+def test_an_unknown_task_is_refused():
+    with pytest.raises(bench.UserError, match="--only speed: there is no such task; use some of features,training"):
+        bench.main(["--only", "speed"])

@@ -1,0 +1,150 @@
+"""Several processes: the numbers of one, shared evaluation, one that dies, one error for all, torchrun itself."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import pytest
+from processes import (
+    die_at_step,
+    journal,
+    most_apart,
+    nan_loss_at,
+    result,
+    run_ranks,
+    small_work,
+    start_ranks,
+    training,
+    wait,
+    weights,
+)
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
+
+# 53 windows in batches of 4: the last batch of an epoch has one, so that two of three ranks have none.
+STEPS = ["--batch-size", "4", "--max-steps", "20", "--epochs", "9", "--dropout", "0", "--micro-tokens", "30"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, tiny_model, letters):
+    """Run folders of the same 20 steps on 1, 2 and 3 ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for size in (1, 2, 3):
+        run_ranks(training(tiny_model, letters, folder / f"run{size}", *STEPS), size, folder / f"logs{size}", small_work)
+    return {size: folder / f"run{size}" for size in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_train_like_one(runs, size):
+    assert 0 < most_apart(weights(runs[1]), weights(runs[size])) < 1e-6
+    for one, many in zip(journal(runs[1]), journal(runs[size]), strict=True):
+        assert one["step"] == many["step"] and one["loss"] == pytest.approx(many["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_shared_evaluation_is_that_of_one(runs, size):
+    """Before the first step the weights are the same: then so is every digit of every metric."""
+    assert journal(runs[size])[0] == journal(runs[1])[0] and journal(runs[1])[0]["event"] == "eval"
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_predictions_of_ranks_are_those_of_one(tmp_path, tiny_model, letters, size):
+    """53 questions in chunks of 10: six turns for one, two for three; in order, and the same to the last byte."""
+    for count in (1, size):
+        run_ranks(["predict", "--model", tiny_model, "--data", letters, "--out", tmp_path / str(count)], count,
+                  tmp_path / f"logs{count}", small_work)
+    for name in ("predictions.json", "nbest_predictions.json", "null_odds.json"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / str(size) / name).read_bytes()
+
+
+def test_only_the_first_rank_speaks_and_writes(tmp_path, tiny_model, letters):
+    said = run_ranks(training(tiny_model, letters, tmp_path / "run", "--max-steps", "1"), 2, tmp_path / "logs")
+    assert said.count("1 steps of 16 windows") == 1 and (tmp_path / "logs" / "rank1").read_text() == ""
+    assert len(journal(tmp_path / "run")) == 3
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    (["--train", "/nowhere.json"], "error: /nowhere.json: there is no such file"),
+    (["--no-such-flag"], "error: unrecognized arguments: --no-such-flag"),
+])
+def test_a_mistake_is_told_once(tmp_path, tiny_model, letters, flags, says):
+    statuses, said = wait(start_ranks(training(tiny_model, letters, tmp_path / "run", *flags), 2, tmp_path), tmp_path)
+    assert all(statuses) and said.count("error: ") == 1 and says in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("hook", "says"), [
+    (partial(nan_loss_at, 4), "error: step 4: the loss is"),
+    (partial(die_at_step, 9), "error: another process of this run has died"),
+], ids=["nan", "kill -9"])
+def test_one_rank_fails_and_the_run_can_be_resumed(tmp_path, runs, tiny_model, letters, hook, says):
+    """All ranks end, one error is told, and two ranks go on to what they would have reached undisturbed."""
+    args = training(tiny_model, letters, tmp_path / "run", *STEPS, "--save-every", "0")
+    statuses, said = wait(start_ranks(args, 2, tmp_path, hook, hook_rank=1), tmp_path)
+    assert all(statuses) and said.count("error: ") == 1 and says in said and "Traceback" not in said, said
+    run_ranks(["train", "--resume", tmp_path / "run"], 2, tmp_path / "logs", small_work)
+    assert result(tmp_path / "run") == result(runs[2])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path, runs, tiny_model, letters, rank):
+    args = training(tiny_model, letters, tmp_path / "run", *STEPS)
+    hook = partial(die_at_step, 9, signal.SIGTERM)
+    statuses, said = wait(start_ranks(args, 2, tmp_path, hook, hook_rank=rank), tmp_path)
+    assert statuses == [130, 130] and "go on with: python -m bertqa.train --resume" in said
+    alone, said = wait(start_ranks(["train", "--resume", tmp_path / "run"], 1, tmp_path), tmp_path)
+    assert alone == [2] and "cannot resume, because processes was 2, now 1" in said
+    run_ranks(["train", "--resume", tmp_path / "run"], 2, tmp_path / "logs", small_work)
+    assert result(tmp_path / "run") == result(runs[2])
+
+
+# ---- torchrun itself ----
+
+
+def torchrun(flags, args, log):
+    """Start torchrun; it and its processes write to `log`."""
+    command = [sys.executable, "-m", "torch.distributed.run", *flags, "-m", f"bertqa.{args[0]}", *map(str, args[1:])]
+    return subprocess.Popen(command, stdout=log.open("ab"), stderr=subprocess.STDOUT, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def wait_for_step(run_folder, step, seconds=300):
+    """Wait until the run has taken so many steps."""
+    journal, end = run_folder / "metrics.jsonl", time.monotonic() + seconds
+    while not journal.exists() or journal.read_bytes().count(b'"train"') < step:
+        assert time.monotonic() < end, "the run does not move"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=["term", "int", "kill a rank"])
+def test_torchrun_stops_and_resumes(tmp_path, tiny_model, letters, number):
+    """SIGTERM or SIGINT to torchrun, or SIGKILL to one of its processes; then torchrun again, with --resume."""
+    long = ["--batch-size", "4", "--epochs", "30", "--save-every", "0"]
+    run_ranks(training(tiny_model, letters, tmp_path / "whole", *long), 2, tmp_path / "logs")
+    agent = torchrun(["--nproc-per-node", "2"], training(tiny_model, letters, tmp_path / "run", *long), tmp_path / "log")
+    wait_for_step(tmp_path / "run", 30)
+    if number == signal.SIGKILL:
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(agent.pid)], capture_output=True, text=True)
+        os.kill(max(map(int, children.stdout.split())), number)
+    else:
+        agent.send_signal(number)
+    assert agent.wait(120) != 0
+    said = (tmp_path / "log").read_text()
+    assert ("go on with" in said) == (number != signal.SIGKILL)
+    assert said.count("another process of this run has died") == (number == signal.SIGKILL), said
+    agent = torchrun(["--nproc-per-node", "2"], ["train", "--resume", tmp_path / "run"], tmp_path / "log")
+    assert agent.wait(300) == 0, (tmp_path / "log").read_text()
+    assert result(tmp_path / "run") == result(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_machines(tmp_path, runs, tiny_model, letters):
+    """Two torchrun agents that meet at an address: here both are on one machine, with one process and with two."""
+    args = training(tiny_model, letters, tmp_path / "run", *STEPS)
+    agents = [torchrun(["--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1", "--master-addr", "127.0.0.1",
+                        "--master-port", "29577"], args, tmp_path / f"log{node}") for node in (0, 1)]
+    assert [agent.wait(300) for agent in agents] == [0, 0], (tmp_path / "log0").read_text()
+    assert most_apart(weights(tmp_path / "run"), weights(runs[2])) == 0

@@ -1,0 +1,117 @@
+"""The knobs that decide an update, against values computed by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bertqa.model import folder
+from bertqa.model.attention import Layout
+from bertqa.model.heads import SpanLogits, span_loss
+from bertqa.training.loop import Average
+from bertqa.training.optim import OptimSettings, freeze, lr_at, make_optimizer, set_lr
+
+CPU = torch.device("cpu")
+
+
+class Pair(torch.nn.Module):
+    """One weight that is trained and one that is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.moving, self.frozen = torch.nn.Parameter(torch.tensor([1.0])), torch.nn.Parameter(torch.tensor([5.0]), False)
+
+
+def test_average_by_hand():
+    """Weights 1, 3, 7 with decay 0.75: the average goes 1, 1.5, 2.875; it is lent to the model and taken back."""
+    model = Pair()
+    average = Average(model, 0.75)
+    for value, expected in ((3.0, 1.5), (7.0, 2.875)):
+        model.moving.data.fill_(value)
+        average.update(model)
+        assert average.averages[0].item() == expected
+    with average.in_place_of(model):
+        assert (model.moving.item(), model.frozen.item()) == (2.875, 5.0)
+    assert model.moving.item() == 7.0 and len(average.averages) == 1
+
+    other = Average(Pair(), 0.75)
+    other.load_state_dict(average.state_dict())
+    assert other.averages[0].item() == 2.875
+
+
+def test_the_average_comes_back_after_an_error():
+    model = Pair()
+    average = Average(model, 0.5)
+    model.moving.data.fill_(3.0)
+    with pytest.raises(KeyError), average.in_place_of(model):
+        raise KeyError
+    assert model.moving.item() == 3.0 and average.averages[0].item() == 1.0
+
+
+def test_no_average():
+    model = Pair()
+    average = Average(model, 0.0)
+    average.update(model)
+    with average.in_place_of(model):
+        assert model.moving.item() == 1.0
+    assert average.state_dict() == {"averages": []}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_label_smoothing_is_torchs_window_by_window(smoothing):
+    """Each window spreads the share over its own tokens, as torch's cross_entropy does over the classes of a row."""
+    draw = torch.Generator().manual_seed(0)
+    lengths, starts, ends = (3, 7, 1), torch.tensor([1, 6, 0]), torch.tensor([2, 0, 0])
+    start, end = torch.randn(2, 11, generator=draw, dtype=torch.float64)
+    expected = sum(F.cross_entropy(part[None], label[None], label_smoothing=smoothing)
+                   for side, labels in ((start, starts), (end, ends))
+                   for part, label in zip(side.split(lengths), labels, strict=True)) / 2
+    found = span_loss(SpanLogits(start, end), Layout.of(lengths, CPU), starts, ends, smoothing)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_label_smoothing_by_hand():
+    """Two tokens, logits log 3 and 0: probabilities 3/4 and 1/4; a tenth of the label is spread, a twentieth each."""
+    logits = torch.tensor([math.log(3), 0.0])
+    found = span_loss(SpanLogits(logits, logits), Layout.of((2,), CPU), torch.tensor([0]), torch.tensor([0]), 0.1)
+    assert found.item() == pytest.approx(-(0.95 * math.log(0.75) + 0.05 * math.log(0.25)), abs=1e-6)
+
+
+def test_layer_decay_by_hand(tiny_model):
+    """Adam's first update is lr * sign(gradient): what each depth moves is its own learning rate."""
+    model = folder.load(tiny_model)
+    settings = OptimSettings(lr=0.01, layer_decay=0.5, weight_decay=0.0, eps=1e-12)
+    optimizer = make_optimizer(model, settings, CPU)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    set_lr(optimizer, 0.01, 0, settings)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        depth = 3 if name.startswith("span") else 0 if "embeddings" in name else 1 + int(name.split(".")[2])
+        assert torch.allclose(before[name] - parameter, torch.tensor(0.01 * 0.5 ** (3 - depth)), atol=1e-6), name
+
+
+@pytest.mark.parametrize(("what", "left"), [("none", 3), ("embeddings", 3), ("0", 3), ("1", 2), ("2", 1), ("encoder", 1)])
+def test_freezing_by_depth(tiny_model, what, left):
+    """What stays trainable: the top `left` of two layers and the head; embeddings only with none."""
+    model = folder.load(tiny_model)
+    freeze(model, what)
+    trained = {"span" if name.startswith("span") else name.split(".")[1] + name.split(".")[2] * ("layers" in name)
+               for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {"span", *["layers1", "layers0"][:left - 1]} | ({"embeddings"} if what == "none" else set())
+
+
+def test_cosine_and_constant_by_hand():
+    """Ten steps, two of warm-up: 1/2 and 1, then (1 + cos(pi k / 8)) / 2 for k = 0..7; constant stays at the peak."""
+    cosine = OptimSettings(lr=2.0, warmup=0.2, schedule="cosine")
+    expected = [1.0, 2.0] + [1 + math.cos(math.pi * k / 8) for k in range(8)]
+    assert [lr_at(step, 10, cosine) for step in range(10)] == pytest.approx(expected)
+    constant = OptimSettings(lr=2.0, warmup=3, schedule="constant")
+    assert [lr_at(step, 5, constant) for step in range(5)] == pytest.approx([2 / 3, 4 / 3, 2, 2, 2])
+
+
+def test_warm_up_that_outlasts_the_run_never_peaks_beyond_lr():
+    settings = OptimSettings(lr=1.0, warmup=100)
+    assert [lr_at(step, 4, settings) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
