@@ -24,8 +24,10 @@ from processes import (
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
 
-# 53 windows in batches of 4: the last batch of an epoch has one, so that two of three ranks have none.
-STEPS = ["--batch-size", "4", "--max-steps", "20", "--epochs", "9", "--dropout", "0", "--micro-tokens", "30"]
+# 53 windows in batches of 4: the last batch of an epoch has one, so that two of three ranks have none. The gradient of some
+# biases is zero (a shift of all keys, or of all logits, changes no softmax); what rounding leaves of it is another on other
+# ranks, and with a tiny eps Adam would make whole steps of that.
+STEPS = ["--batch-size", "4", "--max-steps", "20", "--epochs", "9", "--dropout", "0", "--micro-tokens", "30", "--eps", "1e-4"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def runs(tmp_path_factory, tiny_model, letters):
 def test_ranks_train_like_one(runs, size):
     assert 0 < most_apart(weights(runs[1]), weights(runs[size])) < 1e-6
     for one, many in zip(journal(runs[1]), journal(runs[size]), strict=True):
-        assert one["step"] == many["step"] and one["loss"] == pytest.approx(many["loss"], abs=1e-5)
+        assert one["step"] == many["step"] and one["loss"] == pytest.approx(many["loss"], abs=1e-6)
 
 
 @pytest.mark.parametrize("size", [2, 3])

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from processes import (
     count_file_events,
     die_at_file_event,

@@ -150,7 +150,7 @@ def test_the_answer_is_marked_in_its_sentence():
     text = "It rained (a lot!). Dr.\x1b[31m Ada came at noon. He left."
     start = text.index("Ada")
     shown = prompt.in_sentence([Answer("Ada", 0.75, start, start + 3), Answer("", 0.125, 0, 0)], text, False)
-    assert shown == " [31m [Ada] came at noon.\nscore 0.750   then (no answer) 0.125"
+    assert shown == "Dr. [31m [Ada] came at noon.\nscore 0.750   then (no answer) 0.125"
     coloured = prompt.in_sentence([Answer("Ada", 0.75, start, start + 3)], text, True)
     assert coloured.count("\033[") == 4 and "\033[31m" not in coloured
     assert prompt.in_sentence([Answer("", 0.5, 0, 0)], text, False).startswith("(no answer in this text)\n")

@@ -428,7 +428,7 @@ def fill_with(dev: Path, examples, folder: Path) -> Path:
     entries = {example.id: [{"text": example.context[k:9], "probability": 0.2, "start": k, "end": 9} for k in range(5)]
                for example in examples}
     write(folder / "nbest_predictions.json", entries)
-    write(folder / "predictions.json", {id: "" if i % 2 else found[0]["text"] for i, (id, found) in enumerate(entries.items())})
-    write(folder / "null_odds.json", {id: i % 2 - 0.5 + i / 1e5 for i, id in enumerate(entries)})
+    write(folder / "predictions.json", {id: found[0]["text"] * (i % 2) for i, (id, found) in enumerate(entries.items())})
+    write(folder / "null_odds.json", {id: 0.5 - i % 2 + i / 1e5 for i, id in enumerate(entries)})
     write(folder / "best" / "qa.json", {"null_threshold": 0.0, "no_answer_scale": 1.0, "no_answer_bias": 0.0})
     return folder

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -98,19 +99,19 @@ class WordPiece:
 
     def encode(self, texts: Sequence[str], progress: str | None = None) -> Tokens:
         """Tokenise texts, on all cores; a progress bar of this name is shown where `progress` is given."""
-        ids, starts, ends, counts = [], [], [], []
+        flat, counts = chain.from_iterable, []
+        ids, spans = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
         for chunk in _chunks(texts, progress):
             # A lone surrogate is a legal Python character but not legal UTF-8: a stand-in keeps the offsets.
             clean = [text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text) for text in chunk]
-            for encoding in self.backend.encode_batch(clean, add_special_tokens=False):
-                offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
-                ids.append(np.array(encoding.ids, dtype=np.int32))
-                starts.append(offsets[:, 0])
-                ends.append(offsets[:, 1])
-                counts.append(len(offsets))
-        none = np.zeros(0, np.int32)
+            encodings = self.backend.encode_batch(clean, add_special_tokens=False)
+            counts += map(len, encodings)
+            # One pass over a chunk: an array for each text would cost more than the numbers in it.
+            ids.append(np.fromiter(flat(one.ids for one in encodings), np.int32))
+            spans.append(np.fromiter(flat(flat(one.offsets for one in encodings)), np.int32))
+        starts_ends = np.concatenate(spans)                                                 # (2T,) start, end, start, ...
         rows = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
-        return Tokens(*(np.concatenate([none, *parts]) for parts in (ids, starts, ends)), rows)
+        return Tokens(np.concatenate(ids), starts_ends[0::2].copy(), starts_ends[1::2].copy(), rows)
 
 
 def _chunks(texts: Sequence[str], progress: str | None) -> Iterable[Sequence[str]]:
