@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -30,17 +31,9 @@ def test_contestants_take_turns_and_every_other_round_goes_backwards():
 
 
 def test_operations_of_one_token_are_those_of_the_weights_and_of_attention():
-    import numpy as np
-
-    class One:    # one window of 10 tokens through MiniLM-L6
-        config = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
-        asked, on_gpu, quick, device_name, dtype_name = [None], False, True, "cpu", "fp32"
-
-        class asked_windows:
-            lengths = np.array([10])
-
+    minilm = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
     weights = 6 * (4 * 384 * 384 + 2 * 384 * 1536)
-    assert bench.work_of(One, "inference")["flops"] == 2 * (10 * weights + 6 * 2 * 10 * 10 * 384)
+    assert bench.operations(minilm, np.array([10, 20])) == 2 * (30 * weights + 6 * 2 * (10 * 10 + 20 * 20) * 384)
 
 
 def test_run_qa_features_label_the_answer_tokens():

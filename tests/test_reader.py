@@ -257,17 +257,17 @@ def recorded(tmp_path_factory):
         assert [len(w["start"]) for w in case["windows"]] == windows.lengths.tolist()
         tokens, asked = windows.contexts, (windows.cls_id, *windows.questions.ids.tolist(), windows.sep_id)
         begins = np.flatnonzero(~memory.continues(tokens.ids))
-        word = np.searchsorted(begins, np.arange(len(tokens.ids)), side="right")
+        word = np.searchsorted(begins, np.arange(len(tokens.ids)), side="right") - 1
+        left, right = tokens.starts[begins[word]].tolist(), tokens.ends[np.append(begins[1:], len(word))[word] - 1].tolist()
+        starts, ends = tokens.starts.tolist(), tokens.ends.tolist()
         logits, case["spans"] = {}, []
-        for first, count, window in zip(windows.first, windows.count, case["windows"], strict=True):
+        for first, count, window in zip(windows.first.tolist(), windows.count.tolist(), case["windows"], strict=True):
             start, end = (np.array(window[side], np.float32) / 100 for side in ("start", "end"))
             logits[(*asked, *tokens.ids[first : first + count].tolist(), windows.sep_id)] = (start.tolist(), end.tolist())
             for i in range(first, first + count):
                 for j in range(i, min(first + count, i + MOST)):
-                    score = float(start[i - first + len(asked)] + end[j - first + len(asked)])
-                    last = np.flatnonzero(word == word[j])[-1]
-                    case["spans"].append((score, int(tokens.starts[i]), int(tokens.ends[j]),
-                                          int(tokens.starts[begins[word[i] - 1]]), int(tokens.ends[last])))
+                    score = start[i - first + len(asked)] + end[j - first + len(asked)]
+                    case["spans"].append((score, starts[i], ends[j], left[i], right[j]))
         case["spans"].sort(key=lambda span: -span[0])
         case["reader"] = Reader(Told(logits), memory, qa, torch.device("cpu"))
     return file["cases"]

@@ -72,8 +72,9 @@ class Browser:
         return self.call("/execute/sync", {"script": f"return {code}", "args": []})
 
     def click(self, css: str) -> None:
-        """A real click: scrolled into view, and refused where something covers the element."""
+        """A real click: refused where something covers the element, so it is scrolled clear of the navigation first."""
         found = self.call("/element", {"using": "css selector", "value": css})
+        self.call("/execute/sync", {"script": "arguments[0].scrollIntoView({block: 'center'})", "args": [found]})
         self.call(f"/element/{next(iter(found.values()))}/click", {})
 
     def type(self, css: str, text: str) -> None:

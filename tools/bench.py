@@ -115,13 +115,17 @@ def work_of(bench: Bench, task: str) -> dict:
     if task in ("decoding", "scoring", "startup"):
         return {"questions": 1 if task == "startup" else len(bench.data.examples)}
     picked = np.concatenate(bench.sorted_batches) if task == "training" else None
-    lengths = (bench.asked_windows.lengths if picked is None else bench.windows.lengths[picked]).astype(float)
-    hidden, inner = bench.config["hidden_size"], bench.config["intermediate_size"]
-    # Two operations for each product of a number and a weight; attention multiplies every token with every token twice.
+    lengths = bench.asked_windows.lengths if picked is None else bench.windows.lengths[picked]
+    return {"questions": len(bench.asked) if picked is None else len(picked), "tokens": float(lengths.sum()),
+            "flops": operations(bench.config, lengths) * (1 if picked is None else 3), "peak": matrix_peak(bench)}
+
+
+def operations(config: dict, lengths: np.ndarray) -> float:
+    """Of the forward pass of these windows: two for each product of a number and a weight; attention multiplies every
+    token with every token twice."""
+    hidden, inner, lengths = config["hidden_size"], config["intermediate_size"], lengths.astype(float)
     weights = (4 * hidden**2 + 2 * hidden * inner) * lengths.sum()
-    forward = 2 * bench.config["num_hidden_layers"] * (weights + 2 * hidden * (lengths**2).sum())
-    return {"questions": len(bench.asked) if picked is None else len(picked), "tokens": lengths.sum(),
-            "flops": forward * (1 if picked is None else 3), "peak": matrix_peak(bench)}
+    return 2 * config["num_hidden_layers"] * float(weights + 2 * hidden * (lengths**2).sum())
 
 
 def number_in(task: str) -> int | None:
