@@ -178,8 +178,7 @@ def answer_asked(args) -> int:
     options = dict(allow_no_answer=threshold is not None, threshold=threshold, max_answer_length=args.max_answer_length,
                    whole_words=args.whole_words)
     if args.jsonl:
-        lines = getattr(sys.stdin, "buffer", sys.stdin)
-        return prompt.answer_lines(reader, lines, sys.stdout, context, args.top_k, options)
+        return prompt.answer_lines(reader, prompt.stdin_lines(), sys.stdout, context, args.top_k, options)
     if not args.question:
         return prompt.ask_again(reader, context, options, args.json)
     for answer in reader.answer(args.question, context, max(2, args.top_k), **options)[: args.top_k]:

@@ -79,6 +79,15 @@ def stdin_from_terminal() -> None:
     sys.stdin = open(0, encoding=sys.stdin.encoding, closefd=False)
 
 
+def stdin_lines() -> Iterable[str | bytes]:
+    """The lines of standard input, from a file object of their own: when Python exits it closes sys.stdin, and aborts
+    if the thread of `as_they_come` is still waiting in it."""
+    try:
+        return open(os.dup(sys.stdin.fileno()), "rb")
+    except OSError:     # not a real file: a program has put something else in its place
+        return sys.stdin
+
+
 def one_line(answer: Answer, as_json: bool) -> str:
     """An answer as one line of output."""
     if as_json:

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -200,9 +199,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         random.seed(loop.seed)
         torch.manual_seed(loop.seed)
 
-        make = Classification if files.task == "classify" else partial(QuestionAnswering, world=world)
+        make = Classification if files.task == "classify" else QuestionAnswering
         task = make(files.train, files.dev, weights, answers, seed=loop.seed, device=device, say=say,
-                    progress=world.first, recipe=settings_of(chosen))
+                    progress=world.first, recipe=settings_of(chosen), world=world)
         model, had_head = starting_model(weights, model_config, files.fresh_head, modelling, task)
         if not had_head:
             say(f"a head for {task.head} is drawn at random; that of the weights: {model_config['head'] or 'none'}")

@@ -8,7 +8,8 @@ import sys
 from quickstart import environment, run
 
 # B008: our defaults are frozen dataclasses. UP036: quickstart must explain itself on an old Python.
-LINT = ["--line-length", "127", "--select", "E,F,W,I,B,UP", "--ignore", "B008,UP036", "--target-version", "py310"]
+LINT = ["--line-length", "127", "--select", "E,F,W,I,B,UP", "--ignore", "B008,UP036", "--target-version", "py310",
+        "--config", "lint.isort.known-first-party = ['bertqa']"]
 
 
 def main() -> None:

@@ -180,13 +180,15 @@ function answers() {
   const unit = [0, 1], percent = (value) => whole(100 * value), tip = (value) => fixed(100 * value, 1) + " %";
   const rules = runs.filter((run) => run.threshold != null).map((run) => ({ at: run.threshold, label: two ? `threshold of ${run.name}` : "threshold" }));
   const oddsRange = extent(of("sweep", (sweep) => sweep.threshold), 0.01);
-  const curve = (key, text, other, dash) => (pr, side, run) => [{ name: `${label(run, text)}, area ${fixed(pr[key].area)}`, side: two ? side : other, dash, points: zip(pr[key].points), as: "line" }];
+  const curve = (key, text, other, dash) => (pr, side, run) => [{ name: `${label(run, text)}, area ${fixed(pr[key].area)}`, side: two ? side : other, dash, points: zip(pr[key].points) }];
   const level = (key, text, other, dash) => (sweep, side, run) => [{ name: label(run, text), side: two ? side : other, dash, points: sweep.threshold.map((at, i) => [at, sweep[key][i]]) }];
-  const histogram = (run) => chart({ title: two ? `No-answer odds of ${run.name}` : "No-answer odds", empty: typeof run.histogram === "string" ? run.histogram : null,
-    note: "Questions by their null odds: null score minus best span's score. Beyond the threshold, no answer is given.",
-    x: { label: "null odds", range: typeof run.histogram === "string" ? unit : [run.histogram.edges[0], run.histogram.edges[30]] }, y: { label: "questions", format: whole, range: typeof run.histogram === "string" ? unit : [0, 1.05 * Math.max(...run.histogram.has, ...run.histogram.none)] },
-    rules: run.threshold == null ? [] : [{ at: run.threshold, label: "threshold" }],
-    series: typeof run.histogram === "string" ? [] : [["has", "with an answer", "has"], ["none", "without an answer", "none"]].map(([key, name, side]) => ({ name, side, as: "bars", width: run.histogram.edges[1] - run.histogram.edges[0], points: run.histogram[key].map((n, i) => [run.histogram.edges[i], n]) })) });
+  const histogram = (run) => {
+    const spec = { title: label(run, "No-answer odds"), note: "Questions by their null odds: null score minus best span's score. Beyond the threshold, no answer is given." };
+    if (typeof run.histogram === "string") return chart({ ...spec, empty: run.histogram, series: [] });
+    const { edges, has, none } = run.histogram, bars = (name, counts, side) => ({ name, side, as: "bars", width: edges[1] - edges[0], points: counts.map((n, i) => [edges[i], n]) });
+    return chart({ ...spec, x: { label: "null odds", range: [edges[0], edges[edges.length - 1]] }, y: { label: "questions", format: whole, range: [0, 1.05 * Math.max(...has, ...none)] },
+      rules: run.threshold == null ? [] : [{ at: run.threshold, label: "threshold" }], series: [bars("with an answer", has, "has"), bars("without an answer", none, "none")] });
+  };
   const dots = (found, side, run) => {
     const most = Math.max(...found.points.map((point) => point[2]));
     return [{ name: `${label(run, "share without an answer")}, error ${fixed(100 * found.error)} points`, side, as: "dots", points: found.points.map(([p, share, n]) => [p, share, n, 2.5 + 7 * Math.sqrt(n / most)]) }];

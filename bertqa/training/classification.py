@@ -67,8 +67,10 @@ class Classification:
     key, head = "macro_f1", folder.CLASSES
 
     def __init__(self, train: str, dev: str | None, weights: Path, settings: ClassificationSettings, *, seed: int,
-                 device: torch.device, say=print, progress: bool = True, recipe: dict | None = None):
-        """Read, split and tokenise. `say` takes one line at a time for people; `recipe` is what the model card tells.
+                 device: torch.device, say=print, progress: bool = True, recipe: dict | None = None,
+                 world=None):
+        """Read, split and tokenise. `say` takes one line at a time for people; `recipe` is what the model card tells;
+        the ranks of a `world` share the evaluation.
 
         Raises:
             UserError: for files that cannot be read, a single class, and dev labels that training does not have.
@@ -76,7 +78,7 @@ class Classification:
         if dev and settings.split is not None:
             raise UserError(f"--split cuts a dev set out of the training texts, but --dev {dev} is one; leave one out")
         config = folder.read_config(weights)
-        self.settings, self.device, self.weights, self.progress = settings, device, weights, progress
+        self.settings, self.device, self.weights, self.progress, self.world = settings, device, weights, progress, world
         self.max_length = settings.max_length or config["architecture"]["max_position_embeddings"]
         self.tokenizer, self.recipe, self.evaluation = WordPiece.load(weights), recipe or {}, None
         columns = {name: getattr(settings, name) for name in ("text_column", "label_column", "pair_column")}
@@ -135,7 +137,7 @@ class Classification:
     def evaluate(self, model: nn.Module, autocast) -> dict[str, float]:
         """Accuracy and macro-F1 in percent, plain cross-entropy, and the confusion matrix, on dev."""
         logits, loss = class_logits(model, self.dev_windows, self.device, autocast=autocast,
-                                    progress="dev" if self.progress else None)
+                                    progress="dev" if self.progress else None, world=self.world)
         matrix = confusion(self.dev_windows.start_label, logits.argmax(1), len(self.labels))
         metrics = {**scores(matrix), "loss": loss, "confusion": matrix.tolist()}
         self.evaluation = logits, metrics
