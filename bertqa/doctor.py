@@ -387,7 +387,7 @@ def table(report: dict, most: int) -> Iterator[str]:
     spread = Counter(report["answers_per_question"])
     answerable = spread.total() - spread.pop(0, 0)
     given = sum(n * count for n, count in spread.items())
-    note = f"{min(spread)} to {max(spread)} a question, {given / answerable:.1f} on average" if spread else ""
+    note = f"at most {max(spread)} a question, {given / answerable:.1f} on average" if spread else ""
     yield line("answers", given, note)
     yield line("offsets repaired", report["repaired"])
     yield line("answers without a place", report["unplaced_answers"], "they count in scores, but cannot be trained on")
@@ -443,7 +443,7 @@ def token_table(report: dict, most: int) -> Iterator[str]:
     for question in below[:most]:
         yield f"  {question['id']}   {brief(question['question'], 66)}"
         for answer in question["answers"]:
-            yield f"    {brief(json.dumps(answer['text'], ensure_ascii=False), 60)}: {why(answer, settings)}"
+            yield f"    {brief(json.dumps(answer['text'], ensure_ascii=False), 38)}: {why(answer, settings)}"
         yield f"    best: {brief(json.dumps(question['best'], ensure_ascii=False), 60)}, F1 {question['f1']:.1f}"
     if len(below) > most:
         yield f"  ... and {len(below) - most:,} more: --explain {len(below)}, or --json"
@@ -454,7 +454,7 @@ def why(answer: dict, settings: dict) -> str:
     if answer["fault"] == TOO_LONG:
         return f"{answer['tokens']} tokens, --max-answer-length is {settings['max_answer_length']}"
     if answer["fault"] == INSIDE:
-        return f"not on token boundaries, which give {brief(json.dumps(answer['nearest'], ensure_ascii=False), 30)}"
+        return f"tokens can only give {brief(json.dumps(answer['nearest'], ensure_ascii=False), 35)}"
     return answer["fault"] or "without words"
 
 

@@ -31,6 +31,7 @@ from bertqa.qa.thresholds import NO_SPAN_ODDS
 from bertqa.training.run_folder import Run, facts, find_dev, lead, numbers, read_run, remarks
 
 PAGE = Path(__file__).resolve().parent / "report_page"
+SCRIPTS = ("charts.js", "sections.js", "questions.js")  # one after the other, as one script
 RUNNERS_UP = 3
 """Spans shown beneath each prediction."""
 
@@ -284,7 +285,7 @@ def render(page: dict) -> str:
         text = text.replace(character, f"\\u{ord(character):04x}")
     parts = {"title": html.escape(" and ".join(run["name"] for run in page["runs"])),
              "style": (PAGE / "page.css").read_text(encoding="utf-8"),
-             "script": (PAGE / "page.js").read_text(encoding="utf-8"),
+             "script": "".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
              "data": text}
     for name in ("style", "script"):
         digest = hashlib.sha256(parts[name].encode()).digest()

@@ -1,6 +1,6 @@
 """Runs of bertqa in processes of their own, to be killed: forked from a server that has imported torch once for all.
 
-A hook is called in the new process before the verb, with the arguments that are bound to it by functools.partial.
+Hooks are called in the new process before the verb, each with the arguments that functools.partial has bound to it.
 """
 
 import json
@@ -32,32 +32,32 @@ def training(tiny_model, letters, out, *more) -> list[str]:
             *more]
 
 
-def start(args, log: Path, hook=None, **environment):
+def start(args, log: Path, *hooks, **environment):
     """Start `bertqa VERB ARGUMENTS`; what it says on either stream is added to `log`."""
-    process = server.Process(target=_child, args=(list(map(str, args)), str(log), hook, environment))
+    process = server.Process(target=_child, args=(list(map(str, args)), str(log), hooks, environment))
     process.start()
     return process
 
 
-def run(args, log: Path, hook=None, status: int = 0) -> str:
+def run(args, log: Path, *hooks, status: int = 0) -> str:
     """Start and wait; what it said."""
-    process = start(args, log, hook)
+    process = start(args, log, *hooks)
     process.join(300)
     said = log.read_text()
     assert process.exitcode == status, f"exit status {process.exitcode}, expected {status}: {said[-3000:]}"
     return said
 
 
-def start_ranks(args, size: int, logs: Path, hook=None, hook_rank: int | None = None) -> list:
-    """What torchrun does: `size` processes that know of each other. The hook is for one rank, or for all."""
+def start_ranks(args, size: int, logs: Path, *hooks, only: dict | None = None) -> list:
+    """What torchrun does: `size` processes that know of each other. `only` holds one more hook for some ranks."""
     import torch.distributed as dist
 
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = []
     for rank in range(size):
-        process = start(args, logs / f"rank{rank}", hook if hook_rank in (None, rank) else None, RANK=rank, LOCAL_RANK=rank,
-                        WORLD_SIZE=size, MASTER_ADDR="127.0.0.1", MASTER_PORT=store.port,
-                        TORCHELASTIC_USE_AGENT_STORE="True")
+        own = [only[rank]] if only and rank in only else []
+        process = start(args, logs / f"rank{rank}", *hooks, *own, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=size,
+                        MASTER_ADDR="127.0.0.1", MASTER_PORT=store.port, TORCHELASTIC_USE_AGENT_STORE="True")
         process.store = store  # lives as long as they do
         processes.append(process)
     return processes
@@ -70,15 +70,15 @@ def wait(processes, logs: Path) -> tuple[list[int], str]:
     return [process.exitcode for process in processes], "".join(path.read_text() for path in sorted(logs.glob("rank*")))
 
 
-def run_ranks(args, size: int, logs: Path, hook=None) -> str:
+def run_ranks(args, size: int, logs: Path, *hooks) -> str:
     """Start so many processes and wait until all have ended well; what they said."""
     logs.mkdir(exist_ok=True)
-    statuses, said = wait(start_ranks(args, size, logs, hook), logs)
+    statuses, said = wait(start_ranks(args, size, logs, *hooks), logs)
     assert statuses == [0] * size, said[-3000:]
     return said
 
 
-def _child(args, log, hook, environment) -> None:
+def _child(args, log, hooks, environment) -> None:
     file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -88,11 +88,11 @@ def _child(args, log, hook, environment) -> None:
     from bertqa.__main__ import main
 
     torch.set_num_threads(1)
-    after = hook() if hook else None
+    afterwards = [hook() for hook in hooks]
     sys.argv = ["bertqa", *args]
     status = main()
-    if after:
-        after()
+    for act in filter(None, afterwards):
+        act()
     sys.exit(status)
 
 

@@ -84,7 +84,7 @@ def test_a_mistake_is_told_once(tmp_path, tiny_model, letters, flags, says):
 def test_one_rank_fails_and_the_run_can_be_resumed(tmp_path, runs, tiny_model, letters, hook, says):
     """All ranks end, one error is told, and two ranks go on to what they would have reached undisturbed."""
     args = training(tiny_model, letters, tmp_path / "run", *STEPS, "--save-every", "0")
-    statuses, said = wait(start_ranks(args, 2, tmp_path, hook, hook_rank=1), tmp_path)
+    statuses, said = wait(start_ranks(args, 2, tmp_path, small_work, only={1: hook}), tmp_path)
     assert all(statuses) and said.count("error: ") == 1 and says in said and "Traceback" not in said, said
     run_ranks(["train", "--resume", tmp_path / "run"], 2, tmp_path / "logs", small_work)
     assert result(tmp_path / "run") == result(runs[2])
@@ -94,7 +94,7 @@ def test_one_rank_fails_and_the_run_can_be_resumed(tmp_path, runs, tiny_model, l
 def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path, runs, tiny_model, letters, rank):
     args = training(tiny_model, letters, tmp_path / "run", *STEPS)
     hook = partial(die_at_step, 9, signal.SIGTERM)
-    statuses, said = wait(start_ranks(args, 2, tmp_path, hook, hook_rank=rank), tmp_path)
+    statuses, said = wait(start_ranks(args, 2, tmp_path, small_work, only={rank: hook}), tmp_path)
     assert statuses == [130, 130] and "go on with: python -m bertqa.train --resume" in said
     alone, said = wait(start_ranks(["train", "--resume", tmp_path / "run"], 1, tmp_path), tmp_path)
     assert alone == [2] and "cannot resume, because processes was 2, now 1" in said

@@ -43,11 +43,11 @@ def whole(tmp_path_factory, tiny_model, letters):
     return folder / "run", int((folder / "count").read_text())
 
 
-def resume(out: Path, log: Path, tiny_model, letters, hook=None) -> str:
+def resume(out: Path, log: Path, tiny_model, letters) -> str:
     """Go on with a run; one that was killed before it had a config.json is started again."""
     if (out / "config.json").exists():
-        return run(["train", "--resume", out], log, hook)
-    return run(training(tiny_model, letters, out, *STEPS), log, hook)
+        return run(["train", "--resume", out], log)
+    return run(training(tiny_model, letters, out, *STEPS), log)
 
 
 # ---- kill -9 ----

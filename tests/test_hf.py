@@ -23,6 +23,15 @@ FORMS = ("safetensors", "sharded", "bin", "old bin", "sharded bin", "gamma and b
          "pre-training head", "fp16", "bf16")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Waiting for each other takes threads longer than these sizes take one; seven times longer on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @functools.cache
 def hf_model(model_type: str, head: str | None, hidden_act: str = "gelu"):
     """A random tiny model of transformers, with no parameter left at 0 or 1. Shared: not to be changed."""

@@ -115,8 +115,12 @@ def detail(browser) -> str:
     return browser.js("document.getElementById('detail').innerText")
 
 
+CUT_OFF = "[...document.querySelectorAll('.scroll')].filter((each) => each.scrollWidth > each.clientWidth).length"
+"""Tables that are wider than the screen."""
+
+
 def chip(text: str) -> str:
-    """XPath-free choice of a filter button: they stand in a fixed order."""
+    """The button of a filter, as a CSS selector: the buttons stand in a fixed order."""
     order = ["All", "All misses", "Right answer", "Rightly silent", "Boundary", "Wrong span", "False answer",
              "False no-answer", "No prediction"]
     return f"#questions .controls button:nth-child({order.index(text) + 1})"
@@ -181,7 +185,7 @@ def test_a_link_to_a_question(browser, page):
 def test_every_screen(browser, page, width, dark):
     browser.view(width, 844, dark)
     browser.open(page)
-    assert browser.js("document.documentElement.scrollWidth") == width  # nothing sticks out
+    assert browser.js("document.documentElement.scrollWidth") == width and browser.js(CUT_OFF) == 0
     colour = browser.js("getComputedStyle(document.body).backgroundColor")
     assert colour == ("rgb(23, 22, 19)" if dark else "rgb(251, 250, 247)")
     drawn = browser.js("[...document.querySelectorAll('figure svg')].map((svg) => svg.getAttribute('aria-label'))")
@@ -231,6 +235,8 @@ def test_two_runs_side_by_side(browser, tmp_path):
     assert listed(browser)[0] == "Where does it live?\nbase Right answer: Nepal\nsilent False no-answer"
     browser.click("#questions .controls button:nth-child(4)")
     assert [row.split("\n")[0] for row in listed(browser)] == ["When was it found?"]
+    browser.view(390, 844)
+    assert browser.js("document.documentElement.scrollWidth") == 390 and browser.js(CUT_OFF) == 0
     assert browser.complaints() == []
 
 

@@ -101,9 +101,9 @@ def world_of_torchrun() -> Iterator[World]:
         if not _is_first(store, "bertqa: an error"):
             raise SystemExit(1) from None
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise UserError(f"another process of this run has died ({str(error).splitlines()[0][-120:]}); where it says "
-                            "nothing, the system has killed it, for its memory for example. Training goes on from the "
-                            "last checkpoint with --resume, in as many processes") from None
+            raise UserError("another process of this run has died; where it says nothing, the system has killed it, for "
+                            "its memory for example. Training goes on from the last checkpoint with --resume, in as many "
+                            f"processes. (As seen from here: {str(error).splitlines()[0][:200]})") from None
         raise
     dist.destroy_process_group()
 
