@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -144,9 +145,14 @@ def test_torchrun_stops_and_resumes(tmp_path, tiny_model, letters, number):
 
 @pytest.mark.slow
 def test_two_machines(tmp_path, runs, tiny_model, letters):
-    """Two torchrun agents that meet at an address: here both are on one machine, with one process and with two."""
+    """Two torchrun agents that meet at an address, each with one process: as README starts two machines, but here."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    flags = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "qa", "--rdzv-backend", "c10d",
+             "--rdzv-endpoint", f"127.0.0.1:{port}"]
     args = training(tiny_model, letters, tmp_path / "run", *STEPS)
-    agents = [torchrun(["--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1", "--master-addr", "127.0.0.1",
-                        "--master-port", "29577"], args, tmp_path / f"log{node}") for node in (0, 1)]
-    assert [agent.wait(300) for agent in agents] == [0, 0], (tmp_path / "log0").read_text()
+    agents = [torchrun(flags, args, tmp_path / f"log{node}") for node in (0, 1)]
+    statuses = [agent.wait(300) for agent in agents]
+    said = "".join((tmp_path / f"log{node}").read_text() for node in (0, 1))
+    assert statuses == [0, 0] and said.count("20 steps of 4 windows") == 1, said
     assert most_apart(weights(tmp_path / "run"), weights(runs[2])) == 0

@@ -288,6 +288,12 @@ def test_local_folder_is_converted_once(checkpoint, tmp_path, capsys):
         hf.resolve_weights(source, cache)
 
 
+def test_fresh_heads_are_not_taken_for_trained_ones(checkpoint, tmp_path):
+    """Somebody converted the same checkpoint with --fresh-head under the name that would be used."""
+    hf.convert(checkpoint, tmp_path / "weights" / "tiny", fresh_head="qa")
+    assert hf.resolve_weights(checkpoint, tmp_path / "weights") == tmp_path / "weights" / "tiny-converted"
+
+
 def test_hub_id_is_converted_once(server, tmp_path, monkeypatch, capsys, checkpoint):
     """Also when the name is taken by another organisation; and the second time without the Hub."""
     asked = []

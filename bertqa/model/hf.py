@@ -5,7 +5,6 @@ fresh because that was asked for, or an error.
 """
 
 import dataclasses
-import re
 import sys
 from pathlib import Path
 
@@ -22,9 +21,11 @@ from bertqa.model.disk import (
     plain_card,
     read_config,
     read_json,
+    read_qa,
     staged,
     write_config,
     write_json,
+    write_qa,
 )
 from bertqa.model.folder import build_empty
 from bertqa.model.hf_names import (
@@ -40,6 +41,9 @@ from bertqa.model.hf_names import (
 )
 from bertqa.model.hf_report import Report, Row, fold
 from bertqa.model.weight_files import DTYPES, Weights, open_weights, write_safetensors
+
+TASKS = {QA: "question-answering", CLASSES: "text-classification", None: "feature-extraction"}
+"""What the Hub calls the use of a head."""
 
 
 def convert(src: str | Path, dest: str | Path, *, fresh_head=None, seed: int = 0) -> Report:
@@ -60,8 +64,9 @@ def convert(src: str | Path, dest: str | Path, *, fresh_head=None, seed: int = 0
     try:
         return _convert(place, dest, fresh_head, seed)
     except UserError as error:
-        where = str(place.folder)
-        raise error if where in str(error) else UserError(f"{where}: {error}") from error
+        if str(place.folder) in str(error):
+            raise
+        raise UserError(f"{place.source if place.revision else place.folder}: {error}") from error
 
 
 def _new_folder(dest: str | Path) -> Path:
@@ -81,7 +86,8 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
     else:
         head, labels = (QA, None) if fresh_head == "qa" else (CLASSES, list(fresh_head[1]))
     if head == CLASSES and labels is None:
-        labels = class_labels(raw, weights.shapes[plain["classifier.weight"]][0] if "classifier.weight" in plain else None)
+        shape = weights.shapes[plain["classifier.weight"]] if "classifier.weight" in plain else ()
+        labels = class_labels(raw, next(iter(shape), None))
     config = architecture_of(raw, plain, head)
     empty = build_empty({"architecture": dataclasses.asdict(config), "head": head, "labels": labels}).state_dict()
     parts, rows = _match(weights, plain, empty, config, head, fresh=fresh_head is not None)
@@ -103,8 +109,13 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
         if broken:
             raise UserError(f"{len(broken)} of its tensors hold NaN or infinite numbers: {', '.join(fold(broken)[:8])}; "
                             "the checkpoint was broken where it was made")
-        provenance = {"source": place.source, "revision": place.revision, "license": read_license(place.folder),
+        provenance = {"source": place.source, "revision": place.revision, "license": hub.read_license(place.folder),
                       "sha256": source_sha256}
+        if fresh_head is not None:
+            provenance["fresh_head"] = seed    # these weights answer nothing before they are trained
+        elif head == QA and (place.folder / "qa.json").exists():
+            write_qa(new, read_json(place.folder / "qa.json"))
+            remarks.append("qa.json taken over: the threshold and windows that its maker tuned with bertqa")
         write_config(new, config, head, labels, provenance)
         parameters = sum(tensor.numel() for tensor in empty.values())
         (new / "README.md").write_text(plain_card(config, head, parameters, provenance), encoding="utf-8")
@@ -202,16 +213,6 @@ def _dtype_name(dtypes) -> str:
     return " and ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}))
 
 
-def read_license(folder: Path) -> str | None:
-    """The `license:` of a model card's metadata, where there is one."""
-    card = folder / "README.md"
-    if not card.exists():
-        return None
-    metadata = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    found = re.search(r"^license:\s*['\"]?([\w.-]+)", metadata[1], re.MULTILINE) if metadata else None
-    return found[1] if found else None
-
-
 def export(src: str | Path, dest: str | Path) -> Report:
     """A model folder into a folder that transformers opens (and `hf upload` publishes), with the same numbers in it.
 
@@ -244,22 +245,13 @@ def export(src: str | Path, dest: str | Path) -> Report:
         sha256 = write_safetensors(new / "model.safetensors", dtypes, shapes,
                                    lambda name: weights.get(origin[name][0])[origin[name][1]])
         write_json(new / "config.json", write_architecture(config, head, labels, dtype, vocabulary.pad_id(new)))
-        (new / "README.md").write_text(hub_card(src, config, head, provenance), encoding="utf-8")
+        if (src / "qa.json").exists():
+            write_qa(new, read_qa(src))
+        (new / "README.md").write_text(hub.card(src, config.model_type, TASKS[head], provenance), encoding="utf-8")
     if config.model_type == "bert" and head is None and not config.pooler:
         vocab.append("it has no pooler: transformers' BertModel will draw one at random and say so")
     parameters = sum(tensor.numel() for tensor in empty.values())
     return Report(str(src), str(dest), config.model_type, head, parameters, dtype, weights.sha256(), sha256, rows, vocab)
-
-
-def hub_card(src: Path, config: BertConfig, head: str | None, provenance: dict) -> str:
-    """The model's own card, under the metadata that the Hub reads."""
-    card = (src / "README.md").read_text(encoding="utf-8") if (src / "README.md").exists() else ""
-    body = re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL).strip()
-    task = {QA: "question-answering", CLASSES: "text-classification", None: "feature-extraction"}[head]
-    metadata = {"license": provenance.get("license"), "library_name": "transformers", "pipeline_tag": task,
-                "base_model": provenance.get("source") if hub.ID.fullmatch(str(provenance.get("source"))) else None}
-    lines = [f"{name}: {value}" for name, value in metadata.items() if value]
-    return "\n".join(["---", *lines, "tags:", f"- {config.model_type}", "- bertqa", "---", "", body, ""])
 
 
 def resolve_weights(name_or_path: str | Path, cache: str | Path = "weights") -> Path:
@@ -270,7 +262,7 @@ def resolve_weights(name_or_path: str | Path, cache: str | Path = "weights") -> 
     that first time.
 
     Raises:
-        UserError: as `convert`.
+        UserError: as `convert`, and where `cache` holds other checkpoints under that name.
     """
     path = Path(name_or_path)
     if path.is_dir() and "architecture" in (read_json(path / "config.json") if (path / "config.json").exists() else {}):
@@ -288,7 +280,8 @@ def resolve_weights(name_or_path: str | Path, cache: str | Path = "weights") -> 
             print(f"converting {name_or_path} into {dest} (once)", file=sys.stderr)
             convert(name_or_path, dest)
             return dest
-        if same.items() <= read_json(dest / "config.json").get("provenance", {}).items():
+        before = read_json(dest / "config.json").get("provenance", {})
+        if same.items() <= before.items() and "fresh_head" not in before:
             print(f"using {dest}, converted from {name_or_path} before", file=sys.stderr)
             return dest
     raise UserError(f"{name_or_path}: {Path(cache) / names[0]} is of another checkpoint of that name; convert it yourself: "

@@ -159,9 +159,9 @@ def find_head(raw: dict, plain_names) -> tuple[str | None, list[str] | None]:
 def class_labels(raw: dict, count: int | None) -> list[str]:
     """Names of the classes in order: the config's, or LABEL_0 and so on for `count` rows of the classifier."""
     named = raw.get("id2label")
-    if isinstance(named, dict) and named and all(str(key).isdigit() for key in named):
+    if isinstance(named, dict) and named and all(str(key).isdecimal() for key in named):
         return [str(named[key]) for key in sorted(named, key=int)]
-    return [f"LABEL_{i}" for i in range(count or raw.get("num_labels") or 2)]
+    return [f"LABEL_{i}" for i in range(count or 2)]
 
 
 def write_architecture(config: BertConfig, head: str | None, labels, dtype: str, pad_id: int) -> dict:
@@ -184,4 +184,4 @@ def write_architecture(config: BertConfig, head: str | None, labels, dtype: str,
              "label2id": {name: i for i, name in enumerate(labels)}} if head == CLASSES else {}
     stem = "DistilBert" if distil else "Bert"
     return {"architectures": [stem + CLASS_ENDINGS[head]], "model_type": config.model_type, **fields, **named,
-            "pad_token_id": pad_id, "torch_dtype": dtype}
+            "pad_token_id": pad_id, "torch_dtype": dtype if " " not in dtype else "float32"}

@@ -1,7 +1,8 @@
 """Where a checkpoint is: a folder, one weight file, or the Hugging Face Hub.
 
 Downloads go through huggingface_hub (which `tokenizers` brings), so its cache and its variables hold: HF_HOME,
-HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE. It is imported only when something is fetched.
+HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE. It is imported only when something is fetched. Model cards, which the Hub reads the
+metadata of, are read and written here too.
 """
 
 import hashlib
@@ -71,7 +72,7 @@ def download(repo: str, revision: str | None = None) -> Path:
     if config is None:
         raise _lacks(repo, "config.json")
     folder = config.parent
-    for name in ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "README.md"):
+    for name in ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "README.md", "qa.json"):
         fetch(repo, name, folder.name)
     weights = next(filter(None, (fetch(repo, name, folder.name) for name in WEIGHT_FILES)), None)
     if weights is None:
@@ -110,15 +111,16 @@ def fetch(repo: str, name: str, revision: str | None) -> Path | None:
     except errors.LocalEntryNotFoundError as error:    # not in the cache, and the Hub could not be asked
         if hub.constants.HF_HUB_OFFLINE or _known_absent(hub, repo, name, revision):
             return None
-        raise UserError(f"{repo}: {hub.constants.ENDPOINT} cannot be reached ({_reason(error.__cause__ or error)}), and "
-                        f"{name} is not in the cache {hub.constants.HF_HUB_CACHE}") from error
+        raise UserError(f"{repo}: {hub.constants.ENDPOINT} cannot be reached ({first_sentence(error.__cause__ or error)}), "
+                        f"and {name} is not in the cache {hub.constants.HF_HUB_CACHE}") from error
     except errors.EntryNotFoundError:
         return None
     except errors.HFValidationError as error:
-        raise UserError(f"{repo}: there is no such file or folder, and it is no Hub id either ({_reason(error)})") from error
+        raise UserError(f"{repo}: there is no such file or folder, and it is no Hub id either "
+                        f"({first_sentence(error)})") from error
     except Exception as error:    # whatever the HTTP library of that version raises
-        raise UserError(f"{repo}: fetching {name} failed ({type(error).__name__}: {_reason(error)}); run the same command "
-                        "again") from error
+        raise UserError(f"{repo}: fetching {name} failed ({type(error).__name__}: {first_sentence(error)}); run the same "
+                        "command again") from error
     _verify(repo, path)
     return path
 
@@ -153,6 +155,30 @@ def _verify(repo: str, path: Path) -> None:
                         f"{stored.name[:12]}...); it was deleted, run the same command again")
 
 
-def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
+def first_sentence(error: BaseException) -> str:
+    """As much of what an error says as fits into a message of ours."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.split(r"\.\s|\.$", line)[0]
+
+
+def read_license(folder: Path) -> str | None:
+    """The `license:` of a model card's metadata, where there is one."""
+    card = folder / "README.md"
+    if not card.exists():
+        return None
+    metadata = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    found = re.search(r"^license:\s*['\"]?([\w.-]+)", metadata[1], re.MULTILINE) if metadata else None
+    return found[1] if found else None
+
+
+def card(src: Path, model_type: str, task: str, provenance: dict) -> str:
+    """The card of a model folder, with the metadata that the Hub reads: the card's, and what it does not say."""
+    text = (src / "README.md").read_text(encoding="utf-8") if (src / "README.md").exists() else ""
+    front, body = (re.match(r"(?:---\n(.*?\n)---\n)?(.*)", text, re.DOTALL)).groups()
+    kept = [line for line in (front or "").splitlines() if not line.startswith(("library_name:", "pipeline_tag:"))]
+    source = str(provenance.get("source"))
+    more = {"library_name": "transformers", "license": provenance.get("license"), "tags": f"[bertqa, {model_type}]",
+            "pipeline_tag": task, "base_model": source if ID.fullmatch(source) else None}
+    lines = [f"{name}: {value}" for name, value in more.items()
+             if value and not any(line.startswith(f"{name}:") for line in kept)]
+    return "\n".join(["---", *lines, *kept, "---", "", body.strip(), ""])

@@ -35,6 +35,10 @@ def install(source: Path, dest: Path, vocab_size: int, complete: bool = False) -
     vocab_path, fast_path = source / "vocab.txt", source / "tokenizer.json"
     config = _read_object(source / "tokenizer_config.json") or {}
     vocab, fast = _read_vocab(vocab_path), _read_object(fast_path)
+    wrong = [f"{name} {config[name]!r}" for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+             if not isinstance(config.get(name), bool | None)]
+    if wrong:
+        raise UserError(f"{source}/tokenizer_config.json: {', '.join(wrong)}; expected true, false or null")
     if vocab is None and fast is None:
         raise UserError(f"{source}: has no vocab.txt and no tokenizer.json; fetch the tokenizer of this checkpoint too, "
                         "for weights are of no use without it")
@@ -47,10 +51,11 @@ def install(source: Path, dest: Path, vocab_size: int, complete: bool = False) -
     else:
         fast_vocab = _fast_vocab(fast_path, fast)
         if vocab is None:
-            vocab = fast_vocab
+            # Where a vocabulary held a token twice, one of the two ids has none left.
+            vocab = [fast_vocab.get(i, f"[none{i}]") for i in range(max(fast_vocab) + 1)]
             remarks.append("vocab.txt made from tokenizer.json")
-        elif vocab[:len(fast_vocab)] != fast_vocab[:len(vocab)]:
-            at = next(i for i, (a, b) in enumerate(zip(vocab, fast_vocab, strict=False)) if a != b)
+        at = next((i for i, token in enumerate(vocab) if fast_vocab.get(i, token) != token), None)
+        if at is not None:
             raise UserError(f"{source}: vocab.txt and tokenizer.json are of different vocabularies: token {at} is "
                             f"{vocab[at]!r} in one and {fast_vocab[at]!r} in the other; delete the wrong one")
         remarks.append(_check_fast(source, fast, config))
@@ -131,14 +136,14 @@ def _read_object(path: Path) -> dict | None:
     return value
 
 
-def _fast_vocab(path: Path, fast: dict) -> list[str]:
-    model = fast.get("model") or {}
-    if model.get("type", "WordPiece") != "WordPiece" or not isinstance(model.get("vocab"), dict):
-        raise UserError(f"{path}: is a {model.get('type')} tokenizer; bertqa reads BERT's WordPiece vocabularies only")
-    ids = model["vocab"]
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise UserError(f"{path}: its {len(ids)} tokens do not have the ids 0 to {len(ids) - 1}; the file is damaged")
-    return sorted(ids, key=ids.get)
+def _fast_vocab(path: Path, fast: dict) -> dict[int, str]:
+    """Tokens by id."""
+    model = fast.get("model")
+    kind = model.get("type", "WordPiece") if isinstance(model, dict) else "nameless"
+    if kind != "WordPiece":
+        raise UserError(f"{path}: is a {kind} tokenizer; bertqa reads BERT's WordPiece vocabularies only")
+    _traits(fast)    # the tokenizers library checks the rest of the file
+    return {i: token for token, i in model["vocab"].items()}
 
 
 def _traits(fast: dict) -> tuple[bool, bool, bool]:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bertqa.errors import UserError
-from bertqa.model.hub import WEIGHT_FILES
+from bertqa.model.hub import WEIGHT_FILES, first_sentence
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """safetensors' names of the number types that weights may have."""
@@ -87,7 +87,7 @@ def _open_safetensors(path: Path, device) -> Weights:
         return Weights([path], {name: tuple(s.get_shape()) for name, s in slices.items()},
                        {name: str(s.get_dtype()) for name, s in slices.items()}, file.get_tensor)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({first_line(error)}); it was cut off or damaged on "
+        raise UserError(f"{path}: not a whole safetensors file ({first_sentence(error)}); it was cut off or damaged on "
                         "its way: fetch it again") from error
 
 
@@ -103,8 +103,11 @@ def _open_pickle(path: Path) -> Weights:
             raise UserError(f"{path}: refused: besides tensors its pickle asks for {next(filter(None, asked.groups()))}, "
                             "and such a call could do anything to this machine. Nothing of it was run. Use a "
                             "safetensors file of this checkpoint") from error
-        raise UserError(f"{path}: not a whole PyTorch weight file ({type(error).__name__}: {first_line(error)}); it "
-                        "was cut off or damaged on its way: fetch it again") from error
+        # torch goes on to recommend weights_only=False, the last thing to do with a file that is not what it should be.
+        why = re.search(r"WeightsUnpickler error: (.+)", str(error)) or re.match("(Weights only load failed)", str(error))
+        raise UserError(f"{path}: not a whole PyTorch weight file ("
+                        f"{why[1] if why else first_sentence(error)}); it was cut off or damaged on its way: fetch it again"
+                        ) from error
     if not isinstance(tensors, dict):
         raise UserError(f"{path}: holds a {type(tensors).__name__}, expected a dictionary of tensors by name")
     strange = [str(name) for name, value in tensors.items()
@@ -123,7 +126,7 @@ def _open_shards(index: Path) -> Weights:
         placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(placed.values()))
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{index}: not an index of weight shards ({type(error).__name__}: {first_line(error)}); "
+        raise UserError(f"{index}: not an index of weight shards ({type(error).__name__}: {first_sentence(error)}); "
                         'expected JSON with a "weight_map" of tensor name to file name') from error
     missing = [str(f) for f in files if Path(f).name != f or not (index.parent / f).is_file()]
     if missing:
@@ -173,8 +176,3 @@ def _blocks(header: bytes, names, dtypes, shapes, get) -> Iterable[memoryview]:
         tensor = get(name).detach().to("cpu").contiguous()
         assert tensor.dtype == dtypes[name] and tensor.shape == shapes[name], name
         yield memoryview(tensor.view(-1).view(torch.uint8).numpy())
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, as far as it fits into a line of ours."""
-    return (str(error).strip().splitlines() or ["no reason given"])[0]

@@ -100,10 +100,10 @@ def world_of_torchrun() -> Iterator[World]:
         # What a death breaks elsewhere is only its echo, and comes after it.
         if not _is_first(store, "bertqa: an error"):
             raise SystemExit(1) from None
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and "gloo" in str(error).lower():
             raise UserError("another process of this run has died; where it says nothing, the system has killed it, for "
                             "its memory for example. Training goes on from the last checkpoint with --resume, in as many "
-                            f"processes. (As seen from here: {str(error).splitlines()[0][:200]})") from None
+                            f"processes. (As seen from here: {str(error).split('. ')[0]})") from None
         raise
     dist.destroy_process_group()
 

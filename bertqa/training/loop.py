@@ -108,7 +108,7 @@ class Task(Protocol):
         """Loss summed over the batch's windows."""
 
     def evaluate(self, model: nn.Module, autocast) -> dict[str, float]:
-        """Metrics on the dev set, `key` among them. Called on every rank, returns the same on every rank."""
+        """Metrics on the dev set, `key` among them. Called on every rank; they share the work and all return the same."""
 
     def describe(self, metrics: dict) -> str:
         """Those metrics for people, at the end of a run."""
