@@ -299,7 +299,7 @@ def say_report(run: Path, say) -> None:
 
     try:
         say(f"report: {write_report(run, say=say)}")
-    except UserError as error:
+    except (UserError, OSError) as error:
         say(f"no report: {error}")
 
 

@@ -251,6 +251,20 @@ def test_resave_keeps_everything(originals, tmp_path):
         folder.save(tmp_path / "third", torch.nn.Linear(2, 2))
 
 
+def test_classes_load_and_save_themselves(originals, tmp_path):
+    from bertqa import BertForQuestionAnswering, BertForSequenceClassification
+
+    model = BertForQuestionAnswering.load(originals / "bert-qa-ours", dtype=torch.float64)
+    assert type(model) is BertForQuestionAnswering and model.span.weight.dtype == torch.float64
+    model.float().save(tmp_path / "qa")
+    BertForSequenceClassification.load(originals / "bert-classes-ours").save(tmp_path / "classes")
+    for name in ("qa", "classes"):
+        one, two = (where / "model.safetensors" for where in (originals / f"bert-{name}-ours", tmp_path / name))
+        assert one.read_bytes() == two.read_bytes()
+    with pytest.raises(UserError, match="its head is 'sequence-classification', BertForQuestionAnswering has 'question-an"):
+        BertForQuestionAnswering.load(tmp_path / "classes")
+
+
 @pytest.mark.gpu
 def test_load_on_a_gpu(originals):
     if not torch.cuda.is_available():

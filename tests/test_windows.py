@@ -55,6 +55,36 @@ def test_offsets_are_python_characters_of_the_raw_text(tokenizer):
     assert spans[10] == [(1, 2)]
 
 
+NASTY = ["", " ", "  ", "a b", " a  b ", "[SEP] a", "a[MASK]b [CLS]", "a\u0301 \u0301b", "\ud83d a\udc00", "a\u00a0b c", "a\tb\nc",
+         "東京 a東", "k" + "l" * 130 + " a", "\u200b a \u200b", "a\x00b \x7f c", "👩\u200d🔬 a", "CAFÉ café", "a-b (c) d's"]
+
+
+def assert_word_by_word_is_exact(tokenizer, texts):
+    assert tokenizer.word_by_word
+    fast, plain = tokenizer.encode(texts), tokenizer._encode_texts(texts, None)
+    for name in ("ids", "starts", "ends", "rows"):
+        got, want = getattr(fast, name), getattr(plain, name)
+        assert got.dtype == want.dtype and np.array_equal(got, want), name
+
+
+def test_word_by_word_equals_whole_texts(tokenizer, shared):
+    """Each distinct word is tokenised once; ids, offsets and rows are those of the whole texts."""
+    assert_word_by_word_is_exact(tokenizer, [])
+    assert_word_by_word_is_exact(tokenizer, NASTY + [" ".join(NASTY)] + NASTY[::-1] * 9)
+    real = WordPiece.load(shared / "weights" / "all-MiniLM-L6-v2")
+    data = read_examples(shared / "data" / "squad2-dev-2k.json.gz").examples
+    assert_word_by_word_is_exact(real, NASTY + list({example.context for example in data}) + [e.question for e in data])
+
+
+def test_another_kind_of_tokenizer_reads_whole_texts(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    backend = Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    odd = WordPiece(backend, tmp_path)
+    assert not odd.word_by_word and odd.encode(["a b"]).starts.tolist() == [0, 2]
+
+
 def test_casing_comes_from_the_folder(tmp_path):
     assert make_tokenizer(tmp_path, do_lower_case=False).encode(["A a"]).ids.tolist() == [1, 5]
     (tmp_path / "tokenizer_config.json").unlink()

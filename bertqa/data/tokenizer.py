@@ -15,6 +15,9 @@ from bertqa.errors import UserError
 CHUNK = 256
 """Texts handed to the tokenizer at once: enough for its threads, few enough for a live progress bar."""
 
+LINE = 64
+"""Distinct words that go to the tokenizer as one text: a text for each would cost more than its tokens."""
+
 
 @dataclass
 class Tokens:
@@ -63,6 +66,9 @@ class WordPiece:
         self.backend.no_padding()
         self.vocab_size = self.backend.get_vocab_size()
         self.cls_id, self.sep_id = self._special("[CLS]"), self._special("[SEP]")
+        # BERT's own steps treat what stands between spaces by itself; of another normaliser nobody knows.
+        steps = type(backend.normalizer).__name__, type(backend.pre_tokenizer).__name__
+        self.word_by_word = steps == ("BertNormalizer", "BertPreTokenizer")
 
     def _special(self, token: str) -> int:
         found = self.backend.token_to_id(token)
@@ -98,7 +104,42 @@ class WordPiece:
                         "tools/convert_weights.py makes one")
 
     def encode(self, texts: Sequence[str], progress: str | None = None) -> Tokens:
-        """Tokenise texts, on all cores; a progress bar of this name is shown where `progress` is given."""
+        """Tokenise texts; a progress bar of this name is shown where `progress` is given.
+
+        Each distinct word is tokenised once: cut at spaces, words do not see each other in BERT's tokenizer, and a data
+        set has few of them. Such a word may still be a whole paragraph of a language without spaces.
+        """
+        if not self.word_by_word:
+            return self._encode_texts(texts, progress)
+        known: dict[str, int] = {}
+        words, counts = [], []
+        for text in texts:
+            parts = text.split(" ")
+            words += [known.setdefault(part, len(known)) for part in parts]
+            counts.append(len(parts))
+        table = self._encode_words(list(known), progress)                                   # one row a distinct word
+        word = np.array(words, np.int64)                                                    # (w,) over all texts
+        sizes = np.array([len(part) + 1 for part in known], np.int64)                       # with the space behind it
+        begins, heads = _running(sizes[word]), _running(counts)                             # (w+1,), (R+1,)
+        shift = begins[:-1] - np.repeat(begins[heads[:-1]], counts)                         # (w,) its place in its text
+        tokens = table.counts[word]
+        rows = _running(tokens)                                                             # (w+1,)
+        source = np.arange(rows[-1]) + np.repeat(table.rows[word] - rows[:-1], tokens)      # (T,)
+        shift = np.repeat(shift, tokens).astype(np.int32)
+        return Tokens(table.ids[source], table.starts[source] + shift, table.ends[source] + shift, rows[heads])
+
+    def _encode_words(self, words: list[str], progress: str | None) -> Tokens:
+        """A row for each word. They are tokenised as lines of `LINE` words and told apart by their offsets."""
+        lines = self._encode_texts([" ".join(words[i : i + LINE]) for i in range(0, len(words), LINE)], progress)
+        begins = _running([len(word) + 1 for word in words])
+        shift = np.repeat(begins[:-1:LINE], lines.counts)                                   # (T,)
+        word = np.searchsorted(begins, lines.starts + shift, side="right") - 1
+        inside = (begins[word] - shift).astype(np.int32)
+        return Tokens(lines.ids, lines.starts - inside, lines.ends - inside,
+                      _running(np.bincount(word, minlength=len(words))))
+
+    def _encode_texts(self, texts: Sequence[str], progress: str | None) -> Tokens:
+        """Tokenise texts as they are, on all cores."""
         flat, counts = chain.from_iterable, []
         ids, spans = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
         for chunk in _chunks(texts, progress):
@@ -112,6 +153,11 @@ class WordPiece:
         starts_ends = np.concatenate(spans)                                                 # (2T,) start, end, start, ...
         rows = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
         return Tokens(np.concatenate(ids), starts_ends[0::2].copy(), starts_ends[1::2].copy(), rows)
+
+
+def _running(counts: Sequence[int]) -> np.ndarray:
+    """(n+1,) int64: the sum of all before each, and of all."""
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
 
 
 def _chunks(texts: Sequence[str], progress: str | None) -> Iterable[Sequence[str]]:

@@ -64,6 +64,16 @@ def fill(folder: str | Path, model: nn.Module, device="cpu", dtype: torch.dtype 
     return model.eval()
 
 
+def load_as(kind: type[nn.Module], head: str, folder: str | Path, device, dtype) -> nn.Module:
+    """`kind.load(folder)`: the model of a folder, which must have that head."""
+    config = read_config(folder)
+    if config["head"] != head:
+        raise UserError(f"{folder}: its head is {config['head']!r}, {kind.__name__} has {head!r}")
+    with empty():
+        model = kind(BertConfig(**config["architecture"]), *([len(config["labels"])] if head == CLASSES else []))
+    return fill(folder, model, device, dtype)
+
+
 def open_model_weights(folder: str | Path, empty: dict[str, Tensor], device="cpu", prefix: str = "") -> Weights:
     """The weights of a model folder, which must be those of `empty` (all that start with `prefix`).
 

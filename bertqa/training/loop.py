@@ -355,7 +355,7 @@ class Logs:
         self.world, self.device, self.waiting = world, device, deque()
         self.bar = tqdm(total=total, initial=state.step, unit=" steps", dynamic_ncols=True, disable=not world.first,
                         desc="train", smoothing=0.1, mininterval=0.2 if sys.stderr.isatty() else 30)
-        self.clock, self.recent = time.perf_counter(), deque([(0.0, state.windows, state.tokens)], maxlen=50)
+        self.clock, self.recent = time.perf_counter(), deque([(state.seconds, state.windows, state.tokens)], maxlen=50)
 
     def step(self, loss: Tensor, norm: Tensor, lr: float, scale: float | None) -> None:
         """Take a step's numbers; those on the GPU are written when the next step's arrive."""
