@@ -14,6 +14,9 @@ from bertqa.errors import UserError
 from bertqa.flags import run_verb
 from bertqa.reader import CHUNK, Reader, chunks
 
+COMPARED = 512
+"""Questions on which --int8 is held against the model as it is."""
+
 EXAMPLES = """examples:
   python -m bertqa.predict --question 'Who came?' --context 'Ada came at noon.'
   python -m bertqa.predict --context-file report.txt                      then ask, again and again
@@ -34,7 +37,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--int8", action="store_true", help="matrix products in 8 bits; answering on the CPU only")
     group = parser.add_argument_group("a file")
     group.add_argument("--data", metavar="FILE", help="questions or texts, of any form that train reads, or a text per line; "
-                                                      "answers and labels in it are not used")
+                                                      "answers and labels in it are not used; squad1 and squad2 are the "
+                                                      "official dev files, fetched once")
     group.add_argument("--out", metavar="FOLDER", help="where predictions.json, nbest_predictions.json, null_odds.json go; "
                                                         "a classifier's predictions.jsonl")
     group.add_argument("--limit", type=int, help="only the first N questions or texts of the file [all]")
@@ -216,7 +220,7 @@ def answer_file(args, config: dict, world) -> int:
         bar = stack.enter_context(tqdm(total=len(data.examples), unit=" questions", desc="answer", dynamic_ncols=True,
                                        disable=not world.first))
         for turn in chunks(chunks(data.examples, CHUNK), world.size):
-            contents = {}
+            contents: dict = {}
             if world.rank < len(turn):
                 chunk = turn[world.rank]
                 spans, windows = reader.spans(chunk, max_answer_length=args.max_answer_length)
@@ -226,7 +230,25 @@ def answer_file(args, config: dict, world) -> int:
                     files[name].update(content)
             bar.update(sum(map(len, turn)))
     print(f"answers in {out}, threshold {'none' if threshold is None else f'{threshold:.4f}'}", file=sys.stderr)
+    if args.int8 and world.first:
+        print(int8_cost(args, reader, data.examples[:COMPARED], threshold), file=sys.stderr)
     return 0
+
+
+def int8_cost(args, reader: Reader, examples: Sequence, threshold: float | None) -> str:
+    """What 8 bits changed: these questions answered by `reader` and by the model as it is."""
+    from bertqa.qa.metrics import evaluate_v2, score_answers
+    from bertqa.qa.spans import prediction_files
+
+    args.int8, f1, answers = False, [], []
+    for one in (reader, load_reader(args)):
+        spans, windows = one.spans(examples, max_answer_length=args.max_answer_length)
+        answers.append(prediction_files(spans, windows, examples, threshold)["predictions.json"])
+        f1.append(evaluate_v2(score_answers(examples, answers[-1]))["f1"])
+    same = sum(answers[0][key] == answers[1][key] for key in answers[0]) / max(1, len(examples))
+    known = any(example.answer_texts for example in examples)
+    return (f"int8: of the first {len(examples):,} questions {same:.1%} have the answer that {args.precision} precision gives"
+            + (f"; F1 {f1[0]:.2f} instead of {f1[1]:.2f}" if known else ""))
 
 
 class JsonObject:

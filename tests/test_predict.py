@@ -7,9 +7,11 @@ import re
 import threading
 
 import pytest
+import torch
+from conftest import ROOT
 
 from bertqa import Answer, Reader, UserError, prompt
-from bertqa.model import folder
+from bertqa.model import folder, quantize
 from bertqa.predict import main
 from bertqa.score import main as score
 
@@ -233,3 +235,23 @@ def test_whole_words_and_int8_reach_the_reader(tiny_model, monkeypatch, capsys):
     assert main(["--model", str(tiny_model), "--question", "q", "--context", "a", "--whole-words", "--int8"]) == 0
     assert asked == {"int8": True, "whole_words": True, "allow_no_answer": False, "threshold": None,
                      "max_answer_length": None}
+
+
+def test_int8_says_what_it_costs(tmp_path, capsys, monkeypatch):
+    """Its answers are held against those of the model as it is, and a bad model is told from a good one."""
+    ask = ["--data", str(ROOT / "bertqa/data/sample/dev.json"), "--out", str(tmp_path), "--limit", "20", "--int8"]
+    assert main([*ask, "--device", "cpu"]) == 0
+    said = re.search(r"int8: of the first 20 questions (.*)% have the answer that auto precision gives; F1 (.*) instead of "
+                     r"(.*)\n", capsys.readouterr().err)
+    assert float(said[1]) >= 80 and abs(float(said[2]) - float(said[3])) < 10 and float(said[3]) > 30
+    monkeypatch.setattr(quantize, "int8", lambda model: type(model)(model.config))    # weights drawn at random
+    assert main([*ask, "--threshold", "none"]) == 0
+    assert float(re.search(r"questions (.*)% have", capsys.readouterr().err)[1]) < 50
+
+
+def test_int8_logits_are_near():
+    model = Reader.load(ROOT / "weights" / "minilm-squad2", device="cpu").model
+    ids = torch.randint(1000, 20000, (120,), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        exact, near = (torch.stack(list(one(ids, lengths=[50, 70]))) for one in (model, quantize.int8(model)))
+    assert 0 < (exact - near).abs().max() < 0.1 * (exact.max() - exact.min())

@@ -27,14 +27,14 @@ from pathlib import Path
 
 import contestants
 import numpy as np
-from contestants import ROOT, Bench, Pieces, has
+from contestants import OTHERS, ROOT, Bench, Pieces, importable
 
 from bertqa.errors import UserError
 from bertqa.flags import run_verb
 
 TASKS = ("features", "training", "inference", "decoding", "scoring", "startup")
 SCALES = (1_000, 10_000, 100_000)
-"""Questions on which features are timed beside all that there are: the cost should grow linearly."""
+"""Questions on which features and decoding are timed beside all that there are: their cost should grow linearly."""
 SHAPES = {"MiniLM-L6": (384, 6, 12, 1536), "BERT-base": (768, 12, 12, 3072), "BERT-large": (1024, 24, 16, 4096)}
 """Hidden size, layers, heads, feed-forward size of the random models for --device cuda."""
 
@@ -112,8 +112,8 @@ def work_of(bench: Bench, task: str) -> dict:
     """What a round of a task consists of: questions, and for the model's tasks tokens, operations, and the peak."""
     if task.startswith("features"):
         return {"questions": len(bench.data.trainable()[: number_in(task)])}
-    if task in ("decoding", "scoring", "startup"):
-        return {"questions": 1 if task == "startup" else len(bench.data.examples)}
+    if task.startswith(("decoding", "scoring", "startup")):
+        return {"questions": 1 if task == "startup" else len(bench.data.examples[: number_in(task)])}
     picked = np.concatenate(bench.sorted_batches) if task == "training" else None
     lengths = bench.asked_windows.lengths if picked is None else bench.windows.lengths[picked]
     return {"questions": len(bench.asked) if picked is None else len(picked), "tokens": float(lengths.sum()),
@@ -185,7 +185,7 @@ def random_models(bench: Bench) -> list[Bench]:
         where = f"{bench.scratch}/{label}"
         folder.save(where, BertForQuestionAnswering(config), tokenizer_from=bench.weights,
                     provenance={"source": "random", "license": "CC0-1.0", "sha256": ""})
-        benches += [Bench(bench.data_path, where, bench.scratch, bench.quick, "cuda", dtype, label)
+        benches += [Bench(bench.data_path, where, bench.scratch, bench.quick, "cuda", dtype, label, bench.others)
                     for dtype in ("bf16", "fp16")]
     return benches
 
@@ -202,7 +202,7 @@ def machine(bench: Bench) -> dict[str, str]:
     if hasattr(os, "getloadavg"):
         found["load before"] = f"{os.getloadavg()[0]:.1f}"
     for package in ("torch", "numpy", "tokenizers", "transformers", "onnxruntime"):
-        found[package] = __import__(package).__version__ if has(package) else "not installed"
+        found[package] = __import__(package).__version__ if importable(package) else "not installed"
     return found | {"data": f"{Path(bench.data_path).name}, {len(bench.data.examples):,} questions"}
 
 
@@ -212,9 +212,9 @@ def run(bench: Bench, tasks: Sequence[str], rounds: int, device: str) -> list[Ro
     for task in tasks:
         for one in models if task in ("training", "inference") else [bench]:
             rows += run_task(one, task, rounds)
-        if task == "features" and not bench.quick:
+        if task in ("features", "decoding") and not bench.quick:
             for count in SCALES:
-                rows += run_task(bench, f"features {count}", rounds) if count < len(bench.data.examples) else []
+                rows += run_task(bench, f"{task} {count}", rounds) if count < len(bench.data.examples) else []
         if task == "inference" and device == "cpu":
             rows += run_task(bench, "answering", rounds)
     return rows
@@ -245,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.threads:
         os.environ["OMP_NUM_THREADS"] = str(args.threads)  # torch reads it when it is imported, here and in children
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        bench = Bench(args.data, args.weights, scratch, args.quick)
+        bench = Bench(args.data, args.weights, scratch, args.quick, others=tuple(filter(importable, OTHERS)))
         about = machine(bench)
         rows = run(bench, tasks, args.rounds or (1 if args.quick else 3), args.device)
     peaks = {f"{row.task}: {row.peak / 1e9:,.0f} GFLOP/s" for row in rows if row.peak}

@@ -5,7 +5,7 @@ work in pieces}. The first contestant is ours. Loading is outside of the clock, 
 them in advance: their batches are padded, and the Arrow files of run_qa are not written.
 """
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -26,14 +26,20 @@ from bertqa.data.tokenizer import WordPiece  # noqa: E402
 from bertqa.data.windows import Windows, build_windows  # noqa: E402
 
 LENGTH, OVERLAP = 384, 128
+OTHERS = ("transformers", "onnxruntime", "onnx", "onnxscript")
 
 Pieces = list[Callable[[], object]]
 """One round of a contestant; the first piece also serves as its warm-up."""
 Contestants = dict[str, Callable[[], Pieces]]
 
 
-def has(*modules: str) -> bool:
-    return all(importlib.util.find_spec(module) for module in modules)
+def importable(module: str) -> bool:
+    """Whether it is installed and works: a package that fits ill with its neighbours raises when it is imported."""
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 @dataclass
@@ -48,6 +54,11 @@ class Bench:
     dtype_name: str = "fp32"
     label: str = ""
     """Of the model, in the names of tasks."""
+    others: tuple[str, ...] = ()
+    """Which of `OTHERS` can be imported here; the main process tries, so that no contestant pays for another's import."""
+
+    def has(self, *modules: str) -> bool:
+        return set(modules) <= set(self.others)
 
     @property
     def on_gpu(self) -> bool:
@@ -168,7 +179,7 @@ def features(bench: Bench, count: int | None = None) -> Contestants:
         return [lambda: [len(run_qa_features(tokenizer, records[i : i + 1000])) for i in range(0, len(records), 1000)]]
 
     ours = {"bertqa": lambda: [lambda: bench.windows_of(examples)]}
-    return ours | ({"run_qa, fast tokenizer": theirs} if has("transformers") and count is None else {})
+    return ours | ({"run_qa, fast tokenizer": theirs} if bench.has("transformers") and count is None else {})
 
 
 def run_qa_features(tokenizer, records: list[dict]) -> list[dict]:
@@ -245,7 +256,7 @@ def training(bench: Bench) -> Contestants:
     return {"bertqa": ours} | ({
         "transformers, padded to 384": lambda: theirs(bench.random_batches, LENGTH),
         "transformers, dynamic padding": lambda: theirs(bench.random_batches, None),
-        "transformers, length-grouped": lambda: theirs(bench.sorted_batches, None)} if has("transformers") else {})
+        "transformers, length-grouped": lambda: theirs(bench.sorted_batches, None)} if bench.has("transformers") else {})
 
 
 def inference(bench: Bench) -> Contestants:
@@ -284,9 +295,9 @@ def inference(bench: Bench) -> Contestants:
         return [partial(session.run, None, {name: x.numpy() for name, x in batch.items()}) for batch in batches(None)]
 
     found = {"bertqa": ours} | ({} if bench.on_gpu else {"bertqa --int8": int8})
-    if has("transformers"):
+    if bench.has("transformers"):
         found |= {"transformers, padded to 384": lambda: theirs(LENGTH), "transformers, length-sorted": lambda: theirs(None)}
-    if has("transformers", "onnxruntime", "onnx", "onnxscript") and not bench.on_gpu:
+    if bench.has("transformers", "onnxruntime", "onnx", "onnxscript") and not bench.on_gpu:
         found["onnxruntime, length-sorted"] = onnx
     return found
 
@@ -304,7 +315,7 @@ def export_onnx(bench: Bench) -> str:
 
 def answering(bench: Bench) -> Contestants:
     """Texts to answers, tokens and decoding included; where there is the pipeline, which went with transformers 5."""
-    if not has("transformers") or int(__import__("transformers").__version__.split(".")[0]) > 4:
+    if not bench.has("transformers") or int(__import__("transformers").__version__.split(".")[0]) > 4:
         return {}
 
     def ours() -> Pieces:
@@ -324,9 +335,13 @@ def answering(bench: Bench) -> Contestants:
 # ---- behind the model ----
 
 
-def decoding(bench: Bench) -> Contestants:
-    """Logits to n-best answers and null odds. The logits are made up: noise, and a likely answer in each window."""
-    windows, examples, draw = bench.windows, bench.data.examples, np.random.default_rng(3)
+def decoding(bench: Bench, count: int | None = None) -> Contestants:
+    """Logits to n-best answers and null odds; with `count` ours alone, on as many questions.
+
+    The logits are made up: noise, and a likely answer in each window.
+    """
+    examples, draw = bench.data.examples[:count], np.random.default_rng(3)
+    windows = bench.windows if count is None else bench.windows_of(examples)
     stops = np.cumsum(windows.lengths)
     start, end = draw.normal(-6, 2, (2, stops[-1])).astype(np.float32)
     likely = stops - 2 - (draw.random(len(windows)) * windows.count).astype(int)
@@ -349,7 +364,8 @@ def decoding(bench: Bench) -> Contestants:
                 for q, e in enumerate(examples)]
         return [lambda: [run_qa(*one)[0] for one in work]]
 
-    return {"bertqa, exact": lambda: ours("exact"), "bertqa, hf": lambda: ours("hf"), "run_qa's Python loop": theirs}
+    found = {"bertqa, exact": lambda: ours("exact")}
+    return found | ({"bertqa, hf": lambda: ours("hf"), "run_qa's Python loop": theirs} if count is None else {})
 
 
 OFFICIAL = """import json, sys; sys.path.insert(0, sys.argv[1]); from official_squad import evaluate_v2
@@ -392,6 +408,6 @@ def startup(bench: Bench) -> Contestants:
     found = {"bertqa.predict": lambda: process("-m", "bertqa.predict", *ask),
              "import torch": lambda: process("-c", "import torch"),
              "bertqa.score --help": lambda: process("-m", "bertqa.score", "--help")}
-    if has("transformers"):
+    if bench.has("transformers"):
         found["transformers, one question"] = lambda: process("-c", ONE_QUESTION, bench.exported)
     return found
