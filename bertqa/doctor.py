@@ -48,7 +48,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m bertqa.doctor", description="What is wrong with a data set, and the best score that it allows.",
         epilog="example: python -m bertqa.doctor train.json dev.json --weights my-model --fix train-fixed.json",
     )  # fmt: skip
-    parser.add_argument("file", metavar="FILE", type=Path, help="questions, of any form that train reads, .gz or not")
+    parser.add_argument("file", metavar="FILE", type=Path, help="questions, of any form that train reads, .gz or not; "
+                        "squad1, squad2 (the official dev files), squad2-train are fetched")
     parser.add_argument("other", metavar="OTHER", type=Path, nargs="?", help="data that FILE should not overlap with")
     parser.add_argument("--json", action="store_true", help="everything, as one JSON object")
     parser.add_argument("--explain", metavar="N", type=int, default=5, help="questions to list of each problem [5]")

@@ -27,7 +27,8 @@ from bertqa.qa.metrics import Scores
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bertqa.score", description="Score answers as SQuAD's scripts do.")
-    parser.add_argument("data_file", metavar="DATA", type=Path, help="questions with their answers, .gz or not")
+    parser.add_argument("data_file", metavar="DATA", type=Path, help="questions with their answers, .gz or not; squad1 "
+                        "and squad2 are the official dev files, fetched once")
     parser.add_argument("pred_file", metavar="PREDICTIONS", type=Path, help="JSON object {question id: answer text}")
     official = parser.add_argument_group("as in evaluate-v2.0.py")
     official.add_argument("-o", "--out-file", metavar="F", type=Path, help="write the JSON there, not on stdout")

@@ -34,9 +34,10 @@ class FileSettings:
     """What goes in and where it comes out."""
 
     train: str = str(SAMPLE / "train.json")
-    """Questions to train on: SQuAD v1.1 or v2.0 JSON, flat records as JSON or JSONL, MRQA, CSV; .gz or not."""
+    """Questions to train on: SQuAD v1.1 or v2.0 JSON, flat records as JSON or JSONL, MRQA, CSV; .gz or not. squad1 and
+    squad2 fetch the official train files."""
     dev: str = str(SAMPLE / "dev.json")
-    """Questions to evaluate on, of any of these forms."""
+    """Questions to evaluate on, of any of these forms; squad1 and squad2 fetch the official dev files."""
     weights: str = dataclasses.field(default_factory=bundled_reader)
     """Where to start from: a model folder, a Hugging Face folder, or a Hub id."""
     out: str | None = None
@@ -125,7 +126,7 @@ def parse(argv: Sequence[str] | None):
         prog="python -m bertqa.train", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Fine-tune a BERT for question answering, or with --task classify for text classification. Without "
                     "arguments: the bundled reader on the bundled sample.",
-        epilog="example: python -m bertqa.train --train train-v2.0.json --dev dev-v2.0.json --weights google-bert/"
+        epilog="example: python -m bertqa.train --train squad2 --dev squad2 --weights google-bert/"
                "bert-base-uncased --fresh-head --epochs 2 --out runs/base")
     parser.add_argument("--config", metavar="FILE", help="settings from a JSON file, such as a run folder's config.json")
     parser.add_argument("--preset", choices=PRESETS, help="settings of a published recipe; prints what they are")

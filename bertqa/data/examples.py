@@ -41,6 +41,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from bertqa.data.download import locate
 from bertqa.errors import UserError
 
 NEARBY = 20  # characters; offsets slip by a few through stripped blanks, byte order marks and UTF-16 counting
@@ -112,11 +113,14 @@ class Dataset:
 def read_examples(path: str | Path, limit: int | None = None) -> Dataset:
     """Read a file of questions; `limit` keeps the first so many of them, in file order, and checks no further.
 
+    The names `squad1` and `squad2` stand for dev files here, `squad2-train` for that one: see `bertqa.data.download`.
+
     Raises UserError, one line that names the file and the record, line or byte, for a file that is missing, empty, cut
     off, not UTF-8, not JSON, of another shape or without questions, and for a record that breaks its structure.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1 question")
+    path = locate(path)
     collects = gc.isenabled()
     gc.disable()  # a million small objects and no cycle among them: looking for one takes a third of the time
     try:

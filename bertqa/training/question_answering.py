@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bertqa.data.batches import Batch, WindowStore
+from bertqa.data.download import locate
 from bertqa.data.examples import Dataset, read_examples, write_rejected
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import Windows, build_windows, check_window_settings
@@ -102,7 +103,9 @@ class QuestionAnswering:
         self.settings, self.device, self.weights, self.progress = settings, device, weights, progress
         self.recipe, self.world = recipe or {}, world
         self.tokenizer = WordPiece.load(weights)
-        self.train, self.dev = read_examples(train, settings.limit_train), read_examples(dev, settings.limit_dev)
+        train_file, dev_file = self.world.in_turn(lambda: (locate(train, "train"), locate(dev, "dev")))
+        self.train = read_examples(train_file, settings.limit_train)
+        self.dev = read_examples(dev_file, settings.limit_dev)
         stride = ", ".join(f"{name} {value}" for name, value in settings.stride.items() if value is not None)
         windows = self._windows(self.train, self.train.trainable(), "train", stride, say)
         if settings.keep_impossible < 1:

@@ -6,6 +6,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from bertqa.data.download import official
 from bertqa.errors import UserError
 from bertqa.training.journal import read_journal
 
@@ -80,7 +81,8 @@ def find_dev(run: Run, given: str | None = None) -> Path | None:
     if given is not None:
         return Path(given)
     name = Path(run.setting("dev") or "")
-    places = [name, *(parent / name for parent in run.folder.resolve().parents[:3])]
+    named = official(name)  # squad2: where it was fetched to
+    places = [named.path if named else name, *(parent / name for parent in run.folder.resolve().parents[:3])]
     return next((place for place in places if place.is_file()), None)
 
 
