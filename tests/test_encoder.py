@@ -1,5 +1,7 @@
 """The encoder: equal to transformers, packed or padded, whatever attention body; gradients; initialisation; hacking."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -114,6 +116,48 @@ def test_every_parameter_gets_a_gradient(model):
     span_loss(model(ids, token_type_ids=segments, lengths=layout), layout, torch.tensor([1, 0, 0]),
               torch.tensor([2, 5, 0])).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def gradients(model, seed=0):
+    torch.manual_seed(seed)
+    model.zero_grad()
+    out = model(torch.randint(0, 99, (19,)), lengths=[12, 7])
+    (out.start.sum() + out.end.square().sum()).backward()
+    return out.start.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_recomputing_layers_changes_nothing_but_memory(monkeypatch):
+    """Dropout included: the second forward pass draws what the first one drew."""
+    model = BertForQuestionAnswering(replace(TINY, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)).train()
+    calls = []
+    body = model.encoder.layers[0].behind_attention
+    monkeypatch.setattr(model.encoder.layers[0], "behind_attention", lambda *x: calls.append(1) or body(*x))
+    start, kept = gradients(model)
+    assert len(calls) == 1
+    model.encoder.recompute = True
+    again, recomputed = gradients(model)
+    assert len(calls) == 3 and torch.equal(start, again)
+    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
+
+
+@pytest.mark.slow
+def test_fused_layers_are_compiled_once_and_equal_plain_ones():
+    counters = pytest.importorskip("torch._dynamo.utils").counters
+    model = BertForQuestionAnswering(replace(TINY, max_position_embeddings=80)).train()
+    start, plain = gradients(model)
+    model.encoder.fuse()
+    counters.clear()
+    again, fused = gradients(model)
+    torch.testing.assert_close(start, again, atol=1e-5, rtol=1e-5)
+    for name in plain:
+        torch.testing.assert_close(plain[name], fused[name], atol=1e-5, rtol=1e-4)
+    for length in (2, 5, 64):
+        model(torch.randint(0, 99, (length,)), lengths=[length])
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    for layer in model.encoder.layers:
+        layer.dropout = 0.5
+    assert not torch.equal(gradients(model, 0)[0], gradients(model, 1)[0])
+    assert torch.equal(gradients(model, 0)[0], gradients(model, 0)[0]) and not counters["graph_break"]
 
 
 def test_classifier_uses_every_parameter():

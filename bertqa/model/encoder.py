@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bertqa.errors import UserError
 from bertqa.model.attention import Attention, Layout, choose_attention, reference_attention_with_maps
@@ -74,11 +75,15 @@ class Layer(nn.Module):
         mixed, maps = body(*qkv.unbind(1), layout, drop), None                     # (N, A, D)
         if isinstance(mixed, tuple):
             mixed, maps = mixed
+        x = self.behind_attention(x, mixed)
+        return x if maps is None else (x, maps)
+
+    def behind_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """(N, H), (N, A, D) -> (N, H): the rest of the layer, every token by itself."""
         mixed = self.attention_out(mixed.reshape(len(x), -1))                      # (N, A, D) -> (N, H)
         x = self.attention_norm(x + dropout(mixed, self.dropout, self.training))
         inner = self.ffn_out(self.activation(self.ffn_in(x)))                      # (N, H) -> (N, F) -> (N, H)
-        x = self.ffn_norm(x + dropout(inner, self.dropout, self.training))
-        return x if maps is None else (x, maps)
+        return self.ffn_norm(x + dropout(inner, self.dropout, self.training))
 
 
 ACTIVATION = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
@@ -91,6 +96,10 @@ class BertEncoder(nn.Module):
         config: the shape.
         attention: a function to use in place of the fastest body (see attention.py for the signature).
     """
+
+    recompute = False
+    """Whether training keeps only what goes into each layer and computes its inside again for the backward pass: memory
+    of a layer instead of memory of all, for a third more time."""
 
     def __init__(self, config: BertConfig, attention: Attention | None = None):
         super().__init__()
@@ -130,7 +139,10 @@ class BertEncoder(nn.Module):
         x = self.embeddings(input_ids, token_type_ids, layout.positions)           # (N,) -> (N, H)
         hidden_states, attentions = [x], []
         for layer in self.layers:
-            x = layer(x, layout, attention)
+            if self.recompute and self.training:
+                x = checkpoint(layer, x, layout, attention, use_reentrant=False)
+            else:
+                x = layer(x, layout, attention)
             if output_attentions:
                 x, maps = x
                 attentions.append(maps)
@@ -139,6 +151,13 @@ class BertEncoder(nn.Module):
         pooled = torch.tanh(self.pooler(x[layout.first_tokens])) if self.config.pooler else None     # (S, H)
         return EncoderOutput(x, pooled, tuple(hidden_states) if output_hidden_states else None,
                              tuple(attentions) if output_attentions else None)
+
+    def fuse(self) -> None:
+        """Let torch.compile fuse what stands behind attention in each layer: bias and GELU; bias, dropout, residual and
+        norm. It is compiled once for all layers and batches, for any number of tokens; attention has kernels of its own.
+        """
+        for layer in self.layers:
+            layer.behind_attention = torch.compile(layer.behind_attention, dynamic=True)
 
     def _layout(self, lengths, input_ids: Tensor) -> Layout:
         if lengths is None or sum(lengths) != len(input_ids) or min(lengths) < 1:
