@@ -148,7 +148,10 @@ def threshold_of(args, qa: dict) -> float | None:
     if args.threshold.lower() == "none":
         return None
     try:
-        return float(args.threshold)
+        value = float(args.threshold)
+        if value != value:
+            raise ValueError("not a number")
+        return value
     except ValueError:
         raise UserError(f"--threshold {args.threshold}: give a number, or none to always answer") from None
 
@@ -164,6 +167,8 @@ def answer_asked(args) -> int:
     """Answer what is asked on the command line, at the prompt or through a pipe."""
     from bertqa import prompt
 
+    if args.top_k < 1:
+        raise UserError(f"--top-k {args.top_k}: give 1 or more")
     if args.question and args.jsonl:
         raise UserError("--jsonl reads its questions from standard input; leave out --question")
     if args.context is not None and args.context_file is not None:
@@ -184,7 +189,7 @@ def answer_asked(args) -> int:
     if args.jsonl:
         return prompt.answer_lines(reader, prompt.stdin_lines(), sys.stdout, context, args.top_k, options)
     if not args.question:
-        return prompt.ask_again(reader, context, options, args.json)
+        return prompt.ask_again(reader, context, options, args.json, args.top_k)
     for answer in reader.answer(args.question, context, max(2, args.top_k), **options)[: args.top_k]:
         print(prompt.one_line(answer, args.json))
     return 0

@@ -5,6 +5,7 @@ import json
 import os
 import queue
 import re
+import shutil
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -23,23 +24,38 @@ AROUND = 300
 """Most characters of the sentence to show on either side of an answer."""
 
 
-def ask_again(reader: Reader, context: str, options: dict, as_json: bool = False) -> int:
+WRAPPED = 50
+"""Characters from which a line is taken for one that an editor has broken, and not for a title or an item of a list."""
+
+
+def ask_again(reader: Reader, context: str, options: dict, as_json: bool = False, top_k: int = 1) -> int:
     """Read questions until an empty line or the end of input, and print the answers; returns the exit status.
 
-    At a terminal the best answer stands highlighted in its sentence, with its score and the runners-up. From a pipe
-    each line of input gives one line of output, as plain text or JSON, and empty lines are skipped.
+    At a terminal the best answer stands highlighted in its sentence, with its score and the runners-up; Ctrl-D and
+    Ctrl-C leave too. From a pipe each line of input gives one line of output, as plain text or JSON, and empty lines
+    are skipped.
+
+    Raises:
+        UserError: for a text without words, and for `top_k` over 1 where a line is the answer.
     """
     typed = sys.stdin.isatty()
+    if not context.strip():
+        raise UserError("the text to ask about is empty")
+    if top_k > 1 and (as_json or not typed):
+        raise UserError(f"--top-k {top_k}: each question read from a pipe, or answered as JSON, gets one line; give "
+                        "--question, or --jsonl, whose lines hold lists")
     if typed:
         try:
             import readline  # noqa: F401 (gives `input` its history and line editing)
         except ImportError:
             pass
-        print(f"{len(context):,} characters read. Ask; an empty line ends.", file=sys.stderr)
+        print(f"{len(context):,} characters read. Ask about them; an empty line or Ctrl-D ends.", file=sys.stderr)
     while True:
         try:
             question = input("? " if typed else "").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt) as leaving:
+            if not typed and isinstance(leaving, KeyboardInterrupt):
+                raise
             if typed:
                 print(file=sys.stderr)
             return 0
@@ -48,8 +64,9 @@ def ask_again(reader: Reader, context: str, options: dict, as_json: bool = False
                 return 0
             continue
         if typed and not as_json:
-            answers = reader.answer(question, context, RUNNERS_UP + 1, **options)
-            print(in_sentence(answers, context, colour(sys.stdout)), flush=True)
+            answers = reader.answer(question, context, max(RUNNERS_UP + 1, top_k), **options)
+            width = shutil.get_terminal_size().columns - 1
+            print(in_sentence(answers, context, colour(sys.stdout), width) + "\n", flush=True)
         else:
             print(one_line(reader.answer(question, context, **options), as_json), flush=True)
 
@@ -96,19 +113,38 @@ def one_line(answer: Answer, as_json: bool) -> str:
     return f"{printable(answer.answer) or '(no answer in this text)'}   [score {answer.score:.3f}{where}]"
 
 
-def in_sentence(answers: list[Answer], context: str, colour: bool) -> str:
-    """The best of ranked answers in its sentence, and the others in a line below."""
+def in_sentence(answers: list[Answer], context: str, colour: bool, width: int | None = None) -> str:
+    """The best of ranked answers in its sentence, and the others below, in lines of `width` characters."""
     best, *others = answers
-    bold, faint, plain = (BOLD, FAINT, PLAIN) if colour else ("[", "", "]")
+    bold, faint, plain = (BOLD, FAINT, PLAIN) if colour else ("", "", "")
     if best.answer:
         begin, end = sentence(context, best.start, best.end)
-        before, after = context[begin : best.start], context[best.end : end]
-        said = f"{printable(before)}{bold}{printable(best.answer)}{plain}{printable(after)}"
+        before, after = printable(context[begin : best.start]), printable(context[best.end : end])
+        answer = printable(best.answer) if colour else f"[{printable(best.answer)}]"
+        line, first, last = wrap(before + answer + after, width), len(before), len(before + answer)
+        said = f"{line[:first]}{bold}{line[first:last]}{plain}{line[last:]}"
     else:
         said = "(no answer in this text)"
-    rest = "; ".join(f"{printable(other.answer) or '(no answer)'} {other.score:.3f}" for other in others)
-    tail = f"score {best.score:.3f}" + (f"   then {rest}" if rest else "")
-    return f"{said}\n{faint}{tail}{plain if colour else ''}"
+    rest = "; ".join(f"{printable(other.answer) or 'no answer'} ({other.score:.3f})" for other in others)
+    more = f"   {'then' if best.answer else 'nearest'}: {rest}" if rest else ""
+    return f"{said}\n{faint}{wrap(f'score {best.score:.3f}{more}', width)}{plain}"
+
+
+def wrap(text: str, width: int | None) -> str:
+    """The text with spaces replaced by line ends so that lines have at most `width` characters, where words allow it.
+
+    >>> wrap("It rained all day.", 10)
+    'It rained\\nall day.'
+    """
+    begin = 0
+    while width and len(text) - begin > width:
+        space = text.rfind(" ", begin, begin + width + 1)
+        if space <= begin:
+            space = text.find(" ", begin + width)
+        if space < 0:
+            break
+        text, begin = text[:space] + "\n" + text[space + 1 :], space + 1
+    return text
 
 
 def sentence(text: str, start: int, end: int) -> tuple[int, int]:
@@ -118,10 +154,22 @@ def sentence(text: str, start: int, end: int) -> tuple[int, int]:
     (11, 28)
     """
     first, last = max(0, start - AROUND), min(len(text), end + AROUND)
-    # A full stop and a space end a sentence, and so does the end of a line: a rule that reads well, not a grammar.
-    breaks = list(re.finditer(r"[.!?。！？]['\")\]”’]*\s+|\n\s*|[。！？]", text[first:start]))
-    behind = re.search(r"[.!?。！？]['\")\]”’]*(?=\s|$)|(?=\n)|[。！？]", text[end:last])
-    return first + (breaks[-1].end() if breaks else 0), end + behind.end() if behind else last
+    # A full stop and a space end a sentence, and so do most ends of lines: a rule that reads well, not a grammar.
+    before = re.compile(r"[.!?。！？]['\")\]”’]*\s+|\n\s*|[。！？]")
+    behind = re.compile(r"[.!?。！？]['\")\]”’]*(?=\s|$)|\n|[。！？]")
+    for match in before.finditer(text, first, start):
+        if match.group()[0] != "\n" or line_ends(text, match.start()):
+            first = match.end()
+    for match in behind.finditer(text, end, last):
+        if match.group() != "\n" or line_ends(text, match.start()):
+            return first, match.start() if match.group() == "\n" else match.end()
+    return first, last
+
+
+def line_ends(text: str, place: int) -> bool:
+    """Whether the line end at `place` ends a sentence: behind it is an empty line, or before it a short one (a title, an
+    item of a list). Others are where an editor broke the line."""
+    return place - text.rfind("\n", 0, place) <= WRAPPED or bool(re.compile(r"[^\S\n]*(\n|$)").match(text, place + 1))
 
 
 def printable(text: str) -> str:

@@ -3,8 +3,15 @@
 import dataclasses
 import io
 import json
+import os
 import re
+import select
+import signal
+import struct
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,6 +104,9 @@ def test_one_question_from_arguments_file_and_pipe(tmp_path, tiny_model, capsys,
     (["--question", "q", "--jsonl"], "leave out --question"), (["--context-file", "-", "--jsonl"], "both read"),
     (["--data", "x.json", "--out", "o", "--question", "q"], "give either --data"),
     (["--question", "q", "--context", "c", "--threshold", "low"], "give a number, or none"),
+    (["--question", "q", "--context", "c", "--threshold", "nan"], "give a number, or none"),
+    (["--question", "q", "--context", "c", "--top-k", "0"], "give 1 or more"),
+    (["--context", " "], "is empty"),
 ])
 def test_mistakes_are_explained(tiny_model, argv, says):
     with pytest.raises(UserError, match=says):
@@ -126,6 +136,110 @@ def test_questions_from_a_pipe_give_a_line_each(tiny_model, capsys, monkeypatch)
     assert re.fullmatch(r"[abcd ]+   \[score 0\.\d{3}, characters \d to \d\]\n", capsys.readouterr().out)
 
 
+class Pty:
+    """`python -m bertqa.predict` on a pseudo-terminal of a width; `expect` reads until a text is shown, `leave` to the end."""
+
+    def __init__(self, columns: int, *argv, env=()):
+        import fcntl
+        import pty
+        import termios
+
+        self.pid, self.terminal = pty.fork()
+        if not self.pid:
+            hidden = ("COLUMNS", "NO_COLOR")        # readline sets the first one, unseen by os.environ: hence execve
+            kept = {name: value for name, value in os.environ.items() if name not in hidden}
+            try:
+                os.chdir(Path(__file__).resolve().parents[1])
+                os.execve(sys.executable, [sys.executable, *argv],
+                          {**kept, "TERM": "xterm", "OMP_NUM_THREADS": "1", **dict(env)})
+            finally:
+                os._exit(99)
+        fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        self.shown, self.seen = "", 0
+
+    def read(self, deadline: float) -> bool:
+        """Take what is there; False at the end of output."""
+        if not select.select([self.terminal], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            os.kill(self.pid, signal.SIGKILL)
+            raise AssertionError(f"nothing more comes behind {self.shown!r}")
+        try:
+            data = os.read(self.terminal, 1 << 16)
+        except OSError:     # Linux says so when the other side is closed
+            return False
+        self.shown += data.decode().replace("\r\n", "\n")
+        return bool(data)
+
+    def expect(self, text: str, seconds: float = 300) -> str:
+        deadline = time.monotonic() + seconds
+        while text not in self.shown[self.seen :]:
+            assert self.read(deadline), f"ended without {text!r}: {self.shown!r}"
+        begin, self.seen = self.seen, self.shown.index(text, self.seen) + len(text)
+        return self.shown[begin : self.seen]
+
+    def type(self, text: str) -> None:
+        time.sleep(0.2)     # input() has shown its prompt, and now sets the terminal up
+        os.write(self.terminal, text.encode())
+
+    def leave(self) -> tuple[int, str]:
+        """(exit status, what was shown since the last `expect`)."""
+        while self.read(time.monotonic() + 300):
+            pass
+        os.close(self.terminal)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), self.shown[self.seen :]
+
+
+TEXT = "It rained. Ada Lovelace came to the long white house by the sea at noon, with all of her seven sisters. He left."
+
+
+@pytest.fixture
+def at_terminal():
+    pytest.importorskip("pty", reason="pseudo-terminals are a Unix thing")
+    model = Path(__file__).resolve().parents[1] / "weights" / "minilm-squad2"
+    if not (model / "model.safetensors").exists():
+        pytest.skip("the bundled reader is not there")
+    return lambda columns, *argv, **env: Pty(columns, "-m", "bertqa.predict", "--model", str(model), *argv, env=env.items())
+
+
+@pytest.mark.parametrize("leaving", ["\x04", "\x03", "half a que\x03", "\n"])     # Ctrl-D, Ctrl-C, an empty line
+def test_a_session_at_a_real_terminal(at_terminal, tmp_path, leaving):
+    (tmp_path / "text.txt").write_text(TEXT)
+    terminal = at_terminal(40, "--context-file", str(tmp_path / "text.txt"), "--threshold", "none")
+    assert "Ask about them" in terminal.expect("\n? ")
+    terminal.type("Who came to the house?\n")
+    said = terminal.expect("\n? ")
+    assert f"{prompt.BOLD}Ada Lovelace{prompt.PLAIN} came to the long white\n" in said and "rained" not in said
+    assert re.search(r"\033\[2mscore 0\.\d{3}   then: ", said)
+    lines = re.sub(r"\033\[[0-9;?]*[a-z]", "", said).splitlines()
+    assert max(map(len, lines)) < 40 and len(lines) > 5
+    if leaving == "\x04":
+        terminal.type("How many sisters?\n")
+        assert f"{prompt.BOLD}seven{prompt.PLAIN}" in terminal.expect("\n? ")
+    terminal.type(leaving)
+    status, rest = terminal.leave()
+    assert status == 0 and "Traceback" not in rest and rest.endswith("\n")
+
+
+def test_a_text_pasted_at_a_real_terminal_without_colours(at_terminal):
+    terminal = at_terminal(80, "--threshold", "none", NO_COLOR="1")
+    terminal.expect("Ctrl-D.\n")
+    terminal.type(TEXT + "\n")
+    terminal.type("\x04")
+    terminal.expect("\n? ")
+    terminal.type("Who came to the house?\n")
+    assert "\n[Ada Lovelace] came to the" in terminal.expect("\n? ")
+    terminal.type("\x04")
+    status, _ = terminal.leave()
+    assert status == 0 and prompt.BOLD not in terminal.shown and prompt.FAINT not in terminal.shown
+
+
+def test_ctrl_c_while_pasting(at_terminal):
+    terminal = at_terminal(80)
+    terminal.expect("Ctrl-D.\n")
+    terminal.type("It rained.\n\x03")
+    status, rest = terminal.leave()
+    assert status == 130 and "Traceback" not in rest and rest.endswith("\ninterrupted\n")
+
+
 @pytest.mark.parametrize("ending", ["\n", ""])      # an empty line, or Ctrl-D
 def test_a_terminal_is_asked_again_until_an_empty_line(tiny_model, monkeypatch, ending):
     monkeypatch.setattr("sys.stdin", Terminal(f"where is a?\nwhere is b?\n{ending}"))
@@ -134,7 +248,7 @@ def test_a_terminal_is_asked_again_until_an_empty_line(tiny_model, monkeypatch, 
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert main(["--model", str(tiny_model), "--context", "a b c d"]) == 0
     assert out.getvalue().count("? ") == 3 and out.getvalue().count(prompt.BOLD) == 2
-    assert out.getvalue().count("score 0.") == 2 and "   then " in out.getvalue()
+    assert out.getvalue().count("score 0.") == 2 and "   then: " in out.getvalue()
 
 
 def test_a_text_is_pasted_at_the_terminal(tiny_model, monkeypatch):
@@ -152,13 +266,19 @@ def test_the_answer_is_marked_in_its_sentence():
     text = "It rained (a lot!). Dr.\x1b[31m Ada came at noon. He left."
     start = text.index("Ada")
     shown = prompt.in_sentence([Answer("Ada", 0.75, start, start + 3), Answer("", 0.125, 0, 0)], text, False)
-    assert shown == "Dr. [31m [Ada] came at noon.\nscore 0.750   then (no answer) 0.125"
+    assert shown == "Dr. [31m [Ada] came at noon.\nscore 0.750   then: no answer (0.125)"
     coloured = prompt.in_sentence([Answer("Ada", 0.75, start, start + 3)], text, True)
     assert coloured.count("\033[") == 4 and "\033[31m" not in coloured
     assert prompt.in_sentence([Answer("", 0.5, 0, 0)], text, False).startswith("(no answer in this text)\n")
+    narrow = prompt.in_sentence([Answer("Ada", 0.75, start, start + 3)], text, False, 12)
+    assert narrow == "Dr. [31m\n[Ada] came\nat noon.\nscore 0.750" and prompt.wrap("a" * 9 + " b", 4) == "a" * 9 + "\nb"
+    assert prompt.in_sentence([Answer("", 0.5, 0, 0), Answer("b", 0.25, 0, 1)], "b", False).endswith(
+        "score 0.500   nearest: b (0.250)")
     for context, answer, around in [("one\ntwo three\nfour", "three", "two three"), ("a? b! c", "b", "b!"), ("b", "b", "b"),
                                     ("x" * 999 + "b" + "y" * 999, "b", "x" * 300 + "b" + "y" * 300),
-                                    ("甲。乙丙。丁", "丙", "乙丙。"), ("It is v1.2 now", "1.2", "It is v1.2 now")]:
+                                    ("甲。乙丙。丁", "丙", "乙丙。"), ("It is v1.2 now", "1.2", "It is v1.2 now"),
+                                    (f"{'w ' * 30}\nb\n\nz", "b", f"{'w ' * 30}\nb"),
+                                    (f"{'w ' * 30}b \n{'v ' * 30}\n\nz", "b", f"{'w ' * 30}b \n{'v ' * 30}")]:
         place = context.index(answer)
         begin, end = prompt.sentence(context, place, place + len(answer))
         assert context[begin:end] == around

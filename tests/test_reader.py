@@ -1,7 +1,10 @@
 """The Reader: what its answers and scores mean, documents, threads, memory, whole words, and transformers 4's pipeline."""
 
+import gzip
+import hashlib
 import json
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -296,3 +299,114 @@ def test_answers_are_those_of_transformers_4_pipeline(recorded, mode, others):
             null = min((w["start"][0] + w["end"][0]) / 100 for w in case["windows"])
             assert max(best, null if not answer.answer else best) > (theirs[0] if text else null)
     assert differ == others
+
+
+class Watched(torch.nn.Module):
+    """A model that keeps its logits as `Told` wants them."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.logits = model, {}
+
+    def forward(self, input_ids, token_type_ids, lengths):
+        found = self.model(input_ids, token_type_ids=token_type_ids, lengths=lengths)
+        parts = zip(*(each.split(lengths.lengths) for each in (input_ids, *found)), strict=True)
+        self.logits.update((tuple(ids.tolist()), (start.tolist(), end.tolist())) for ids, start, end in parts)
+        return found
+
+
+@pytest.fixture(scope="module")
+def squad(shared):
+    """{mode: rows} of pipeline_squad.json: (id, windows, the pipeline's [start, end, score], the Reader's Answer).
+
+    The model runs once, for the first mode; the others are told its logits. A window is (logits (n, MOST) of the spans
+    that begin at each token, their probabilities, that of the null answer, its tokens' (2, n) offsets, and their words').
+    """
+    here = Path(__file__)
+    file = json.loads(here.with_name("pipeline_squad.json").read_text())
+    where = here.parents[1] / "weights" / "minilm-squad2"
+    sha256 = hashlib.sha256((where / "model.safetensors").read_bytes()).hexdigest()
+    assert sha256 == file["weights_sha256"], "the bundled reader has changed: run tests/record_pipeline.py, see there"
+    texts = {}
+    for name in {row[0] for row in file["questions"]}:
+        for article in json.loads(gzip.decompress((shared / "data" / name).read_bytes()))["data"]:
+            texts.update(((name, qa["id"]), (qa["question"], paragraph["context"]))
+                         for paragraph in article["paragraphs"] for qa in paragraph["qas"])
+    pairs = [texts[name, id] for name, id, *_ in file["questions"]]
+    reader = Reader.load(where, "cpu", "fp32")
+    reader.model = watched = Watched(reader.model)
+    answers = {"words": list(reader.answer_many(pairs, max_answer_length=MOST, **MODES["words"]))}
+    reader.model = Told(watched.logits)
+    for mode in list(MODES)[1:]:
+        answers[mode] = list(reader.answer_many(pairs, max_answer_length=MOST, **MODES[mode]))
+    seen = [banded(question, context, reader, watched.logits) for question, context in pairs]
+    return {mode: [(row[1], context, windows, theirs, answer) for row, (_, context), windows, theirs, answer in zip(
+        file["questions"], pairs, seen, (row[2 + nth] for row in file["questions"]), answers[mode], strict=True)]
+        for nth, mode in enumerate(MODES)}
+
+
+def banded(question, context, reader, logits):
+    """The windows of a question as fixture `squad` describes them."""
+    windows = build_windows([Example("q", question, context, (), ())], reader.tokenizer, max_length=384, overlap=128,
+                            max_question=64)
+    tokens, asked = windows.contexts, (windows.cls_id, *windows.questions.ids.tolist(), windows.sep_id)
+    begins = np.flatnonzero(~reader.tokenizer.continues(tokens.ids))
+    word = np.searchsorted(begins, np.arange(len(tokens.ids)), side="right") - 1
+    offsets = {"plain": np.array([tokens.starts, tokens.ends]),
+               "words": np.array([tokens.starts[begins[word]], tokens.ends[np.append(begins[1:], len(word))[word] - 1]])}
+    result = []
+    for first, count in zip(windows.first.tolist(), windows.count.tolist(), strict=True):
+        part = slice(first, first + count)
+        start, end = np.array(logits[(*asked, *tokens.ids[part].tolist(), windows.sep_id)])[:, [0, *range(len(asked), len(
+            asked) + count)]]                                                         # (1 + n,) [CLS] and the paragraph
+        sums = start[1:, None] + np.append(end[1:], [-np.inf] * (MOST - 1))[np.arange(count)[:, None] + np.arange(MOST)]
+        share = np.log(np.exp(start).sum() * np.exp(end).sum())
+        result.append((sums, np.exp(sums - share), np.exp(start[0] + end[0] - share),
+                       {name: each[:, part] for name, each in offsets.items()}))
+    return result
+
+
+def as_the_pipeline(context, windows, mode, add=True):
+    """(start, end, score, logit of that span) by the rule of transformers 4: the best spans of each window, by its own
+    probabilities; scores of equal texts are added up."""
+    found = {}
+    for sums, shares, _, offsets in windows:
+        starts, ends = offsets["plain" if mode.endswith("plain") else "words"]
+        for place in np.argsort(-shares, axis=None, kind="stable")[: 1 if mode.endswith("plain") else 12]:
+            i, j = divmod(int(place), MOST)
+            if np.isfinite(sums[i, j]):
+                start, end = int(starts[i]), int(ends[i + j])
+                known = found.setdefault(context[start:end].lower() if add else (start, end), [start, end, 0.0, sums[i, j]])
+                known[2] = known[2] + shares[i, j] if add else max(known[2], shares[i, j])
+                if known[:2] == [start, end]:
+                    known[3] = max(known[3], sums[i, j])
+    best = max(found.values(), key=lambda each: each[2])
+    null = min(null for _, _, null, _ in windows)
+    return [0, 0, null, None] if mode.startswith("impossible") and null > best[2] else best
+
+
+@pytest.mark.parametrize(("mode", "others"), [
+    ("words", {"equal texts added": 6, "windows compared": 2}), ("plain", {"windows compared": 3}),
+    ("impossible", {"equal texts added": 3, "windows compared": 2}), ("impossible_plain", {"windows compared": 2}),
+])
+def test_300_real_questions_are_answered_as_by_the_pipeline(squad, mode, others):
+    """The pipeline's rule, applied to the Reader's logits, gives its 300 answers and scores: so logits and offsets are the
+    same, and where the Reader answers otherwise the rule is why. There, its span has the higher logits."""
+    differ, rows = Counter(), squad[mode]
+    for id, context, windows, theirs, answer in rows:
+        start, end, score, logit = as_the_pipeline(context, windows, mode)
+        assert [start, end] == theirs[:2] and score == pytest.approx(theirs[2], abs=1e-4), id
+        assert answer.answer == context[answer.start : answer.end]
+        sums, _, _, offsets = max(windows, key=lambda window: window[0].max())
+        i, j = divmod(int(sums.argmax()), MOST)
+        starts, ends = offsets["plain" if mode.endswith("plain") else "words"]
+        assert not answer.answer or [answer.start, answer.end] == [starts[i], ends[i + j]]     # the best of all spans
+        if [answer.start, answer.end] == theirs[:2]:
+            if len(windows) == 1 and (mode.endswith("plain") or not answer.answer):
+                assert answer.score == pytest.approx(theirs[2], abs=1e-4), id
+            continue
+        alone = as_the_pipeline(context, windows, mode, add=False)
+        differ["equal texts added" if alone[:2] == [answer.start, answer.end] else "windows compared"] += 1
+        if answer.answer and logit is not None:
+            assert sums[i, j] > logit, id
+    assert len(rows) == 300 and differ == others
