@@ -18,7 +18,7 @@ COMPARED = 512
 """Questions on which --int8 is held against the model as it is."""
 
 EXAMPLES = """examples:
-  python -m bertqa.predict --question 'Who came?' --context 'Ada came at noon.'
+  python -m bertqa.predict --question 'Who kept the lamp?' --context 'Agnes Holm kept the lamp for thirty years.'
   python -m bertqa.predict --context-file report.txt                      then ask, again and again
   python -m bertqa.predict --data questions.json --out answers
   python -m bertqa.predict --jsonl < questions.jsonl > answers.jsonl"""
@@ -68,12 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what the flags ask for. Returns the exit status."""
     args = parse_args(argv)
     texts = args.context is not None or args.context_file is not None
-    ask = args.question or args.jsonl or texts or not args.data and args.text is None and sys.stdin.isatty()
+    ask = args.question is not None or args.jsonl or texts or not args.data and args.text is None and sys.stdin.isatty()
     if bool(args.data) + bool(ask) + (args.text is not None) != 1:
         raise UserError("give either --data FILE --out FOLDER, or --question with --context or --context-file, or one of "
                         "these alone for a prompt, or --jsonl, or, for a classifier, --text")
     if args.data and not args.out:
         raise UserError("--data needs --out FOLDER, where the predictions go")
+    ignored = {"json": False, "whole_words": False, "top_k": 1, "pair": None} if args.data else {"out": None, "limit": None}
+    given = ["--" + name.replace("_", "-") for name, default in ignored.items() if getattr(args, name) != default]
+    if given:
+        raise UserError(f"{', '.join(given)}: has no effect {'with' if args.data else 'without'} --data; leave it out")
     if ask:
         return answer_asked(args)
     from bertqa.model import folder, hf
@@ -169,15 +173,19 @@ def answer_asked(args) -> int:
 
     if args.top_k < 1:
         raise UserError(f"--top-k {args.top_k}: give 1 or more")
-    if args.question and args.jsonl:
+    if args.question is not None and args.jsonl:
         raise UserError("--jsonl reads its questions from standard input; leave out --question")
     if args.context is not None and args.context_file is not None:
         raise UserError("there are two texts: give either --context or --context-file")
     if args.context_file == "-" and args.jsonl:
         raise UserError("--context-file - and --jsonl both read standard input; give the text as a file")
     context = args.context if args.context_file is None else read_text(args.context_file)
-    if args.question and context is None:
+    if args.question is not None and context is None:
         raise UserError("--question needs a text: give either --context or --context-file")
+    if args.question is not None and not args.question.strip():
+        raise UserError("--question is empty; leave it out to be asked at a prompt")
+    if context is not None and not context.strip() and not args.jsonl:
+        raise UserError("the text to ask about is empty")
     if context is None and not args.jsonl:
         context = prompt.paste()
     if args.context_file == "-" and not args.question:
@@ -190,8 +198,11 @@ def answer_asked(args) -> int:
         return prompt.answer_lines(reader, prompt.stdin_lines(), sys.stdout, context, args.top_k, options)
     if not args.question:
         return prompt.ask_again(reader, context, options, args.json, args.top_k)
-    for answer in reader.answer(args.question, context, max(2, args.top_k), **options)[: args.top_k]:
-        print(prompt.one_line(answer, args.json))
+    answers = reader.answer(args.question, context, max(2, args.top_k), **options)[: args.top_k]
+    for answer in answers:
+        print(prompt.one_line(answer, args.json), flush=True)
+    if not answers[0].answer and threshold is not None and not args.json and sys.stderr.isatty():
+        print("--threshold none shows the nearest answer all the same", file=sys.stderr)
     return 0
 
 
@@ -200,7 +211,8 @@ def read_text(path: str) -> str:
     try:
         return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        why = f"not UTF-8 text ({error.reason} at byte {error.start}); save it as plain UTF-8 text"
+        raise UserError(f"{path}: {why}") from None
 
 
 def answer_file(args, config: dict, world) -> int:

@@ -36,11 +36,9 @@ def ask_again(reader: Reader, context: str, options: dict, as_json: bool = False
     are skipped.
 
     Raises:
-        UserError: for a text without words, and for `top_k` over 1 where a line is the answer.
+        UserError: for `top_k` over 1 where a line is the answer.
     """
     typed = sys.stdin.isatty()
-    if not context.strip():
-        raise UserError("the text to ask about is empty")
     if top_k > 1 and (as_json or not typed):
         raise UserError(f"--top-k {top_k}: each question read from a pipe, or answered as JSON, gets one line; give "
                         "--question, or --jsonl, whose lines hold lists")

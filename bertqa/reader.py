@@ -55,9 +55,9 @@ class Answer:
 class Reader:
     """A model folder ready to answer questions. Several threads may ask one Reader at once.
 
-    >>> reader = Reader.load("weights/minilm-squad2")                    # doctest: +SKIP
-    >>> reader.answer("Who came?", "Ada came at noon.").answer           # doctest: +SKIP
-    'Ada'
+    >>> reader = Reader.load("weights/minilm-squad2")                                               # doctest: +SKIP
+    >>> reader.answer("Who kept the lamp?", "Agnes Holm kept the lamp for thirty years.").answer    # doctest: +SKIP
+    'Agnes Holm'
     """
 
     def __init__(self, model, tokenizer, qa: dict, device, dtype=None):

@@ -106,7 +106,10 @@ def test_one_question_from_arguments_file_and_pipe(tmp_path, tiny_model, capsys,
     (["--question", "q", "--context", "c", "--threshold", "low"], "give a number, or none"),
     (["--question", "q", "--context", "c", "--threshold", "nan"], "give a number, or none"),
     (["--question", "q", "--context", "c", "--top-k", "0"], "give 1 or more"),
-    (["--context", " "], "is empty"),
+    (["--context", " "], "is empty"), (["--question", "q", "--context", ""], "is empty"),
+    (["--question", " ", "--context", "c"], "--question is empty"), (["--question", ""], "needs a text"),
+    (["--question", "q", "--context", "c", "--limit", "3"], "--limit: has no effect without --data"),
+    (["--data", "x.json", "--out", "o", "--top-k", "2", "--json"], "--json, --top-k: has no effect with --data"),
 ])
 def test_mistakes_are_explained(tiny_model, argv, says):
     with pytest.raises(UserError, match=says):
