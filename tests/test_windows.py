@@ -55,7 +55,8 @@ def test_offsets_are_python_characters_of_the_raw_text(tokenizer):
     assert spans[10] == [(1, 2)]
 
 
-NASTY = ["", " ", "  ", "a b", " a  b ", "[SEP] a", "a[MASK]b [CLS]", "a\u0301 \u0301b", "\ud83d a\udc00", "a\u00a0b c", "a\tb\nc",
+NASTY = ["", " ", "  ",
+         "a b", " a  b ", "[SEP] a", "a[MASK]b [CLS]", "a\u0301 \u0301b", "\ud83d a\udc00", "a\u00a0b c", "a\tb\nc",
          "東京 a東", "k" + "l" * 130 + " a", "\u200b a \u200b", "a\x00b \x7f c", "👩\u200d🔬 a", "CAFÉ café", "a-b (c) d's"]
 
 

@@ -8,6 +8,7 @@ attention, write such a function and pass it: `BertEncoder(config, attention=my_
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -86,12 +87,17 @@ def reference_attention_with_maps(
 
 
 def per_sequence_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0) -> Tensor:
-    """One fused attention call per sequence, no mask at all: the fastest way on a CPU, where a call costs little."""
+    """One fused attention call for each run of neighbours of equal length, no mask at all: the fastest way on a CPU.
+
+    In batches sorted by length a run is many sequences; otherwise it is mostly one, and a call costs little.
+    """
+    runs = [(length, len(list(same))) for length, same in itertools.groupby(layout.lengths)]
+    tokens = [length * count for length, count in runs]
     mixed = [
-        F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in qkv), dropout_p=dropout)  # (1, A, length, D)
-        for qkv in zip(*(x.split(layout.lengths) for x in (query, key, value)), strict=True)        # 3 x (length, A, D)
-    ]
-    return torch.cat([x[0].transpose(0, 1) for x in mixed])                                         # (N, A, D)
+        F.scaled_dot_product_attention(*(x.unflatten(0, run[::-1]).transpose(1, 2) for x in qkv), dropout_p=dropout)
+        for run, *qkv in zip(runs, *(x.split(tokens) for x in (query, key, value)), strict=True)
+    ]                                                                              # (count, A, length, D) each
+    return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in mixed])             # (N, A, D)
 
 
 def padded_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0) -> Tensor:
