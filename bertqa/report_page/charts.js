@@ -50,7 +50,7 @@ function extent(values, margin = 0.05) {
 // A figure. spec: title, note, empty (what to say where there is nothing to draw), diagonal,
 //   x, y     {label, range, format, tip}
 //   series   [{name, side: its colour, points: [[x, y, questions, radius]], as: "line" | "dots" | "bars", dash, faint, knots}]
-//   rules    [{at, label}], vertical lines
+//   rules    [{at, label, side}], vertical lines
 function chart(spec) {
   const series = spec.series.filter((each) => each.points.length), named = series.filter((each) => each.name);
   const figure = h("figure", {}, h("h3", {}, spec.title), spec.note && h("figcaption", {}, spec.note));
@@ -89,12 +89,15 @@ function draw(spec, series, named, tip, width) {
     s("text", { x: end, y: height - 3, "text-anchor": "end" }, spec.x.label), s("text", { x: 2, y: 11 }, spec.y.label || ""));
   if (spec.diagonal) svg.append(s("path", { class: "diagonal", d: `M${x(x0)} ${y(y0)}L${x(x1)} ${y(y1)}` }));
   for (const each of series) svg.append(...shapes(each, x, y, floor));
-  (spec.rules || []).forEach((rule, i) => {
-    if (rule.at < x0 || rule.at > x1) return;
+  const said = []; // where a rule has its label: one beside it goes without, its colour tells
+  for (const rule of spec.rules || []) {
+    if (rule.at < x0 || rule.at > x1) continue;
     const late = x(rule.at) > width * 0.6, anchor = late ? "end" : "start";
-    svg.append(s("line", { class: "rule", x1: x(rule.at), x2: x(rule.at), y1: top - 4, y2: floor }),
-      s("text", { x: x(rule.at) + (late ? -5 : 5), y: top + 4 + 14 * i, "text-anchor": anchor }, rule.label));
-  });
+    svg.append(s("line", { class: `rule ${rule.side || ""}`, x1: x(rule.at), x2: x(rule.at), y1: top - 4, y2: floor }));
+    if (said.some((at) => Math.abs(at - x(rule.at)) < 75)) continue;
+    svg.append(s("text", { x: x(rule.at) + (late ? -5 : 5), y: top + 4, "text-anchor": anchor }, rule.label));
+    said.push(x(rule.at));
+  }
   const hair = s("line", { class: "hair", y1: top, y2: floor });
   svg.append(hair);
   on(svg, "pointermove", (event) => {

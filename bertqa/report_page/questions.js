@@ -64,7 +64,7 @@ function browser() {
   const choice = (id, name, options, act) => on(h("select", { id, "aria-label": name }, options), "change", (event) => act(event.target.value));
   const option = (value, text) => h("option", { value }, text);
   const words = "Search questions, answers, titles and ids";
-  const search = on(h("input", { type: "search", id: "search", placeholder: words, "aria-label": words }), "input",
+  const search = on(h("input", { type: "search", id: "search", placeholder: "Search questions and answers", "aria-label": words }), "input",
     () => change({ search: search.value }));
   const group = choice("group", "Group", [option("", "Every group"), data.groups.map((each, g) => h("optgroup", { label: each.name },
     each.labels.map((text, at) => option(`${g}:${at}`, `${each.name.toLowerCase()}: ${text}`))))], (value) => change({ group: value }));

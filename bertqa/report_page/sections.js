@@ -73,11 +73,11 @@ function answers() {
   const scored = (name, make) => [["f1", "F1", "a"], ["exact", "EM", "b"]].flatMap(([key, text, colour]) =>
     each(name, (found, run, side) => ({ side: two ? side : colour, dash: two && key === "exact", ...make(found, key, labelled(run, text)) })));
   const unit = [0, 1], tip = (value) => `${fixed(100 * value)} %`;
-  const rule = (run, label) => (run.threshold == null ? [] : [{ at: run.threshold, label }]);
+  const rule = (run, side) => (run.threshold == null ? [] : [{ at: run.threshold, label: "threshold", side }]);
 
   const sweep = chart({ title: "Score at every threshold", note: "Where the no-answer threshold could stand, and what it would earn.",
     empty: why("sweep"), x: { label: "threshold" }, y: { label: "%", tip: (value) => fixed(value, 2) },
-    rules: runs.flatMap((run) => rule(run, labelled(run, "threshold"))),
+    rules: runs.flatMap((run, i) => rule(run, two && sides[i])),
     series: scored("sweep", (found, key, name) => ({ name, points: zip([found.threshold, found[key]]) })) });
   const histograms = runs.map((run) => {
     const spec = { title: labelled(run, "No-answer odds"), series: [],
@@ -85,7 +85,7 @@ function answers() {
     if (typeof run.histogram === "string") return chart({ ...spec, empty: run.histogram });
     const { edges, has, none } = run.histogram;
     const bars = (name, side, counts) => ({ name, side, as: "bars", width: edges[1] - edges[0], points: zip([edges, counts]).slice(0, -1) });
-    return chart({ ...spec, rules: rule(run, "threshold"), x: { label: "null odds", range: [edges[0], edges[edges.length - 1]] },
+    return chart({ ...spec, rules: rule(run), x: { label: "null odds", range: [edges[0], edges[edges.length - 1]] },
       y: { label: "questions", format: whole, range: [0, 1.05 * Math.max(...has, ...none)] },
       series: [bars("with an answer", "has", has), bars("without an answer", "none", none)] });
   });
