@@ -1,6 +1,6 @@
 """Record what transformers 4's question-answering pipeline answers to 300 real questions: pipeline_squad.json.
 
-It needs transformers < 5, which the tests do not install, and a float32 export of the bundled reader:
+It needs transformers < 5, which the tests do not install, and an export of the bundled reader:
 
     python tools/convert_weights.py weights/minilm-squad2 EXPORT --to-hf
     pip install torch 'transformers<5'                    # in an environment of its own
