@@ -146,7 +146,8 @@ class Bench:
 
     def their_model(self):
         from transformers import AutoModelForQuestionAnswering
-        return AutoModelForQuestionAnswering.from_pretrained(self.exported).eval().to(self.device_name)
+        # Since version 5 it computes in the format of the file, and float16 is no format for a CPU.
+        return AutoModelForQuestionAnswering.from_pretrained(self.exported).float().eval().to(self.device_name)
 
     def their_tokenizer(self):
         from transformers import PreTrainedTokenizerFast
@@ -373,7 +374,7 @@ print(evaluate_v2(*(json.load(open(name)) for name in sys.argv[2:])))"""
 
 ONE_QUESTION = """import sys, torch; from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerFast
 tokenizer = PreTrainedTokenizerFast(tokenizer_file=sys.argv[1] + "/tokenizer.json")
-model = AutoModelForQuestionAnswering.from_pretrained(sys.argv[1]).eval()
+model = AutoModelForQuestionAnswering.from_pretrained(sys.argv[1]).float().eval()
 with torch.inference_mode(): out = model(**tokenizer("Who came?", "Ada came at noon.", return_tensors="pt"))
 print(out.start_logits.argmax(), out.end_logits.argmax())"""
 
