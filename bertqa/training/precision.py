@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -59,6 +60,9 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes in use so far: on the GPU where there is one, else resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would also count the process that started this one
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
     import resource  # not on Windows
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
