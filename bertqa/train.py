@@ -5,12 +5,15 @@ Without arguments it fine-tunes the bundled reader on the bundled sample; `--tas
 
 import argparse
 import dataclasses
+import json
 import os
 import platform
 import random
 import subprocess
 import sys
 import time
+import types
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,8 +119,29 @@ def task_of(argv: Sequence[str] | None) -> str:
         early.add_argument(name)
     given = early.parse_known_args(argv)[0]
     path = Path(given.resume) / "config.json" if given.resume else given.config
-    saved = read_config_file(path) if path else {}
-    return given.task or saved.get("settings", saved).get("task", "qa")
+    return given.task or (settings_in(path) if path else {}).get("task", "qa")
+
+
+def settings_in(path: str | Path) -> dict:
+    """The settings in a JSON file of just them, or in a run folder's config.json; of that not its own run folder."""
+    saved = read_config_file(path)
+    settings = saved.get("settings", saved)
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: its \"settings\" are {settings!r}, expected an object {{setting: value}}")
+    return {name: value for name, value in settings.items() if settings is saved or name != "out"}
+
+
+def mistyped(part: type, values: dict) -> list[str]:
+    """Which of the values are not of the type of their field of a dataclass, one phrase each."""
+    found, words = [], {int: "a whole number", float: "a number", str: "a text", bool: "true or false", types.NoneType: "null"}
+    for name, kind in typing.get_type_hints(part).items():
+        allowed, value = typing.get_args(kind) or (kind,), values.get(name)
+        one_of = typing.get_origin(kind) is Literal
+        fits = value in allowed if one_of else type(value) in allowed or type(value) is int and float in allowed
+        if name in values and not fits:
+            choices = ", ".join(allowed) if one_of else " or ".join(words[choice] for choice in allowed)
+            found.append(f"{name} is {json.dumps(value)}, it must be {'one of ' * one_of}{choices}")
+    return found
 
 
 def parse(argv: Sequence[str] | None):
@@ -153,12 +177,17 @@ def parse(argv: Sequence[str] | None):
         layers.append({name: value for name, value in PRESETS[preset].items() if name in owner})
         print(f"preset {preset}: " + ", ".join(f"{name} {value}" for name, value in layers[0].items()), file=sys.stderr)
     if config:
-        saved = read_config_file(config)
-        layers.append(saved.get("settings", saved))
+        layers.append(settings_in(config))
     layers.append(given)
     merged = {name: value for layer in layers for name, value in layer.items()}
     everything = dataclasses.make_dataclass("Settings", [(name, object, None) for name in owner])
-    merge(everything, merged, source=config or "command line")  # unknown names, all at once
+    problems = [problem for part in parts.values() for problem in mistyped(part, merged)]
+    try:
+        merge(everything, merged, source=config or "command line")  # unknown names, all at once
+    except UserError as error:
+        raise UserError("; ".join([str(error), *problems])) from None
+    if problems:
+        raise UserError(f"{config}: {'; '.join(problems)}")
     chosen = {title: part(**{name: value for name, value in merged.items() if owner[name] is part})
               for title, part in parts.items()}
     return chosen, Path(resume) if resume else None
@@ -174,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         import torch
 
         from bertqa.model import folder, hf
-        from bertqa.training.checkpoint import check_same, load_checkpoint, load_weights
+        from bertqa.training.checkpoint import check_same, load_checkpoint, load_weights, sha256
         from bertqa.training.classification import Classification
         from bertqa.training.journal import Journal
         from bertqa.training.loop import summary, total_steps, train
@@ -196,6 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         dtype = pick_precision(loop.precision, device)
         if loop.threads:
             torch.set_num_threads(loop.threads)
+        if loop.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses matrix products on GPUs
         torch.use_deterministic_algorithms(loop.deterministic)
         random.seed(loop.seed)
         torch.manual_seed(loop.seed)
@@ -211,7 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.manual_seed(loop.seed + world.rank)
 
         run = resume or Path(files.out or time.strftime("runs/%Y%m%d-%H%M%S"))
-        fingerprints = {**task.fingerprints(), "processes": world.size, "weights": model_config["provenance"].get("sha256")}
+        fingerprints = {**task.fingerprints(), "weights file": sha256(weights / "model.safetensors")[:16],
+                        "processes": world.size}
         state = None
         if resume:
             last, state = load_checkpoint(run, world)

@@ -1,5 +1,6 @@
 """Several processes: the numbers of one, shared evaluation, one that dies, one error for all, torchrun itself."""
 
+import json
 import os
 import signal
 import socket
@@ -108,7 +109,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path, runs, tiny_model, 
 
 def torchrun(flags, args, log):
     """Start torchrun; it and its processes write to `log`."""
-    command = [sys.executable, "-m", "torch.distributed.run", *flags, "-m", f"bertqa.{args[0]}", *map(str, args[1:])]
+    command = [sys.executable, "-m", "torch.distributed.run", *map(str, flags), "-m", f"bertqa.{args[0]}", *map(str, args[1:])]
     return subprocess.Popen(command, stdout=log.open("ab"), stderr=subprocess.STDOUT, text=True,
                             env={**os.environ, "OMP_NUM_THREADS": "1"})
 
@@ -125,7 +126,7 @@ def wait_for_step(run_folder, step, seconds=300):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=["term", "int", "kill a rank"])
 def test_torchrun_stops_and_resumes(tmp_path, tiny_model, letters, number):
     """SIGTERM or SIGINT to torchrun, or SIGKILL to one of its processes; then torchrun again, with --resume."""
-    long = ["--batch-size", "4", "--epochs", "30", "--save-every", "0"]
+    long = ["--batch-size", "4", "--epochs", "8", "--save-every", "0"]
     run_ranks(training(tiny_model, letters, tmp_path / "whole", *long), 2, tmp_path / "logs")
     agent = torchrun(["--nproc-per-node", "2"], training(tiny_model, letters, tmp_path / "run", *long), tmp_path / "log")
     wait_for_step(tmp_path / "run", 30)
@@ -156,3 +157,17 @@ def test_two_machines(tmp_path, runs, tiny_model, letters):
     said = "".join((tmp_path / f"log{node}").read_text() for node in (0, 1))
     assert statuses == [0, 0] and said.count("20 steps of 4 windows") == 1, said
     assert most_apart(weights(tmp_path / "run"), weights(runs[2])) == 0
+
+
+@pytest.mark.slow
+def test_torchrun_predicts_like_one_process(tmp_path, tiny_model, letters):
+    """A file of 1,060 questions: three chunks of 512, 512 and 36 for two processes, merged in order."""
+    rows = [json.loads(line) for line in letters.read_text().splitlines()]
+    many = [{**row, "id": f"{row['id']}-{copy}"} for copy in range(20) for row in rows]
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
+    for size in (1, 2):
+        args = ["predict", "--model", tiny_model, "--data", tmp_path / "many.jsonl", "--out", tmp_path / str(size)]
+        assert torchrun(["--nproc-per-node", size], args, tmp_path / f"log{size}").wait(300) == 0
+    for name in ("predictions.json", "nbest_predictions.json", "null_odds.json"):
+        found = (tmp_path / "2" / name).read_bytes()
+        assert found == (tmp_path / "1" / name).read_bytes() and list(json.loads(found)) == [row["id"] for row in many]

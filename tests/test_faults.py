@@ -212,6 +212,20 @@ def test_settings_changed_behind_the_run_are_refused(tmp_path, whole):
         main(["--resume", str(tmp_path / "run")])
 
 
+def test_changed_weights_are_refused(tmp_path, whole, tiny_model):
+    """Also where their config.json tells the same story of them."""
+    shutil.copytree(whole[0], tmp_path / "run")
+    shutil.copytree(tiny_model, tmp_path / "model")
+    content = bytearray((tiny_model / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model" / "model.safetensors").write_bytes(content)
+    config = json.loads((whole[0] / "config.json").read_text())
+    config["settings"]["weights"] = str(tmp_path / "model")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="cannot resume, because weights file was '[0-9a-f]+', now '[0-9a-f]+'"):
+        main(["--resume", str(tmp_path / "run")])
+
+
 @pytest.mark.parametrize("which", ["train", "dev", "vocabulary"])
 def test_changed_data_is_refused(tmp_path, whole, tiny_model, letters, which):
     shutil.copytree(whole[0], tmp_path / "run")

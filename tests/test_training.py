@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from safetensors.torch import load_file
 from bertqa import UserError
 from bertqa.model import folder
 from bertqa.train import main
-from bertqa.training import checkpoint
+from bertqa.training import checkpoint, loop
 from bertqa.training.journal import Journal, read_journal
 from bertqa.training.loop import LoopSettings, total_steps
 from bertqa.training.optim import OptimSettings, depth_of, freeze, lr_at, make_optimizer, set_lr
@@ -88,20 +91,41 @@ def test_same_seed_same_bits_other_seed_others(tmp_path, plain, tiny_model, lett
 
 def test_config_of_a_run_repeats_it(tmp_path, plain):
     assert main(["--config", str(plain / "config.json"), "--out", str(tmp_path / "again")]) == 0
-    assert same(weights(tmp_path / "again"), weights(plain))
+    assert same(weights(tmp_path / "again"), weights(plain)) and events(tmp_path / "again", "eval") == events(plain, "eval")
 
 
-@pytest.mark.parametrize("stop_at", [1, 7, 12])
-def test_stopped_and_resumed_equals_never_stopped(tmp_path, plain, tiny_model, letters, stop_at, monkeypatch):
-    """SIGTERM at a step, --resume: same losses, same weights, same predictions, bit for bit."""
-    from bertqa.training import loop
+def test_config_of_a_run_alone_repeats_it_in_another_folder(tmp_path, tiny_model, letters, monkeypatch):
+    """Its own folder is not among the settings that are taken from it: nothing is in the way."""
+    monkeypatch.chdir(tmp_path)
+    out = run(tmp_path / "run", tiny_model, letters, "--max-steps", "2")
+    assert main(["--config", str(out / "config.json")]) == 0
+    (again,) = (tmp_path / "runs").iterdir()
+    assert same(weights(again), weights(out)) and events(again, "train") == events(out, "train")
 
+
+@pytest.mark.parametrize(("every", "at"), [
+    ("5steps", [5, 7, 10, 14]), ("10", [7, 14]), ("0", [*range(1, 15)]), ("3", [3, 6, 7, 10, 13, 14]),
+])
+def test_checkpoints_come_by_steps_and_by_minutes(tmp_path, tiny_model, letters, monkeypatch, every, at):
+    """Two epochs of 7 steps, a minute each, evaluated at the end only; the end of an epoch is always saved, nothing twice."""
+    update, write, clock, saved = loop.set_lr, checkpoint.save_checkpoint, [0.0], []
+    monkeypatch.setattr(loop, "set_lr", lambda *args: clock.__setitem__(0, clock[0] + 60) or update(*args))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter))
+    monkeypatch.setattr(checkpoint, "save_checkpoint",
+                        lambda run, model, state: saved.append(state["progress"]["step"]) or write(run, model, state))
+    run(tmp_path / "run", tiny_model, letters, "--epochs", "2", "--eval-every", "99", "--save-every", every)
+    assert saved == at
+
+
+@pytest.mark.parametrize(("stop_at", "number"), [(1, signal.SIGTERM), (7, signal.SIGINT), (12, signal.SIGUSR1)])
+def test_stopped_and_resumed_equals_never_stopped(tmp_path, plain, tiny_model, letters, stop_at, number, monkeypatch):
+    """A signal at a step, --resume: same losses, same weights, same predictions, bit for bit."""
     update, calls = loop.set_lr, []
 
     def counted(*args):
         calls.append(args)
         if len(calls) == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return update(*args)
 
     monkeypatch.setattr(loop, "set_lr", counted)
@@ -127,14 +151,37 @@ def test_resuming_with_ema_and_time_limit(tmp_path, tiny_model, letters):
     assert not same(weights(whole, "best"), weights(whole))                       # the average is what is kept
 
 
-def test_accumulation_changes_nothing(tmp_path, tiny_model, letters):
-    """One batch of 32 == the same in micro-batches by a token budget, to rounding: weights after 20 steps."""
+def test_accumulation_changes_nothing(tmp_path, tiny_model, letters, monkeypatch):
+    """One batch of 32 == 4 of 8 == micro-batches by a token budget, to rounding: weights after 20 steps."""
     # Key biases have no gradient but rounding noise, which Adam would blow up to whole steps: a larger eps keeps it noise.
     more = ["--batch-size", "32", "--dropout", "0", "--max-steps", "20", "--epochs", "10", "--eps", "1e-4"]
     whole = weights(run(tmp_path / "whole", tiny_model, letters, *more))
     cut = weights(run(tmp_path / "cut", tiny_model, letters, *more, "--micro-tokens", "100"))
     single = weights(run(tmp_path / "single", tiny_model, letters, *more, "--micro-tokens", "1"))
     assert close(whole, cut, 1e-6) and close(whole, single, 1e-6) and not same(whole, cut)
+    monkeypatch.setattr(loop, "split_by_tokens", lambda rows, lengths, most: np.array_split(rows, 4))
+    four = weights(run(tmp_path / "four", tiny_model, letters, *more))                            # 4 x 8
+    assert close(whole, four, 1e-6) and not same(whole, four)
+
+
+def test_gradients_are_exchanged_once_a_step(tmp_path, tiny_model, letters, monkeypatch):
+    """All micro-batches but the last of a step lie inside DDP's no_sync."""
+    split, micros, unsynced = loop.split_by_tokens, [], []
+
+    @contextmanager
+    def no_sync():
+        unsynced.append(len(micros))
+        yield
+
+    def wrap(world, model, device):
+        model.no_sync = no_sync
+        return model
+
+    monkeypatch.setattr(loop.World, "wrap", wrap)
+    monkeypatch.setattr(loop, "split_by_tokens", lambda *args: micros.append(split(*args)) or micros[-1])
+    run(tmp_path / "run", tiny_model, letters, "--max-steps", "3", "--micro-tokens", "60")
+    assert all(len(micro) > 2 for micro in micros) and len(micros) == 3
+    assert [unsynced.count(step) for step in (1, 2, 3)] == [len(micro) - 1 for micro in micros]
 
 
 def test_resume_refuses_other_data(tmp_path, tiny_model, letters, capsys):
@@ -200,10 +247,10 @@ def test_bf16_autocast_trains_on_cpu(tmp_path, tiny_model, letters):
 
 
 def test_fp16_counts_skips_and_gives_up(tmp_path, tiny_model, letters):
-    """A loss scale that overflows is lowered step by step; one that always overflows ends the run with a diagnosis."""
+    """fp16 trains on a CPU too; gradients that always overflow end the run with a diagnosis."""
     out = run(tmp_path / "run", tiny_model, letters, "--max-steps", "8", "--precision", "fp16")
     last = events(out, "train")[-1]
-    assert last["loss_scale"] <= 65536 and last["skipped"] >= 0 and math.isfinite(last["loss"])
+    assert last["loss_scale"] <= 65536 and last["skipped"] < 8 and math.isfinite(last["loss"])
     model = folder.load(tiny_model)
     with torch.no_grad():
         model.span.weight.mul_(1e6)                                                # logits beyond float16
@@ -212,6 +259,42 @@ def test_fp16_counts_skips_and_gives_up(tmp_path, tiny_model, letters):
     with pytest.raises(UserError, match="25 steps in a row .*--precision bf16 or fp32"):
         main(["--train", str(letters), "--dev", str(letters), "--weights", str(tmp_path / "huge"), "--fresh-head",
               "--out", str(tmp_path / "stop"), *SHORT, "--epochs", "9", "--precision", "fp16", "--eval-every", "99"])
+
+
+def scaled(monkeypatch, scale: float) -> None:
+    """Losses are scaled by this from the first step on, whatever the precision."""
+    monkeypatch.setattr(loop, "grad_scaler", lambda device, dtype: torch.amp.GradScaler(device.type, init_scale=scale))
+
+
+def test_scaling_the_loss_changes_nothing(tmp_path, plain, tiny_model, letters, monkeypatch):
+    """In float32 a power of two scales without rounding: clipping and Adam must see the gradients as they are."""
+    scaled(monkeypatch, 1024.0)
+    out = run(tmp_path / "run", tiny_model, letters, "--epochs", "3", "--eval-every", "5")
+    assert same(weights(out), weights(plain))
+    assert [record["grad_norm"] for record in events(out, "train")] == [
+        record["grad_norm"] for record in events(plain, "train")]
+
+
+def test_fp16_leaves_out_steps_until_the_scale_fits(tmp_path, tiny_model, letters, monkeypatch):
+    """A scale of 2^30 overflows: it is halved and nothing is learnt, until it fits; --resume knows the scale."""
+    scaled(monkeypatch, 2.0 ** 30)
+    more = ["--precision", "fp16", "--epochs", "3", "--eval-every", "99"]
+    out = run(tmp_path / "run", tiny_model, letters, *more)
+    steps = events(out, "train")
+    left_out = [record["grad_norm"] in ("inf", "nan") for record in steps]
+    few = left_out.index(False)
+    assert few >= 3 and sum(left_out) < 18
+    assert [record["skipped"] for record in steps] == np.cumsum(left_out).tolist()
+    assert [record["loss_scale"] for record in steps] == [2.0 ** (30 - record["skipped"]) for record in steps]
+    state = torch.load(out / "last" / "state.pt", weights_only=True)
+    assert {moments["step"].item() for moments in state["optimizer"]["state"].values()} == {21 - sum(left_out)}
+    still = run(tmp_path / "still", tiny_model, letters, *more, "--max-steps", str(few))
+    before = load_file(tiny_model / "model.safetensors")
+    assert same(weights(still), before) and not same(weights(out), before)
+
+    halved = run(tmp_path / "halved", tiny_model, letters, *more, "--max-minutes", "1e-9")
+    assert main(["--resume", str(halved), "--max-minutes", "9"]) == 0
+    assert same(weights(halved), weights(out)) and events(halved, "train") == steps
 
 
 def test_patience_ends_a_run(tmp_path, tiny_model, letters):
@@ -307,7 +390,11 @@ def test_frozen_parts_do_not_move(tmp_path, tiny_model, letters):
     (["--doc-stride", "128"], "say --step N or --overlap N"),
     (["--overlap", "3", "--step", "3"], "not both"),
     (["--max-length", "65"], "the model has 64 positions"),
-    (["--lr", "-1", "--batch-size", "0"], "batch_size is 0.*; lr is -1.0"),
+    (["--lr", "-1", "--batch-size", "0", "--dropout", "2", "--max-answer-length", "0"],
+     "batch_size is 0.*; lr is -1.0.*; dropout is 2.0.*; max_answer_length is 0"),
+    (["--epochs", "inf", "--warmup", "inf"], "epochs is inf.*; warmup is inf"),
+    (["--save-every", "often"], "save_every is often, it must be minutes, as in 10, or steps, as in 500steps"),
+    (["--save-every", "-1"], "save_every is -1, it must be"),
     (["--weights", "/nowhere/at/all"], "/nowhere/at/all"),
     (["--train", "/nowhere.json"], "/nowhere.json"),
 ])
@@ -320,6 +407,25 @@ def test_unknown_settings_in_a_file_are_named_all_at_once(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"learning_rate": 1, "batchsize": 2, "lr": 3}))
     with pytest.raises(UserError, match=r"unknown 'learning_rate', 'batchsize' \(did you mean 'batch_size'\?\)"):
+        main(["--config", str(path)])
+
+
+def test_everything_wrong_in_a_file_is_listed_together(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"settings": {
+        "lr": "fast", "epochs": None, "batch_size": 2.5, "schedule": "steep", "ema": True, "freeze": 2, "weights": None,
+        "bias_correction": "no", "betas": 1, "max_steps": None, "dropout": 0, "save_every": 5}}))
+    with pytest.raises(UserError) as error:
+        main(["--config", str(path)])
+    for part in ("unknown 'betas' (did you mean 'beta", 'lr is "fast", it must be a number',
+                 "epochs is null, it must be a number", "batch_size is 2.5, it must be a whole number",
+                 'schedule is "steep", it must be one of linear, cosine, ',
+                 "ema is true, it must be a number", "freeze is 2, it must be a text", "weights is null, it must be a text",
+                 'bias_correction is "no", it must be true or false'):
+        assert part in str(error.value)
+    assert not any(f"{name} is" in str(error.value) for name in ("max_steps", "dropout", "save_every"))
+    path.write_text('{"settings": [1]}')
+    with pytest.raises(UserError, match=r'config.json: its "settings" are \[1\], expected an object'):
         main(["--config", str(path)])
 
 

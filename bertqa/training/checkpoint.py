@@ -34,7 +34,7 @@ def save_checkpoint(run: Path, save_model: Callable[[Path], None], state: dict) 
         shutil.rmtree(fresh, ignore_errors=True)
         save_model(fresh)
         torch.save(state, fresh / "state.pt")
-        sums = {path.name: _sha256(path) for path in sorted(fresh.iterdir()) if path.is_file()}
+        sums = {path.name: sha256(path) for path in sorted(fresh.iterdir()) if path.is_file()}
         (fresh / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
         for path in fresh.iterdir():
             _flush(path)
@@ -95,7 +95,7 @@ def _damage(folder: Path) -> str | None:
         if not isinstance(sums, dict) or not {"state.pt", "model.safetensors"} <= set(sums):
             return f"{CHECKSUMS} is damaged"
         for name, expected in sums.items():
-            if _sha256(folder / name) != expected:
+            if sha256(folder / name) != expected:
                 return f"{name} is damaged (its checksum differs)"
     except (OSError, ValueError) as error:
         return f"unreadable ({error})"
@@ -133,7 +133,8 @@ def check_same(saved: dict, now: dict, run: Path) -> None:
                         "or start a new run with another --out")
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The mark of a file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(
             file.read()).hexdigest()

@@ -6,6 +6,7 @@ number; so accumulation and several GPUs give the numbers of one big batch.
 """
 
 import math
+import re
 import signal
 import sys
 import time
@@ -30,6 +31,7 @@ from bertqa.training.journal import Journal
 from bertqa.training.optim import OptimSettings, lr_at, make_optimizer, set_lr
 from bertqa.training.precision import autocast, grad_scaler, peak_memory
 
+SAVE_EVERY = re.compile(r"([1-9][0-9]*) ?steps|([0-9]*[.]?[0-9]+(?:e[-+]?[0-9]+)?)")
 SKIPS = 25
 """fp16 steps skipped in a row after which the run stops: by then the loss scale has fallen by 2^25."""
 
@@ -52,8 +54,9 @@ class LoopSettings:
     """Decay of an exponential moving average of the weights, which is then what is evaluated and kept; 0 = none."""
     eval_every: int = 0
     """Evaluate every N steps, and always at the end; 0 = after every epoch."""
-    save_every: float = 10.0
-    """Minutes between checkpoints of the whole training state in last/ (one more at each evaluation); 0 = every step."""
+    save_every: str | float = 10.0
+    """Minutes (10), or steps (500steps), between checkpoints of the whole training state in last/; 0 = every step. There
+    is always one at an evaluation, at the end of an epoch, and on SIGTERM, SIGINT and SIGUSR1, which stop the run."""
     patience: int = 0
     """Stop after this many evaluations without a better score; 0 = never."""
     seed: int = 0
@@ -72,14 +75,15 @@ class LoopSettings:
     def problems(self) -> list[str]:
         """Everything that is wrong with these values, one phrase each."""
         rules = [
-            (self.epochs > 0, f"epochs is {self.epochs}, it must be positive"),
+            (0 < self.epochs < math.inf, f"epochs is {self.epochs}, it must be positive"),
             (self.max_steps is None or self.max_steps > 0, f"max_steps is {self.max_steps}, it must be positive"),
             (self.max_minutes is None or self.max_minutes > 0, f"max_minutes is {self.max_minutes}, it must be positive"),
             (self.batch_size > 0, f"batch_size is {self.batch_size}, it must be positive"),
             (self.micro_tokens > 0, f"micro_tokens is {self.micro_tokens}, it must be positive"),
             (0 <= self.ema < 1, f"ema is {self.ema}, it must lie in [0, 1)"),
             (self.eval_every >= 0, f"eval_every is {self.eval_every}, it must be a number of steps, or 0"),
-            (self.save_every >= 0, f"save_every is {self.save_every}, it must be minutes, or 0"),
+            (SAVE_EVERY.fullmatch(str(self.save_every)),
+             f"save_every is {self.save_every}, it must be minutes, as in 10, or steps, as in 500steps, or 0"),
             (self.patience >= 0, f"patience is {self.patience}, it must be a number of evaluations, or 0"),
             (self.threads >= 0, f"threads is {self.threads}, it must be positive, or 0"),
             (self.seed >= 0, f"seed is {self.seed}, it must not be negative"),
@@ -87,6 +91,12 @@ class LoopSettings:
              "tensorboard is on, but that package is not installed; pip install tensorboard"),
         ]
         return [problem for fine, problem in rules if not fine]
+
+    @property
+    def save_after(self) -> tuple[int, float]:
+        """Checkpoints come at multiples of so many steps (0 = never), or after so many minutes."""
+        steps, minutes = SAVE_EVERY.fullmatch(str(self.save_every)).groups()
+        return int(steps or 0), float(minutes or math.inf)
 
 
 class Task(Protocol):
@@ -185,6 +195,7 @@ def train(model: nn.Module, task: Task, settings: LoopSettings, optim: OptimSett
     if resumed:
         state = restore(resumed, state_parts, device, world)
     logs = Logs(state, total, steps_per_epoch, journal, run, world, device)
+    save_steps, save_minutes = settings.save_after
     last, order, order_epoch, saved_at, began = {}, None, -1, time.monotonic(), time.monotonic()
     model.train()
 
@@ -247,21 +258,21 @@ def train(model: nn.Module, task: Task, settings: LoopSettings, optim: OptimSett
             state.windows += len(everyone)
             state.tokens += int(task.store.lengths[everyone].sum())
             logs.step(loss, norm, lr, scaler.get_scale() if scaler.is_enabled() else None)
-            at_end = state.step == total
-            if at_end or (state.step % settings.eval_every if settings.eval_every else state.step % steps_per_epoch) == 0:
+            at_end, epoch_over = state.step == total, state.step % steps_per_epoch == 0
+            if evaluated := at_end or (state.step % settings.eval_every == 0 if settings.eval_every else epoch_over):
                 evaluate()
                 save()
             minutes = (time.monotonic() - began) / 60
             late = settings.max_minutes is not None and minutes >= settings.max_minutes
-            due = time.monotonic() - saved_at >= 60 * settings.save_every
+            due = (epoch_over or save_steps and state.step % save_steps == 0
+                   or time.monotonic() - saved_at >= 60 * save_minutes)
             interrupted, late, due = world.any(bool(stop), late, due)
-            if interrupted or late:
+            if (interrupted or late or due) and not evaluated:
                 save()
+            if interrupted or late:
                 why = (stop[0] if stop else "a signal to another process") if interrupted else (
                     f"the time limit of {settings.max_minutes:g} minutes")
                 return Outcome(state, last, at_end, why)
-            if due and not at_end:
-                save()
     logs.flush()
     return Outcome(state, last, True, f"{state.stale} evaluations without a better {task.key}" if tired() else "")
 

@@ -41,7 +41,7 @@ class OptimSettings:
         """Everything that is wrong with these values, one phrase each."""
         rules = [
             (self.lr > 0, f"lr is {self.lr}, it must be positive"),
-            (self.warmup >= 0, f"warmup is {self.warmup}, it must be a fraction below 1 or a number of steps"),
+            (0 <= self.warmup < math.inf, f"warmup is {self.warmup}, it must be a fraction below 1 or a number of steps"),
             (self.weight_decay >= 0, f"weight_decay is {self.weight_decay}, it must not be negative"),
             (self.clip >= 0, f"clip is {self.clip}, it must be positive, or 0 for no clipping"),
             (0 <= self.beta1 < 1, f"beta1 is {self.beta1}, it must lie in [0, 1)"),
