@@ -1,5 +1,6 @@
 """The loop: exact accumulation, exact resume, same seed same bits, stop signals, sound numbers; and the verb around it."""
 
+import dataclasses
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 
 from bertqa import UserError
 from bertqa.model import folder
-from bertqa.train import main
+from bertqa.train import PRESETS, main, parse, sections, settings_of
 from bertqa.training import checkpoint, loop
 from bertqa.training.journal import Journal, read_journal
 from bertqa.training.loop import LoopSettings, total_steps
@@ -87,6 +88,17 @@ def test_same_seed_same_bits_other_seed_others(tmp_path, plain, tiny_model, lett
     assert same(weights(again), weights(plain)) and events(again, "train") == events(plain, "train")
     other = run(tmp_path / "other", tiny_model, letters, "--epochs", "3", "--eval-every", "5", "--seed", "2")
     assert not same(weights(other), weights(plain))
+
+
+def test_deterministic_changes_nothing_on_a_cpu(tmp_path, plain, tiny_model, letters, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        out = run(tmp_path / "run", tiny_model, letters, "--epochs", "3", "--eval-every", "5", "--deterministic")
+        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert same(weights(out), weights(plain))
 
 
 def test_config_of_a_run_repeats_it(tmp_path, plain):
@@ -440,12 +452,18 @@ def test_errors_are_one_line_and_exit_status_2(tmp_path):
     assert said.returncode == 2 and said.stderr.count("\n") == 1 and said.stderr.startswith("error: ")
 
 
+@pytest.mark.parametrize("name", ["google", "hf", "fast"])
+def test_a_preset_says_what_it_sets(name, capsys):
+    """And the command line wins over it."""
+    chosen, _ = parse(["--preset", name, "--batch-size", "3"])
+    said, settings = capsys.readouterr().err, settings_of(chosen)
+    for setting, value in PRESETS[name].items():
+        assert f"{setting} {value}" in said
+        assert settings[setting] == (3 if setting == "batch_size" else value)
+
+
 def test_knobs_stay_few():
-    import dataclasses
-
-    from bertqa.train import sections
-
-    assert sum(len(dataclasses.fields(part)) for part in sections().values()) <= 47
+    assert sum(len(dataclasses.fields(part)) for part in sections().values()) <= 45
 
 
 def test_journal_survives_a_torn_line(tmp_path):
