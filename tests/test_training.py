@@ -101,6 +101,19 @@ def test_deterministic_changes_nothing_on_a_cpu(tmp_path, plain, tiny_model, let
     assert same(weights(out), weights(plain))
 
 
+def test_recomputing_layers_gives_the_same_bits(tmp_path, plain, tiny_model, letters):
+    out = run(tmp_path / "run", tiny_model, letters, "--epochs", "3", "--eval-every", "5", "--recompute")
+    assert same(weights(out), weights(plain)) and events(out, "train") == events(plain, "train")
+
+
+@pytest.mark.slow
+def test_compiled_run_ends_where_a_plain_one_does(tmp_path, tiny_model, letters):
+    plain, fused = (run(tmp_path / name, tiny_model, letters, "--epochs", "1", "--dropout", "0", *more)
+                    for name, more in (("plain", []), ("fused", ["--compile"])))
+    for one, two in zip(events(plain, "train"), events(fused, "train"), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-3)
+
+
 def test_config_of_a_run_repeats_it(tmp_path, plain):
     assert main(["--config", str(plain / "config.json"), "--out", str(tmp_path / "again")]) == 0
     assert same(weights(tmp_path / "again"), weights(plain)) and events(tmp_path / "again", "eval") == events(plain, "eval")
