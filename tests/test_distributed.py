@@ -161,9 +161,9 @@ def test_two_machines(tmp_path, runs, tiny_model, letters):
 
 @pytest.mark.slow
 def test_torchrun_predicts_like_one_process(tmp_path, tiny_model, letters):
-    """A file of 1,060 questions: three chunks of 512, 512 and 36 for two processes, merged in order."""
+    """A file of 4,240 questions: three chunks of 2,048, 2,048 and 144 for two processes, merged in order."""
     rows = [json.loads(line) for line in letters.read_text().splitlines()]
-    many = [{**row, "id": f"{row['id']}-{copy}"} for copy in range(20) for row in rows]
+    many = [{**row, "id": f"{row['id']}-{copy}"} for copy in range(80) for row in rows]
     (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
     for size in (1, 2):
         args = ["predict", "--model", tiny_model, "--data", tmp_path / "many.jsonl", "--out", tmp_path / str(size)]
