@@ -14,7 +14,7 @@ from bertqa.model.attention import Layout
 from bertqa.model.heads import span_loss
 from bertqa.qa.spans import SpanDecoder, Spans, SpanSettings
 
-TOKENS = {"cpu": 2048, "cuda": 65536}
+TOKENS = {"cpu": 1536, "cuda": 65536}
 """Tokens in an inference batch: on a CPU what stays near its caches, on a GPU what fills it."""
 
 
