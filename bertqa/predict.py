@@ -42,6 +42,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument("--out", metavar="FOLDER", help="where predictions.json, nbest_predictions.json, null_odds.json go; "
                                                         "a classifier's predictions.jsonl")
     group.add_argument("--limit", type=int, help="only the first N questions or texts of the file [all]")
+    group.add_argument("--decoding", default="exact", choices=["exact", "hf", "google"],
+                       help="which spans: the true best, or those that run_qa or Google's run_squad would pick [exact]")
+    group.add_argument("--max-context", action="store_true", help="a span counts only in the window that shows most context "
+                                                                  "around its first token, as in Google's scripts")
     group = parser.add_argument_group("one question, or many about one text",
                                       "Without --question, questions are asked at a prompt, or read one per line from a pipe.")
     group.add_argument("--question", help="one question")
@@ -74,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                         "these alone for a prompt, or --jsonl, or, for a classifier, --text")
     if args.data and not args.out:
         raise UserError("--data needs --out FOLDER, where the predictions go")
-    ignored = {"json": False, "whole_words": False, "top_k": 1, "pair": None} if args.data else {"out": None, "limit": None}
+    ignored = {"json": False, "whole_words": False, "top_k": 1, "pair": None} if args.data else {
+        "out": None, "limit": None, "decoding": "exact", "max_context": False}
     given = ["--" + name.replace("_", "-") for name, default in ignored.items() if getattr(args, name) != default]
     if given:
         raise UserError(f"{', '.join(given)}: has no effect {'with' if args.data else 'without'} --data; leave it out")
@@ -240,7 +245,7 @@ def answer_file(args, config: dict, world) -> int:
             contents: dict = {}
             if world.rank < len(turn):
                 chunk = turn[world.rank]
-                spans, windows = reader.spans(chunk, max_answer_length=args.max_answer_length)
+                spans, windows = reader.spans(chunk, **decoding(args))
                 contents = prediction_files(spans, windows, chunk, threshold)
             for part in world.gather(contents):
                 for name, content in part.items() if world.first else ():
@@ -252,6 +257,11 @@ def answer_file(args, config: dict, world) -> int:
     return 0
 
 
+def decoding(args) -> dict:
+    """How spans are searched, as keywords of Reader.spans."""
+    return dict(max_answer_length=args.max_answer_length, mode=args.decoding, max_context=args.max_context)
+
+
 def int8_cost(args, reader: Reader, examples: Sequence, threshold: float | None) -> str:
     """What 8 bits changed: these questions answered by `reader` and by the model as it is."""
     from bertqa.qa.metrics import evaluate_v2, score_answers
@@ -259,7 +269,7 @@ def int8_cost(args, reader: Reader, examples: Sequence, threshold: float | None)
 
     args.int8, f1, answers = False, [], []
     for one in (reader, load_reader(args)):
-        spans, windows = one.spans(examples, max_answer_length=args.max_answer_length)
+        spans, windows = one.spans(examples, **decoding(args))
         answers.append(prediction_files(spans, windows, examples, threshold)["predictions.json"])
         f1.append(evaluate_v2(score_answers(examples, answers[-1]))["f1"])
     same = sum(answers[0][key] == answers[1][key] for key in answers[0]) / max(1, len(examples))

@@ -136,10 +136,10 @@ class Reader:
             for answers in self._ranked(chunk, settings, threshold if allow_no_answer else None, whole_words):
                 yield answers[0] if top_k == 1 else answers[:top_k]
 
-    def spans(self, examples, n: int = 20, max_answer_length: int | None = None, progress: str | None = None
-              ) -> tuple[Spans, Windows]:
-        """(Spans, Windows) of examples: what decoding, scoring and files are made from."""
-        settings = SpanSettings(n, max_answer_length or self.qa.get("max_answer_length", 30))
+    def spans(self, examples, n: int = 20, max_answer_length: int | None = None, progress: str | None = None, *,
+              mode: str = "exact", max_context: bool = False) -> tuple[Spans, Windows]:
+        """(Spans, Windows) of examples: what decoding, scoring and files are made from; modes as those of SpanSettings."""
+        settings = SpanSettings(n, max_answer_length or self.qa.get("max_answer_length", 30), mode, max_context)
         return self._read(examples, settings, progress)[:2]
 
     def _read(self, examples, settings, progress: str | None = None) -> tuple[Spans, Windows, np.ndarray]:

@@ -18,8 +18,11 @@ import torch
 from conftest import ROOT
 
 from bertqa import Answer, Reader, UserError, prompt
+from bertqa import reader as inference_reader
+from bertqa.data.examples import read_examples
 from bertqa.model import folder, quantize
 from bertqa.predict import main
+from bertqa.qa import spans
 from bertqa.score import main as score
 
 
@@ -358,6 +361,24 @@ def test_whole_words_and_int8_reach_the_reader(tiny_model, monkeypatch, capsys):
     assert main(["--model", str(tiny_model), "--question", "q", "--context", "a", "--whole-words", "--int8"]) == 0
     assert asked == {"int8": True, "whole_words": True, "allow_no_answer": False, "threshold": None,
                      "max_answer_length": None}
+
+
+@pytest.mark.parametrize(("flags", "settings"), [
+    ([], {}), (["--decoding", "hf"], {"mode": "hf"}), (["--decoding", "google"], {"mode": "google"}),
+    (["--max-context"], {"max_context": True})])
+def test_ways_of_decoding_reach_the_files(tmp_path, reader, letters, monkeypatch, flags, settings):
+    """The files are those of SpanSettings with that mode, on windows so short that the modes differ."""
+    monkeypatch.setattr("bertqa.predict.load_reader", lambda args: reader)
+    asked = []
+    decoder = spans.SpanDecoder
+    monkeypatch.setattr(inference_reader, "SpanDecoder", lambda windows, said: asked.append(said) or decoder(windows, said))
+    assert main(["--data", str(letters), "--out", str(tmp_path), "--limit", "20", *flags]) == 0
+    assert asked == [spans.SpanSettings(**settings)]
+    examples = read_examples(letters, 20).examples
+    found = spans.prediction_files(*reader.spans(examples, **settings), examples, None)
+    for name, content in found.items():
+        written = json.loads((tmp_path / name).read_text())
+        assert written == json.loads(json.dumps(content)), name
 
 
 def test_int8_says_what_it_costs(tmp_path, capsys, monkeypatch):
