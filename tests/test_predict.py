@@ -155,6 +155,7 @@ class Pty:
             hidden = ("COLUMNS", "NO_COLOR")        # readline sets the first one, unseen by os.environ: hence execve
             kept = {name: value for name, value in os.environ.items() if name not in hidden}
             try:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)    # a shell's background jobs, and what they start, ignore it
                 os.chdir(Path(__file__).resolve().parents[1])
                 os.execve(sys.executable, [sys.executable, *argv],
                           {**kept, "TERM": "xterm", "OMP_NUM_THREADS": "1", **dict(env)})
