@@ -1,4 +1,4 @@
-"""README's commands run: every block, on small stand-ins for what would need the network or an hour."""
+"""README: its Python blocks run, the flags of its commands exist, the files that it names are there."""
 
 import os
 import re
