@@ -208,7 +208,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         import torch
 
         from bertqa.model import folder, hf
-        from bertqa.training.checkpoint import check_same, load_checkpoint, load_weights, sha256
+        from bertqa.model.weight_files import sha256
+        from bertqa.training.checkpoint import check_same, load_checkpoint, load_weights
         from bertqa.training.classification import Classification
         from bertqa.training.journal import Journal
         from bertqa.training.loop import summary, total_steps, train

@@ -151,8 +151,7 @@ class WordPiece:
             ids.append(np.fromiter(flat(one.ids for one in encodings), np.int32))
             spans.append(np.fromiter(flat(flat(one.offsets for one in encodings)), np.int32))
         starts_ends = np.concatenate(spans)                                                 # (2T,) start, end, start, ...
-        rows = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
-        return Tokens(np.concatenate(ids), starts_ends[0::2].copy(), starts_ends[1::2].copy(), rows)
+        return Tokens(np.concatenate(ids), starts_ends[0::2].copy(), starts_ends[1::2].copy(), _running(counts))
 
 
 def _running(counts: Sequence[int]) -> np.ndarray:

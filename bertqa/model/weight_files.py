@@ -41,12 +41,17 @@ class Weights:
 
     def sha256(self) -> str:
         """Of all files in order, as `cat FILES | sha256sum` prints it."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            with open(file, "rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-        return digest.hexdigest()
+        return sha256(*self.files)
+
+
+def sha256(*files: Path) -> str:
+    """Of the content of files, one behind the other, read in blocks: they may be larger than memory."""
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def open_weights(path: Path, device: str | torch.device = "cpu") -> Weights:

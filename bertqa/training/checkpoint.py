@@ -5,7 +5,6 @@
     damaged/    a last/ that was found damaged
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from bertqa.errors import UserError
+from bertqa.model.weight_files import sha256
 from bertqa.training.distributed import World
 
 CHECKSUMS = "checksums.json"
@@ -131,13 +131,6 @@ def check_same(saved: dict, now: dict, run: Path) -> None:
     if differ:
         raise UserError(f"{run}: cannot resume, because {'; '.join(differ)}. Give what the run was started with, "
                         "or start a new run with another --out")
-
-
-def sha256(path: Path) -> str:
-    """The mark of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(
-            file.read()).hexdigest()
 
 
 def _flush(path: Path) -> None:
