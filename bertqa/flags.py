@@ -71,7 +71,8 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
     group, docs, hints = parser.add_argument_group(title), field_docs(cls), typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
         kind, optional, choices = _plain_type(hints[field.name])
-        shown = "none" if field.default is None else field.default
+        value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        shown = "none" if value is None else value
         options: dict = {"dest": field.name, "default": argparse.SUPPRESS, "help": f"{docs[field.name]} [{shown}]"}
         options["help"] = options["help"].replace("%", "%%")
         if kind is bool:

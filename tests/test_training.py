@@ -501,3 +501,10 @@ def test_windows_of_a_batch_do_not_depend_on_rank_count():
         assert sorted(rows) == sorted(order[24:32])
 
 
+
+
+def test_help_shows_every_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "a Hub id. [" in said and "[<" not in said    # no Python object where a value belongs
