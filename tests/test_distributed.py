@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from processes import (
     wait,
     weights,
 )
+from servers import free_port
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
 
@@ -147,10 +147,8 @@ def test_torchrun_stops_and_resumes(tmp_path, tiny_model, letters, number):
 @pytest.mark.slow
 def test_two_machines(tmp_path, runs, tiny_model, letters):
     """Two torchrun agents that meet at an address, each with one process: as README starts two machines, but here."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     flags = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "qa", "--rdzv-backend", "c10d",
-             "--rdzv-endpoint", f"127.0.0.1:{port}"]
+             "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
     args = training(tiny_model, letters, tmp_path / "run", *STEPS)
     agents = [torchrun(flags, args, tmp_path / f"log{node}") for node in (0, 1)]
     statuses = [agent.wait(300) for agent in agents]

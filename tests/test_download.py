@@ -6,67 +6,43 @@ import re
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from servers import ROOT, Files, address, serving, stand_in
 
 from bertqa import doctor, predict, score
 from bertqa.data import download
-from bertqa.data.download import FILES, Official, locate
+from bertqa.data.download import FILES, locate
 from bertqa.data.examples import read_examples
 from bertqa.errors import UserError
 from bertqa.training.run_folder import find_dev, read_run
 
-ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = [{"id": f"{number}", "question": "where is a?", "answers": {"text": ["b"], "answer_start": [2]},
               "context": "a b c " + "d " * number} for number in range(400)]
 DEV = json.dumps({"data": QUESTIONS}).encode()
 TRAIN = json.dumps({"data": QUESTIONS[:7]}).encode()
 
 
-class Answer(BaseHTTPRequestHandler):
-    """GET of a file; `server.cuts` holds how many bytes the next answers send before the connection ends."""
-
-    def do_GET(self):
-        self.server.log.append((self.path, self.headers.get("Range")))
-        if self.server.codes:
-            return self.send_error(self.server.codes.pop(0))
-        content = self.server.files.get(self.path)
-        if content is None:
-            return self.send_error(404)
-        start = int(self.headers["Range"][6:-1]) if "Range" in self.headers and self.server.ranges else 0
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        self.wfile.write(content[start:][:self.server.cuts.pop(0) if self.server.cuts else None])
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture(scope="module")
-def serving():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+def mirror():
+    with serving(Files) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture
-def server(serving, tmp_path, monkeypatch):
+def server(mirror, tmp_path, monkeypatch):
     """The server with small files in the place of the official ones, an empty cache, and a working directory of its own."""
-    serving.log, serving.cuts, serving.codes, serving.ranges = [], [], [], True
-    serving.files = {"/squad/dev-v2.0.json": DEV, "/squad/train-v2.0.json": TRAIN}
+    mirror.log, mirror.cuts, mirror.codes, mirror.ranges = [], [], [], True
+    mirror.files = {"/squad/dev-v2.0.json": DEV, "/squad/train-v2.0.json": TRAIN}
     for name, content in (("squad2-dev", DEV), ("squad2-train", TRAIN)):
-        small = Official(FILES[name].name, len(content), hashlib.sha256(content).hexdigest())
-        monkeypatch.setitem(FILES, name, small)
+        monkeypatch.setitem(FILES, name, stand_in(name, content))
     monkeypatch.setattr(download, "PAUSES", (0.001, 0.001))
-    monkeypatch.setenv("BERTQA_SQUAD_URL", f"http://127.0.0.1:{serving.server_port}/squad/")
+    monkeypatch.setenv("BERTQA_SQUAD_URL", f"{address(mirror)}/squad/")
     monkeypatch.setenv("BERTQA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.chdir(tmp_path)
-    return serving
+    return mirror
 
 
 def kept(tmp_path) -> dict[str, bytes]:
@@ -262,7 +238,7 @@ def test_report_finds_the_questions_of_such_a_run(server, tmp_path):
 def test_predict_then_score(server, tiny_model, tmp_path, capsys):
     """Data of seven questions, under the dev file's name; no flag asks for v1 rules, so the cached file is looked at."""
     server.files["/squad/dev-v2.0.json"] = TRAIN
-    FILES["squad2-dev"] = Official("dev-v2.0.json", FILES["squad2-train"].size, FILES["squad2-train"].sha256)
+    FILES["squad2-dev"] = stand_in("squad2-dev", TRAIN)
     (tmp_path / "model").mkdir()
     for path in tiny_model.iterdir():
         (tmp_path / "model" / path.name).write_bytes(path.read_bytes())

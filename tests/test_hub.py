@@ -3,96 +3,21 @@
 The client runs in a process of its own, for huggingface_hub reads its variables when it is imported.
 """
 
-import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from servers import COMMITS, MIB, ROOT, Hub, etag, hub_client, serving
 from tiny_checkpoints import write_checkpoint
 
 from bertqa.errors import UserError
 from bertqa.model import folder, hf, hub
-
-ROOT = Path(__file__).resolve().parents[1]
-COMMITS = {"main": "1" * 40, "v1": "2" * 40, "1" * 40: "1" * 40, "2" * 40: "2" * 40}
-MIB = 2**20
-LARGE = (".safetensors", ".bin", ".h5")
-
-
-def etag(name: str, content: bytes) -> str:
-    """As the Hub: sha256 of large files, git's hash of the others."""
-    if name.endswith(LARGE):
-        return hashlib.sha256(content).hexdigest()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-class Answer(BaseHTTPRequestHandler):
-    """HEAD and GET of /org/name/resolve/revision/file."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self):
-        self.do_GET(head=True)
-
-    def do_GET(self, head: bool = False):
-        hub_ = self.server
-        match = re.fullmatch(r"/(\w+/[\w-]+)/resolve/([\w.]+)/(.+)", self.path)
-        if not match:
-            return self.refuse(404, None)
-        repo, revision, name = match.groups()
-        hub_.log.append((self.command, repo, revision, name, self.headers.get("Range")))
-        if repo not in hub_.repos:
-            return self.refuse(404, "RepoNotFound")
-        if repo == "org/gated" and self.headers.get("Authorization") != "Bearer hf_good":
-            return self.refuse(401 if "Authorization" not in self.headers else 403, "GatedRepo")
-        if repo == "org/broken":
-            return self.refuse(500, None)
-        if revision not in COMMITS:
-            return self.refuse(404, "RevisionNotFound")
-        content = hub_.repos[repo].get(name)
-        if content is None:
-            return self.refuse(404, "EntryNotFound", COMMITS[revision])
-        tag = etag(name, content)
-        if repo == "org/damaged" and name == hub_.damaged:
-            content = content[:-1] + bytes([content[-1] ^ 1])
-        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if "Range" in self.headers else 0
-        self.send_response(206 if start else 200)
-        self.send_header("ETag", f'"{tag}"')
-        self.send_header("X-Repo-Commit", COMMITS[revision])
-        self.send_header("Content-Length", str(len(content) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.end_headers()
-        if head:
-            return None
-        if repo == "org/cut" and name.endswith(LARGE) and not start:
-            self.wfile.write(content[:11 * MIB])
-            self.wfile.flush()
-            self.close_connection = True
-            self.connection.shutdown(2)
-            return None
-        return self.wfile.write(content[start:])
-
-    def refuse(self, status: int, code: str | None, commit: str | None = None):
-        self.send_response(status)
-        if code:
-            self.send_header("X-Error-Code", code)
-        if commit:
-            self.send_header("X-Repo-Commit", commit)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -114,18 +39,13 @@ def server(checkpoint):
     index = {"metadata": {}, "weight_map": {key: name for name, part in halves.items() for key in part}}
     sharded = {k: v for k, v in files.items() if k != "model.safetensors"} | shards
     sharded["model.safetensors.index.json"] = json.dumps(index).encode()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as running:
-        running.log, running.damaged = [], "model.safetensors"
-        running.repos = {f"org/{name}": files for name in ("tiny", "gated", "damaged", "broken")}
-        running.repos["org/cut"] = files | {"model.safetensors": bytes(range(256)) * (MIB * 12 // 256)}
-        running.repos |= {"other/tiny": files, "org/sharded": sharded, "org/empty": {"README.md": b"nothing"},
-                          "org/half": {k: v for k, v in sharded.items() if not k.startswith("model-00002")},
-                          "org/config": {"config.json": files["config.json"]}}
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    repos = {f"org/{name}": files for name in ("tiny", "gated", "damaged", "broken")}
+    repos["org/cut"] = files | {"model.safetensors": bytes(range(256)) * (MIB * 12 // 256)}
+    repos |= {"other/tiny": files, "org/sharded": sharded, "org/empty": {"README.md": b"nothing"},
+              "org/half": {k: v for k, v in sharded.items() if not k.startswith("model-00002")},
+              "org/config": {"config.json": files["config.json"]}}
+    with serving(Hub, repos=repos, log=[], damaged="model.safetensors") as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 @pytest.fixture
@@ -135,11 +55,8 @@ def client(server, tmp_path):
         code = "import time\ntime.sleep = lambda seconds: None    # between retries\n" \
                "from bertqa.flags import run_verb\nfrom bertqa.model import hub\n" \
                f"raise SystemExit(run_verb(lambda argv: print(hub.locate({name!r}).folder) or 0))"
-        settings = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home"),
-                    "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1", **env}
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
-        done = subprocess.run([sys.executable, "-c", code], env=inherited | settings, cwd=tmp_path, capture_output=True,
-                              text=True, timeout=120)
+        done = subprocess.run([sys.executable, "-c", code], env=hub_client(server, tmp_path / "home", **env),
+                              cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert done.returncode in (0, 2) and "Traceback" not in done.stderr, done.stderr
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert (done.returncode == 2) == (len(errors) == 1)
@@ -309,9 +226,8 @@ def test_hub_id_is_converted_once(server, tmp_path, monkeypatch, capsys, checkpo
 
 def test_command_with_a_hub_id(server, tmp_path):
     """From the Hub to a model folder in one command, and its commit is written down."""
-    env = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "NO_PROXY": "*"}
-    done = subprocess.run([sys.executable, ROOT / "tools" / "convert_weights.py", "org/tiny@v1", tmp_path / "mine"], env=env,
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, ROOT / "tools" / "convert_weights.py", "org/tiny@v1", tmp_path / "mine"],
+                          env=hub_client(server, tmp_path), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert folder.read_config(tmp_path / "mine")["provenance"] | {"sha256": 0} == {
         "source": "org/tiny", "revision": COMMITS["v1"], "license": "cc0-1.0", "sha256": 0}
