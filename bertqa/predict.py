@@ -87,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return answer_asked(args)
     from bertqa.model import folder, hf
     from bertqa.training.distributed import world_of_torchrun
+    from bertqa.training.precision import reuse_memory
 
+    reuse_memory()
     with world_of_torchrun() as world:
         args.model = Path(world.in_turn(lambda: hf.resolve_weights(args.model)))
         config = folder.read_config(args.model)
@@ -138,15 +140,15 @@ def logits_of(args, texts, max_length: int, world):
     from bertqa.data.tokenizer import WordPiece
     from bertqa.data.windows import text_windows
     from bertqa.inference import class_logits
-    from bertqa.model import folder
+    from bertqa.model import folder, prepack
     from bertqa.training.precision import autocast, pick_device, pick_precision
 
     device, names = pick_device(args.device), ("tokenise", "classify") if args.data else (None, None)
     windows = text_windows(texts.texts, WordPiece.load(args.model), pairs=texts.pairs, max_length=max_length,
                            progress=names[0])
-    cast = autocast(device, pick_precision(args.precision, device))
-    logits, _ = class_logits(folder.load(args.model, device=device), windows, device, autocast=cast, progress=names[1],
-                             world=world)
+    dtype = pick_precision(args.precision, device)
+    logits, _ = class_logits(prepack.pack(folder.load(args.model, device=device), dtype), windows, device,
+                             autocast=autocast(device, dtype), progress=names[1], world=world)
     return logits, windows.cut_questions
 
 

@@ -76,7 +76,7 @@ class Reader:
         Raises:
             UserError: where there is no such model, or no such device, or the model has no answer head.
         """
-        from bertqa.model import folder, hf
+        from bertqa.model import folder, hf, prepack
 
         where = Path(hf.resolve_weights(name))
         device = _device("cpu" if int8 and device in (None, "auto") else device)
@@ -92,12 +92,9 @@ class Reader:
         asked = qa.setdefault("max_question", min(64, length // 2))
         if "step" not in qa:
             qa.setdefault("overlap", min(128, (length - asked) // 2))
-        model = folder.load(where, device=device)
-        if int8:
-            from bertqa.model import quantize
-
-            model = quantize.int8(model)
-        return cls(model, WordPiece.load(where), qa, device, _dtype(dtype, device))
+        model, dtype = folder.load(where, device=device), _dtype(dtype, device)
+        model = prepack.int8(model) if int8 else prepack.pack(model, dtype)
+        return cls(model, WordPiece.load(where), qa, device, dtype)
 
     def answer(self, question: str, context: str | Sequence[str], top_k: int = 1, **options) -> Answer | list[Answer]:
         """The best answer, or the `top_k` best in a list where top_k > 1; options as those of `answer_many`.

@@ -89,6 +89,31 @@ def test_bodies_at_real_width(body, heads):
     assert torch.allclose(body(q, k, v, layout, 0.0), want, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_on_a_cpu(dtype):
+    """Forward and gradient against the reference in float32; neighbours of equal length share a call."""
+    draw = torch.Generator().manual_seed(1)
+    layout = Layout.of([50, 3, 3], torch.device("cpu"))
+    exact = torch.randn(56, 3, 12, 32, generator=draw).to(dtype).float().requires_grad_()
+    rounded = exact.detach().to(dtype).requires_grad_()
+    weight = torch.randn(56, 12, 32, generator=draw)
+    want = attention.reference_attention(*exact.unbind(1), layout)
+    got = attention.per_sequence_attention(*rounded.unbind(1), layout)
+    (want * weight).sum().backward()
+    (got.float() * weight).sum().backward()
+    assert got.dtype == dtype
+    assert torch.allclose(got.float(), want, atol=0.03) and torch.allclose(rounded.grad.float(), exact.grad, atol=0.06)
+
+
+def test_attention_written_out_is_torchs_own():
+    q, k, v = torch.randn(3, 2, 4, 7, 8, generator=torch.Generator().manual_seed(1))
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert torch.allclose(attention.written_out(q, k, v, 0.0), fused, atol=1e-6)
+    torch.manual_seed(0)
+    dropped = attention.written_out(q, k, torch.ones_like(v), 0.5)    # a row's kept weights, twice: 1 only on average
+    assert dropped.std() > 0.1 and abs(dropped.mean() - 1) < 0.2
+
+
 def test_attention_is_within_a_sequence(model):
     ids, _ = packed()
     before = model(ids, lengths=LENGTHS).start

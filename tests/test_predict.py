@@ -20,7 +20,7 @@ from conftest import ROOT
 from bertqa import Answer, Reader, UserError, prompt
 from bertqa import reader as inference_reader
 from bertqa.data.examples import read_examples
-from bertqa.model import folder, quantize
+from bertqa.model import folder, prepack
 from bertqa.predict import main
 from bertqa.qa import spans
 from bertqa.score import main as score
@@ -389,14 +389,14 @@ def test_int8_says_what_it_costs(tmp_path, capsys, monkeypatch):
     said = re.search(r"int8: of the first 20 questions (.*)% have the answer that auto precision gives; F1 (.*) instead of "
                      r"(.*)\n", capsys.readouterr().err)
     assert float(said[1]) >= 80 and abs(float(said[2]) - float(said[3])) < 10 and float(said[3]) > 30
-    monkeypatch.setattr(quantize, "int8", lambda model: type(model)(model.config))    # weights drawn at random
+    monkeypatch.setattr(prepack, "int8", lambda model: type(model)(model.config))    # weights drawn at random
     assert main([*ask, "--threshold", "none"]) == 0
     assert float(re.search(r"questions (.*)% have", capsys.readouterr().err)[1]) < 50
 
 
 def test_int8_logits_are_near():
-    model = Reader.load(ROOT / "weights" / "minilm-squad2", device="cpu").model
+    model = folder.load(ROOT / "weights" / "minilm-squad2")
     ids = torch.randint(1000, 20000, (120,), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        exact, near = (torch.stack(list(one(ids, lengths=[50, 70]))) for one in (model, quantize.int8(model)))
+        exact, near = (torch.stack(list(one(ids, lengths=[50, 70]))) for one in (model, prepack.int8(model)))
     assert 0 < (exact - near).abs().max() < 0.1 * (exact.max() - exact.min())

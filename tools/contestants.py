@@ -275,8 +275,8 @@ def inference(bench: Bench) -> Contestants:
         return [lambda: [len(rows) for rows, _ in forward_all(compute, windows, device, autocast=cast)]]
 
     def int8() -> Pieces:
-        from bertqa.model import quantize
-        return ours(quantize.int8)
+        from bertqa.model import prepack
+        return ours(prepack.int8)
 
     def batches(length: int | None) -> list[dict]:
         store, size = bench.store(bench.asked_windows), 2 * bench.batch_size

@@ -87,17 +87,26 @@ def reference_attention_with_maps(
 
 
 def per_sequence_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0) -> Tensor:
-    """One fused attention call for each run of neighbours of equal length, no mask at all: the fastest way on a CPU.
+    """One attention call for each run of neighbours of equal length, no mask at all: the fastest way on a CPU.
 
     In batches sorted by length a run is many sequences; otherwise it is mostly one, and a call costs little.
     """
     runs = [(length, len(list(same))) for length, same in itertools.groupby(layout.lengths)]
     tokens = [length * count for length, count in runs]
+    # On CPUs torch's fused body does not use their units for 16-bit products: its backward takes 4 times as long.
+    slow = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
+    attend = written_out if slow else F.scaled_dot_product_attention
     mixed = [
-        F.scaled_dot_product_attention(*(x.unflatten(0, run[::-1]).transpose(1, 2) for x in qkv), dropout_p=dropout)
+        attend(*(x.unflatten(0, run[::-1]).transpose(1, 2) for x in qkv), dropout_p=dropout)
         for run, *qkv in zip(runs, *(x.split(tokens) for x in (query, key, value)), strict=True)
     ]                                                                              # (count, A, length, D) each
     return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in mixed])             # (N, A, D)
+
+
+def written_out(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
+    """`F.scaled_dot_product_attention` of (S, A, L, D) tensors, step by step."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)             # (S, A, L, L)
+    return F.dropout(scores.softmax(-1), dropout_p) @ value                        # (S, A, L, D)
 
 
 def padded_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0) -> Tensor:

@@ -1,0 +1,87 @@
+"""Matrix products for inference on a CPU, their weights laid out for the processor in advance: as they are, or in int8."""
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bertqa.errors import UserError
+
+
+class PackedLinear(nn.Module):
+    """A Linear whose weights lie in the blocks that oneDNN multiplies; as exact as the one it is made of."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype):
+        super().__init__()
+        self.dtype, self.bias = dtype, linear.bias.detach().to(dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")  # -> (N, out)
+
+
+class Int8Linear(nn.Module):
+    """A Linear whose weights are int8 with a scale a row; its input is scaled to 8 bits anew in every call."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        weight = linear.weight.detach().float()                                    # (out, in)
+        scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127                # (out,)
+        with warnings.catch_warnings():  # torch plans to move these tensor types elsewhere, and says so every time
+            warnings.simplefilter("ignore")
+            rounded = torch.quantize_per_channel(weight, scale, torch.zeros(len(weight), dtype=torch.int64), 0, torch.qint8)
+        bias = None if linear.bias is None else linear.bias.detach().float()
+        self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
+        # Without VNNI the processor adds pairs of products in 16 bits, which holds 7-bit inputs only.
+        self.seven_bits = not torch.cpu._is_vnni_supported()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.quantized.linear_dynamic(x.float(), self.packed, self.seven_bits)     # (N, in) -> (N, out)
+
+
+def pack(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A copy of a model for inference with the Linears of its encoder packed; the model itself where that is of no use.
+
+    torch multiplies in float32 by MKL, which packs the weights anew in every call and on AMD's processors does without
+    AVX-512; in bf16, autocast converts them anew for every batch. The copy cannot be trained or saved.
+
+    Args:
+        dtype: of the products: torch.float32, or torch.bfloat16 for a model that is called under autocast to it.
+    """
+    device, own = next(model.parameters()).device, {parameter.dtype for parameter in model.parameters()}
+    fast = {torch.float32: torch.backends.cpu.get_cpu_capability().startswith("AVX"),
+            torch.bfloat16: torch.cpu._is_avx512_bf16_supported()}
+    if device.type != "cpu" or own != {torch.float32} or not fast.get(dtype) or not _has_onednn():
+        return model
+    return _with_linears(model, lambda linear: PackedLinear(linear, dtype))
+
+
+def int8(model: nn.Module) -> nn.Module:
+    """A copy of a model for inference on a CPU, with every Linear of its encoder in int8; the head keeps float32.
+
+    The copy cannot be trained or saved. Measure what it costs on your own data before you rely on it.
+
+    Raises:
+        UserError: for a model on another device, and where this build of torch has no int8 products.
+    """
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        raise UserError(f"int8 is for CPUs, but the model is on {device}; use --device cpu, or leave out --int8")
+    if torch.backends.quantized.engine == "none":
+        raise UserError(f"int8: torch {torch.__version__} was built without int8 products for this processor; "
+                        "leave out --int8")
+    return _with_linears(model, Int8Linear)
+
+
+def _with_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> nn.Module:
+    """A copy of the model in eval mode, with something made of each Linear of its encoder in the place of that."""
+    linears = [module for module in getattr(model, "encoder", model).modules() if type(module) is nn.Linear]
+    return copy.deepcopy(model, {id(linear): make(linear) for linear in linears}).eval()
+
+
+def _has_onednn() -> bool:
+    """Whether this build of torch has the two functions of oneDNN that its own compiler uses."""
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))

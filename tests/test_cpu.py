@@ -1,0 +1,100 @@
+"""What makes a CPU faster and must change no answer: packed weights, and memory that the process keeps."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bertqa import BertConfig, BertEncoder, BertForQuestionAnswering, Reader
+from bertqa.model import prepack
+from bertqa.model.attention import Layout
+
+SHAPE = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37,
+                   max_position_embeddings=40, attention_probs_dropout_prob=0.0, pooler=True)
+LENGTHS = (7, 13, 1)
+needs_packing = pytest.mark.skipif(
+    not (prepack._has_onednn() and torch.backends.cpu.get_cpu_capability().startswith("AVX")),
+    reason="this processor or this build of torch has no packed products; prepack.pack returns the model itself")
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(0, 99, (sum(LENGTHS),), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return BertEncoder(SHAPE)
+
+
+@needs_packing
+def test_packed_weights_give_the_same_numbers(encoder, ids):
+    packed = prepack.pack(encoder)
+    assert sum(isinstance(module, prepack.PackedLinear) for module in packed.modules()) == 4 * 2 + 1     # and the pooler
+    with torch.inference_mode():
+        for lengths in (LENGTHS, (21,), (1,) * 21):
+            want, got = (model(ids, lengths=Layout.of(lengths, ids.device)) for model in (encoder.eval(), packed))
+            assert torch.allclose(got.last_hidden_state, want.last_hidden_state, atol=1e-5)
+            assert torch.allclose(got.pooled, want.pooled, atol=1e-5)
+
+
+@needs_packing
+def test_packing_leaves_the_model_alone(encoder, ids):
+    encoder.train()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    packed = prepack.pack(encoder)
+    assert encoder.training and not packed.training and before.keys() == encoder.state_dict().keys()
+    with torch.no_grad():
+        encoder.layers[0].qkv.weight.zero_()
+        encoder.embeddings.word.weight.zero_()
+        again = packed(ids, lengths=LENGTHS).last_hidden_state
+        encoder.load_state_dict(before)
+        assert torch.allclose(again, encoder.eval()(ids, lengths=LENGTHS).last_hidden_state, atol=1e-5)
+
+
+@needs_packing
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this processor has no bf16 units")
+def test_packed_in_bf16_is_as_near_as_autocast(encoder, ids):
+    packed = prepack.pack(encoder.eval(), torch.bfloat16)
+    with torch.inference_mode():
+        exact = encoder(ids, lengths=LENGTHS).last_hidden_state
+        with torch.autocast("cpu", torch.bfloat16):
+            cast, got = (model(ids, lengths=LENGTHS).last_hidden_state.float() for model in (encoder, packed))
+    assert packed is not encoder
+    assert (got - exact).abs().max() < 2 * (cast - exact).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("model,dtype", [
+    (BertEncoder(SHAPE).bfloat16(), torch.float32), (BertEncoder(SHAPE), torch.float16),
+    (BertEncoder(SHAPE).to("meta"), torch.float32)])
+def test_what_cannot_be_packed_stays_as_it_is(model, dtype):
+    assert prepack.pack(model, dtype) is model
+
+
+def test_without_onednn_nothing_is_packed(encoder, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert prepack.pack(encoder) is encoder
+
+
+@needs_packing
+def test_the_head_is_not_packed_and_the_reader_is(tiny_model):
+    model = prepack.pack(BertForQuestionAnswering(SHAPE))
+    assert [name for name, module in model.named_modules() if type(module) is torch.nn.Linear] == ["span"]
+    assert any(isinstance(module, prepack.PackedLinear) for module in Reader.load(tiny_model, device="cpu").model.modules())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="keeping memory is for glibc")
+def test_freed_memory_is_kept():
+    """A block of 80 MB costs its page faults a few times, until the heap has settled, and not each time."""
+    program = ("import resource, torch; {}\n"
+               "for _ in range(20): torch.zeros(20_000_000)\n"
+               "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+               "for _ in range(20): torch.zeros(20_000_000)\n"
+               "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)")
+    plain, kept = (int(subprocess.run([sys.executable, "-c", program.format(first)], check=True, stdout=subprocess.PIPE,
+                                      text=True).stdout)
+                   for first in ("", "from bertqa.training.precision import reuse_memory; reuse_memory()"))
+    assert kept < plain / 4
