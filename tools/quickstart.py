@@ -26,8 +26,7 @@ def environment(extra: str = "") -> Path:
         raise SystemExit(f"error: this is Python {sys.version.split()[0]}; bertqa needs 3.10 or newer")
     home = ROOT / ".venv"
     python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    wanted = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in ("setup.cfg", "tools/constraints.txt")))
-    stamp, key = home / f"installed{extra and '-' + extra}", wanted.hexdigest()
+    stamp, key = home / f"installed{extra and '-' + extra}", requirements()
     if not (python.exists() and stamp.exists() and stamp.read_text() == key):
         print(f"installing into {home} (a minute or two) ...", flush=True)
         venv.create(home, with_pip=True)
@@ -36,6 +35,11 @@ def environment(extra: str = "") -> Path:
             "--constraint", ROOT / "tools" / "constraints.txt", "--editable", package)
         stamp.write_text(key)
     return python
+
+
+def requirements() -> str:
+    """The hash of what decides what .venv has to hold."""
+    return hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in ("setup.cfg", "tools/constraints.txt"))).hexdigest()
 
 
 def run(*command) -> None:
