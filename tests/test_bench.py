@@ -55,6 +55,25 @@ def test_quick_run_prints_a_table_and_writes_json(tmp_path, capsys):
     assert "| decoding | bertqa, exact |" in printed and content["machine"]["data"] == "dev.json, 137 questions"
 
 
-def test_an_unknown_task_is_refused():
+def test_quick_run_of_the_model_in_two_precisions(capsys):
+    pytest.importorskip("transformers")
+    assert bench.main(["--quick", "--only", "embedding", "--precision", "fp32,bf16"]) == 0
+    rows = [line.split(" | ")[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    tasks = [task.removeprefix("| ") for task, who in rows if who == "bertqa"]
+    assert tasks == ["embedding", "embedding (bf16)"]
+    assert sum(who == "transformers, batches of 32" for _, who in rows) == 2
+
+
+def test_both_embed_alike(tmp_path):
+    pytest.importorskip("transformers")
+    one = contestants.Bench(str(ROOT / "bertqa/data/sample/dev.json"), str(ROOT / "weights/minilm-squad2"), str(tmp_path), True,
+                            others=("transformers",))
+    ours, theirs = (make()[0]() for make in contestants.embedding(one).values())
+    assert np.abs(ours.vectors - theirs).max() < 1e-5
+
+
+def test_unknown_words_are_refused():
+    with pytest.raises(bench.UserError, match="--precision fp8: there is no such format; use some of fp32,bf16,fp16"):
+        bench.main(["--precision", "fp8"])
     with pytest.raises(bench.UserError, match="--only speed: there is no such task; use some of features,training"):
         bench.main(["--only", "speed"])

@@ -3,12 +3,14 @@
     python tools/bench.py                                  bundled sample and reader
     python tools/bench.py --data dev-v2.0.json             real questions
     python tools/bench.py --only training,inference --json bench.json
+    python tools/bench.py --precision fp32,bf16            the model's tasks in both, for CPUs with bf16 units
     python tools/bench.py --device cuda                    three model shapes, random weights, bf16 and fp16
 
 Contestants (tools/contestants.py) do the same work on the same questions with the same weights. They take turns, so
 that a slow moment of the machine hits all of them; times are medians, ratios are medians over rounds. Peak memory is
 that of a process of its own, which does the first two pieces of the work (in training: steps). transformers, its 4.x
-pipeline and onnxruntime take part where they are installed.
+pipeline and onnxruntime take part where they are installed. All share a process that keeps freed memory, which bertqa's
+commands do and other programs mostly do not: alone, the others would be somewhat slower.
 """
 
 import argparse
@@ -22,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import contestants
@@ -32,7 +34,8 @@ from contestants import OTHERS, ROOT, Bench, Pieces, importable
 from bertqa.errors import UserError
 from bertqa.flags import run_verb
 
-TASKS = ("features", "training", "inference", "decoding", "scoring", "startup")
+TASKS = ("features", "training", "inference", "embedding", "decoding", "scoring", "startup")
+OF_THE_MODEL = ("training", "inference", "embedding")
 SCALES = (1_000, 10_000, 100_000)
 """Questions on which features and decoding are timed beside all that there are: their cost should grow linearly."""
 SHAPES = {"MiniLM-L6": (384, 6, 12, 1536), "BERT-base": (768, 12, 12, 3072), "BERT-large": (1024, 24, 16, 4096)}
@@ -98,9 +101,8 @@ def matrix_peak(bench: Bench) -> float:
     """FLOP/s of a square matrix product, the best of several."""
     import torch
 
-    from bertqa.training.precision import DTYPES
     size = 8192 if bench.on_gpu else 512 if bench.quick else 2048
-    a = torch.randn(size, size, device=bench.device_name).to(DTYPES[bench.dtype_name])
+    a = torch.randn(size, size, device=bench.device_name).to(bench.dtype)
 
     def product():
         torch.mm(a, a)
@@ -114,10 +116,15 @@ def work_of(bench: Bench, task: str) -> dict:
         return {"questions": len(bench.data.trainable()[: number_in(task)])}
     if task.startswith(("decoding", "scoring", "startup")):
         return {"questions": 1 if task == "startup" else len(bench.data.examples[: number_in(task)])}
-    picked = np.concatenate(bench.sorted_batches) if task == "training" else None
-    lengths = bench.asked_windows.lengths if picked is None else bench.windows.lengths[picked]
-    return {"questions": len(bench.asked) if picked is None else len(picked), "tokens": float(lengths.sum()),
-            "flops": operations(bench.config, lengths) * (1 if picked is None else 3), "peak": matrix_peak(bench)}
+    if task == "training":
+        lengths = bench.windows.lengths[np.concatenate(bench.sorted_batches)]
+        questions = len(lengths)
+    elif task == "embedding":
+        questions, lengths = len(bench.texts), bench.text_windows.lengths
+    else:
+        questions, lengths = len(bench.asked), bench.asked_windows.lengths
+    return {"questions": questions, "tokens": float(lengths.sum()), "peak": matrix_peak(bench),
+            "flops": operations(bench.config, lengths) * (3 if task == "training" else 1)}
 
 
 def operations(config: dict, lengths: np.ndarray) -> float:
@@ -150,7 +157,8 @@ def run_task(bench: Bench, task: str, rounds: int) -> list[Row]:
     rows = []
     for who, times in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(times, seconds[ours], strict=True))
-        row = Row(f"{task} ({bench.label}, {bench.dtype_name})" if bench.label else task, who, times, **work,
+        kind = ", ".join(filter(None, [bench.label, "" if bench.dtype_name == "fp32" else bench.dtype_name]))
+        row = Row(f"{task} ({kind})" if kind else task, who, times, **work,
                   ratio=None if who == ours else ratio)
         if not bench.quick and task not in ("scoring", "startup"):
             row.memory = memory_of(bench, task, who)
@@ -166,16 +174,17 @@ def memory_of(bench: Bench, task: str, who: str) -> float:
 
 def alone(given: dict, task: str, who: str) -> int:
     """The main of that process."""
-    from bertqa.training.precision import peak_memory
+    from bertqa.training.precision import peak_memory, reuse_memory
     bench = Bench(**given)
+    reuse_memory()
     for piece in makers_of(bench, task)[who]()[:2]:
         piece()
     print(peak_memory(bench.precision[0]))
     return 0
 
 
-def random_models(bench: Bench) -> list[Bench]:
-    """A bench for each shape and 16-bit format, on the GPU, with weights drawn at random."""
+def random_models(bench: Bench, dtypes: Sequence[str]) -> list[Bench]:
+    """A bench for each shape and format, on the GPU, with weights drawn at random."""
     from bertqa import BertConfig, BertForQuestionAnswering
     from bertqa.model import folder
     benches = []
@@ -186,7 +195,7 @@ def random_models(bench: Bench) -> list[Bench]:
         folder.save(where, BertForQuestionAnswering(config), tokenizer_from=bench.weights,
                     provenance={"source": "random", "license": "CC0-1.0", "sha256": ""})
         benches += [Bench(bench.data_path, where, bench.scratch, bench.quick, "cuda", dtype, label, bench.others)
-                    for dtype in ("bf16", "fp16")]
+                    for dtype in dtypes]
     return benches
 
 
@@ -206,11 +215,13 @@ def machine(bench: Bench) -> dict[str, str]:
     return found | {"data": f"{Path(bench.data_path).name}, {len(bench.data.examples):,} questions"}
 
 
-def run(bench: Bench, tasks: Sequence[str], rounds: int, device: str) -> list[Row]:
+def run(bench: Bench, tasks: Sequence[str], rounds: int, device: str, dtypes: Sequence[str]) -> list[Row]:
     """All rows."""
-    rows, models = [], random_models(bench) if device == "cuda" and {"training", "inference"} & set(tasks) else [bench]
+    rows, models = [], [replace(bench, dtype_name=dtype) for dtype in dtypes]
+    if device == "cuda" and set(OF_THE_MODEL) & set(tasks):
+        models = random_models(bench, dtypes)
     for task in tasks:
-        for one in models if task in ("training", "inference") else [bench]:
+        for one in models if task in OF_THE_MODEL else [bench]:
             rows += run_task(one, task, rounds)
         if task in ("features", "decoding") and not bench.quick:
             for count in SCALES:
@@ -228,6 +239,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="turns of each contestant [3]")
     parser.add_argument("--quick", action="store_true", help="one small round of everything: does it run?")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of training and inference [cpu]")
+    parser.add_argument("--precision", metavar="FORMAT,...", help="of the model's tasks [fp32; with --device cuda bf16,fp16]")
     parser.add_argument("--threads", type=int, help="CPU threads [torch's own choice]")
     parser.add_argument("--json", metavar="FILE", help="write machine and rows there too")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
@@ -236,18 +248,24 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write. Returns the exit status."""
+    from bertqa.training.precision import DTYPES, reuse_memory
+
     args = parse_args(argv)
     if args.alone:
         return alone(*json.loads(args.alone))
     tasks = args.only.split(",")
     if unknown := [task for task in tasks if task not in TASKS]:
         raise UserError(f"--only {','.join(unknown)}: there is no such task; use some of {','.join(TASKS)}")
+    dtypes = (args.precision or ("bf16,fp16" if args.device == "cuda" else "fp32")).split(",")
+    if unknown := [dtype for dtype in dtypes if dtype not in DTYPES]:
+        raise UserError(f"--precision {','.join(unknown)}: there is no such format; use some of {','.join(DTYPES)}")
     if args.threads:
         os.environ["OMP_NUM_THREADS"] = str(args.threads)  # torch reads it when it is imported, here and in children
+    reuse_memory()
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         bench = Bench(args.data, args.weights, scratch, args.quick, others=tuple(filter(importable, OTHERS)))
         about = machine(bench)
-        rows = run(bench, tasks, args.rounds or (1 if args.quick else 3), args.device)
+        rows = run(bench, tasks, args.rounds or (1 if args.quick else 3), args.device, dtypes)
     peaks = {f"{row.task}: {row.peak / 1e9:,.0f} GFLOP/s" for row in rows if row.peak}
     about["peak of matrix products"] = ", ".join(sorted(peaks)) or "not measured"
     print("\n".join(f"- {name}: {value}" for name, value in about.items()) + "\n\n" + table(rows))

@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 
 from bertqa.data.examples import Dataset, read_examples  # noqa: E402
 from bertqa.data.tokenizer import WordPiece  # noqa: E402
-from bertqa.data.windows import Windows, build_windows  # noqa: E402
+from bertqa.data.windows import Windows, build_windows, text_windows  # noqa: E402
 
 LENGTH, OVERLAP = 384, 128
 OTHERS = ("transformers", "onnxruntime", "onnx", "onnxscript")
@@ -109,17 +109,31 @@ class Bench:
         return self.windows_of(self.asked)
 
     @cached_property
+    def texts(self) -> list[str]:
+        """Texts to embed: questions, in the order of the file."""
+        return [example.question for example in self.data.examples[: 8 if self.quick else 5000]]
+
+    @cached_property
+    def text_windows(self) -> Windows:
+        return text_windows(self.texts, self.tokenizer, max_length=LENGTH)
+
+    @cached_property
     def config(self) -> dict:
         return json.loads((Path(self.weights) / "config.json").read_text())["architecture"]
+
+    @property
+    def dtype(self):
+        from bertqa.training.precision import DTYPES
+        return DTYPES[self.dtype_name]
 
     @property
     def precision(self) -> tuple:
         """(device, autocast, loss scaler)."""
         import torch
 
-        from bertqa.training.precision import DTYPES, autocast, grad_scaler
-        device, dtype = torch.device(self.device_name), DTYPES[self.dtype_name]
-        return device, autocast(device, dtype), grad_scaler(device, dtype)
+        from bertqa.training.precision import autocast, grad_scaler
+        device = torch.device(self.device_name)
+        return device, autocast(device, self.dtype), grad_scaler(device, self.dtype)
 
     def wait(self) -> None:
         """Until the GPU has done what it was asked to."""
@@ -266,17 +280,15 @@ def training(bench: Bench) -> Contestants:
 
 def inference(bench: Bench) -> Contestants:
     """Windows to start and end logits on the host."""
-    def ours(change: Callable = lambda model: model) -> Pieces:
+    def ours(int8: bool = False) -> Pieces:
         from bertqa.inference import forward_all
-        (device, cast, _), model, windows = bench.precision, change(bench.model()), bench.asked_windows
+        from bertqa.model import prepack
+        (device, cast, _), model, windows = bench.precision, bench.model(), bench.asked_windows
+        model = prepack.int8(model) if int8 else prepack.pack(model, bench.dtype)
 
         def compute(batch, layout):
             return tuple(model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout))
         return [lambda: [len(rows) for rows, _ in forward_all(compute, windows, device, autocast=cast)]]
-
-    def int8() -> Pieces:
-        from bertqa.model import prepack
-        return ours(prepack.int8)
 
     def batches(length: int | None) -> list[dict]:
         store, size = bench.store(bench.asked_windows), 2 * bench.batch_size
@@ -299,12 +311,36 @@ def inference(bench: Bench) -> Contestants:
         session = onnxruntime.InferenceSession(export_onnx(bench), providers=["CPUExecutionProvider"])
         return [partial(session.run, None, {name: x.numpy() for name, x in batch.items()}) for batch in batches(None)]
 
-    found = {"bertqa": ours} | ({} if bench.on_gpu else {"bertqa --int8": int8})
+    found = {"bertqa": ours} | ({} if bench.on_gpu or bench.dtype_name != "fp32" else {"bertqa --int8": lambda: ours(True)})
     if bench.has("transformers"):
         found |= {"transformers, padded to 384": lambda: theirs(LENGTH), "transformers, length-sorted": lambda: theirs(None)}
-    if bench.has("transformers", "onnxruntime", "onnx", "onnxscript") and not bench.on_gpu:
+    if bench.has("transformers", "onnxruntime", "onnx", "onnxscript") and not bench.on_gpu and bench.dtype_name == "fp32":
         found["onnxruntime, length-sorted"] = onnx
     return found
+
+
+def embedding(bench: Bench) -> Contestants:
+    """Texts to mean-pooled vectors of length 1, tokens included."""
+    def ours() -> Pieces:
+        from bertqa.embed import embed_texts
+        from bertqa.model import folder, prepack
+        encoder = prepack.pack(folder.load_encoder(bench.weights, device=bench.device_name), bench.dtype)
+        return [lambda: embed_texts(encoder, bench.tokenizer, bench.texts, normalize=True, max_length=LENGTH, dtype=bench.dtype)]
+
+    def theirs() -> Pieces:
+        import torch
+        (device, cast, _), model, tokenizer = bench.precision, bench.their_model().base_model, bench.their_tokenizer()
+
+        @torch.inference_mode()
+        def embed(texts):
+            found = tokenizer(texts, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt").to(device)
+            with cast:
+                hidden = model(**found).last_hidden_state.float()
+            mask = found["attention_mask"][..., None]
+            return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu().numpy()
+        return [partial(embed, bench.texts[i : i + 32]) for i in range(0, len(bench.texts), 32)]
+
+    return {"bertqa": ours} | ({"transformers, batches of 32": theirs} if bench.has("transformers") else {})
 
 
 def export_onnx(bench: Bench) -> str:
