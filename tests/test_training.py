@@ -17,7 +17,11 @@ import torch
 from safetensors.torch import load_file
 
 from bertqa import UserError
-from bertqa.model import folder
+from bertqa.data.batches import WindowStore, epoch_order, padded, step_rows
+from bertqa.data.examples import read_examples
+from bertqa.data.tokenizer import WordPiece
+from bertqa.data.windows import build_windows
+from bertqa.model import folder, hf
 from bertqa.train import PRESETS, main, parse, sections, settings_of
 from bertqa.training import checkpoint, loop
 from bertqa.training.journal import Journal, read_journal
@@ -64,6 +68,39 @@ def test_it_learns(tmp_path, tiny_model, letters):
               "--dropout", "0", "--weight-decay", "0")
     first, last = events(out, "eval")[0], events(out, "eval")[-1]
     assert first["f1"] < 40 and last["f1"] > 95 and last["loss"] < first["loss"] / 3
+
+
+def test_the_loss_curve_is_that_of_transformers(tmp_path, tiny_model, letters):
+    """The same weights, windows, order and recipe in a plain loop over their model, dropout off on both sides. Theirs gets
+    one window at a time: in a padded batch its softmax would run over padding too."""
+    transformers = pytest.importorskip("transformers")
+    steps = events(run(tmp_path / "run", tiny_model, letters, "--epochs", "3", "--dropout", "0"), "train")
+    hf.export(tiny_model, tmp_path / "theirs")
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(
+        tmp_path / "theirs", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).float().train()
+    matrices, others = ([p for p in model.parameters() if (p.dim() > 1) == wide] for wide in (True, False))
+    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}])
+    store = WindowStore(build_windows(read_examples(letters).trainable(), WordPiece.load(tiny_model), max_length=32, overlap=4,
+                                      max_question=8))
+    losses, per_epoch = [], math.ceil(len(store) / 8)
+    for number, record in enumerate(steps):
+        epoch, step = divmod(number, per_epoch)
+        rows, loss = step_rows(epoch_order(len(store), 1, epoch), step, 8), 0.0
+        for row in rows:
+            batch = store.batch(np.array([row]))
+            ids, mask, segments = padded(batch)
+            share = model(input_ids=ids, attention_mask=mask, token_type_ids=segments, start_positions=batch.start_labels,
+                          end_positions=batch.end_labels).loss / len(rows)
+            share.backward()
+            loss += share.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = record["lr"]
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss)
+    assert len(losses) == 3 * per_epoch and np.mean(losses[:7]) - np.mean(losses[-7:]) > 0.2
+    assert np.abs(np.array(losses) - [record["loss"] for record in steps]).max() < 1e-4
 
 
 def test_the_run_folder_is_complete(plain):
