@@ -230,7 +230,7 @@ def answer_file(args, config: dict, world) -> int:
     from tqdm import tqdm
 
     from bertqa.data.examples import read_examples
-    from bertqa.qa.spans import prediction_files
+    from bertqa.qa.answers import prediction_files
 
     data = read_examples(args.data, args.limit)
     print(f"{args.data}: {data.summary()}", file=sys.stderr)
@@ -266,8 +266,8 @@ def decoding(args) -> dict:
 
 def int8_cost(args, reader: Reader, examples: Sequence, threshold: float | None) -> str:
     """What 8 bits changed: these questions answered by `reader` and by the model as it is."""
+    from bertqa.qa.answers import prediction_files
     from bertqa.qa.metrics import evaluate_v2, score_answers
-    from bertqa.qa.spans import prediction_files
 
     args.int8, f1, answers = False, [], []
     for one in (reader, load_reader(args)):

@@ -17,7 +17,8 @@ from bertqa.data.examples import Example
 from bertqa.data.tokenizer import Tokens, WordPiece
 from bertqa.data.windows import Windows, build_windows
 from bertqa.errors import UserError
-from bertqa.qa.spans import SpanDecoder, Spans, SpanSettings, n_best, null_odds
+from bertqa.qa.answers import n_best, null_odds
+from bertqa.qa.spans import SpanDecoder, Spans, SpanSettings
 from bertqa.qa.thresholds import abstain
 
 CHUNK = 2048

@@ -66,8 +66,8 @@ def test_quick_run_of_the_model_in_two_precisions(capsys):
 
 def test_both_embed_alike(tmp_path):
     pytest.importorskip("transformers")
-    one = contestants.Bench(str(ROOT / "bertqa/data/sample/dev.json"), str(ROOT / "weights/minilm-squad2"), str(tmp_path), True,
-                            others=("transformers",))
+    one = contestants.Bench(str(ROOT / "bertqa/data/sample/dev.json"), str(ROOT / "weights/minilm-squad2"), str(tmp_path),
+                            quick=True, others=("transformers",))
     ours, theirs = (make()[0]() for make in contestants.embedding(one).values())
     assert np.abs(ours.vectors - theirs).max() < 1e-5
 

@@ -16,6 +16,7 @@ from bertqa.data.examples import Example, read_examples
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
 from bertqa.errors import UserError
+from bertqa.qa.ceiling import search, views
 from bertqa.qa.metrics import normalise_answer, token_f1
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *"?.-東京", "who", "the", "##b", "##c"]
@@ -193,8 +194,8 @@ def test_the_search_finds_what_brute_force_finds(tokenizer, context, golds, most
     if not golds:
         return
     examples = [Example("q", "who", context, (), ())]
-    view = next(doctor.views(build_windows(examples, tokenizer, max_length=max_length, overlap=1, max_question=1)))
-    guess = normalise_answer(doctor.search(context, view, golds, most, v1))
+    view = next(views(build_windows(examples, tokenizer, max_length=max_length, overlap=1, max_question=1)))
+    guess = normalise_answer(search(context, view, golds, most, v1))
     score = int(guess in golds), max(token_f1(gold.split(), guess.split(), v1) for gold in golds)
     assert score == brute_force(context, view, golds, most, v1)
 
@@ -206,7 +207,7 @@ def tokenizer(tmp_path_factory):
 
 def test_reach_is_the_furthest_window(tokenizer):
     examples = [Example("q", "who?", "a b c d e f g h i j a b", (), ())]
-    view = next(doctor.views(build_windows(examples, tokenizer, max_length=11, overlap=2, max_question=2)))
+    view = next(views(build_windows(examples, tokenizer, max_length=11, overlap=2, max_question=2)))
     assert view.first.tolist() == [0, 4, 8] and [view.reach(i) for i in range(12)] == [6] * 4 + [10] * 4 + [12] * 4
 
 

@@ -22,7 +22,8 @@ from bertqa import reader as inference_reader
 from bertqa.data.examples import read_examples
 from bertqa.model import folder, prepack
 from bertqa.predict import main
-from bertqa.qa import spans
+from bertqa.qa.answers import prediction_files
+from bertqa.qa.spans import SpanDecoder, SpanSettings
 from bertqa.score import main as score
 
 
@@ -371,12 +372,11 @@ def test_ways_of_decoding_reach_the_files(tmp_path, reader, letters, monkeypatch
     """The files are those of SpanSettings with that mode, on windows so short that the modes differ."""
     monkeypatch.setattr("bertqa.predict.load_reader", lambda args: reader)
     asked = []
-    decoder = spans.SpanDecoder
-    monkeypatch.setattr(inference_reader, "SpanDecoder", lambda windows, said: asked.append(said) or decoder(windows, said))
+    monkeypatch.setattr(inference_reader, "SpanDecoder", lambda *given: asked.append(given[1]) or SpanDecoder(*given))
     assert main(["--data", str(letters), "--out", str(tmp_path), "--limit", "20", *flags]) == 0
-    assert asked == [spans.SpanSettings(**settings)]
+    assert asked == [SpanSettings(**settings)]
     examples = read_examples(letters, 20).examples
-    found = spans.prediction_files(*reader.spans(examples, **settings), examples, None)
+    found = prediction_files(*reader.spans(examples, **settings), examples, None)
     for name, content in found.items():
         written = json.loads((tmp_path / name).read_text())
         assert written == json.loads(json.dumps(content)), name

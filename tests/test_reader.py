@@ -17,7 +17,8 @@ from bertqa.data.examples import Example
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
 from bertqa.model.heads import SpanLogits
-from bertqa.qa.spans import Spans, SpanSettings, characters
+from bertqa.qa.answers import characters
+from bertqa.qa.spans import Spans, SpanSettings
 from bertqa.reader import Memory, chunks, log_mass, widen
 
 QA = {"max_length": 32, "overlap": 4, "max_question": 8, "max_answer_length": 30}

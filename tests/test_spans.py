@@ -9,16 +9,8 @@ from bertqa.data.tokenizer import Tokens, WordPiece
 from bertqa.data.windows import Windows, build_windows
 from bertqa.errors import UserError
 from bertqa.qa import spans as room
-from bertqa.qa.spans import (
-    SpanDecoder,
-    SpanSettings,
-    best_answers,
-    characters,
-    has_max_context,
-    n_best,
-    null_odds,
-    prediction_files,
-)
+from bertqa.qa.answers import best_answers, characters, n_best, null_odds, prediction_files
+from bertqa.qa.spans import SpanDecoder, SpanSettings, has_max_context
 from bertqa.qa.thresholds import NO_SPAN_ODDS
 
 # ---- small worlds ----

@@ -8,8 +8,8 @@ from test_spans import decode, lay
 
 from bertqa.data.examples import Example
 from bertqa.errors import UserError
+from bertqa.qa.answers import best_answers, null_odds, prediction_files
 from bertqa.qa.metrics import evaluate_v2, score_answers, tune_threshold
-from bertqa.qa.spans import best_answers, null_odds, prediction_files
 from bertqa.qa.thresholds import (
     NO_SPAN_ODDS,
     abstain,

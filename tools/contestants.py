@@ -325,7 +325,8 @@ def embedding(bench: Bench) -> Contestants:
         from bertqa.embed import embed_texts
         from bertqa.model import folder, prepack
         encoder = prepack.pack(folder.load_encoder(bench.weights, device=bench.device_name), bench.dtype)
-        return [lambda: embed_texts(encoder, bench.tokenizer, bench.texts, normalize=True, max_length=LENGTH, dtype=bench.dtype)]
+        options = {"normalize": True, "max_length": LENGTH, "dtype": bench.dtype}
+        return [lambda: embed_texts(encoder, bench.tokenizer, bench.texts, **options)]
 
     def theirs() -> Pieces:
         import torch
@@ -390,7 +391,8 @@ def decoding(bench: Bench, count: int | None = None) -> Contestants:
     end[np.minimum(likely + 2, stops - 2)] += 10
 
     def ours(mode: str) -> Pieces:
-        from bertqa.qa.spans import SpanDecoder, SpanSettings, n_best
+        from bertqa.qa.answers import n_best
+        from bertqa.qa.spans import SpanDecoder, SpanSettings
 
         def decode():
             decoder = SpanDecoder(windows, SpanSettings(mode=mode))

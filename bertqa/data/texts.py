@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bertqa.data.examples import _csv_rows, _decode, _field, _json, _lines, _read_bytes, _show
+from bertqa.data.files import csv_rows, decode, field, json_lines, parse_json, read_bytes, show
 from bertqa.errors import UserError
 
 
@@ -61,8 +61,8 @@ def read_texts(path: str | Path, text_column: str | None = None, *, pair_column:
             the columns (its own are listed), without rows, a text that is no text, a label that is empty.
     """
     try:
-        content = _read_bytes(Path(path))
-        text = _decode(content)
+        content = read_bytes(Path(path))
+        text = decode(content)
         wanted = [name for name in (text_column or "text", pair_column, label_column) if name]
         if text_column is None and not _is_table(str(path), text):
             lines = text.removesuffix("\n").split("\n")
@@ -91,7 +91,7 @@ def _is_table(name: str, text: str) -> bool:
 
 
 def _text(where: str, row: dict, name: str) -> str:
-    return _field(where, row, name, str)
+    return field(where, row, name, str)
 
 
 def _label(where: str, row: dict, name: str) -> str:
@@ -100,25 +100,25 @@ def _label(where: str, row: dict, name: str) -> str:
         value = int(value)
     label = str(value).strip() if isinstance(value, (str, int)) else ""
     if not label:
-        raise UserError(f'{where}: the label "{name}" is {_show(value)}; it must be a name or a whole number')
+        raise UserError(f'{where}: the label "{name}" is {show(value)}; it must be a name or a whole number')
     return label
 
 
 def _require(where: str, wanted: list[str], found: Sequence[str]) -> None:
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise UserError(f"{where} has no column {' and no '.join(map(_show, missing))}; its columns are "
-                        f"{', '.join(map(_show, found))}; say which with --text-column, --label-column, --pair-column")
+        raise UserError(f"{where} has no column {' and no '.join(map(show, missing))}; its columns are "
+                        f"{', '.join(map(show, found))}; say which with --text-column, --label-column, --pair-column")
 
 
 def _objects(text: str, wanted: list[str]):
     if text.lstrip().startswith("["):
-        rows = ((f"record {number}", row) for number, row in enumerate(_json(text), 1))
+        rows = ((f"record {number}", row) for number, row in enumerate(parse_json(text), 1))
     else:
-        rows = _lines(text)
+        rows = json_lines(text)
     for where, row in rows:
         if not isinstance(row, dict):
-            raise UserError(f"{where}: must be an object, not {_show(row)}")
+            raise UserError(f"{where}: must be an object, not {show(row)}")
         _require(where, wanted, list(row))
         yield where, row
 
@@ -131,7 +131,7 @@ def _cells(text: str, wanted: list[str], keep_blank: bool):
     header = [name.strip() for name in headers[delimiter]]
     _require("the header", wanted, header)
     try:
-        return _fit(header, _csv_rows(text, delimiter, keep_blank))
+        return _fit(header, csv_rows(text, delimiter, keep_blank))
     except UserError:
         if delimiter != "\t":
             raise
@@ -162,10 +162,10 @@ def label_rows(texts: Texts, names: Sequence[str]) -> np.ndarray:
     """(R,) the class of each row, as its place in `names`. Raises UserError for labels that are not among them."""
     unseen = [(label, where) for label, where in zip(texts.labels, texts.where, strict=True) if label not in names]
     if unseen:
-        kinds = ", ".join(f"{_show(name)} (first: {next(where for label, where in unseen if label == name)})"
+        kinds = ", ".join(f"{show(name)} (first: {next(where for label, where in unseen if label == name)})"
                           for name in label_names([label for label, _ in unseen])[:8])
         raise UserError(f"{texts.path}: {len(unseen):,} of {len(texts):,} labels were not seen in training: {kinds}; "
-                        f"known are {', '.join(map(_show, names))}")
+                        f"known are {', '.join(map(show, names))}")
     place = {name: row for row, name in enumerate(names)}
     return np.array([place[label] for label in texts.labels])
 

@@ -20,7 +20,8 @@ from bertqa.model import folder
 from bertqa.model.attention import Layout
 from bertqa.model.heads import span_loss
 from bertqa.qa import metrics, thresholds
-from bertqa.qa.spans import Spans, SpanSettings, best_answers, null_odds, prediction_files
+from bertqa.qa.answers import best_answers, null_odds, prediction_files
+from bertqa.qa.spans import Spans, SpanSettings
 from bertqa.training.card import model_card
 from bertqa.training.distributed import World
 
