@@ -1,5 +1,7 @@
 """What makes a CPU faster and must change no answer: packed weights, and memory that the process keeps."""
 
+import copy
+import pickle
 import platform
 import subprocess
 import sys
@@ -53,6 +55,14 @@ def test_packing_leaves_the_model_alone(encoder, ids):
         again = packed(ids, lengths=LENGTHS).last_hidden_state
         encoder.load_state_dict(before)
         assert torch.allclose(again, encoder.eval()(ids, lengths=LENGTHS).last_hidden_state, atol=1e-5)
+
+
+@needs_packing
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"])
+def test_packed_models_can_be_copied_and_sent_to_other_processes(encoder, ids, again):
+    packed = prepack.pack(encoder)
+    with torch.inference_mode():
+        assert torch.equal(*(model(ids, lengths=LENGTHS).last_hidden_state for model in (packed, again(packed))))
 
 
 @needs_packing

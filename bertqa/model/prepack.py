@@ -13,13 +13,17 @@ from bertqa.errors import UserError
 class PackedLinear(nn.Module):
     """A Linear whose weights lie in the blocks that oneDNN multiplies; as exact as the one it is made of."""
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype):
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype):
         super().__init__()
-        self.dtype, self.bias = dtype, linear.bias.detach().to(dtype)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), None)
+        self.dtype, self.bias = dtype, bias.detach().to(dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), None)  # (out, in), in blocks
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")  # -> (N, out)
+
+    def __reduce__(self):
+        """Copied and pickled by its plain weights: the blocks cannot be."""
+        return PackedLinear, (self.weight.to_dense(), self.bias, self.dtype)
 
 
 class Int8Linear(nn.Module):
@@ -55,7 +59,7 @@ def pack(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
             torch.bfloat16: torch.cpu._is_avx512_bf16_supported()}
     if device.type != "cpu" or own != {torch.float32} or not fast.get(dtype) or not _has_onednn():
         return model
-    return _with_linears(model, lambda linear: PackedLinear(linear, dtype))
+    return _with_linears(model, lambda linear: PackedLinear(linear.weight, linear.bias, dtype))
 
 
 def int8(model: nn.Module) -> nn.Module:
