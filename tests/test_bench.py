@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from bertqa import train
+
 sys.path.insert(0, str(ROOT / "tools"))
 
+import baseline  # noqa: E402
 import bench  # noqa: E402
 import contestants  # noqa: E402
 
@@ -77,3 +80,27 @@ def test_unknown_words_are_refused():
         bench.main(["--precision", "fp8"])
     with pytest.raises(bench.UserError, match="--only speed: there is no such task; use some of features,training"):
         bench.main(["--only", "speed"])
+
+
+# ---- tools/baseline.py ----
+
+
+def test_grouped_order_is_a_permutation_longest_first():
+    lengths = np.random.default_rng(0).integers(10, 384, 250)
+    order = baseline.grouped_order(lengths, 2, np.random.default_rng(1))
+    assert sorted(order.tolist()) == list(range(250)) and lengths[order[0]] == lengths.max()
+    for begin in (0, 100, 200):
+        assert (np.diff(lengths[order[begin + 1 : min(begin + 100, 250)]]) <= 0).all()
+
+
+def test_baseline_does_the_steps_of_ours_and_learns(tmp_path, tiny_model, letters, capsys):
+    pytest.importorskip("transformers")
+    flags = ["--train", str(letters), "--dev", str(letters), "--weights", str(tiny_model), "--max-length", "32", "--overlap",
+             "4", "--max-question", "8", "--batch-size", "8", "--lr", "3e-3", "--epochs", "10", "--dropout", "0"]
+    assert baseline.main([*flags, "--out", str(tmp_path / "theirs")]) == 0
+    assert train.main([*flags, "--out", str(tmp_path / "ours")]) == 0
+    ours, theirs = (json.loads((tmp_path / who / "summary.json").read_text()) for who in ("ours", "theirs"))
+    assert theirs["steps"] == ours["steps"] == len(theirs["losses"])
+    assert np.mean(theirs["losses"][-7:]) < np.mean(theirs["losses"][:7]) - 0.5 and 0 < theirs["f1"] <= 100
+    with pytest.raises(bench.UserError, match="--ema: transformers' recipe has no such thing"):
+        baseline.main([*flags, "--ema", "0.9"])
