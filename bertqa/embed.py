@@ -192,9 +192,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from bertqa.data.tokenizer import WordPiece
     from bertqa.model import folder, hf, prepack
-    from bertqa.training.precision import pick_device, pick_precision, reuse_memory
+    from bertqa.training.precision import pick_device, pick_precision
 
-    reuse_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     where, device = hf.resolve_weights(args.model), pick_device(args.device)

@@ -87,9 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return answer_asked(args)
     from bertqa.model import folder, hf
     from bertqa.training.distributed import world_of_torchrun
-    from bertqa.training.precision import reuse_memory
 
-    reuse_memory()
     with world_of_torchrun() as world:
         args.model = Path(world.in_turn(lambda: hf.resolve_weights(args.model)))
         config = folder.read_config(args.model)

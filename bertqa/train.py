@@ -214,14 +214,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         from bertqa.training.journal import Journal
         from bertqa.training.loop import summary, total_steps, train
         from bertqa.training.optim import freeze
-        from bertqa.training.precision import pick_device, pick_precision, reuse_memory
+        from bertqa.training.precision import pick_device, pick_precision
         from bertqa.training.question_answering import QuestionAnswering, write_json
 
         def say(line: str) -> None:
             if world.first:
                 print(line, file=sys.stderr, flush=True)
 
-        reuse_memory()
         weights = Path(world.in_turn(lambda: hf.resolve_weights(files.weights)))
         model_config = folder.read_config(weights)
         positions = model_config["architecture"]["max_position_embeddings"]

@@ -31,7 +31,7 @@ from bertqa.model.heads import SpanLogits
 from bertqa.train import parse, starting_model
 from bertqa.training.loop import total_steps
 from bertqa.training.optim import lr_at, make_optimizer, set_lr
-from bertqa.training.precision import autocast, pick_device, pick_precision, reuse_memory
+from bertqa.training.precision import autocast, pick_device, pick_precision
 from bertqa.training.question_answering import QuestionAnswering, write_json
 
 
@@ -72,7 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     ours_alone = {"--layer-decay": optim.layer_decay != 1, "--freeze": optim.freeze != "none", "--ema": loop.ema != 0}
     if given := [flag for flag, used in ours_alone.items() if used]:
         raise UserError(f"{', '.join(given)}: transformers' recipe has no such thing; leave it out")
-    reuse_memory()
     device = pick_device(loop.device)
     cast = autocast(device, pick_precision(loop.precision, device))
     torch.manual_seed(loop.seed)

@@ -9,8 +9,7 @@
 Contestants (tools/contestants.py) do the same work on the same questions with the same weights. They take turns, so
 that a slow moment of the machine hits all of them; times are medians, ratios are medians over rounds. Peak memory is
 that of a process of its own, which does the first two pieces of the work (in training: steps). transformers, its 4.x
-pipeline and onnxruntime take part where they are installed. All share a process that keeps freed memory, which bertqa's
-commands do and other programs mostly do not: alone, the others would be somewhat slower.
+pipeline and onnxruntime take part where they are installed.
 """
 
 import argparse
@@ -174,9 +173,8 @@ def memory_of(bench: Bench, task: str, who: str) -> float:
 
 def alone(given: dict, task: str, who: str) -> int:
     """The main of that process."""
-    from bertqa.training.precision import peak_memory, reuse_memory
+    from bertqa.training.precision import peak_memory
     bench = Bench(**given)
-    reuse_memory()
     for piece in makers_of(bench, task)[who]()[:2]:
         piece()
     print(peak_memory(bench.precision[0]))
@@ -248,7 +246,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write. Returns the exit status."""
-    from bertqa.training.precision import DTYPES, reuse_memory
+    from bertqa.training.precision import DTYPES
 
     args = parse_args(argv)
     if args.alone:
@@ -261,7 +259,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--precision {','.join(unknown)}: there is no such format; use some of {','.join(DTYPES)}")
     if args.threads:
         os.environ["OMP_NUM_THREADS"] = str(args.threads)  # torch reads it when it is imported, here and in children
-    reuse_memory()
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         bench = Bench(args.data, args.weights, scratch, args.quick, others=tuple(filter(importable, OTHERS)))
         about = machine(bench)

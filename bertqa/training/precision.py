@@ -1,6 +1,5 @@
-"""Devices and number formats: what `auto` means, and the mixed-precision parts that are no-ops in float32. Memory."""
+"""Devices and number formats: what `auto` means, and the mixed-precision parts that are no-ops in float32."""
 
-import ctypes
 import os
 import sys
 from pathlib import Path
@@ -55,20 +54,6 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def grad_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
     """A loss scaler for float16, whose gradients underflow without one; disabled for the others."""
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-
-
-def reuse_memory() -> None:
-    """Let this process keep the memory that it frees, where its C library is glibc; elsewhere nothing happens.
-
-    glibc hands every block above 32 MB back to the system when it is freed, and the system clears the pages of the next
-    one: 7 % of a training step on two CPU cores. A command calls this for itself; a library must not.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # macOS, musl; Windows
-        return
-    mallopt(-4, 0)                                                                 # M_MMAP_MAX: no blocks of their own
-    mallopt(-1, -1)                                                                # M_TRIM_THRESHOLD: give nothing back
 
 
 def peak_memory(device: torch.device) -> int:

@@ -1,10 +1,7 @@
-"""What makes a CPU faster and must change no answer: packed weights, and memory that the process keeps."""
+"""Packed weights make a CPU faster and must change no answer."""
 
 import copy
 import pickle
-import platform
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -94,17 +91,3 @@ def test_the_head_is_not_packed_and_the_reader_is(tiny_model):
     model = prepack.pack(BertForQuestionAnswering(SHAPE))
     assert [name for name, module in model.named_modules() if type(module) is torch.nn.Linear] == ["span"]
     assert any(isinstance(module, prepack.PackedLinear) for module in Reader.load(tiny_model, device="cpu").model.modules())
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="keeping memory is for glibc")
-def test_freed_memory_is_kept():
-    """A block of 80 MB costs its page faults a few times, until the heap has settled, and not each time."""
-    program = ("import resource, torch; {}\n"
-               "for _ in range(20): torch.zeros(20_000_000)\n"
-               "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-               "for _ in range(20): torch.zeros(20_000_000)\n"
-               "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)")
-    plain, kept = (int(subprocess.run([sys.executable, "-c", program.format(first)], check=True, stdout=subprocess.PIPE,
-                                      text=True).stdout)
-                   for first in ("", "from bertqa.training.precision import reuse_memory; reuse_memory()"))
-    assert kept < plain / 4
