@@ -74,6 +74,17 @@ def test_packed_in_bf16_is_as_near_as_autocast(encoder, ids):
     assert (got - exact).abs().max() < 2 * (cast - exact).abs().max() < 0.1
 
 
+def test_int8_scales_each_token_by_itself():
+    """A token of large values leaves the others what they are alone."""
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(64, 32), torch.randn(5, 64)
+    x[2] *= 1000
+    exact, near, alone = linear(x), prepack.Int8Linear(linear)(x), prepack.Int8Linear(linear)(x[:2])
+    error = (near - exact).abs().amax(1) / exact.abs().amax(1)
+    assert error.max() < 0.03 and torch.allclose(near[:2], alone, atol=0.02)
+    assert torch.isfinite(prepack.Int8Linear(linear)(torch.zeros(1, 64))).all()
+
+
 @pytest.mark.parametrize("model,dtype", [
     (BertEncoder(SHAPE).bfloat16(), torch.float32), (BertEncoder(SHAPE), torch.float16),
     (BertEncoder(SHAPE).to("meta"), torch.float32)])
