@@ -110,11 +110,14 @@ PRESETS = {
 RESUMABLE = {"max_minutes", "device", "threads", "save_every", "tensorboard"}
 """Settings that a resumed run may have otherwise than the run had: none of them is part of its result."""
 
+ENDS = {"epochs", "max_steps"}
+"""Settings by which --resume moves the end of a run; its config.json says at which step that was."""
+
 
 def lasting(chosen: dict) -> dict:
     """The settings that must not change over a run's life; its files have fingerprints of their own."""
     others = {title: part for title, part in chosen.items() if title != "files"}
-    return {name: value for name, value in settings_of(others).items() if name not in RESUMABLE}
+    return {name: value for name, value in settings_of(others).items() if name not in RESUMABLE | ENDS}
 
 
 def task_of(argv: Sequence[str] | None) -> str:
@@ -159,7 +162,8 @@ def parse(argv: Sequence[str] | None):
                "bert-base-uncased --fresh-head --epochs 2 --out runs/base")
     parser.add_argument("--config", metavar="FILE", help="settings from a JSON file, such as a run folder's config.json")
     parser.add_argument("--preset", choices=PRESETS, help="settings of a published recipe; prints what they are")
-    parser.add_argument("--resume", metavar="RUN", help="go on with a run folder, from its last checkpoint")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run folder, from its last checkpoint; "
+                        "--epochs or --max-steps move its end")
     parser.add_argument("--doc-stride", dest="doc_stride", help=argparse.SUPPRESS)
     parts = sections(task_of(argv))
     for title, part in parts.items():
@@ -171,10 +175,11 @@ def parse(argv: Sequence[str] | None):
                         "say --step N or --overlap N")
     config, preset, resume = (given.pop(name, None) for name in ("config", "preset", "resume"))
     if resume:
-        extra = set(given) - RESUMABLE | ({"config"} if config else set()) | ({"preset"} if preset else set())
+        allowed = RESUMABLE | ENDS
+        extra = set(given) - allowed | ({"config"} if config else set()) | ({"preset"} if preset else set())
         if extra:
             raise UserError(f"--resume goes on with the run's own settings; leave out {', '.join(sorted(extra))} "
-                            f"(only {', '.join(sorted(RESUMABLE))} can be given with it)")
+                            f"(only {', '.join(sorted(allowed))} can be given with it)")
         config = str(Path(resume) / "config.json")
     owner = {field.name: part for part in parts.values() for field in dataclasses.fields(part)}
     layers = []
@@ -257,6 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_same(saved["fingerprints"], fingerprints | lasting(chosen), run)
             if last:
                 load_weights(model, last)
+            if moved := move_end(run, state["progress"]["step"] if state else 0, loop, len(task.store), world):
+                say(moved)
         elif world.first:
             start_run(run, chosen, fingerprints)
         if world.first and state is None:
@@ -333,6 +340,30 @@ def start_run(run: Path, chosen: dict, fingerprints: dict) -> None:
         "hardware": {"cores": os.cpu_count(), "threads": torch.get_num_threads(),
                      **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})},
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+
+
+def move_end(run: Path, step: int, loop, windows: int, world) -> str:
+    """Where a run resumed at this step was given another end: put it in config.json, and return it in words.
+
+    Raises:
+        UserError: where the run is past that end.
+    """
+    from bertqa.training.loop import total_steps
+    from bertqa.training.question_answering import write_json
+    from bertqa.training.run_folder import moved_ends
+
+    config = read_config_file(run / "config.json")
+    before = dataclasses.replace(loop, **{name: config["settings"][name] for name in ENDS})
+    old, new = total_steps(windows, before), total_steps(windows, loop)
+    if old == new:
+        return ""
+    if new <= step:
+        raise UserError(f"{run}: is at step {step:,} and cannot end at step {new:,}; give more --epochs or --max-steps")
+    config["settings"] |= {name: getattr(loop, name) for name in ENDS}
+    config["moved_ends"] = [*config.get("moved_ends", []), {"step": step, "from": old, "to": new}]
+    if world.first:
+        write_json(run / "config.json", config)
+    return moved_ends(config)[-1]
 
 
 def say_report(run: Path, say) -> None:

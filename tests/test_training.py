@@ -203,6 +203,27 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, plain, tiny_model, l
         assert (out / name).read_bytes() == (plain / name).read_bytes()
 
 
+def test_resume_moves_the_end(tmp_path, tiny_model, letters, capsys):
+    """A finished run goes on as one that was always meant to be so long; under a schedule with an end, from there on."""
+    more = ["--schedule", "constant", "--warmup", "2"]
+    whole = run(tmp_path / "whole", tiny_model, letters, "--max-steps", "9", "--epochs", "2", *more)
+    out = run(tmp_path / "run", tiny_model, letters, "--max-steps", "5", "--epochs", "2", *more)
+    assert main(["--resume", str(out), "--max-steps", "9"]) == 0
+    said = "At step 5 the run's end was moved from step 5 to 9; the learning rate follows the new schedule from there."
+    assert said in capsys.readouterr().err and said in (out / "report.html").read_text()
+    assert same(weights(out), weights(whole)) and events(out, "train") == events(whole, "train")
+
+    out = run(tmp_path / "linear", tiny_model, letters, "--epochs", "1", "--max-minutes", "1e-9")
+    assert main(["--resume", str(out), "--epochs", "2", "--max-minutes", "1e-9"]) == 0
+    assert main(["--resume", str(out), "--max-minutes", "9"]) == 0                        # the new end lasts
+    rates = [event["lr"] for event in events(out, "train")]
+    settings = OptimSettings(lr=json.loads((out / "config.json").read_text())["settings"]["lr"])
+    assert rates == [lr_at(0, 7, settings), *(lr_at(step, 14, settings) for step in range(1, 14))]
+    with pytest.raises(UserError, match=f"{out}: is at step 14 and cannot end at step 7; give more --epochs"):
+        main(["--resume", str(out), "--epochs", "1"])
+    assert json.loads((out / "config.json").read_text())["settings"]["epochs"] == 2
+
+
 def test_resuming_with_ema_and_time_limit(tmp_path, tiny_model, letters):
     more = ["--epochs", "2", "--ema", "0.9"]
     whole = run(tmp_path / "whole", tiny_model, letters, *more)

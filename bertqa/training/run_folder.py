@@ -98,7 +98,7 @@ def numbers(records: list[dict], *names: str) -> list[list[float]]:
 
 def remarks(run: Run) -> list[str]:
     """What a reader must know to read the numbers rightly, a sentence each."""
-    notes, ends = [], run.of("end")
+    notes, ends = moved_ends(run.config), run.of("end")
     if run.events and not ends:
         notes.append("The run has not ended: it is still being trained, or was killed. Curves go as far as it got.")
     elif ends and ends[-1].get("finished") is False:
@@ -113,6 +113,12 @@ def remarks(run: Run) -> list[str]:
     elif run.qa.get("null_threshold") is not None and tuning:
         notes.append("The no-answer threshold was tuned on these same questions, which flatters the scores a little.")
     return notes
+
+
+def moved_ends(config: dict) -> list[str]:
+    """A sentence for each time that --resume gave the run another end: its schedule is not that of the settings alone."""
+    return [f"At step {move['step']:,} the run's end was moved from step {move['from']:,} to {move['to']:,}; the learning "
+            "rate follows the new schedule from there." for move in config.get("moved_ends", [])]
 
 
 def lead(run: Run) -> str:
