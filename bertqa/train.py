@@ -262,8 +262,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_same(saved["fingerprints"], fingerprints | lasting(chosen), run)
             if last:
                 load_weights(model, last)
-            if moved := move_end(run, state["progress"]["step"] if state else 0, loop, len(task.store), world):
-                say(moved)
+            for sentence in (moves := move_end(run, state["progress"]["step"] if state else 0, loop, len(task.store), world)):
+                say(sentence)
+            task.recipe["moved_ends"] = " ".join(moves) or None
         elif world.first:
             start_run(run, chosen, fingerprints)
         if world.first and state is None:
@@ -342,8 +343,8 @@ def start_run(run: Path, chosen: dict, fingerprints: dict) -> None:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
 
-def move_end(run: Path, step: int, loop, windows: int, world) -> str:
-    """Where a run resumed at this step was given another end: put it in config.json, and return it in words.
+def move_end(run: Path, step: int, loop, windows: int, world) -> list[str]:
+    """Where a run resumed at this step was given another end, put it in config.json. Returns all such moves, in words.
 
     Raises:
         UserError: where the run is past that end.
@@ -355,15 +356,14 @@ def move_end(run: Path, step: int, loop, windows: int, world) -> str:
     config = read_config_file(run / "config.json")
     before = dataclasses.replace(loop, **{name: config["settings"][name] for name in ENDS})
     old, new = total_steps(windows, before), total_steps(windows, loop)
-    if old == new:
-        return ""
-    if new <= step:
-        raise UserError(f"{run}: is at step {step:,} and cannot end at step {new:,}; give more --epochs or --max-steps")
-    config["settings"] |= {name: getattr(loop, name) for name in ENDS}
-    config["moved_ends"] = [*config.get("moved_ends", []), {"step": step, "from": old, "to": new}]
-    if world.first:
-        write_json(run / "config.json", config)
-    return moved_ends(config)[-1]
+    if old != new:
+        if new <= step:
+            raise UserError(f"{run}: is at step {step:,} and cannot end at step {new:,}; give more --epochs or --max-steps")
+        config["settings"] |= {name: getattr(loop, name) for name in ENDS}
+        config["moved_ends"] = [*config.get("moved_ends", []), {"step": step, "from": old, "to": new}]
+        if world.first:
+            write_json(run / "config.json", config)
+    return moved_ends(config)
 
 
 def say_report(run: Path, say) -> None:

@@ -80,6 +80,7 @@ def test_it_learns_and_leaves_a_whole_folder(trained, words):
     assert config["head"] == folder.CLASSES and config["labels"] == ["ex", "why", "zed"]
     assert json.loads((trained / "config.json").read_text())["settings"]["task"] == "classify"
     card = (trained / "best" / "README.md").read_text()
+    assert f"# {trained.name}\n" in card                  # the run's name, not that of best/ or of a temporary folder
     assert "pipeline_tag: text-classification" in card and "its classes are ex, why, zed" in card
     found = lines(trained / "predictions.jsonl")
     gold = {row["id"]: row["label"] for row in csv.DictReader(open(words, newline="", encoding="utf-8"))}

@@ -211,6 +211,7 @@ def test_resume_moves_the_end(tmp_path, tiny_model, letters, capsys):
     assert main(["--resume", str(out), "--max-steps", "9"]) == 0
     said = "At step 5 the run's end was moved from step 5 to 9; the learning rate follows the new schedule from there."
     assert said in capsys.readouterr().err and said in (out / "report.html").read_text()
+    assert said in (out / "last" / "README.md").read_text() and said not in (whole / "last" / "README.md").read_text()
     assert same(weights(out), weights(whole)) and events(out, "train") == events(whole, "train")
 
     out = run(tmp_path / "linear", tiny_model, letters, "--epochs", "1", "--max-minutes", "1e-9")
