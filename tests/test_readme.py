@@ -86,6 +86,7 @@ DATA = {
     "more.jsonl": records(TRAIN),
     "report.txt": b"Agnes Holm kept the lamp for thirty years. An electric one replaced it in 1931.\n",
     "reviews.csv": b"".join((SAMPLE / "reviews.csv").read_bytes().splitlines(keepends=True)[:25]),
+    "dev-v1.1.json.gz": gzip.compress(json.dumps(DEV).encode()),
     "dev-v2.0.json.gz": gzip.compress(json.dumps(DEV).encode()),
     "squad2-dev-2k.json.gz": gzip.compress(json.dumps(DEV).encode()),
     "squad2-train-8k.json.gz": gzip.compress(json.dumps(TRAIN).encode()),
