@@ -1,7 +1,9 @@
 """The model card: README.md of a model folder, written from what was measured and nothing else."""
 
+from pathlib import Path
 
-def model_card(title: str, provenance: dict, settings: dict, metrics: dict, qa: dict) -> str:
+
+def model_card(where: Path, provenance: dict, settings: dict, metrics: dict, qa: dict) -> str:
     """The card of a question answering model; `qa` is what qa.json will hold, the rest as for `card`."""
     threshold = qa.get("null_threshold")
     rule = ("Every question gets an answer: the dev set has no impossible questions." if threshold is None else
@@ -9,18 +11,19 @@ def model_card(title: str, provenance: dict, settings: dict, metrics: dict, qa: 
             + (", on part of its articles; the numbers are of the others." if settings.get("tune_on") else
                ", so exact and f1 are a little flattered; those at zero are not."))
     return card(
-        title, provenance, settings, metrics, task="question-answering", tag="extractive-qa",
+        where, provenance, settings, metrics, task="question-answering", tag="extractive-qa",
         about="An extractive question answering model: it marks the answer in a text that you give, or says that there is "
               "none.", measured=f"{settings.get('dev', 'dev')}: {metrics.get('total', '?')} questions.", rule=rule,
         limits="It knows nothing but the text at hand, cuts its answer out of it, does not count, compare or combine, and "
                "can be wrong with a high score.")
 
 
-def card(title: str, provenance: dict, settings: dict, metrics: dict, *, task: str, tag: str, about: str, measured: str,
+def card(where: Path, provenance: dict, settings: dict, metrics: dict, *, task: str, tag: str, about: str, measured: str,
          rule: str, limits: str) -> str:
     """Markdown with Hugging Face metadata on top.
 
     Args:
+        where: the model folder in its run folder, whose name is the title.
         provenance: of the weights, as config.json keeps it.
         settings: the run's settings that make the recipe.
         metrics: of the evaluation that these weights got.
@@ -39,7 +42,7 @@ def card(title: str, provenance: dict, settings: dict, metrics: dict, *, task: s
     scores = [f"| {name} | {value:.2f} |" for name, value in metrics.items() if isinstance(value, float)]
     recipe = [f"- {name}: {value}" for name, value in settings.items() if value is not None]
     return "\n".join([
-        *head, "", f"# {title}", "", about, "", "## Where it comes from", "", *lineage, "",
+        *head, "", f"# {where.resolve().parent.name}", "", about, "", "## Where it comes from", "", *lineage, "",
         "## What it got on its dev set", "", measured, "", "| measure | value |", "|---|---|",
         *scores, "", rule, "", "## Recipe", "", *recipe, "", "## Limits", "",
         f"{limits} Nothing was measured here on languages or kinds of text other than the dev set's.", ""])

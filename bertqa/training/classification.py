@@ -153,8 +153,8 @@ class Classification:
         source = folder.read_config(self.weights)["provenance"]
         provenance = {**source, "fine_tuned_on": f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}"}
         text = card(
-            where.resolve().parent.name, provenance, self.recipe, self.evaluation[1], task="text-classification",
-            tag="text-classification", about=f"A text classifier; its classes are {', '.join(self.labels)}.",
+            where, provenance, self.recipe, self.evaluation[1], task="text-classification", tag="text-classification",
+            about=f"A text classifier; its classes are {', '.join(self.labels)}.",
             measured=f"{self.dev.path}: {len(self.dev)} texts.", rule="Accuracy and macro_f1 are in percent; macro_f1 is the "
             "mean over the classes.", limits="It names one of its classes for any text, and can be wrong with a high "
             "probability.") if self.evaluation else None

@@ -159,8 +159,7 @@ class QuestionAnswering:
         found = self.evaluation.qa if self.evaluation else {"null_threshold": None}
         source = folder.read_config(self.weights)["provenance"]
         provenance = {**source, "fine_tuned_on": f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}"}
-        run = where.resolve().parent.name
-        card = model_card(run, provenance, self.recipe, self.evaluation.metrics, found) if self.evaluation else None
+        card = model_card(where, provenance, self.recipe, self.evaluation.metrics, found) if self.evaluation else None
         folder.save(where, model, tokenizer_from=self.weights, qa={**found, **self.settings.saved()},
                     provenance=provenance, card=card)
 
