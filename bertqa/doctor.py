@@ -93,7 +93,7 @@ def prepare(args: argparse.Namespace) -> tuple[WordPiece | None, dict]:
     """The tokenizer (None: there is none), and the settings: DEFAULTS < the model's qa.json < flags."""
     folder = args.weights
     if folder is None:
-        from bertqa.train import bundled_reader
+        from bertqa.settings import bundled_reader
 
         folder = Path(bundled_reader()) if Path(bundled_reader()).is_dir() else None
     saved = read_config_file(folder / "qa.json") if folder and (folder / "qa.json").is_file() else {}

@@ -142,7 +142,7 @@ def check(config, pool: str, layer: int | str, max_length: int) -> None:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    from bertqa.train import bundled_reader
+    from bertqa.settings import bundled_reader
 
     parser = argparse.ArgumentParser(
         prog="python -m bertqa.embed", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -130,9 +130,9 @@ def read_config_file(path: str | Path) -> dict:
     try:
         settings = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such settings file; give the path of a JSON file to --config") from None
+        raise UserError(f"{path}: there is no such settings file; give the path of a JSON file") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a JSON file ({error}); --config wants a JSON object of settings") from None
+        raise UserError(f"{path}: not a JSON file ({error}); settings are a JSON object {{setting: value}}") from None
     if not isinstance(settings, dict):
-        raise UserError(f"{path}: holds a JSON {type(settings).__name__}, but --config wants an object {{setting: value}}")
+        raise UserError(f"{path}: holds a JSON {type(settings).__name__}, but settings are an object {{setting: value}}")
     return settings

@@ -25,7 +25,7 @@ EXAMPLES = """examples:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    from bertqa.train import bundled_reader
+    from bertqa.settings import bundled_reader
 
     parser = argparse.ArgumentParser(
         prog="python -m bertqa.predict", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXAMPLES,
@@ -241,19 +241,21 @@ def answer_file(args, config: dict, world) -> int:
                      for name in ("predictions.json", "nbest_predictions.json", "null_odds.json")}
         bar = stack.enter_context(tqdm(total=len(data.examples), unit=" questions", desc="answer", dynamic_ncols=True,
                                        disable=not world.first))
+        first: dict = {}
         for turn in chunks(chunks(data.examples, CHUNK), world.size):
             contents: dict = {}
             if world.rank < len(turn):
                 chunk = turn[world.rank]
                 spans, windows = reader.spans(chunk, **decoding(args))
                 contents = prediction_files(spans, windows, chunk, threshold)
+            first = first or contents
             for part in world.gather(contents):
                 for name, content in part.items() if world.first else ():
                     files[name].update(content)
             bar.update(sum(map(len, turn)))
     print(f"answers in {out}, threshold {'none' if threshold is None else f'{threshold:.4f}'}", file=sys.stderr)
     if args.int8 and world.first:
-        print(int8_cost(args, reader, data.examples[:COMPARED], threshold), file=sys.stderr)
+        print(int8_cost(args, data.examples, first["predictions.json"], threshold), file=sys.stderr)
     return 0
 
 
@@ -262,17 +264,16 @@ def decoding(args) -> dict:
     return dict(max_answer_length=args.max_answer_length, mode=args.decoding, max_context=args.max_context)
 
 
-def int8_cost(args, reader: Reader, examples: Sequence, threshold: float | None) -> str:
-    """What 8 bits changed: these questions answered by `reader` and by the model as it is."""
+def int8_cost(args, examples: Sequence, answers: dict[str, str], threshold: float | None) -> str:
+    """What 8 bits changed: the first questions answered again by the model as it is. `answers` by question id."""
     from bertqa.qa.answers import prediction_files
     from bertqa.qa.metrics import evaluate_v2, score_answers
 
-    args.int8, f1, answers = False, [], []
-    for one in (reader, load_reader(args)):
-        spans, windows = one.spans(examples, **decoding(args))
-        answers.append(prediction_files(spans, windows, examples, threshold)["predictions.json"])
-        f1.append(evaluate_v2(score_answers(examples, answers[-1]))["f1"])
-    same = sum(answers[0][key] == answers[1][key] for key in answers[0]) / max(1, len(examples))
+    args.int8, examples = False, examples[:min(COMPARED, len(answers))]
+    spans, windows = load_reader(args).spans(examples, **decoding(args))
+    exact = prediction_files(spans, windows, examples, threshold)["predictions.json"]
+    same = sum(answers[key] == exact[key] for key in exact) / max(1, len(examples))
+    f1 = [evaluate_v2(score_answers(examples, given))["f1"] for given in (answers, exact)]
     known = any(example.answer_texts for example in examples)
     return (f"int8: of the first {len(examples):,} questions {same:.1%} have the answer that {args.precision} precision gives"
             + (f"; F1 {f1[0]:.2f} instead of {f1[1]:.2f}" if known else ""))

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "model": {"errors", "model"},
     "qa": {"errors", "data", "qa"},
     "inference": {"errors", "data", "model", "qa"},
+    "settings": {"errors", "flags", "training"},
     "training": {"errors", "data", "model", "qa", "inference", "training"},
 }
 """Verbs (every other module) may import anything."""

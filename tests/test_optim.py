@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from bertqa.model import folder
 from bertqa.model.attention import Layout
 from bertqa.model.heads import SpanLogits, span_loss
-from bertqa.training.loop import Average
-from bertqa.training.optim import OptimSettings, freeze, lr_at, make_optimizer, set_lr
+from bertqa.training.optim import Average, OptimSettings, freeze, lr_at, make_optimizer, set_lr
 
 CPU = torch.device("cpu")
 

@@ -22,8 +22,9 @@ from bertqa.data.examples import read_examples
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
 from bertqa.model import folder, hf
-from bertqa.train import PRESETS, main, parse, sections, settings_of
-from bertqa.training import checkpoint, loop
+from bertqa.settings import PRESETS, parse, sections, settings_of
+from bertqa.train import main
+from bertqa.training import checkpoint, loop, precision
 from bertqa.training.journal import Journal, read_journal
 from bertqa.training.loop import LoopSettings, total_steps
 from bertqa.training.optim import OptimSettings, depth_of, freeze, lr_at, make_optimizer, set_lr
@@ -211,7 +212,7 @@ def test_resume_moves_the_end(tmp_path, tiny_model, letters, capsys):
     assert main(["--resume", str(out), "--max-steps", "9"]) == 0
     said = "At step 5 the run's end was moved from step 5 to 9; the learning rate follows the new schedule from there."
     assert said in capsys.readouterr().err and said in (out / "report.html").read_text()
-    assert said in (out / "last" / "README.md").read_text() and said not in (whole / "last" / "README.md").read_text()
+    assert said in (out / "best" / "README.md").read_text() and said not in (whole / "best" / "README.md").read_text()
     assert same(weights(out), weights(whole)) and events(out, "train") == events(whole, "train")
 
     out = run(tmp_path / "linear", tiny_model, letters, "--epochs", "1", "--max-minutes", "1e-9")
@@ -277,6 +278,15 @@ def test_resume_refuses_other_data(tmp_path, tiny_model, letters, capsys):
         main(["--resume", str(out)])
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["no folder", "no run"])
+def test_resume_needs_the_folder_of_a_run(tmp_path, there):
+    run = tmp_path / "run"
+    if there:
+        run.mkdir()
+    with pytest.raises(UserError, match=f"{run}: not the folder of a run, there is no config.json in it; --resume wants"):
+        main(["--resume", str(run)])
+
+
 def test_a_damaged_checkpoint_falls_back(tmp_path, tiny_model, letters, capsys):
     out = run(tmp_path / "run", tiny_model, letters, "--epochs", "2", "--max-minutes", "1e-9")
     assert main(["--resume", str(out), "--max-minutes", "1e-9"]) == 0
@@ -320,6 +330,14 @@ def test_nan_weights_stop_the_run_before_they_spread(tmp_path, tiny_model, lette
         main(["--train", str(letters), "--dev", str(letters), "--weights", str(tmp_path / "nan"), "--fresh-head",
               "--out", str(tmp_path / "run"), *SHORT])
     assert not (tmp_path / "run" / "last").exists()
+
+
+def test_bf16_on_a_cpu_keeps_few_kernels(monkeypatch):
+    """They are a megabyte each, and a training would otherwise keep 1,024 of them in each of two places."""
+    monkeypatch.setattr(os, "environ", environ := {"LRU_CACHE_CAPACITY": "7"})
+    assert precision.pick_precision("fp32", torch.device("cpu")) == torch.float32 and len(environ) == 1
+    assert precision.pick_precision("bf16", torch.device("cpu")) == torch.bfloat16
+    assert environ == {"LRU_CACHE_CAPACITY": "7", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}    # one's own value wins
 
 
 def test_bf16_autocast_trains_on_cpu(tmp_path, tiny_model, letters):

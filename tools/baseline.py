@@ -28,7 +28,8 @@ from bertqa.errors import UserError
 from bertqa.flags import run_verb
 from bertqa.model import folder, hf
 from bertqa.model.heads import SpanLogits
-from bertqa.train import parse, starting_model
+from bertqa.settings import parse
+from bertqa.train import starting_model
 from bertqa.training.loop import total_steps
 from bertqa.training.optim import lr_at, make_optimizer, set_lr
 from bertqa.training.precision import autocast, pick_device, pick_precision

@@ -148,8 +148,9 @@ class Classification:
         return found and (f"accuracy {found['accuracy']:.2f}, macro_f1 {found['macro_f1']:.2f}, loss {found['loss']:.3f}\n"
                           + table(found["confusion"], self.labels))
 
-    def save_model(self, model: nn.Module, where: Path) -> None:
-        """A model folder; its config.json holds the classes in the order of the logits."""
+    def save_model(self, model: nn.Module, where: Path, evaluated: bool) -> None:
+        """A model folder; config.json holds the classes in the order of the logits, the card the numbers of an evaluated
+        model."""
         source = folder.read_config(self.weights)["provenance"]
         provenance = {**source, "fine_tuned_on": f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}"}
         text = card(
@@ -157,7 +158,7 @@ class Classification:
             about=f"A text classifier; its classes are {', '.join(self.labels)}.",
             measured=f"{self.dev.path}: {len(self.dev)} texts.", rule="Accuracy and macro_f1 are in percent; macro_f1 is the "
             "mean over the classes.", limits="It names one of its classes for any text, and can be wrong with a high "
-            "probability.") if self.evaluation else None
+            "probability.") if evaluated else None
         folder.save(where, model, tokenizer_from=self.weights, labels=self.labels, provenance=provenance, card=text,
                     qa=self.settings.saved(self.max_length))
 

@@ -8,9 +8,7 @@ number; so accumulation and several GPUs give the numbers of one big batch.
 import math
 import re
 import signal
-import sys
 import time
-from collections import deque
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -20,7 +18,6 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from bertqa.data.batches import Batch, WindowStore, epoch_order, split_by_tokens, step_rows
 from bertqa.errors import UserError
@@ -28,8 +25,9 @@ from bertqa.model.attention import Layout
 from bertqa.training import checkpoint
 from bertqa.training.distributed import World, without_sync
 from bertqa.training.journal import Journal
-from bertqa.training.optim import OptimSettings, lr_at, make_optimizer, set_lr
+from bertqa.training.optim import Average, OptimSettings, lr_at, make_optimizer, set_lr
 from bertqa.training.precision import autocast, grad_scaler, peak_memory
+from bertqa.training.progress import Logs, Progress, require_finite
 
 SAVE_EVERY = re.compile(r"([1-9][0-9]*) ?steps|([0-9]*[.]?[0-9]+(?:e[-+]?[0-9]+)?)")
 SKIPS = 25
@@ -123,35 +121,14 @@ class Task(Protocol):
     def describe(self, metrics: dict) -> str:
         """Those metrics for people, at the end of a run."""
 
-    def save_model(self, model: nn.Module, folder: Path) -> None:
-        """Write a model folder, with what the last evaluation found out (thresholds, numbers)."""
+    def save_model(self, model: nn.Module, folder: Path, evaluated: bool) -> None:
+        """Write a model folder with the threshold of the last evaluation, and with its numbers where it was `evaluated`."""
 
     def save_predictions(self, run: Path) -> None:
         """Write the predictions of the last evaluation into the run folder."""
 
     def save_rejected(self, run: Path) -> int:
         """Write what could not be trained on to rejected.jsonl. Returns how much that is."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands; all of it travels in the checkpoint."""
-
-    step: int = 0
-    """Optimizer steps taken, skipped ones included: the position in the data."""
-    skipped: int = 0
-    """fp16 steps left out for gradients that were not finite."""
-    skipped_in_row: int = 0
-    best: float = -math.inf
-    best_step: int = 0
-    stale: int = 0
-    """Evaluations since the best."""
-    windows: int = 0
-    """Windows trained on, over all ranks."""
-    tokens: int = 0
-    """Tokens in them."""
-    seconds: float = 0.0
-    """Spent training: without evaluation and saving, over all sittings."""
 
 
 @dataclass
@@ -209,7 +186,7 @@ def train(model: nn.Module, task: Task, settings: LoopSettings, optim: OptimSett
                 state.best, state.best_step, state.stale = last[task.key], state.step, 0
                 if world.first:
                     with checkpoint.writing(run / "best.tmp"):
-                        task.save_model(model, run / "best")
+                        task.save_model(model, run / "best", evaluated=True)
                         task.save_predictions(run)
             logs.evaluation(last)
 
@@ -220,7 +197,7 @@ def train(model: nn.Module, task: Task, settings: LoopSettings, optim: OptimSett
         if world.first:
             with logs.paused():
                 parts = {name: part.state_dict() for name, part in state_parts.items()}
-                checkpoint.save_checkpoint(run, lambda folder: task.save_model(model, folder), {
+                checkpoint.save_checkpoint(run, lambda folder: task.save_model(model, folder, evaluated=False), {
                     **parts, "progress": asdict(state), "rng": generators, "world": world.size,
                     "fingerprints": fingerprints or {}, "journal_bytes": journal.size})
         saved_at = time.monotonic()
@@ -295,14 +272,6 @@ def forward_backward(model: nn.Module, task: Task, rows, windows: int, micro_tok
     return total
 
 
-def require_finite(loss: float, norm: float, step: int, run: Path) -> None:
-    """Stop where the loss or the gradient is not a finite number. Raises UserError with what to do."""
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise UserError(f"step {step + 1}: the loss is {loss:g} and the gradient norm {norm:g}, so training has diverged. "
-                        f"The last sound state is in {run / 'last'} where there is one. Try a lower --lr, a longer "
-                        "--warmup or --clip 1; if it is the first step, the weights or the data hold NaN")
-
-
 def count_skip(state: Progress, skipped: bool, scale: float, run: Path) -> None:
     """Book a step that the loss scaler skipped. Raises UserError after too many in a row."""
     state.skipped += skipped
@@ -319,99 +288,6 @@ def restore(resumed: dict, parts: dict, device: torch.device, world: World) -> P
         part.load_state_dict(resumed[name])
     checkpoint.set_rng_state(resumed["rng"][world.rank], device)
     return Progress(**resumed["progress"])
-
-
-class Average:
-    """Exponential moving average of the trainable weights; does nothing with decay 0."""
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
-        self.weights = [p for p in model.parameters() if p.requires_grad] if decay else []
-        self.averages = [p.detach().clone() for p in self.weights]
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """average = decay * average + (1 - decay) * weights."""
-        if self.decay:
-            torch._foreach_lerp_(self.averages, self.weights, 1 - self.decay)
-
-    @contextmanager
-    def in_place_of(self, model: nn.Module):
-        """The model holds the averages inside, its own weights again afterwards."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    def _swap(self) -> None:
-        for weight, average in zip(self.weights, self.averages, strict=True):
-            weight.data, average.data = average.data, weight.data
-
-    def state_dict(self) -> dict:
-        """The averages, in the order of the trainable parameters."""
-        return {"averages": self.averages}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Put back what `state_dict` returned."""
-        for average, saved in zip(self.averages, state["averages"], strict=True):
-            average.copy_(saved)
-
-
-class Logs:
-    """Journal and progress bar. On a GPU, losses are read one step late so that the host never waits for a step."""
-
-    def __init__(self, state: Progress, total: int, steps_per_epoch: int, journal: Journal, run: Path, world: World, device):
-        self.state, self.steps_per_epoch, self.journal, self.run = state, steps_per_epoch, journal, run
-        self.world, self.device, self.waiting = world, device, deque()
-        self.bar = tqdm(total=total, initial=state.step, unit=" steps", dynamic_ncols=True, disable=not world.first,
-                        desc="train", smoothing=0.1, mininterval=0.2 if sys.stderr.isatty() else 30)
-        self.clock, self.recent = time.perf_counter(), deque([(state.seconds, state.windows, state.tokens)], maxlen=50)
-
-    def step(self, loss: Tensor, norm: Tensor, lr: float, scale: float | None) -> None:
-        """Take a step's numbers; those on the GPU are written when the next step's arrive."""
-        state = self.state
-        state.seconds, self.clock = state.seconds + time.perf_counter() - self.clock, time.perf_counter()
-        self.waiting.append((state.step, loss, norm, lr, scale, state.seconds, state.windows,
-                             state.tokens, state.skipped))
-        while len(self.waiting) > (self.device.type == "cuda"):
-            self._write(*self.waiting.popleft())
-
-    def _write(self, step, loss, norm, lr, scale, seconds, windows, tokens, skipped) -> None:
-        loss, norm = self.world.sum(float(loss)), float(norm)
-        if scale is None:
-            require_finite(loss, norm, step - 1, self.run)
-        then, windows_then, tokens_then = self.recent[0]
-        self.recent.append((seconds, windows, tokens))
-        took = max(1e-9, seconds - then)
-        record = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), "loss": loss, "lr": lr, "grad_norm": norm,
-                  "windows_per_s": round((windows - windows_then) / took, 2),
-                  "tokens_per_s": round((tokens - tokens_then) / took, 1), "seconds": round(seconds, 3)}
-        if scale is not None:
-            record |= {"loss_scale": scale, "skipped": skipped}
-        self.journal.write("train", **record)
-        self.bar.update(1)
-        self.bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {record['windows_per_s']:.1f} windows/s, "
-                                 f"{record['tokens_per_s']:,.0f} tokens/s")
-
-    def evaluation(self, metrics: dict) -> None:
-        """Write an evaluation and show its numbers above the bar."""
-        self.journal.write("eval", step=self.state.step, epoch=round(self.state.step / self.steps_per_epoch, 4), **metrics)
-        if self.world.first:
-            shown = ", ".join(f"{name} {value:.2f}" for name, value in metrics.items()
-                              if isinstance(value, float) and not name.endswith("_total"))
-            self.bar.write(f"step {self.state.step}: {shown}", file=sys.stderr)
-
-    def flush(self) -> None:
-        """Write all that is waiting."""
-        while self.waiting:
-            self._write(*self.waiting.popleft())
-
-    @contextmanager
-    def paused(self):
-        """Time spent inside does not count as training."""
-        yield
-        self.clock = time.perf_counter()
 
 
 @contextmanager

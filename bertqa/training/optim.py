@@ -1,6 +1,7 @@
-"""AdamW with BERT's groups, and the learning rate as a pure function of the step."""
+"""AdamW with BERT's groups, the learning rate as a pure function of the step, and the average of the weights."""
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -116,3 +117,40 @@ def set_lr(optimizer: torch.optim.AdamW, lr: float, updates: int, settings: Opti
         group["lr"] = lr * group["lr_scale"] * scale
         group["eps"] = settings.eps / math.sqrt(c2)
         group["weight_decay"] = group["decay"] / scale
+
+
+class Average:
+    """Exponential moving average of the trainable weights; does nothing with decay 0."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.weights = [p for p in model.parameters() if p.requires_grad] if decay else []
+        self.averages = [p.detach().clone() for p in self.weights]
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """average = decay * average + (1 - decay) * weights."""
+        if self.decay:
+            torch._foreach_lerp_(self.averages, self.weights, 1 - self.decay)
+
+    @contextmanager
+    def in_place_of(self, model: nn.Module):
+        """The model holds the averages inside, its own weights again afterwards."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for weight, average in zip(self.weights, self.averages, strict=True):
+            weight.data, average.data = average.data, weight.data
+
+    def state_dict(self) -> dict:
+        """The averages, in the order of the trainable parameters."""
+        return {"averages": self.averages}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Put back what `state_dict` returned."""
+        for average, saved in zip(self.averages, state["averages"], strict=True):
+            average.copy_(saved)

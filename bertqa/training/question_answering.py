@@ -154,12 +154,12 @@ class QuestionAnswering:
         names = [name for name in ("exact", "f1", "exact_at_zero", "f1_at_zero") if name in found]
         return ", ".join(f"{name} {found[name]:.2f}" for name in names)
 
-    def save_model(self, model: nn.Module, where: Path) -> None:
-        """A model folder; qa.json holds the threshold of the last evaluation."""
+    def save_model(self, model: nn.Module, where: Path, evaluated: bool) -> None:
+        """A model folder; qa.json holds the threshold of the last evaluation, the card the numbers of an evaluated model."""
         found = self.evaluation.qa if self.evaluation else {"null_threshold": None}
         source = folder.read_config(self.weights)["provenance"]
         provenance = {**source, "fine_tuned_on": f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}"}
-        card = model_card(where, provenance, self.recipe, self.evaluation.metrics, found) if self.evaluation else None
+        card = model_card(where, provenance, self.recipe, self.evaluation.metrics, found) if evaluated else None
         folder.save(where, model, tokenizer_from=self.weights, qa={**found, **self.settings.saved()},
                     provenance=provenance, card=card)
 
