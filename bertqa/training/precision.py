@@ -42,6 +42,11 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu" and name != "fp32" and not torch.cpu._is_avx512_bf16_supported():
         print(f"warning: this CPU has no units for {name}; it will be emulated, many times slower than fp32",
               file=sys.stderr)
+    if device.type == "cpu" and name != "fp32":
+        # oneDNN makes a kernel for every shape that it meets, and it and torch keep 1,024 of them, a megabyte each. A training
+        # step needs some 250 and the next has other lengths. Both capacities are read once, before the first product.
+        for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+            os.environ.setdefault(cache, "256")
     return DTYPES[name]
 
 
