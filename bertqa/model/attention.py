@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bertqa.model.dropout import dropout as cheap_dropout
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -93,8 +95,9 @@ def per_sequence_attention(query: Tensor, key: Tensor, value: Tensor, layout: La
     """
     runs = [(length, len(list(same))) for length, same in itertools.groupby(layout.lengths)]
     tokens = [length * count for length, count in runs]
-    # On CPUs torch's fused body does not use their units for 16-bit products: its backward takes 4 times as long.
-    slow = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
+    # On CPUs torch's fused body does not use their units for 16-bit products: its backward takes 4 times as long. With
+    # dropout torch has no fused body for them, and draws a random number for each weight.
+    slow = query.device.type == "cpu" and (dropout > 0 or query.dtype in (torch.bfloat16, torch.float16))
     attend = written_out if slow else F.scaled_dot_product_attention
     mixed = [
         attend(*(x.unflatten(0, run[::-1]).transpose(1, 2) for x in qkv), dropout_p=dropout)
@@ -106,7 +109,7 @@ def per_sequence_attention(query: Tensor, key: Tensor, value: Tensor, layout: La
 def written_out(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
     """`F.scaled_dot_product_attention` of (S, A, L, D) tensors, step by step."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)             # (S, A, L, L)
-    return F.dropout(scores.softmax(-1), dropout_p) @ value                        # (S, A, L, D)
+    return cheap_dropout(scores.softmax(-1), dropout_p, True) @ value              # (S, A, L, D)
 
 
 def padded_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0) -> Tensor:
