@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bertqa.errors import UserError
 from bertqa.qa import metrics
+from bertqa.qa.thresholds import tune_threshold
 
 # Words that make answers agree in part, and everything normalisation treats specially.
 WORDS = ["a", "an", "the", "The", "cat", "Cat.", "dog", "dog's", "42", "...", "!", "-", "a-n", "日本", "日本の", "猫。",
@@ -135,7 +136,7 @@ def test_the_threshold_story():
     assert (thresholded["best_exact"], thresholded["best_exact_thresh"]) == (60.0, -1.0)
 
     scores = metrics.score_answers(data, raw)
-    sweep = metrics.tune_threshold(list(odds.values()), scores.exact, scores.f1, scores.has_answer)
+    sweep = tune_threshold(list(odds.values()), scores.exact, scores.f1, scores.has_answer)
     assert (sweep.best_exact, sweep.best_exact_thresh) == (100.0, 1.75)
     assert metrics.evaluate_v2(scores, odds, sweep.best_exact_thresh)["exact"] == 100.0
     assert metrics.evaluate_v2(scores, odds, thresholded["best_exact_thresh"])["exact"] == 60.0
@@ -149,7 +150,7 @@ def test_the_official_sweep_promises_what_no_threshold_gives():
         theirs = metrics.evaluate_v2(scores, odds)
         assert theirs["best_exact"] == promised
         assert metrics.evaluate_v2(scores, odds, theirs["best_exact_thresh"])["exact"] == real
-    sweep = metrics.tune_threshold([-2.0, -1.0], [0, 0], [0, 0], [False, False])
+    sweep = tune_threshold([-2.0, -1.0], [0, 0], [0, 0], [False, False])
     assert (sweep.best_exact, sweep.best_exact_thresh) == (100.0, -3.0)
 
 
@@ -158,7 +159,7 @@ def test_the_official_sweep_promises_what_no_threshold_gives():
 def test_tuned_thresholds_score_what_they_promise_and_none_scores_more(rows):
     odds, f1, has_answer = map(np.array, zip(*rows, strict=True))
     exact = (f1 == 1).astype(int)
-    sweep = metrics.tune_threshold(odds, exact, f1, has_answer)
+    sweep = tune_threshold(odds, exact, f1, has_answer)
 
     def at(threshold, values):
         return 100 * np.where(odds > threshold, ~has_answer, values).mean()
@@ -178,10 +179,10 @@ def test_neighbouring_floats_and_odds_that_are_not_finite():
     low = np.nextafter(1.0, 2.0)
     odds = np.array([low, np.nextafter(low, 2.0)])
     assert odds.mean() == odds[1]  # so the point midway would answer both
-    sweep = metrics.tune_threshold(odds, [1, 0], [1, 0], [True, False])
+    sweep = tune_threshold(odds, [1, 0], [1, 0], [True, False])
     assert (sweep.best_exact, sweep.best_exact_thresh) == (100.0, low)
     with pytest.raises(UserError, match="1 of 2 are not"):
-        metrics.tune_threshold([1.0, np.inf], [1, 0], [1, 0], [True, False])
+        tune_threshold([1.0, np.inf], [1, 0], [1, 0], [True, False])
 
 
 # ---- extras ----

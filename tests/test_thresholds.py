@@ -9,7 +9,7 @@ from test_spans import decode, lay
 from bertqa.data.examples import Example
 from bertqa.errors import UserError
 from bertqa.qa.answers import best_answers, null_odds, prediction_files
-from bertqa.qa.metrics import evaluate_v2, score_answers, tune_threshold
+from bertqa.qa.metrics import evaluate_v2, score_answers
 from bertqa.qa.thresholds import (
     NO_SPAN_ODDS,
     abstain,
@@ -18,6 +18,7 @@ from bertqa.qa.thresholds import (
     hold_out,
     no_answer_probability,
     tune,
+    tune_threshold,
 )
 
 

@@ -165,7 +165,7 @@ def evaluate_v2(
 
     HasAns_* or NoAns_* are absent when there is no such question, pr_*_ap when no question has an answer. Ids in
     `na_probs` that the data does not have are left out of the curves, where the script would crash. The best_* keys are
-    the script's own sweep; to choose a threshold use `tune_threshold`, which says what is wrong with them.
+    the script's own sweep; to choose a threshold use `thresholds.tune_threshold`, which says what is wrong with them.
 
     Raises UserError where `na_probs` lacks a question that has a prediction.
     """
@@ -240,7 +240,7 @@ def ranking(scores: Scores, na_probs: Mapping[str, float]) -> list[int]:
 def find_best_thresh(
     values: Sequence[float], scores: Scores, odds: Sequence[float | None], order: Sequence[int]
 ) -> tuple[float, float]:
-    """The official sweep, for its numbers only: (best score in percent, threshold). Use `tune_threshold`."""
+    """The official sweep, for its numbers only: (best score in percent, threshold). Use `thresholds.tune_threshold`."""
     known = [text is not None for text in scores.texts]
     score = best = sum(k and not has for k, has in zip(known, scores.has_answer, strict=True))  # answering nothing
     threshold = 0.0
@@ -280,60 +280,6 @@ def precision_recall(
 
 
 # ---- arrays ----
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """Scores in percent at all K thresholds that make a difference, rising; `odds > threshold` means no answer."""
-
-    thresholds: np.ndarray  # (K,) float64
-    exact: np.ndarray  # (K,) float64
-    f1: np.ndarray  # (K,) float64
-    best_exact: float
-    best_exact_thresh: float
-    best_f1: float
-    best_f1_thresh: float
-
-
-def tune_threshold(odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answer: np.ndarray) -> Sweep:
-    """The no-answer threshold that scores best, given each question's raw best non-null answer. All arrays are (Q,).
-
-    `exact` and `f1` score the raw answers (`score_answers` of the best non-null texts): once a threshold has emptied
-    some of them, no sweep can see what a higher threshold would have earned. The official sweep has more to correct: it
-    takes points between questions of equal odds, which no threshold can reach; it charges an unanswerable question for
-    an answer without words, which scores as no answer; and where answering nothing is best it reports 0.0, which still
-    answers whatever has odds below 0.
-
-    A threshold lies midway between neighbouring odds, 1 below the lowest (nothing is answered) or 1 above the highest
-    (everything is). Of equally good ones the lowest is taken. Raises UserError without questions or with infinite odds.
-    """
-    import numpy as np
-
-    odds, exact, f1 = (np.asarray(a, np.float64) for a in (odds, exact, f1))
-    has_answer = np.asarray(has_answer, bool)
-    assert odds.shape == exact.shape == f1.shape == has_answer.shape and odds.ndim == 1
-    if len(odds) == 0 or not np.isfinite(odds).all():
-        bad = int(np.count_nonzero(~np.isfinite(odds)))
-        raise UserError(f"a threshold needs no-answer odds that are finite numbers: {bad} of {len(odds)} are not")
-    order = np.argsort(odds, kind="stable")
-    levels, first = np.unique(odds[order], return_index=True)  # (K-1,) distinct odds and where each starts
-    below, above = levels[:-1], levels[1:]
-    middle = below + (above - below) / 2
-    middle = np.where(middle < above, middle, below)  # neighbouring floats have nothing between them
-    thresholds = np.concatenate(([levels[0] - 1.0], middle, [levels[-1] + 1.0]))
-    answered = np.append(first, len(odds))  # (K,) questions answered at each threshold
-    nothing = (~has_answer).astype(np.float64)
-
-    def curve(values: np.ndarray) -> np.ndarray:
-        gains = np.concatenate(([0.0], np.cumsum((values - nothing)[order])))  # answering this one more question
-        return 100.0 * (nothing.sum() + gains[answered]) / len(odds)
-
-    exact, f1 = curve(exact), curve(f1)
-    at_exact, at_f1 = int(exact.argmax()), int(f1.argmax())
-    return Sweep(
-        thresholds, exact, f1,
-        float(exact[at_exact]), float(thresholds[at_exact]), float(f1[at_f1]), float(thresholds[at_f1]),
-    )  # fmt: skip
 
 
 def bootstrap(values: np.ndarray, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> np.ndarray:
