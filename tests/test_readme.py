@@ -90,6 +90,7 @@ DATA = {
     "dev-v2.0.json.gz": gzip.compress(json.dumps(DEV).encode()),
     "squad2-dev-2k.json.gz": gzip.compress(json.dumps(DEV).encode()),
     "squad2-train-8k.json.gz": gzip.compress(json.dumps(TRAIN).encode()),
+    "train-v1.1.json.gz": gzip.compress(json.dumps(TRAIN).encode()),
 }
 """The files that the page takes for granted, each with a few real questions, a text, or reviews."""
 
