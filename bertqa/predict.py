@@ -241,21 +241,21 @@ def answer_file(args, config: dict, world) -> int:
                      for name in ("predictions.json", "nbest_predictions.json", "null_odds.json")}
         bar = stack.enter_context(tqdm(total=len(data.examples), unit=" questions", desc="answer", dynamic_ncols=True,
                                        disable=not world.first))
-        first: dict = {}
+        first_answers: dict = {}
         for turn in chunks(chunks(data.examples, CHUNK), world.size):
             contents: dict = {}
             if world.rank < len(turn):
                 chunk = turn[world.rank]
                 spans, windows = reader.spans(chunk, **decoding(args))
                 contents = prediction_files(spans, windows, chunk, threshold)
-            first = first or contents
+            first_answers = first_answers or contents.get("predictions.json", {})
             for part in world.gather(contents):
                 for name, content in part.items() if world.first else ():
                     files[name].update(content)
             bar.update(sum(map(len, turn)))
     print(f"answers in {out}, threshold {'none' if threshold is None else f'{threshold:.4f}'}", file=sys.stderr)
     if args.int8 and world.first:
-        print(int8_cost(args, data.examples, first["predictions.json"], threshold), file=sys.stderr)
+        print(int8_cost(args, data.examples, first_answers, threshold), file=sys.stderr)
     return 0
 
 

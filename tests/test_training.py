@@ -213,6 +213,8 @@ def test_resume_moves_the_end(tmp_path, tiny_model, letters, capsys):
     said = "At step 5 the run's end was moved from step 5 to 9; the learning rate follows the new schedule from there."
     assert said in capsys.readouterr().err and said in (out / "report.html").read_text()
     assert said in (out / "best" / "README.md").read_text() and said not in (whole / "best" / "README.md").read_text()
+    measured = ["What it got on its dev set" in (out / which / "README.md").read_text() for which in ("best", "last")]
+    assert measured == [True, False]                                      # last/ goes on where no evaluation has been
     assert same(weights(out), weights(whole)) and events(out, "train") == events(whole, "train")
 
     out = run(tmp_path / "linear", tiny_model, letters, "--epochs", "1", "--max-minutes", "1e-9")
