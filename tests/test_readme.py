@@ -306,6 +306,24 @@ def test_no_command_is_overlooked():
     assert len(starts) >= 20 and all(any(start in command.text for command in COMMANDS) for start in starts)
 
 
+def test_an_environment_in_use_is_brought_up_to_date_not_made_again(tmp_path, monkeypatch):
+    """The other command's extra is installed beside a training that runs in it; one that was cut off is made again."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import quickstart
+
+    done = []
+    monkeypatch.setattr(quickstart, "ROOT", tmp_path)
+    monkeypatch.setattr(quickstart, "requirements", lambda: "key")
+    monkeypatch.setattr(quickstart.venv, "create", lambda home, with_pip: done.append("made"))
+    monkeypatch.setattr(quickstart, "run", lambda *command: done.append(command[-1]))
+    python = tmp_path / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python.parent.mkdir(parents=True)
+    python.touch()
+    for extra in ("test", "", ""):
+        assert quickstart.environment(extra) == python
+    assert done == ["made", f"{tmp_path}[test]", str(tmp_path)]
+
+
 def test_ci_runs_check():
     assert "tools/check.py" in (ROOT / ".ci" / "run").read_text()
 

@@ -29,7 +29,8 @@ def environment(extra: str = "") -> Path:
     stamp, key = home / f"installed{extra and '-' + extra}", requirements()
     if not (python.exists() and stamp.exists() and stamp.read_text() == key):
         print(f"installing into {home} (a minute or two) ...", flush=True)
-        venv.create(home, with_pip=True)
+        if not (python.exists() and any(home.glob("installed*"))):  # one in use, whose python runs, cannot be made again
+            venv.create(home, with_pip=True)
         package = f"{ROOT}[{extra}]" if extra else str(ROOT)
         run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
             "--constraint", ROOT / "tools" / "constraints.txt", "--editable", package)
