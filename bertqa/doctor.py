@@ -24,7 +24,18 @@ from bertqa.data.windows import build_windows, check_window_settings
 from bertqa.errors import UserError
 from bertqa.flags import read_config_file, run_verb
 from bertqa.qa import metrics
-from bertqa.qa.ceiling import FAULTS, INSIDE, NO_WINDOW, TOO_LONG, UNPLACED, View, best_answer, ceiling, place, views
+from bertqa.qa.ceiling import (
+    FAULTS,
+    INSIDE,
+    NO_WINDOW,
+    TOO_LONG,
+    UNPLACED,
+    View,
+    best_answer,
+    ceiling,
+    place,
+    views,
+)
 from bertqa.qa.metrics import normalise_answer
 
 DEFAULTS = {"max_length": 384, "overlap": 128, "max_question": 64, "max_answer_length": 30}
@@ -33,7 +44,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bertqa.doctor", description="What is wrong with a data set, and the best score that it allows.",
         epilog="example: python -m bertqa.doctor train.json dev.json --weights my-model --fix train-fixed.json",
-    )  # fmt: skip
+    )
     parser.add_argument("file", metavar="FILE", type=Path, help="questions, of any form that train reads, .gz or not; "
                         "squad1, squad2 (the official dev files), squad2-train are fetched")
     parser.add_argument("other", metavar="OTHER", type=Path, nargs="?", help="data that FILE should not overlap with")
@@ -79,7 +90,7 @@ def check(args: argparse.Namespace) -> None:
     """What can be refused before anything is read."""
     if args.doc_stride:
         raise UserError("--doc-stride means the step between windows in Google's script and their overlap in run_qa; "
-                        "say --step N or --overlap N")  # fmt: skip
+                        "say --step N or --overlap N")
     if args.json and (args.show is not None or args.id):
         raise UserError("--show and --id print text for people, not JSON; leave out --json")
     if args.show is not None and args.show < 1:
@@ -105,7 +116,7 @@ def prepare(args: argparse.Namespace) -> tuple[WordPiece | None, dict]:
         settings |= {name: layer[name] for name in DEFAULTS if name != "overlap" and name in layer}
     settings = {name: value for name, value in settings.items() if value is not None}
     check_window_settings(settings["max_length"], settings.get("overlap"), settings.get("step"),
-                          settings["max_question"])  # fmt: skip
+                          settings["max_question"])
     if settings["max_answer_length"] < 1:
         raise UserError(f"max_answer_length is {settings['max_answer_length']}; an answer needs at least 1 token")
     return WordPiece.load(folder) if folder else None, settings
@@ -125,7 +136,7 @@ def examine(data: Dataset, other: Dataset | None, tokenizer: WordPiece | None, s
         "unplaced_answers": sum(start < 0 for example in examples for start in example.answer_starts),
         "rejected": [{"id": question.id, "reason": question.reason} for question in data.rejected],
         "duplicates": again, "contradictions": contradictions,
-    }  # fmt: skip
+    }
     if other:
         report["overlap"] = overlap(data, other)
     return report | (token_report(data, tokenizer, settings) if tokenizer else {})
@@ -176,7 +187,7 @@ def overlap(data: Dataset, other: Dataset) -> dict:
         "ids": [example.id for example in data.examples if example.id in ids],
         "questions": [example.id for example in data.examples if question_key(example.question) in questions],
         "questions_and_paragraphs": [e.id for e in on_shared if (question_key(e.question), paragraph(e)) in pairs],
-    }  # fmt: skip
+    }
 
 
 # ---- what tokens and windows allow ----
@@ -198,9 +209,9 @@ def token_report(data: Dataset, tokenizer: WordPiece, settings: dict) -> dict:
     several = np.bincount(windows.question) > 1
     faulty = {fault: [{"id": example.id, "answer": answer.text, "tokens": answer.tokens, "nearest": answer.nearest}
                       for example, answers in zip(data.examples, placed, strict=True)
-                      for answer in answers if answer.fault == fault] for fault in FAULTS}  # fmt: skip
+                      for answer in answers if answer.fault == fault] for fault in FAULTS}
     lengths = {"question": windows.questions.counts, "paragraph": windows.contexts.counts,
-               "answer": [answer.tokens for answers in placed for answer in answers if answer.tokens]}  # fmt: skip
+               "answer": [answer.tokens for answers in placed for answer in answers if answer.tokens]}
     return {
         "vocabulary": str(tokenizer.folder), "settings": settings,
         "tokens": {name: percentiles(counts) for name, counts in lengths.items() if len(counts)},
@@ -209,7 +220,7 @@ def token_report(data: Dataset, tokenizer: WordPiece, settings: dict) -> dict:
         "questions_cut": windows.cut_questions,
         "answers": {"distinct": sum(map(len, placed)), "faulty": faulty},
         "ceiling": ceiling(data.examples, placed, scores, v1),
-    }  # fmt: skip
+    }
 
 
 def percentiles(counts: Sequence[int]) -> dict:
@@ -258,7 +269,7 @@ def table(report: dict, most: int) -> Iterator[str]:
     yield line("answers without a place", report["unplaced_answers"], "they count in scores, but cannot be trained on")
     yield line("questions rejected", len(report["rejected"]), "training leaves them out, scores do not")
     kinds = Counter(re.sub(r'the answer ".*?(?= does not occur| occurs more)', "an answer", question["reason"])
-                    for question in report["rejected"])  # fmt: skip
+                    for question in report["rejected"])
     yield from (f"  {count:,} x {brief(kind, 85)}" for kind, count in kinds.most_common(5))
     yield from (f"  {question['id']}   {brief(question['reason'], 60)}" for question in report["rejected"][:most])
     yield line("asked again", sum(len(ids) - 1 for ids in report["duplicates"]), "same question, same paragraph")
@@ -297,7 +308,7 @@ def token_table(report: dict, most: int) -> Iterator[str]:
     yield line("questions cut", report["questions_cut"], f"after {settings['max_question']} tokens")
     yield line("distinct answers", report["answers"]["distinct"])
     notes = {NO_WINDOW: "no window holds them whole", TOO_LONG: f"more than {settings['max_answer_length']}",
-             INSIDE: "no span hits them exactly; scoring may forgive it"}  # fmt: skip
+             INSIDE: "no span hits them exactly; scoring may forgive it"}
     yield from (line(f"  {fault}", len(report["answers"]["faulty"][fault]), notes.get(fault, "")) for fault in FAULTS)
     figures, below = report["ceiling"]["figures"], report["ceiling"]["below"]
     exact, f1 = figures.get("exact_match", figures.get("exact")), figures["f1"]
@@ -335,7 +346,7 @@ def choose(data: Dataset, args: argparse.Namespace) -> list[Example]:
     unknown = [id for id in args.id if id not in by_id]
     if unknown:
         raise UserError(f"{args.file}: has no question {', '.join(map(repr, unknown))}; ids are like "
-                        + ", ".join(map(repr, list(by_id)[:3])))  # fmt: skip
+                        + ", ".join(map(repr, list(by_id)[:3])))
     return [by_id[id] for id in args.id]
 
 
@@ -407,20 +418,20 @@ def fix(data: Dataset, path: Path) -> dict:
             {"id": example.id, "question": example.question, "answers": answers, "is_impossible": not answers})
     document = {"version": "v2.0", "data": [
         {"title": title, "paragraphs": [{"context": context, "qas": qas} for context, qas in paragraphs.items()]}
-        for title, paragraphs in articles.items()]}  # fmt: skip
+        for title, paragraphs in articles.items()]}
     # UTF-8 has no lone surrogates; backslashreplace writes \udXXX, which is just how JSON spells them.
     content = json.dumps(document, ensure_ascii=False).encode("utf-8", "backslashreplace")
     part = path.with_name(path.name + ".part")
     part.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     os.replace(part, path)
     return {"file": str(path), "questions": len(kept), "repaired": data.repaired,
-            "rejected_left_out": len(data.examples) - len(kept), "answers_left_out": lost}  # fmt: skip
+            "rejected_left_out": len(data.examples) - len(kept), "answers_left_out": lost}
 
 
 def fixed_line(fixed: dict) -> str:
     return (f"wrote {fixed['file']}: {fixed['questions']:,} questions, {fixed['repaired']:,} offsets repaired; "
             f"left out: {fixed['rejected_left_out']:,} rejected questions, "
-            f"{fixed['answers_left_out']:,} answers without a place")  # fmt: skip
+            f"{fixed['answers_left_out']:,} answers without a place")
 
 
 if __name__ == "__main__":

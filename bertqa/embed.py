@@ -65,8 +65,8 @@ def embed_texts(encoder, tokenizer, texts: Sequence[str], *, pool: str = "mean",
     import torch.nn.functional as F
 
     from bertqa.data.windows import text_windows
+    from bertqa.device import autocast
     from bertqa.inference import forward_all
-    from bertqa.training.precision import autocast
 
     config, device = encoder.config, next(encoder.parameters()).device
     most = config.max_position_embeddings if max_length is None else max_length
@@ -191,8 +191,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from bertqa.data.tokenizer import WordPiece
-    from bertqa.model import folder, hf, prepack
-    from bertqa.training.precision import pick_device, pick_precision
+    from bertqa.device import pick_device, pick_precision
+    from bertqa.hf import convert as hf
+    from bertqa.model import folder, prepack
 
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -24,7 +24,7 @@ def forward_all(compute: Callable[[Batch, Layout], tuple[Tensor, ...]], windows:
     """Yield (rows (S,), what `compute` returned for them, as float32 on the host) for packed batches, longest windows
     first, that cover all windows once. The model that `compute` calls must be in eval mode.
 
-    With a `world` (training.distributed) each rank computes every size-th batch and yields those of all: whole batches
+    With a `world` (distributed) each rank computes every size-th batch and yields those of all: whole batches
     and not questions are dealt out, so that each is the very batch of a single process, to the last bit of its logits.
     """
     store = WindowStore(windows, device)

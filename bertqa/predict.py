@@ -85,8 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{', '.join(given)}: has no effect {'with' if args.data else 'without'} --data; leave it out")
     if ask:
         return answer_asked(args)
-    from bertqa.model import folder, hf
-    from bertqa.training.distributed import world_of_torchrun
+    from bertqa.distributed import world_of_torchrun
+    from bertqa.hf import convert as hf
+    from bertqa.model import folder
 
     with world_of_torchrun() as world:
         args.model = Path(world.in_turn(lambda: hf.resolve_weights(args.model)))
@@ -137,9 +138,9 @@ def logits_of(args, texts, max_length: int, world):
     """(logits (R, C) of texts, how many of these were cut); the ranks of `world` share the work."""
     from bertqa.data.tokenizer import WordPiece
     from bertqa.data.windows import text_windows
+    from bertqa.device import autocast, pick_device, pick_precision
     from bertqa.inference import class_logits
     from bertqa.model import folder, prepack
-    from bertqa.training.precision import autocast, pick_device, pick_precision
 
     device, names = pick_device(args.device), ("tokenise", "classify") if args.data else (None, None)
     windows = text_windows(texts.texts, WordPiece.load(args.model), pairs=texts.pairs, max_length=max_length,
@@ -167,7 +168,7 @@ def threshold_of(args, qa: dict) -> float | None:
 
 def load_reader(args) -> Reader:
     """The Reader that the flags ask for."""
-    from bertqa.training.precision import pick_device
+    from bertqa.device import pick_device
 
     return Reader.load(args.model, pick_device(args.device), args.precision, int8=args.int8)
 

@@ -77,7 +77,8 @@ class Reader:
         Raises:
             UserError: where there is no such model, or no such device, or the model has no answer head.
         """
-        from bertqa.model import folder, hf, prepack
+        from bertqa.hf import convert as hf
+        from bertqa.model import folder, prepack
 
         where = Path(hf.resolve_weights(name))
         device = _device("cpu" if int8 and device in (None, "auto") else device)
@@ -143,8 +144,8 @@ class Reader:
     def _read(self, examples, settings, progress: str | None = None) -> tuple[Spans, Windows, np.ndarray]:
         """(Spans, Windows, mass): mass (2, Q) is the log of what exp(start logit), exp(end logit) sum to over all
         windows of a question, at [CLS] and the paragraph's tokens."""
+        from bertqa.device import autocast
         from bertqa.inference import forward_all
-        from bertqa.training.precision import autocast
 
         windows = build_windows(examples, self.tokenizer, max_length=self.qa["max_length"], overlap=self.qa.get("overlap"),
                                 step=self.qa.get("step"), max_question=self.qa["max_question"])
@@ -304,7 +305,7 @@ def _device(device):
     """The torch.device of a name, "cuda:1" included, or the one that is given."""
     import torch
 
-    from bertqa.training.precision import pick_device
+    from bertqa.device import pick_device
 
     if isinstance(device, torch.device):
         return device
@@ -316,7 +317,7 @@ def _device(device):
 
 def _dtype(dtype, device):
     """The torch dtype of a name, or the one that is given."""
-    from bertqa.training.precision import DTYPES, pick_precision
+    from bertqa.device import DTYPES, pick_precision
 
     if dtype in DTYPES.values():
         return dtype

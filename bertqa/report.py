@@ -1,7 +1,7 @@
 """python -m bertqa.report RUN [OTHER]: one self-contained HTML page about a run, or about two runs compared.
 
 Everything comes from the run folder and the dev file it names: `training/run_folder.py` reads it, the numbers are
-`qa/analysis.py`'s, the page is drawn by `report_page/`. A piece that is missing becomes a sentence on the page. Text
+`reporting/analysis.py`'s, the page is drawn by `reporting/page/`. A piece that is missing becomes a sentence on the page. Text
 from data reaches the page as JSON only and becomes text nodes; the page's policy lets no script run but its own, and
 nothing be fetched.
 """
@@ -26,11 +26,12 @@ from bertqa import __version__
 from bertqa.data.examples import Dataset, Example, read_examples
 from bertqa.errors import UserError
 from bertqa.flags import run_verb
-from bertqa.qa import analysis, metrics
+from bertqa.qa import metrics
 from bertqa.qa.thresholds import NO_SPAN_ODDS
-from bertqa.training.run_folder import Run, facts, find_dev, lead, numbers, read_run, remarks
+from bertqa.reporting import analysis
+from bertqa.reporting.run_folder import Run, facts, find_dev, lead, numbers, read_run, remarks
 
-PAGE = Path(__file__).resolve().parent / "report_page"
+PAGE = Path(__file__).resolve().parent / "reporting" / "page"
 SCRIPTS = ("charts.js", "sections.js", "questions.js")  # one after the other, as one script
 RUNNERS_UP = 3
 """Spans shown beneath each prediction."""

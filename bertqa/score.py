@@ -36,7 +36,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     official.add_argument(
         "-t", "--na-prob-thresh", metavar="T", type=float,
         help="an answer with odds > T counts as no answer [1.0, which suits probabilities and not log-odds]",
-    )  # fmt: skip
+    )
     official.add_argument("-p", "--out-image-dir", metavar="D", type=Path, help="plot curves and histograms there")
     official.add_argument("-v", "--verbose", action="store_true", help="say on stderr what was read and by which rules")
     more = parser.add_argument_group("beyond it")
@@ -46,13 +46,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     more.add_argument(
         "--missing", choices=("wrong", "skip"), default="wrong",
         help="a question without a prediction scores 0, or is left out as the official v2 script intends [wrong]",
-    )  # fmt: skip
+    )
     more.add_argument("--avna", action="store_true", help="add avna: answer-versus-no-answer accuracy")
     more.add_argument("--char-f1", action="store_true", help="add char_f1: F1 for languages without spaces")
     more.add_argument(
         "--confidence", metavar="N", type=int, nargs="?", const=1000,
         help="add *_ci95: 95 %% intervals by bootstrap over questions, N resamples [1000]",
-    )  # fmt: skip
+    )
     more.add_argument("--details", metavar="F", type=Path, help="one row per question, as .csv or .jsonl")
     return parser.parse_args(argv)
 
@@ -70,12 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     result = metrics.evaluate_v1(scores) if v1 else metrics.evaluate_v2(
         scores, na_probs, threshold, curves=na_probs is not None and args.out_image_dir is not None
-    )  # fmt: skip
+    )
     odds = metrics.odds_of(scores, na_probs)
     final = Scores(
         scores.ids, scores.has_answer, scores.texts,
         *(metrics.apply_threshold(v, scores, odds, threshold) for v in (scores.exact, scores.f1, scores.char_f1) if v),
-    )  # fmt: skip
+    )
     result |= extras(args, final, odds, threshold, v1)
     if args.details:
         given = metrics.answered(final, odds, threshold)

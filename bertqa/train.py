@@ -20,21 +20,22 @@ from bertqa.settings import ENDS, lasting, parse, settings_of
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train. Returns the exit status: 0, or 130 where a signal stopped the run (it can be resumed)."""
-    from bertqa.training.distributed import world_of_torchrun
+    from bertqa.distributed import world_of_torchrun
 
     with world_of_torchrun() as world:
         chosen, resume = parse(argv)
         files, answers, modelling, optim, loop = chosen.values()
         import torch
 
-        from bertqa.model import folder, hf
-        from bertqa.model.weight_files import sha256
+        from bertqa.device import pick_device, pick_precision
+        from bertqa.files import sha256
+        from bertqa.hf import convert as hf
+        from bertqa.model import folder
         from bertqa.training.checkpoint import check_same, load_checkpoint, load_weights
         from bertqa.training.classification import Classification
         from bertqa.training.journal import Journal
         from bertqa.training.loop import summary, total_steps, train
         from bertqa.training.optim import freeze
-        from bertqa.training.precision import pick_device, pick_precision
         from bertqa.training.question_answering import QuestionAnswering, write_json
 
         def say(line: str) -> None:
@@ -164,9 +165,9 @@ def move_end(run: Path, step: int, loop, windows: int, world) -> list[str]:
     Raises:
         UserError: where the run is past that end.
     """
+    from bertqa.reporting.run_folder import moved_ends
     from bertqa.training.loop import total_steps
     from bertqa.training.question_answering import write_json
-    from bertqa.training.run_folder import moved_ends
 
     config = read_config_file(run / "config.json")
     before = dataclasses.replace(loop, **{name: config["settings"][name] for name in ENDS})

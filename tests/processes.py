@@ -22,7 +22,7 @@ FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.tru
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload([
-    "torch._dynamo", "torch.distributed", "bertqa.train", "bertqa.predict", "bertqa.reader", "bertqa.model.hf",
+    "torch._dynamo", "torch.distributed", "bertqa.train", "bertqa.predict", "bertqa.reader", "bertqa.hf.convert",
     "bertqa.training.classification", "bertqa.training.loop", "bertqa.training.question_answering"])
 
 

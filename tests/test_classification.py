@@ -17,11 +17,19 @@ from bertqa.data.batches import WindowStore
 from bertqa.data.texts import Texts, label_names, label_rows, read_texts, split
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import text_windows
-from bertqa.model import folder, hf
+from bertqa.hf import convert as hf
+from bertqa.model import folder
 from bertqa.predict import main as predict
+from bertqa.reporting.run_folder import read_journal
 from bertqa.train import main
-from bertqa.training.classification import Classification, ClassificationSettings, confusion, probabilities, scores, table
-from bertqa.training.journal import read_journal
+from bertqa.training.classification import (
+    Classification,
+    ClassificationSettings,
+    confusion,
+    probabilities,
+    scores,
+    table,
+)
 
 SHORT = ["--task", "classify", "--max-length", "24", "--batch-size", "8", "--lr", "3e-3", "--threads", "1", "--dropout", "0"]
 TIMES = ("time", "seconds", "windows_per_s", "tokens_per_s", "peak_memory_mb")

@@ -72,7 +72,7 @@ def sick(tmp_path) -> Path:
         question("again", "WHAT does it  eat", ("panda", 8)),
         question("none", "Who is it?", is_impossible=True),
         question("some", "who is it ?", ("panda", 8), is_impossible=False),
-    ]), ("Bears.", [question("bears", "Who is it?", ("Bears", 0))]))  # fmt: skip
+    ]), ("Bears.", [question("bears", "Who is it?", ("Bears", 0))]))
 
 
 # ---- the report ----
@@ -81,13 +81,13 @@ def sick(tmp_path) -> Path:
 def test_counts_offsets_repeats_and_contradictions(sick, capsys):
     found = report(capsys, sick)
     assert {name: found[name] for name in ("version", "questions", "impossible", "paragraphs", "articles")} == {
-        "version": "2.0", "questions": 7, "impossible": 1, "paragraphs": 2, "articles": 1}  # fmt: skip
+        "version": "2.0", "questions": 7, "impossible": 1, "paragraphs": 2, "articles": 1}
     assert found["answers_per_question"] == {"0": 1, "1": 4, "2": 2}
     assert (found["repaired"], found["unplaced_answers"]) == (1, 2)
     assert found["rejected"] == [{"id": "lost", "reason": 'the answer "water" does not occur in the context'}]
     assert found["duplicates"] == [["shifted", "again"], ["none", "some"]]     # not "bears": another paragraph
     assert found["contradictions"] == [{"ids": ["shifted", "again"], "kind": "different answers"},
-                                       {"ids": ["none", "some"], "kind": "answerable and impossible"}]  # fmt: skip
+                                       {"ids": ["none", "some"], "kind": "answerable and impossible"}]
     assert "settings" not in found and "ceiling" not in found and "overlap" not in found
 
 
@@ -113,12 +113,12 @@ def test_a_file_without_a_single_answer(tmp_path, weights, capsys):
 
 def test_overlap_of_two_files(tmp_path, capsys):
     train = write(tmp_path / "train.json", (PANDAS, [question("1", "Where?", ("Nepal", 23)), question("2", "Who?")]),
-                  ("Bears.", [question("3", "What is it?")]))  # fmt: skip
+                  ("Bears.", [question("3", "What is it?")]))
     dev = write(tmp_path / "dev.json", (PANDAS.replace(" It", "  It"), [question("9", "where", ("Nepal", 23))]),
-                ("Cats.", [question("3", "Who?")]), title="Cats")  # fmt: skip
+                ("Cats.", [question("3", "Who?")]), title="Cats")
     assert report(capsys, train, dev)["overlap"] == {
         "file": str(dev), "questions_in_it": 2, "articles": 0, "paragraphs": 1, "questions_on_them": 2,
-        "ids": ["3"], "questions": ["1", "2"], "questions_and_paragraphs": ["1"]}  # fmt: skip
+        "ids": ["3"], "questions": ["1", "2"], "questions_and_paragraphs": ["1"]}
     assert "2 questions are about them" in table(capsys, train, dev)
 
 
@@ -134,32 +134,32 @@ def test_tokens_windows_and_every_fault(tmp_path, weights, capsys):
         question("wide", "who? who", ("bc c d e f g h", 2)),
         question("lost", "who?", ("zebra", 5)),
         question("none", "a who?", is_impossible=True),
-    ]))  # fmt: skip
+    ]))
     found = report(capsys, path, "--weights", weights, "--max-length", 11, "--overlap", 2, "--max-question", 2,
-                   "--max-answer-length", 3)  # fmt: skip
+                   "--max-answer-length", 3)
     assert found["settings"] == {"max_length": 11, "overlap": 2, "max_question": 2, "max_answer_length": 3}
     assert found["tokens"]["paragraph"] == {"least": 14, "median": 14, "90 %": 14, "99 %": 14, "most": 14}
     assert found["windows"]["count"] == 18 and found["windows"]["questions_with_several"] == 6
     assert found["windows"]["filled"] == 1.0 and found["questions_cut"] == 2
     faulty = {name: [(answer["id"], answer["tokens"]) for answer in answers]
-              for name, answers in found["answers"]["faulty"].items() if answers}  # fmt: skip
+              for name, answers in found["answers"]["faulty"].items() if answers}
     assert faulty == {"too many tokens": [("long", 4)], "in no window": [("wide", 8)],
-                      "not found in its paragraph": [("lost", 0)]}  # fmt: skip
+                      "not found in its paragraph": [("lost", 0)]}
     ceiling = found["ceiling"]
     assert ceiling["rules"] == "v2.0" and {entry["id"]: entry["best"] for entry in ceiling["below"]} == {
-        "wide": "c d e", "lost": ""}  # fmt: skip
+        "wide": "c d e", "lost": ""}
     # exact: 4 of 6; wide: "c d e" is 3 words of 7 -> precision 1, recall 3/7, F1 0.6; "bc c" is 3 tokens, but 2 words
     assert ceiling["figures"]["exact"] == pytest.approx(400 / 6) and ceiling["figures"]["f1"] == pytest.approx(460 / 6)
 
 
 def test_a_word_that_is_one_token_cannot_be_cut(tmp_path, weights, capsys):
     path = write(tmp_path / "data.json", ("who the ab bc", [question("half", "who?", ("wh", 0)),
-                                                            question("article", "who?", ("e ab", 6))]))  # fmt: skip
+                                                            question("article", "who?", ("e ab", 6))]))
     found = report(capsys, path, "--weights", weights)
     faulty = found["answers"]["faulty"]["not on token boundaries"]
     assert [(answer["answer"], answer["nearest"]) for answer in faulty] == [("wh", "who"), ("e ab", "the ab")]
     assert [(entry["id"], entry["best"], entry["f1"]) for entry in found["ceiling"]["below"]] == [
-        ("half", "", 0.0), ("article", "ab", pytest.approx(200 / 3))]  # fmt: skip
+        ("half", "", 0.0), ("article", "ab", pytest.approx(200 / 3))]
     assert '"wh": tokens can only give "who"' in table(capsys, path, "--weights", weights)
 
 
@@ -173,21 +173,21 @@ def test_v1_data_are_scored_by_v1_rules(tmp_path, weights, capsys):
 def brute_force(context, view, golds, most, v1):
     """(EM, F1) of the best of all spans, without any shortcut."""
     texts = [context[view.starts[i] : view.ends[j]] for first, stop in zip(view.first, view.stop, strict=True)
-             for i in range(first, stop) for j in range(i, min(i + most, stop))]  # fmt: skip
+             for i in range(first, stop) for j in range(i, min(i + most, stop))]
     guesses = [normalise_answer(text) for text in ("", *texts)]
     return max((int(guess in golds), max(token_f1(gold.split(), guess.split(), v1) for gold in golds))
-               for guess in guesses)  # fmt: skip
+               for guess in guesses)
 
 
 pieces = st.sampled_from([
     *"abcABC", "the", "The ", "a ", "An ", " ", "  ", "-", ".", "b,c", "ab", "abc", "who", "東京", "한글", "Σ", "ς",
     "é", "e\u0301", "\u200b", "\u00a0", "\x1c", "\x0b", "\n", "“", "–", "İ", "½", "👩‍🔬",
-])  # fmt: skip
+])
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(pieces, min_size=1, max_size=24), st.lists(st.lists(pieces, max_size=5), min_size=1, max_size=3),
-       st.integers(1, 6), st.integers(6, 9), st.booleans())  # fmt: skip
+       st.integers(1, 6), st.integers(6, 9), st.booleans())
 def test_the_search_finds_what_brute_force_finds(tokenizer, context, golds, most, max_length, v1):
     context, golds = "".join(context), {normalise_answer("".join(gold)) for gold in golds}
     golds = sorted(golds if v1 else golds - {""})
@@ -214,7 +214,7 @@ def test_reach_is_the_furthest_window(tokenizer):
 @pytest.mark.parametrize(("name", "exact", "f1", "below"), [
     ("dev-v2.0", 99.99158, 99.99932, ["5726ed6cf1498d1400e8f00d"]),
     ("dev-v1.1", 99.98108, 99.98977, ["56dfa1d34a1a83140091ebd4", "5726ed6cf1498d1400e8f00d"]),
-])  # fmt: skip
+])
 def test_ceiling_of_squad(shared, name, exact, f1, below):
     data = read_examples(shared / "data" / f"{name}.json.gz")
     vocabulary = WordPiece.load(shared / "weights" / "all-MiniLM-L6-v2")
@@ -235,9 +235,9 @@ def test_ceiling_of_squad(shared, name, exact, f1, below):
 def test_windows_are_those_of_the_model_unless_said_otherwise(sick, weights, capsys):
     (weights / "qa.json").write_text('{"max_length": 100, "step": 9, "max_answer_length": 7, "null_threshold": 1.5}')
     assert report(capsys, sick, "--weights", weights)["settings"] == {
-        "max_length": 100, "step": 9, "max_question": 64, "max_answer_length": 7}  # fmt: skip
+        "max_length": 100, "step": 9, "max_question": 64, "max_answer_length": 7}
     assert report(capsys, sick, "--weights", weights, "--overlap", 8, "--max-length", 90)["settings"] == {
-        "max_length": 90, "overlap": 8, "max_question": 64, "max_answer_length": 7}  # fmt: skip
+        "max_length": 90, "overlap": 8, "max_question": 64, "max_answer_length": 7}
 
 
 @pytest.mark.parametrize(("argv", "says"), [
@@ -249,7 +249,7 @@ def test_windows_are_those_of_the_model_unless_said_otherwise(sick, weights, cap
     (["--show", "0"], "at least 1"),
     (["--id", "fine", "missing"], "has no question 'missing'; ids are like 'fine', 'shifted', 'lost'"),
     (["--weights", "no-such-folder"], "is it a model folder"),
-])  # fmt: skip
+])
 def test_mistakes_are_explained(sick, argv, says):
     with pytest.raises(UserError, match=says):
         doctor.main([str(sick), *argv])
@@ -257,10 +257,10 @@ def test_mistakes_are_explained(sick, argv, says):
 
 def test_it_starts_without_torch(sick, weights):
     code = ("import sys; from bertqa import doctor; status = doctor.main(sys.argv[1:]); "
-            "assert 'torch' not in sys.modules, 'torch was imported'; sys.exit(status)")  # fmt: skip
+            "assert 'torch' not in sys.modules, 'torch was imported'; sys.exit(status)")
     argv = [sick, sick, "--weights", weights, "--fix", sick.parent / "out.json"]
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True,
-                          cwd=Path(doctor.__file__).parents[1])  # fmt: skip
+                          cwd=Path(doctor.__file__).parents[1])
     assert done.returncode == 0, done.stderr
     assert "ceiling" in done.stdout
 
@@ -272,7 +272,7 @@ def test_show_marks_the_answer_and_the_windows(tmp_path, weights, capsys):
     path = write(tmp_path / "data.json", ("a b c d e f g h i j a b", [
         question("q", "who?", ("e f", 8), ("e f", 8), ("f", 10)),
         question("none", "b?", is_impossible=True),
-    ]))  # fmt: skip
+    ]))
     argv = [path, "--id", "q", "--weights", weights, "--max-length", 11, "--overlap", 2, "--max-question", 2]
     assert table(capsys, *argv) == (
         "id        q   (Pandas)\n"
@@ -280,7 +280,7 @@ def test_show_marks_the_answer_and_the_windows(tmp_path, weights, capsys):
         "answer    e f   (at 8, given 2 times)\n"
         "answer    f   (at 10)\n"
         "windows   3 over 12 tokens; {2 begins the second, 1} ends the first\n"
-        "{1 a b c d {2 [[e f]] 1} g h {3 i j 2} a b 3}\n\n")  # fmt: skip
+        "{1 a b c d {2 [[e f]] 1} g h {3 i j 2} a b 3}\n\n")
     assert "answer    (impossible)\na b c d e f g h i j a b\n" in table(capsys, path, "--id", "none")
 
 
@@ -317,7 +317,7 @@ def test_lone_surrogates_can_be_printed(tmp_path, capsys):
 def test_fix_writes_data_with_nothing_left_to_fix(sick, tmp_path, capsys, name):
     found = report(capsys, sick, "--fix", tmp_path / name)
     assert found["fixed"] == {"file": str(tmp_path / name), "questions": 6, "repaired": 1, "rejected_left_out": 1,
-                              "answers_left_out": 1}  # fmt: skip
+                              "answers_left_out": 1}
     fixed = read_examples(tmp_path / name)
     assert (fixed.format, fixed.repaired, fixed.rejected) == ("squad", 0, [])
     by_id = {example.id: example for example in fixed.examples}

@@ -16,7 +16,7 @@ from bertqa.data import download
 from bertqa.data.download import FILES, locate
 from bertqa.data.examples import read_examples
 from bertqa.errors import UserError
-from bertqa.training.run_folder import find_dev, read_run
+from bertqa.reporting.run_folder import find_dev, read_run
 
 QUESTIONS = [{"id": f"{number}", "question": "where is a?", "answers": {"text": ["b"], "answer_start": [2]},
               "context": "a b c " + "d " * number} for number in range(400)]

@@ -12,7 +12,8 @@ from tiny_checkpoints import write_checkpoint
 from bertqa import UserError, load_encoder
 from bertqa.data.tokenizer import WordPiece
 from bertqa.embed import embed_texts, main
-from bertqa.model import folder, hf
+from bertqa.hf import convert as hf
+from bertqa.model import folder
 
 TEXTS = ["i love paris", "", "a", "word1 é 中 x1", "the quick brown fox jumps over 123 lazy dogs", "b c"]
 

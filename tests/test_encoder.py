@@ -5,7 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bertqa import BertConfig, BertEncoder, BertForQuestionAnswering, BertForSequenceClassification, UserError
+from bertqa import (
+    BertConfig,
+    BertEncoder,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    UserError,
+)
 from bertqa.model import attention
 from bertqa.model.attention import Layout
 from bertqa.model.dropout import dropout
@@ -304,7 +310,8 @@ def test_real_minilm_equals_transformers(shared, tmp_path):
     transformers = pytest.importorskip("transformers", reason="transformers (extra `test`) is the reference")
     from bertqa.data.examples import read_examples
     from bertqa.data.tokenizer import WordPiece
-    from bertqa.model import folder, hf
+    from bertqa.hf import convert as hf
+    from bertqa.model import folder
 
     source = shared / "weights" / "all-MiniLM-L6-v2"
     theirs = transformers.AutoModel.from_pretrained(source).eval()

@@ -41,7 +41,7 @@ SQUAD = {
             ],
         },
     ],
-}  # fmt: skip
+}
 FLAT = [
     {"id": "1", "question": "Who wrote it?", "context": CONTEXT, "title": "Notes",
      "answers": {"text": ["Ada Lovelace", "Ada"], "answer_start": [0, 0]}},
@@ -49,7 +49,7 @@ FLAT = [
      "answers": {"text": [], "answer_start": []}},
     {"id": "3", "question": "What is hard?", "context": CONTEXT, "title": "Notes",
      "answers": [{"text": "数学", "answer_start": 38}]},
-]  # fmt: skip
+]
 CSV = f"""id,question,context,title,answers
 1,Who wrote it?,{CONTEXT},Notes,"{{'text': ['Ada Lovelace', 'Ada'], 'answer_start': [0, 0]}}"
 2,Who printed it?,{CONTEXT},Notes,"{{""text"": [], ""answer_start"": []}}"
@@ -148,7 +148,7 @@ MRQA = [
              "detected_answers": [{"text": "sang", "char_spans": [[36, 39]]}, {"text": "won", "char_spans": []}]},
         ],
     }
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("header", [[], [{"header": {"dataset": "SQuAD", "split": "dev"}}]])
@@ -207,7 +207,7 @@ def test_limit_counts_questions_and_looks_no_further(write):
     path = write(broken)
     assert read_examples(path, limit=2).examples == WANTED[:2]
     fails(path, 'data[1].paragraphs[0].qas[2]: has no "id", its keys are ["question", "answers", "is_impossible"]',
-          limit=3)  # fmt: skip
+          limit=3)
     assert read_examples(write(SQUAD), limit=99).examples == WANTED
     with pytest.raises(UserError, match="limit is 0; it must be at least 1 question"):
         read_examples(path, limit=0)
@@ -285,7 +285,7 @@ def test_located_answers_stand_where_they_say(write):
         (flat("cat or cat", answers={"text": ["cat"], "answer_start": [400]}), ("cat",),
          'the answer "cat" occurs more than once, and answer_start is not clearly nearest to one of them'),
     ],
-)  # fmt: skip
+)
 def test_rejected_for_training_but_evaluated(write, record, texts, reason):
     data = read_examples(write([record, flat(id="b")]))
     assert [(rejected.id, rejected.reason) for rejected in data.rejected] == [("a", reason)]
@@ -412,7 +412,7 @@ def article(**qa):
         ('id,question,context\na,q,"c"c\n',
          "the CSV row that begins on line 2 cannot be read: ',' expected after '\"'"),
     ],
-)  # fmt: skip
+)
 def test_broken_records(write, content, message):
     fails(write(content), message)
 
@@ -459,7 +459,7 @@ ACCEPTED = (
         ("<!DOCTYPE html>\n", f'wrong shape: neither JSON nor a CSV header: "<!DOCTYPE html>"; {ACCEPTED}'),
         ("question,context\n", f'wrong shape: neither JSON nor a CSV header: "question,context"; {ACCEPTED}'),
     ],
-)  # fmt: skip
+)
 def test_broken_files(write, content, message):
     fails(write(content), message)
 
@@ -473,7 +473,7 @@ def test_no_file(tmp_path):
     "content",
     ['[{"id": "1", "question": "\\u00e9\\n?", "context": "c", "is_impossible": true, "x": [-15, null, false]}]',
      json.dumps(FLAT[1:2], indent=1)],
-)  # fmt: skip
+)
 def test_json_cut_anywhere_is_called_cut(write, content):
     for end in range(1, len(content)):
         with pytest.raises(UserError, match="cut off: the JSON ends early, line "):

@@ -24,9 +24,10 @@ from processes import (
 )
 
 from bertqa import UserError
+from bertqa.reporting.run_folder import read_journal
 from bertqa.train import main
 from bertqa.training import checkpoint, loop
-from bertqa.training.journal import Journal, read_journal
+from bertqa.training.journal import Journal
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
 

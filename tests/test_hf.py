@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import SIZES, write_vocab
 
-from bertqa.model import folder, hf
+from bertqa.hf import convert as hf
+from bertqa.model import folder
 from bertqa.model.folder import CLASSES, QA
 
 transformers = pytest.importorskip("transformers", reason="the reference implementation comes with the extra `test`")

@@ -17,7 +17,9 @@ from servers import COMMITS, MIB, ROOT, Hub, etag, hub_client, serving
 from tiny_checkpoints import write_checkpoint
 
 from bertqa.errors import UserError
-from bertqa.model import folder, hf, hub
+from bertqa.hf import convert as hf
+from bertqa.hf import hub
+from bertqa.model import folder
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def client(server, tmp_path):
     """Run `hub.locate` as a verb would; returns (folder or None, what stood on stderr)."""
     def run(name: str, **env) -> tuple[Path | None, str]:
         code = "import time\ntime.sleep = lambda seconds: None    # between retries\n" \
-               "from bertqa.flags import run_verb\nfrom bertqa.model import hub\n" \
+               "from bertqa.flags import run_verb\nfrom bertqa.hf import hub\n" \
                f"raise SystemExit(run_verb(lambda argv: print(hub.locate({name!r}).folder) or 0))"
         done = subprocess.run([sys.executable, "-c", code], env=hub_client(server, tmp_path / "home", **env),
                               cwd=tmp_path, capture_output=True, text=True, timeout=120)

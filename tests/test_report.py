@@ -15,8 +15,9 @@ import pytest
 from bertqa import report
 from bertqa.data.examples import Example
 from bertqa.errors import UserError
-from bertqa.qa import analysis, metrics
+from bertqa.qa import metrics
 from bertqa.report import write_report
+from bertqa.reporting import analysis
 
 PANDA = "The red panda lives in Nepal. It eats bamboo, and sleeps in trees."
 EMOJI = "\U0001f43c\U0001f43c A panda \U0001f38b eats bamboo."

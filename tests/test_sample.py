@@ -51,7 +51,7 @@ def span_fault(context, answer):
     ("", 2, "empty or padded"),
     ("he", 2, "cuts a word"),
     ("en", 3, "cuts a word"),
-])  # fmt: skip
+])
 def test_span_fault_sees_what_is_wrong(text, start, fault):
     assert span_fault("a hen sat", {"text": text, "answer_start": start}) == fault
 
@@ -157,7 +157,7 @@ def test_the_readme_has_these_counts():
     ("accents", "[\u00c0-\u024f]"),
     ("stacked accents", "[\u1ea0-\u1eff]"),
     ("emoji", "[\U0001f300-\U0001faff]"),
-])  # fmt: skip
+])
 def test_scripts_that_offsets_trip_over(script, letters):
     assert any(re.search(letters, p["context"]) for p in both(paragraphs)), script
 

@@ -34,7 +34,7 @@ DATA = {
             ],
         }
     ],
-}  # fmt: skip
+}
 PREDICTIONS = {"where": "in Nepal", "what": "It eats bamboo", "who": "", "when": "bamboo"}
 NA_PROBS = {"where": 0.1, "what": 0.2, "who": 0.9, "when": 0.6}
 
@@ -196,7 +196,7 @@ def test_details_as_jsonl(files, capsys):
         "id": "where", "title": "Red panda", "question": "Where does it live?", "answers": ["Nepal", "in Nepal"],
         "prediction": 'near "Nepal",\nor \ud800', "answered": True, "exact": 0, "f1": 0.4, "char_f1": 0.4,
         "na_prob": 0.1,
-    }  # fmt: skip
+    }
     assert [row["id"] for row in rows] == ["where", "what", "who", "when"]
     assert [row["answered"] for row in rows] == [True, True, None, False]  # missing; odds above the threshold
     assert [row["exact"] for row in rows] == [0, 1, 0, 1]

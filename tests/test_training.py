@@ -17,15 +17,18 @@ import torch
 from safetensors.torch import load_file
 
 from bertqa import UserError
+from bertqa import device as precision
 from bertqa.data.batches import WindowStore, epoch_order, padded, step_rows
 from bertqa.data.examples import read_examples
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
-from bertqa.model import folder, hf
+from bertqa.hf import convert as hf
+from bertqa.model import folder
+from bertqa.reporting.run_folder import read_journal
 from bertqa.settings import PRESETS, parse, sections, settings_of
 from bertqa.train import main
-from bertqa.training import checkpoint, loop, precision
-from bertqa.training.journal import Journal, read_journal
+from bertqa.training import checkpoint, loop
+from bertqa.training.journal import Journal
 from bertqa.training.loop import LoopSettings, total_steps
 from bertqa.training.optim import OptimSettings, depth_of, freeze, lr_at, make_optimizer, set_lr
 

@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from bertqa.data.batches import WindowStore, by_length, epoch_order, padded, split_by_tokens, step_rows
+from bertqa.data.batches import (
+    WindowStore,
+    by_length,
+    epoch_order,
+    padded,
+    split_by_tokens,
+    step_rows,
+)
 from bertqa.data.examples import Example, read_examples
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows, check_window_settings

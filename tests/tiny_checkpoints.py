@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from bertqa.model import folder, hf
+from bertqa.hf import convert as hf
+from bertqa.model import folder
 from bertqa.model.config import BertConfig
 
 SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 37,

@@ -24,15 +24,16 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))    # so that it runs from a clone without installing
 
 from bertqa.data.batches import padded
+from bertqa.device import autocast, pick_device, pick_precision
 from bertqa.errors import UserError
 from bertqa.flags import run_verb
-from bertqa.model import folder, hf
+from bertqa.hf import convert as hf
+from bertqa.model import folder
 from bertqa.model.heads import SpanLogits
 from bertqa.settings import parse
 from bertqa.train import starting_model
 from bertqa.training.loop import total_steps
 from bertqa.training.optim import lr_at, make_optimizer, set_lr
-from bertqa.training.precision import autocast, pick_device, pick_precision
 from bertqa.training.question_answering import QuestionAnswering, write_json
 
 

@@ -173,7 +173,7 @@ def memory_of(bench: Bench, task: str, who: str) -> float:
 
 def alone(given: dict, task: str, who: str) -> int:
     """The main of that process."""
-    from bertqa.training.precision import peak_memory
+    from bertqa.device import peak_memory
     bench = Bench(**given)
     for piece in makers_of(bench, task)[who]()[:2]:
         piece()
@@ -246,7 +246,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write. Returns the exit status."""
-    from bertqa.training.precision import DTYPES
+    from bertqa.device import DTYPES
 
     args = parse_args(argv)
     if args.alone:

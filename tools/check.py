@@ -1,4 +1,4 @@
-"""All checks: a virtual environment, lint, tests.
+"""All checks: a virtual environment, format, lint, tests.
 
     python tools/check.py [pytest arguments]
 """
@@ -7,15 +7,14 @@ import sys
 
 from quickstart import environment, run
 
-# B008: our defaults are frozen dataclasses. UP036: quickstart must explain itself on an old Python.
-LINT = ["--line-length", "127", "--select", "E,F,W,I,B,UP", "--ignore", "B008,UP036", "--target-version", "py310",
-        "--config", "lint.isort.known-first-party = ['bertqa']"]
+FOLDERS = ("bertqa", "tests", "tools")
 
 
 def main() -> None:
-    """Lint, then test."""
+    """Check format and lint (pyproject.toml has their settings), then test."""
     python = environment("test")
-    run(python, "-m", "ruff", "check", "--quiet", *LINT, "bertqa", "tests", "tools")
+    run(python, "-m", "ruff", "format", "--quiet", "--check", *FOLDERS)
+    run(python, "-m", "ruff", "check", "--quiet", *FOLDERS)
     run(python, "-m", "pytest", *(sys.argv[1:] or ["-m", "not slow and not gpu", "-q"]))
 
 

@@ -123,7 +123,7 @@ class Bench:
 
     @property
     def dtype(self):
-        from bertqa.training.precision import DTYPES
+        from bertqa.device import DTYPES
         return DTYPES[self.dtype_name]
 
     @property
@@ -131,7 +131,7 @@ class Bench:
         """(device, autocast, loss scaler)."""
         import torch
 
-        from bertqa.training.precision import autocast, grad_scaler
+        from bertqa.device import autocast, grad_scaler
         device = torch.device(self.device_name)
         return device, autocast(device, self.dtype), grad_scaler(device, self.dtype)
 
@@ -152,7 +152,7 @@ class Bench:
     @cached_property
     def exported(self) -> Path:
         """Our weights as a folder for transformers."""
-        from bertqa.model import hf
+        from bertqa.hf import convert as hf
         where = Path(self.scratch) / f"hf-{self.label}"
         if not where.exists():
             hf.export(self.weights, where)
@@ -236,8 +236,8 @@ def training(bench: Bench) -> Contestants:
         bench.wait()
 
     def ours() -> Pieces:
+        from bertqa.distributed import World
         from bertqa.model.heads import span_loss
-        from bertqa.training.distributed import World
         from bertqa.training.loop import LoopSettings, forward_backward
         from bertqa.training.optim import OptimSettings, make_optimizer
         (device, cast, scaler), model = bench.precision, bench.model().train()

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the report as JSON, one entry a tensor")
     args = parser.parse_args(argv)
 
-    from bertqa.model import hf  # after parsing: --help need not wait for torch
+    from bertqa.hf import convert as hf  # after parsing: --help need not wait for torch
 
     if args.to_hf:
         report = hf.export(args.src, args.dest)

@@ -36,9 +36,10 @@ from itertools import islice
 from pathlib import Path
 
 from bertqa.data.download import locate
-from bertqa.data.files import decode, field, name_in, read_bytes, show
+from bertqa.data.fields import field, name_in
 from bertqa.data.formats import questions_in
 from bertqa.errors import UserError
+from bertqa.files import decode, read_bytes, show
 
 NEARBY = 20  # characters; offsets slip by a few through stripped blanks, byte order marks and UTF-16 counting
 

@@ -5,8 +5,9 @@ import json
 import re
 from collections.abc import Iterator
 
-from bertqa.data.files import csv_rows, field, json_lines, name_in, parse_json, show, title_in
+from bertqa.data.fields import csv_rows, field, name_in, title_in
 from bertqa.errors import UserError
+from bertqa.files import json_lines, parse_json, show
 
 ACCEPTED = (
     'SQuAD JSON ("data", "paragraphs", "qas"); records with id, question, context and answers as a JSON list, under '

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bertqa.data.files import csv_rows, decode, field, json_lines, parse_json, read_bytes, show
+from bertqa.data.fields import csv_rows, field
 from bertqa.errors import UserError
+from bertqa.files import decode, json_lines, parse_json, read_bytes, show
 
 
 @dataclass

@@ -123,7 +123,9 @@ def padded_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, 
 def varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0) -> Tensor:
     """Flash attention over the packed tokens themselves (CUDA, 16-bit, no attention dropout)."""
     assert dropout == 0, "the variable-length kernel has no dropout; choose_attention never sends any here"
-    from torch.nn.attention.varlen import varlen_attn  # newer than the oldest torch that the other bodies need
+    from torch.nn.attention.varlen import (
+        varlen_attn,  # newer than the oldest torch that the other bodies need
+    )
 
     cu_seqlens, longest = layout.cu_seqlens, layout.longest
     return varlen_attn(query, key, value, cu_seqlens, cu_seqlens, longest, longest)

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bertqa.errors import UserError
-from bertqa.model.attention import Attention, Layout, choose_attention, reference_attention_with_maps
+from bertqa.model.attention import (
+    Attention,
+    Layout,
+    choose_attention,
+    reference_attention_with_maps,
+)
 from bertqa.model.config import BertConfig
 from bertqa.model.dropout import dropout
 

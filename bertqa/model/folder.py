@@ -1,17 +1,34 @@
-"""A model on disk: load a folder as the module it describes, save a module as a folder (disk.py says what is in it)."""
+"""A model on disk: load a folder as the module it describes, save a module as a folder, whole or not at all.
 
+    model.safetensors     the tensors, under our names
+    config.json           "architecture" (BertConfig), "head", "labels", "provenance" (source, license, sha256 ...)
+    vocab.txt, tokenizer.json, tokenizer_config.json
+    qa.json               no-answer threshold and window settings, once they are known
+    README.md             the model card
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from bertqa.model import disk
+from bertqa.errors import UserError
+from bertqa.files import read_object, staged, write_json
+from bertqa.model.card import plain_card
 from bertqa.model.config import BertConfig
-from bertqa.model.disk import CLASSES, QA, read_config, read_qa, write_qa
 from bertqa.model.encoder import BertEncoder
 from bertqa.model.heads import BertForQuestionAnswering, BertForSequenceClassification
+from bertqa.model.tensors import Weights, open_safetensors, write_safetensors
 
-__all__ = ["CLASSES", "QA", "build", "build_empty", "load", "load_encoder", "read_config", "read_qa", "save", "write_qa"]
+QA, CLASSES = "question-answering", "sequence-classification"
+"""The heads, as config.json names them; null is the encoder alone."""
+
+TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
 
 
 def build(config: BertConfig, head: str | None, labels=None) -> nn.Module:
@@ -23,7 +40,7 @@ def build(config: BertConfig, head: str | None, labels=None) -> nn.Module:
 
 def build_empty(config: dict) -> nn.Module:
     """The module that a config.json describes, with names and shapes but no memory."""
-    with disk.empty():
+    with empty():
         return build(BertConfig(**config["architecture"]), config["head"], config.get("labels"))
 
 
@@ -37,7 +54,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch
     Raises:
         UserError: for a folder that is not a model folder, or whose weights do not fit its config.
     """
-    return disk.fill(folder, build_empty(read_config(folder)), device, dtype)
+    return fill(folder, build_empty(read_config(folder)), device, dtype)
 
 
 def load_encoder(folder: str | Path, *, device: str | torch.device = "cpu",
@@ -45,16 +62,162 @@ def load_encoder(folder: str | Path, *, device: str | torch.device = "cpu",
     """The encoder alone, in eval mode, whatever head the folder has; see `load`."""
     config = read_config(folder)
     prefix = "encoder." if config["head"] else ""
-    return disk.fill(folder, build_empty({**config, "head": None}), device, dtype, prefix)
+    return fill(folder, build_empty({**config, "head": None}), device, dtype, prefix)
 
 
-def save(folder: str | Path, model: nn.Module, **what) -> str:
+@contextmanager
+def empty() -> Iterator[None]:
+    """Modules that are made inside have names and shapes but no memory, and nothing is drawn at random for them."""
+    with torch.device("meta"), _NoInit():
+        yield
+
+
+class _NoInit(TorchFunctionMode):
+    """Skips torch.nn.init: drawing "random" numbers on the meta device makes torch load its compiler, which takes 3 s."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
+def fill(folder: str | Path, model: nn.Module, device="cpu", dtype: torch.dtype | None = None, prefix: str = "") -> nn.Module:
+    """Put the stored tensors in the place of an `empty` model's, each read straight to the device; in eval mode.
+
+    Args:
+        dtype: of the parameters; where None, as stored, but 16-bit storage is computed with in float32.
+        prefix: what stands before the model's names in the file.
+    """
+    stored = open_model_weights(folder, model.state_dict(), device, prefix)
+
+    def read(name: str) -> Tensor:
+        tensor = stored.get(prefix + name)
+        return tensor.to(dtype or (torch.float32 if tensor.dtype.itemsize < 4 else tensor.dtype))
+
+    model.load_state_dict({name: read(name) for name in model.state_dict()}, assign=True)
+    model.folder = Path(folder)    # where its tokenizer is, should it be saved
+    return model.eval()
+
+
+def open_model_weights(folder: str | Path, empty: dict[str, Tensor], device="cpu", prefix: str = "") -> Weights:
+    """The weights of a model folder, which must be those of `empty` (all that start with `prefix`).
+
+    Raises:
+        UserError: for weights that are not there, or do not fit; tensor by tensor.
+    """
+    path = Path(folder) / "model.safetensors"
+    if not path.exists():
+        raise UserError(f"{path} is missing, so this is only half a model folder; convert or copy it again")
+    stored = open_safetensors(path, device)
+    found = {name.removeprefix(prefix): shape for name, shape in stored.shapes.items() if name.startswith(prefix)}
+    problems = [f"{name} is missing" for name in empty if name not in found]
+    problems += [f"{name} is not of this architecture" for name in found if name not in empty]
+    problems += [f"{name} has shape {found[name]}, config.json asks for {tuple(tensor.shape)}"
+                 for name, tensor in empty.items() if found.get(name, tensor.shape) != tensor.shape]
+    if problems:
+        raise UserError(f"{path}: does not fit its config.json: " + "; ".join(problems[:8])
+                        + (f"; and {len(problems) - 8} more" if len(problems) > 8 else ""))
+    return stored
+
+
+def save(folder: str | Path, model: nn.Module, *, tokenizer_from: str | Path | None = None,
+         provenance: dict | None = None, qa: dict | None = None, labels=None, dtype: torch.dtype | None = None,
+         card: str | None = None) -> str:
     """Write a model folder, in place of an older one of that name, and return the sha256 of its weights.
 
-    The keywords are those of `disk.save`: tokenizer_from, provenance, qa, labels, dtype, card.
+    Args:
+        tokenizer_from: a model folder whose tokenizer files are copied.
+        provenance: source, license, sha256 and whatever else tells where the weights came from, as JSON values.
+        qa: contents of qa.json; no such file where None.
+        labels: the classes' names in order, for a classification head.
+        dtype: to store in (torch.float16 halves the file); as the parameters are where None.
+        card: text of README.md; a plain one is written where None.
+
+    A model that was loaded from a folder and is saved without `tokenizer_from` takes what is not given from there.
     """
+    head = _head_of(model)
+    if tokenizer_from is None:
+        tokenizer_from = getattr(model, "folder", None)
+        if tokenizer_from is None:
+            raise UserError(f"{folder}: this model was not loaded from a folder, so say where its tokenizer is: "
+                            "save(..., tokenizer_from=FOLDER)")
+        before = read_config(tokenizer_from)
+        provenance, labels = provenance or before.get("provenance"), labels or before.get("labels")
+        qa = qa or read_qa(tokenizer_from) or None
+    if head == CLASSES:
+        labels = list(labels or (f"LABEL_{i}" for i in range(model.num_labels)))
+        assert len(labels) == model.num_labels
+    state = model.state_dict()
+    dtypes = {name: dtype or tensor.dtype for name, tensor in state.items()}
+    with staged(folder) as new:
+        sha256 = write_safetensors(new / "model.safetensors", dtypes, {n: tuple(t.shape) for n, t in state.items()},
+                                   lambda name: state[name].to(dtypes[name]))
+        for name in TOKENIZER_FILES:
+            if (Path(tokenizer_from) / name).exists():
+                shutil.copyfile(Path(tokenizer_from) / name, new / name)
+        write_config(new, model.config, head, labels, provenance or {})
+        if qa is not None:
+            write_qa(new, qa)
+        parameters = sum(tensor.numel() for tensor in state.values())
+        (new / "README.md").write_text(card or plain_card(model.config, head, parameters, provenance or {}), encoding="utf-8")
+    return sha256
+
+
+def _head_of(model: nn.Module) -> str | None:
+    """The head of a model, as config.json names it."""
     heads = {BertForQuestionAnswering: QA, BertForSequenceClassification: CLASSES, BertEncoder: None}
     for kind, head in heads.items():
         if isinstance(model, kind):
-            return disk.save(folder, model, head, **what)
+            return head
     raise TypeError(f"a {type(model).__name__} is none of our models; unwrap it first")
+
+
+def write_config(folder: Path, config: BertConfig, head: str | None, labels, provenance: dict) -> None:
+    """Write config.json."""
+    record = {"architecture": dataclasses.asdict(config), "head": head}
+    if head == CLASSES:
+        record["labels"] = list(labels)
+    write_json(folder / "config.json", {**record, "provenance": provenance})
+
+
+def read_config(folder: str | Path) -> dict:
+    """config.json of a model folder: "architecture", "head", "labels" (classification), "provenance"; checked.
+
+    Raises:
+        UserError: where there is none, or it is not of a model folder of ours.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    if not path.exists():
+        raise UserError(f"{folder}: {'has no config.json' if folder.is_dir() else 'there is no such folder'}; expected a "
+                        "model folder, as training and tools/convert_weights.py write it")
+    config = read_object(path)
+    if "architecture" not in config and config.keys() & {"model_type", "hidden_size", "dim", "architectures"}:
+        raise UserError(f"{folder}: is a Hugging Face folder; convert it first: python tools/convert_weights.py {folder} "
+                        f"weights/{folder.resolve().name}")
+    shape, head, labels = config.get("architecture"), config.setdefault("head", None), config.get("labels")
+    known = {field.name: type(field.default) for field in dataclasses.fields(BertConfig)}
+    strange = [f"{name} {value!r}" for name, value in shape.items()
+               if not isinstance(value, (float, int) if known.get(name) is float else known.get(name, ()))
+               ] if isinstance(shape, dict) else ["it is no object"]
+    if strange:
+        raise UserError(f"{path}: \"architecture\" does not describe a BERT: {', '.join(strange)}; known are "
+                        f"{', '.join(known)}")
+    if head not in (None, QA, CLASSES) or head == CLASSES and not (isinstance(labels, list) and labels):
+        raise UserError(f"{path}: head is {head!r} with labels {labels!r}; known are null, {QA!r}, and {CLASSES!r} with "
+                        "a list of labels")
+    return config
+
+
+def read_qa(folder: str | Path) -> dict:
+    """qa.json of a model folder; {} where it has none yet."""
+    path = Path(folder) / "qa.json"
+    return read_object(path) if path.exists() else {}
+
+
+def write_qa(folder: str | Path, qa: dict) -> None:
+    """Write or replace qa.json."""
+    write_json(Path(folder) / "qa.json", qa)
+
+

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bertqa.model import disk
 from bertqa.model.attention import Attention, Layout
 from bertqa.model.config import BertConfig
 from bertqa.model.dropout import dropout
@@ -44,14 +43,6 @@ class BertForQuestionAnswering(nn.Module):
             logits = logits.masked_fill(~attention_mask.bool()[..., None], torch.finfo(torch.float32).min)
         return SpanLogits(*logits.unbind(-1))
 
-    @classmethod
-    def load(cls, folder, *, device="cpu", dtype: torch.dtype | None = None) -> "BertForQuestionAnswering":
-        """The model of a model folder, in eval mode; arguments as folder.load's. Raises UserError for another head."""
-        return disk.load_as(cls, disk.QA, folder, device, dtype)
-
-    def save(self, folder, **what) -> str:
-        """Write a model folder; keywords as disk.save's, none needed for a model that was loaded from one."""
-        return disk.save(folder, self, disk.QA, **what)
 
 
 def span_loss(logits: SpanLogits, layout: Layout, start_labels: Tensor, end_labels: Tensor,
@@ -112,12 +103,3 @@ class BertForSequenceClassification(nn.Module):
         pooled = dropout(pooled, self.config.hidden_dropout_prob, self.training)
         with torch.autocast(pooled.device.type, enabled=False):
             return F.linear(pooled.float(), self.classifier.weight.float(), self.classifier.bias.float())   # (S, C)
-
-    @classmethod
-    def load(cls, folder, *, device="cpu", dtype: torch.dtype | None = None) -> "BertForSequenceClassification":
-        """The model of a model folder, in eval mode; arguments as folder.load's. Raises UserError for another head."""
-        return disk.load_as(cls, disk.CLASSES, folder, device, dtype)
-
-    def save(self, folder, **what) -> str:
-        """Write a model folder; keywords as disk.save's, none needed for a model that was loaded from one."""
-        return disk.save(folder, self, disk.CLASSES, **what)

@@ -22,7 +22,7 @@ from bertqa.qa.metrics import Scores, normalise_answer, token_f1
 UNPLACED, NO_TOKEN, NO_WINDOW, TOO_LONG, INSIDE = FAULTS = (
     "not found in its paragraph", "has no token", "in no window", "too many tokens",
     "not on token boundaries",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def place(example: Example, view: View, most: int) -> list[Placed]:
         j = int(np.searchsorted(view.starts, start + len(text))) - 1
         nearest = example.context[view.starts[i] : view.ends[j]] if i <= j else ""
         faults = ((i > j, NO_TOKEN), (j >= i and j >= view.reach(i), NO_WINDOW), (j - i >= most, TOO_LONG),
-                  (nearest != text, INSIDE))  # fmt: skip
+                  (nearest != text, INSIDE))
         answers.append(Placed(text, next((name for wrong, name in faults if wrong), ""), max(j - i + 1, 0), nearest))
     return answers
 
@@ -142,6 +142,6 @@ def ceiling(examples: Sequence[Example], placed: list[list[Placed]], scores: Sco
          "answers": [asdict(answer) for answer in answers]}
         for example, answers, text, exact, f1
         in zip(examples, placed, scores.texts, scores.exact, scores.f1, strict=True) if not exact
-    ]  # fmt: skip
+    ]
     figures = metrics.evaluate_v1(scores) if v1 else metrics.evaluate_v2(scores)
     return {"rules": "v1.1" if v1 else "v2.0", "figures": figures, "below": below}

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from bertqa.distributed import World
 from bertqa.errors import UserError
-from bertqa.model.weight_files import sha256
-from bertqa.training.distributed import World
+from bertqa.files import sha256
 
 CHECKSUMS = "checksums.json"
 

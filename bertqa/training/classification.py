@@ -20,7 +20,7 @@ from bertqa.errors import UserError
 from bertqa.inference import class_logits
 from bertqa.model import folder
 from bertqa.model.attention import Layout
-from bertqa.training.card import card
+from bertqa.model.card import card
 
 
 @dataclass(frozen=True)

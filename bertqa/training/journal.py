@@ -5,10 +5,10 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from bertqa.errors import UserError
+from bertqa.reporting.run_folder import read_journal
 
 
 class Journal:
@@ -50,7 +50,9 @@ class Journal:
 
     def _open_board(self) -> None:
         """TensorBoard's files anew from the journal, so that they never show what a resumed run cut off."""
-        from torch.utils.tensorboard import SummaryWriter  # only there where the package tensorboard is
+        from torch.utils.tensorboard import (
+            SummaryWriter,  # only there where the package tensorboard is
+        )
 
         folder = self.path.parent / "tensorboard"
         shutil.rmtree(folder, ignore_errors=True)
@@ -76,22 +78,3 @@ class Journal:
         for part in (self.file, self.board):
             if part:
                 part.close()
-
-
-def read_journal(path: str | Path) -> Iterator[dict]:
-    """The events of a metrics.jsonl, in order. A last line that was cut off in the middle is left out.
-
-    Raises:
-        UserError: where the file is missing or another line is not JSON.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: there is no journal; is this the folder of a run?")
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, 1):
-        if line:
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                if number < len(lines):
-                    raise UserError(f"{path}: line {number} is not JSON; the file is damaged") from None

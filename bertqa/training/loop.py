@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from bertqa.data.batches import Batch, WindowStore, epoch_order, split_by_tokens, step_rows
+from bertqa.device import autocast, grad_scaler, peak_memory
+from bertqa.distributed import World, without_sync
 from bertqa.errors import UserError
 from bertqa.model.attention import Layout
 from bertqa.training import checkpoint
-from bertqa.training.distributed import World, without_sync
 from bertqa.training.journal import Journal
 from bertqa.training.optim import Average, OptimSettings, lr_at, make_optimizer, set_lr
-from bertqa.training.precision import autocast, grad_scaler, peak_memory
 from bertqa.training.progress import Logs, Progress, require_finite
 
 SAVE_EVERY = re.compile(r"([1-9][0-9]*) ?steps|([0-9]*[.]?[0-9]+(?:e[-+]?[0-9]+)?)")

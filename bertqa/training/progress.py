@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bertqa.distributed import World
 from bertqa.errors import UserError
-from bertqa.training.distributed import World
 from bertqa.training.journal import Journal
 
 

@@ -14,16 +14,16 @@ from bertqa.data.download import locate
 from bertqa.data.examples import Dataset, read_examples, write_rejected
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import Windows, build_windows, check_window_settings
+from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.inference import find_spans
 from bertqa.model import folder
 from bertqa.model.attention import Layout
+from bertqa.model.card import model_card
 from bertqa.model.heads import span_loss
 from bertqa.qa import metrics, thresholds
 from bertqa.qa.answers import best_answers, null_odds, prediction_files
 from bertqa.qa.spans import Spans, SpanSettings
-from bertqa.training.card import model_card
-from bertqa.training.distributed import World
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,12 @@
 """The model card: README.md of a model folder, written from what was measured and nothing else."""
 
+import re
 from pathlib import Path
+
+from bertqa.model.config import BertConfig
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+"""org/name."""
 
 
 def model_card(where: Path, provenance: dict, settings: dict, metrics: dict, qa: dict) -> str:
@@ -46,3 +52,37 @@ def card(where: Path, provenance: dict, settings: dict, metrics: dict, *, task: 
         "## What it got on its dev set", "", measured, "", "| measure | value |", "|---|---|",
         *scores, "", rule, "", "## Recipe", "", *recipe, "", "## Limits", "",
         f"{limits} Nothing was measured here on languages or kinds of text other than the dev set's.", ""])
+
+
+def plain_card(config: BertConfig, head: str | None, parameters: int, provenance: dict) -> str:
+    """A model card that says what is known without having measured anything."""
+    lines = [f"- {name}: {value}" for name, value in provenance.items() if value is not None]
+    return "\n".join([
+        f"# {'DistilBERT' if config.model_type == 'distilbert' else 'BERT'} for {(head or 'any task').replace('-', ' ')}", "",
+        f"{parameters:,} parameters: {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
+        f"{config.num_attention_heads} heads, {config.vocab_size:,} tokens, {config.max_position_embeddings} positions",
+        "", "Where it came from:", "", *lines, "",
+    ])
+
+
+def read_license(folder: Path) -> str | None:
+    """The `license:` of a model card's metadata, where there is one."""
+    card = folder / "README.md"
+    if not card.exists():
+        return None
+    metadata = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    found = re.search(r"^license:\s*['\"]?([\w.-]+)", metadata[1], re.MULTILINE) if metadata else None
+    return found[1] if found else None
+
+
+def exported_card(src: Path, model_type: str, task: str, provenance: dict) -> str:
+    """The card of a model folder, with the metadata that the Hub reads: the card's, and what it does not say."""
+    text = (src / "README.md").read_text(encoding="utf-8") if (src / "README.md").exists() else ""
+    front, body = (re.match(r"(?:---\n(.*?\n)---\n)?(.*)", text, re.DOTALL)).groups()
+    kept = [line for line in (front or "").splitlines() if not line.startswith(("library_name:", "pipeline_tag:"))]
+    source = str(provenance.get("source"))
+    more = {"library_name": "transformers", "license": provenance.get("license"), "tags": f"[bertqa, {model_type}]",
+            "pipeline_tag": task, "base_model": source if HUB_ID.fullmatch(source) else None}
+    lines = [f"{name}: {value}" for name, value in more.items()
+             if value and not any(line.startswith(f"{name}:") for line in kept)]
+    return "\n".join(["---", *lines, *kept, "---", "", body.strip(), ""])

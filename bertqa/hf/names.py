@@ -5,7 +5,7 @@ import re
 
 from bertqa.errors import UserError
 from bertqa.model.config import BertConfig
-from bertqa.model.disk import CLASSES, QA
+from bertqa.model.folder import CLASSES, QA
 
 # ours -> (BERT's, DistilBERT's), each followed by .weight or .bias; {} is the layer. Our qkv stacks three of theirs.
 NAMES = {

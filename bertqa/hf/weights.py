@@ -1,57 +1,24 @@
-"""Tensors in and out of files: every form in which the Hub has stored weights since 2018, one tensor at a time.
+"""Weights in every form in which the Hub has stored them since 2018: safetensors or pickles, whole or in shards."""
 
-A checkpoint may be larger than half of memory, so nothing here holds a second copy: files are mapped, a tensor is read
-when it is asked for, and a new file is written while it is hashed.
-"""
-
-import hashlib
 import json
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from bertqa.errors import UserError
-from bertqa.model.hub import WEIGHT_FILES, first_sentence
+from bertqa.errors import UserError, first_sentence
+from bertqa.model.tensors import DTYPES, Weights, open_safetensors
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""safetensors' names of the number types that weights may have."""
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""The names that weights have in a checkpoint; the first that is there is used."""
 
 OTHER_FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".ckpt", ".index", ".onnx", ".gguf")
 """Files that are weights but not under a name or in a format that is read; named in the error."""
 
 
-@dataclass
-class Weights:
-    """The tensors of a checkpoint, described at once and read one by one."""
 
-    files: list[Path]
-    """What was opened, in order; an index is not among them."""
-    shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, str]
-    """"F32", "F16" ... as safetensors spells them, also for PyTorch files."""
-    get: Callable[[str], Tensor]
-    """Name -> tensor, as stored."""
-
-    def sha256(self) -> str:
-        """Of all files in order, as `cat FILES | sha256sum` prints it."""
-        return sha256(*self.files)
-
-
-def sha256(*files: Path) -> str:
-    """Of the content of files, one behind the other, read in blocks: they may be larger than memory."""
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def open_weights(path: Path, device: str | torch.device = "cpu") -> Weights:
@@ -71,7 +38,7 @@ def open_weights(path: Path, device: str | torch.device = "cpu") -> Weights:
         path = found[0]
     if path.name.endswith(".index.json"):
         return _open_shards(path)
-    opened = _open_safetensors(path, device) if path.suffix == ".safetensors" else _open_pickle(path)
+    opened = open_safetensors(path, device) if path.suffix == ".safetensors" else _open_pickle(path)
     if not opened.shapes:
         raise UserError(f"{path}: holds no tensor at all; is it the right file?")
     return opened
@@ -83,17 +50,6 @@ def _no_weights(folder: Path) -> str:
               "save it as safetensors with the program that wrote it") if others else "fetch one of them"
     return (f"{folder}: holds none of {', '.join(WEIGHT_FILES)}"
             + (f", but {', '.join(others[:5])}" if others else "") + f"; {advice}")
-
-
-def _open_safetensors(path: Path, device) -> Weights:
-    try:
-        file = safe_open(path, framework="pt", device=str(device))
-        slices = {name: file.get_slice(name) for name in file.keys()}
-        return Weights([path], {name: tuple(s.get_shape()) for name, s in slices.items()},
-                       {name: str(s.get_dtype()) for name, s in slices.items()}, file.get_tensor)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({first_sentence(error)}); it was cut off or damaged on "
-                        "its way: fetch it again") from error
 
 
 def _open_pickle(path: Path) -> Weights:
@@ -148,36 +104,3 @@ def _open_shards(index: Path) -> Weights:
                    lambda name: opened[placed[name]].get(name))
 
 
-def write_safetensors(path: Path, dtypes: dict[str, torch.dtype], shapes: dict[str, tuple[int, ...]],
-                      get: Callable[[str], Tensor]) -> str:
-    """Write a safetensors file one tensor at a time and return its sha256.
-
-    The library's own writer wants all tensors in memory first. The format: 8 bytes with the length of a JSON header,
-    the header (name -> dtype, shape, byte range), then the bytes.
-
-    Args:
-        dtypes, shapes: of every tensor, by name.
-        get: name -> tensor on any device, of that dtype and shape; called once each.
-    """
-    spelled = {dtype: name for name, dtype in DTYPES.items()}
-    names = sorted(dtypes, key=lambda name: -dtypes[name].itemsize)    # wide numbers first keeps all of them aligned
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name in names:
-        start, end = end, end + dtypes[name].itemsize * torch.Size(shapes[name]).numel()
-        header[name] = {"dtype": spelled[dtypes[name]], "shape": list(shapes[name]), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with open(path, "wb") as stream:
-        for block in _blocks(len(text).to_bytes(8, "little") + text, names, dtypes, shapes, get):
-            stream.write(block)
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _blocks(header: bytes, names, dtypes, shapes, get) -> Iterable[memoryview]:
-    yield memoryview(header)
-    for name in names:
-        tensor = get(name).detach().to("cpu").contiguous()
-        assert tensor.dtype == dtypes[name] and tensor.shape == shapes[name], name
-        yield memoryview(tensor.view(-1).view(torch.uint8).numpy())

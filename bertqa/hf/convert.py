@@ -12,23 +12,9 @@ import torch
 from torch import Tensor
 
 from bertqa.errors import UserError
-from bertqa.model import hub, vocabulary
-from bertqa.model.config import BertConfig
-from bertqa.model.disk import (
-    CLASSES,
-    QA,
-    open_model_weights,
-    plain_card,
-    read_config,
-    read_json,
-    read_qa,
-    staged,
-    write_config,
-    write_json,
-    write_qa,
-)
-from bertqa.model.folder import build_empty
-from bertqa.model.hf_names import (
+from bertqa.files import read_object, staged, write_json
+from bertqa.hf import hub, vocabulary
+from bertqa.hf.names import (
     HEAD,
     architecture_of,
     class_labels,
@@ -39,8 +25,21 @@ from bertqa.model.hf_names import (
     their_names,
     write_architecture,
 )
-from bertqa.model.hf_report import Report, Row, fold
-from bertqa.model.weight_files import DTYPES, Weights, open_weights, write_safetensors
+from bertqa.hf.table import Report, Row, fold
+from bertqa.hf.weights import open_weights
+from bertqa.model.card import exported_card, plain_card, read_license
+from bertqa.model.config import BertConfig
+from bertqa.model.folder import (
+    CLASSES,
+    QA,
+    build_empty,
+    open_model_weights,
+    read_config,
+    read_qa,
+    write_config,
+    write_qa,
+)
+from bertqa.model.tensors import DTYPES, Weights, write_safetensors
 
 TASKS = {QA: "question-answering", CLASSES: "text-classification", None: "feature-extraction"}
 """What the Hub calls the use of a head."""
@@ -109,12 +108,12 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
         if broken:
             raise UserError(f"{len(broken)} of its tensors hold NaN or infinite numbers: {', '.join(fold(broken)[:8])}; "
                             "the checkpoint was broken where it was made")
-        provenance = {"source": place.source, "revision": place.revision, "license": hub.read_license(place.folder),
+        provenance = {"source": place.source, "revision": place.revision, "license": read_license(place.folder),
                       "sha256": source_sha256}
         if fresh_head is not None:
             provenance["fresh_head"] = seed    # these weights answer nothing before they are trained
         elif head == QA and (place.folder / "qa.json").exists():
-            write_qa(new, read_json(place.folder / "qa.json"))
+            write_qa(new, read_object(place.folder / "qa.json"))
             remarks.append("qa.json taken over: the threshold and windows that its maker tuned with bertqa")
         write_config(new, config, head, labels, provenance)
         parameters = sum(tensor.numel() for tensor in empty.values())
@@ -128,7 +127,7 @@ def read_hf_config(folder: Path) -> dict:
     path = next((folder / name for name in ("config.json", "bert_config.json") if (folder / name).exists()), None)
     if path is None:
         raise UserError(f"{folder}: has no config.json, so the shape of the model is unknown; fetch it too")
-    raw = read_json(path)
+    raw = read_object(path)
     if "architecture" in raw and "model_type" not in raw:
         raise UserError(f"{folder}: is a model folder of bertqa already; use it as it is, or add --to-hf to export it")
     return raw
@@ -247,7 +246,7 @@ def export(src: str | Path, dest: str | Path) -> Report:
         write_json(new / "config.json", write_architecture(config, head, labels, dtype, vocabulary.pad_id(new)))
         if (src / "qa.json").exists():
             write_qa(new, read_qa(src))
-        (new / "README.md").write_text(hub.card(src, config.model_type, TASKS[head], provenance), encoding="utf-8")
+        (new / "README.md").write_text(exported_card(src, config.model_type, TASKS[head], provenance), encoding="utf-8")
     if config.model_type == "bert" and head is None and not config.pooler:
         vocab.append("it has no pooler: transformers' BertModel will draw one at random and say so")
     parameters = sum(tensor.numel() for tensor in empty.values())
@@ -265,7 +264,7 @@ def resolve_weights(name_or_path: str | Path, cache: str | Path = "weights") -> 
         UserError: as `convert`, and where `cache` holds other checkpoints under that name.
     """
     path = Path(name_or_path)
-    if path.is_dir() and "architecture" in (read_json(path / "config.json") if (path / "config.json").exists() else {}):
+    if path.is_dir() and "architecture" in (read_object(path / "config.json") if (path / "config.json").exists() else {}):
         return path
     if path.exists():
         place = hub.locate(path)
@@ -280,7 +279,7 @@ def resolve_weights(name_or_path: str | Path, cache: str | Path = "weights") -> 
             print(f"converting {name_or_path} into {dest} (once)", file=sys.stderr)
             convert(name_or_path, dest)
             return dest
-        before = read_json(dest / "config.json").get("provenance", {})
+        before = read_object(dest / "config.json").get("provenance", {})
         if same.items() <= before.items() and "fresh_head" not in before:
             print(f"using {dest}, converted from {name_or_path} before", file=sys.stderr)
             return dest

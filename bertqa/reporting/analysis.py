@@ -14,7 +14,12 @@ import numpy as np
 
 from bertqa.data.examples import Example
 from bertqa.qa.metrics import bootstrap
-from bertqa.qa.thresholds import NO_SPAN_ODDS, calibration_error, no_answer_probability, tune_threshold
+from bertqa.qa.thresholds import (
+    NO_SPAN_ODDS,
+    calibration_error,
+    no_answer_probability,
+    tune_threshold,
+)
 
 KINDS = {
     "right": ("Right answer", "exactly an accepted answer"),

@@ -3,12 +3,12 @@
 import json
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from bertqa.data.download import official
 from bertqa.errors import UserError
-from bertqa.training.journal import read_journal
 
 
 @dataclass
@@ -203,3 +203,22 @@ def parameters(folder: Path | None) -> int:
         return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
     except (OSError, TypeError, ValueError, struct.error):
         return 0
+
+
+def read_journal(path: str | Path) -> Iterator[dict]:
+    """The events of a metrics.jsonl, in order. A last line that was cut off in the middle is left out.
+
+    Raises:
+        UserError: where the file is missing or another line is not JSON.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: there is no journal; is this the folder of a run?")
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        if line:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                if number < len(lines):
+                    raise UserError(f"{path}: line {number} is not JSON; the file is damaged") from None

@@ -11,10 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from bertqa.errors import UserError
-
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""The names that weights have in a checkpoint; the first that is there is used."""
+from bertqa.errors import UserError, first_sentence
+from bertqa.hf.weights import WEIGHT_FILES
 
 ID = re.compile(r"(?:https?://[^/]+/|hf://)?([\w.-]+/[\w.-]+?)(?:/tree/([^/@]+))?/?(?:@([\w./-]+))?")
 """org/name, org/name@revision, or the address of a model's page."""
@@ -153,32 +151,3 @@ def _verify(repo: str, path: Path) -> None:
         stored.unlink(missing_ok=True)
         raise UserError(f"{repo}: {path.name} arrived damaged (its hash is {digest.hexdigest()[:12]}..., the Hub says "
                         f"{stored.name[:12]}...); it was deleted, run the same command again")
-
-
-def first_sentence(error: BaseException) -> str:
-    """As much of what an error says as fits into a message of ours."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.split(r"\.\s|\.$", line)[0]
-
-
-def read_license(folder: Path) -> str | None:
-    """The `license:` of a model card's metadata, where there is one."""
-    card = folder / "README.md"
-    if not card.exists():
-        return None
-    metadata = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    found = re.search(r"^license:\s*['\"]?([\w.-]+)", metadata[1], re.MULTILINE) if metadata else None
-    return found[1] if found else None
-
-
-def card(src: Path, model_type: str, task: str, provenance: dict) -> str:
-    """The card of a model folder, with the metadata that the Hub reads: the card's, and what it does not say."""
-    text = (src / "README.md").read_text(encoding="utf-8") if (src / "README.md").exists() else ""
-    front, body = (re.match(r"(?:---\n(.*?\n)---\n)?(.*)", text, re.DOTALL)).groups()
-    kept = [line for line in (front or "").splitlines() if not line.startswith(("library_name:", "pipeline_tag:"))]
-    source = str(provenance.get("source"))
-    more = {"library_name": "transformers", "license": provenance.get("license"), "tags": f"[bertqa, {model_type}]",
-            "pipeline_tag": task, "base_model": source if ID.fullmatch(source) else None}
-    lines = [f"{name}: {value}" for name, value in more.items()
-             if value and not any(line.startswith(f"{name}:") for line in kept)]
-    return "\n".join(["---", *lines, *kept, "---", "", body.strip(), ""])

@@ -1,0 +1,256 @@
+"""Reading and writing files, one way for each: bytes, text and JSON from outside; files and folders written whole.
+
+Readers raise UserError that says what is wrong, where, and what to do. Those that take bytes or text do not know the
+name of the file: their caller puts it before the message.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from bertqa.errors import UserError
+
+# Reading
+
+
+def read_bytes(path: Path) -> bytes:
+    """What is in a file, unpacked where it is gzipped."""
+    if path.is_dir():
+        raise UserError("is a folder; name a file in it")
+    try:
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+    except FileNotFoundError:
+        raise UserError("there is no such file") from None
+    except EOFError:
+        raise UserError(
+            f"cut off: its gzip stream ends early, after {len(content):,} bytes; fetch it again"
+        ) from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(
+            f"damaged: its gzip stream cannot be read ({error}); fetch it again"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}") from None
+    if not content:
+        raise UserError("is empty (0 bytes)")
+    return content
+
+
+def decode(content: bytes) -> str:
+    """The text that these bytes are in UTF-8, without its byte order mark."""
+    try:
+        text = content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        where = f"byte {content[error.start]:#04x} at offset {error.start} (line {line})"
+        if error.reason == "unexpected end of data":
+            raise UserError(
+                f"cut off in the middle of a character: {where}; fetch it again"
+            ) from None
+        if b"\0" in content[:64] or content[:2] in (b"BZ", b"\xfd7", b"PK"):
+            raise UserError(
+                f"not text in UTF-8: {where}; UTF-16, or packed? Needed is UTF-8, plain or .gz"
+            ) from None
+        raise UserError(
+            f"not UTF-8: {where}, probably Latin-1; save it as UTF-8 (iconv -f latin1 -t utf-8)"
+        ) from None
+    if not text.strip():
+        raise UserError("holds only white space")
+    return text
+
+
+def parse_json(text: str, line: int = 1) -> object:
+    """The value of a JSON text that begins on this line of its file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"line {line + error.lineno - 1}, column {error.colno}"
+        rest = text[error.pos :].rstrip()
+        if _ends_early(error.msg, rest):
+            raise UserError(f"cut off: the JSON ends early, {where}; fetch it again") from None
+        raise UserError(f"not JSON: {where}: {error.msg}, near {show(rest[:30])}") from None
+    except (ValueError, RecursionError) as error:
+        # a number of thousands of digits, or brackets thousands deep
+        raise UserError(f"line {line}: JSON that Python cannot read: {error}") from None
+
+
+def _ends_early(message: str, rest: str) -> bool:
+    """Whether the text stops in the middle of a literal, an escape or a string: more was to come."""
+    literals = ("true", "false", "null", "NaN", "-Infinity", "Infinity")
+    if any(word.startswith(rest) for word in literals):
+        return True
+    if message.startswith("Invalid \\u"):
+        return len(rest) < 6
+    return message.startswith("Unterminated")
+
+
+def json_lines(text: str) -> Iterator[tuple[str, object]]:
+    """-> "line 3" and the value on it, for each line that is not blank."""
+    # not splitlines: U+2028 may stand inside a JSON string
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"line {number}", parse_json(line, number)
+
+
+def read_json(path: str | Path) -> object:
+    """The value that a JSON file holds. Raises UserError that names the file."""
+    try:
+        return parse_json(decode(read_bytes(Path(path))))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def read_object(path: str | Path) -> dict:
+    """The object that a JSON file holds. Raises UserError that names the file."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def show(value: object) -> str:
+    """The value as JSON, on one line that any terminal can print, cut to 80 characters."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    text = text.encode("utf-8", "backslashreplace").decode()
+    if len(text) > 80:
+        return text[:77] + "..."
+    return text
+
+
+def sha256(*paths: Path) -> str:
+    """Of the content of files, one behind the other, as `cat FILES | sha256sum` prints it."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as stream:
+            # in blocks: a file may be larger than memory
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+# Writing
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A new name beside `path` to write to, which takes its place if the block ends well.
+
+    The name is nobody else's, so that several processes can write the same file: each writes it
+    whole, and the last one wins.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(prefix=path.name + ".", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    fresh = Path(name)
+    try:
+        yield fresh
+        fresh.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
+        flush_to_disk(fresh)
+        os.replace(fresh, path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def staged(folder: str | Path) -> Iterator[Path]:
+    """A new empty folder beside `folder`, which takes its place if the block ends well.
+
+    The name is nobody else's, and nothing is deleted but what was made here and the folder that is
+    replaced.
+
+    Raises:
+        UserError: where `folder` is a file.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, expected a folder or a new name")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".tmp", dir=folder.parent))
+    try:
+        fresh.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
+        yield fresh
+        for path in fresh.rglob("*"):
+            if path.is_file():
+                flush_to_disk(path)
+        take_place(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def take_place(fresh: Path, folder: Path) -> None:
+    """Give `fresh` the name of `folder`; a folder that had it is deleted."""
+    try:
+        fresh.rename(folder)
+        return
+    except OSError:
+        # A folder that holds something cannot be replaced in one step.
+        if not folder.is_dir():
+            raise
+    aside = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".tmp", dir=folder.parent))
+    folder.rename(aside / "replaced")
+    fresh.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole, in UTF-8 with \\n at line ends."""
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write a JSON file whole."""
+    write_text(path, to_json(value, indent=1) + "\n")
+
+
+def to_json(value: object, indent: int | None = None) -> str:
+    """JSON that can be read and be written in UTF-8: half a surrogate pair is escaped."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have the system put a file on the disk before the rename that makes it count."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    """The permissions that this process withholds from new files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time inside, all that name the same file or folder; the others wait.
+
+    No lock where the system has none for files (Windows) or the file system knows none.
+    """
+    handle = None
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+        handle = os.open(path, flags)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)

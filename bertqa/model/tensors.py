@@ -1,0 +1,79 @@
+"""safetensors files, one tensor at a time: a checkpoint may be larger than half of memory.
+
+Nothing here holds a second copy: files are mapped, a tensor is read when it is asked for, and a new file is written while
+it is hashed.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bertqa.errors import UserError, first_sentence
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""safetensors' names of the number types that weights may have."""
+
+
+@dataclass
+class Weights:
+    """The tensors of a checkpoint, described at once and read one by one."""
+
+    files: list[Path]
+    """What was opened, in order; an index is not among them."""
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    """"F32", "F16" ... as safetensors spells them, also for PyTorch files."""
+    get: Callable[[str], Tensor]
+    """Name -> tensor, as stored."""
+
+
+def open_safetensors(path: Path, device) -> Weights:
+    try:
+        file = safe_open(path, framework="pt", device=str(device))
+        slices = {name: file.get_slice(name) for name in file.keys()}
+        return Weights([path], {name: tuple(s.get_shape()) for name, s in slices.items()},
+                       {name: str(s.get_dtype()) for name, s in slices.items()}, file.get_tensor)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({first_sentence(error)}); it was cut off or damaged on "
+                        "its way: fetch it again") from error
+
+
+def write_safetensors(path: Path, dtypes: dict[str, torch.dtype], shapes: dict[str, tuple[int, ...]],
+                      get: Callable[[str], Tensor]) -> str:
+    """Write a safetensors file one tensor at a time and return its sha256.
+
+    The library's own writer wants all tensors in memory first. The format: 8 bytes with the length of a JSON header,
+    the header (name -> dtype, shape, byte range), then the bytes.
+
+    Args:
+        dtypes, shapes: of every tensor, by name.
+        get: name -> tensor on any device, of that dtype and shape; called once each.
+    """
+    spelled = {dtype: name for name, dtype in DTYPES.items()}
+    names = sorted(dtypes, key=lambda name: -dtypes[name].itemsize)    # wide numbers first keeps all of them aligned
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name in names:
+        start, end = end, end + dtypes[name].itemsize * torch.Size(shapes[name]).numel()
+        header[name] = {"dtype": spelled[dtypes[name]], "shape": list(shapes[name]), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with open(path, "wb") as stream:
+        for block in _blocks(len(text).to_bytes(8, "little") + text, names, dtypes, shapes, get):
+            stream.write(block)
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(header: bytes, names, dtypes, shapes, get) -> Iterable[memoryview]:
+    yield memoryview(header)
+    for name in names:
+        tensor = get(name).detach().to("cpu").contiguous()
+        assert tensor.dtype == dtypes[name] and tensor.shape == shapes[name], name
+        yield memoryview(tensor.view(-1).view(torch.uint8).numpy())
