@@ -20,15 +20,23 @@ def pick_device(name: str, number: int | None = None) -> torch.device:
         UserError: for a device that this machine or this build of torch does not have.
     """
     number = int(os.environ.get("LOCAL_RANK", 0)) if number is None else number
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if name == "auto":
         name = next(kind for kind, present in there.items() if present)
     if not there.get(name):
         present = ", ".join(kind for kind, present in there.items() if present)
-        raise UserError(f"device is {name!r}, but torch {torch.__version__} finds only {present} here; use --device auto")
+        raise UserError(
+            f"device is {name!r}, but torch {torch.__version__} finds only {present} here; use --device auto"
+        )
     if name == "cuda" and number >= torch.cuda.device_count():
-        raise UserError(f"device is cuda:{number}, but this machine has {torch.cuda.device_count()} GPUs, counted from 0; "
-                        "use one of them, or as many processes with torchrun --nproc-per-node")
+        raise UserError(
+            f"device is cuda:{number}, but this machine has {torch.cuda.device_count()} GPUs, counted from 0; "
+            "use one of them, or as many processes with torchrun --nproc-per-node"
+        )
     return torch.device("cuda", number) if name == "cuda" else torch.device(name)
 
 
@@ -40,8 +48,10 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "cpu" and name != "fp32" and not torch.cpu._is_avx512_bf16_supported():
-        print(f"warning: this CPU has no units for {name}; it will be emulated, many times slower than fp32",
-              file=sys.stderr)
+        print(
+            f"warning: this CPU has no units for {name}; it will be emulated, many times slower than fp32",
+            file=sys.stderr,
+        )
     if device.type == "cpu" and name != "fp32":
         # oneDNN makes a kernel for every shape that it meets, and it and torch keep 1,024 of them, a megabyte each. A training
         # step needs some 250 and the next has other lengths. Both capacities are read once, before the first product.
@@ -52,8 +62,11 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Autocast to a 16-bit dtype, or a context that does nothing for float32."""
-    return torch.autocast(device.type, dtype=dtype if dtype != torch.float32 else torch.bfloat16,
-                          enabled=dtype != torch.float32)
+    return torch.autocast(
+        device.type,
+        dtype=dtype if dtype != torch.float32 else torch.bfloat16,
+        enabled=dtype != torch.float32,
+    )
 
 
 def grad_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:

@@ -37,7 +37,9 @@ class World:
             return values
         import torch
 
-        shared = torch.tensor(values, dtype=torch.float64)  # on the host: small decisions never wait for the GPU
+        shared = torch.tensor(
+            values, dtype=torch.float64
+        )  # on the host: small decisions never wait for the GPU
         torch.distributed.all_reduce(shared)
         return shared.tolist()
 
@@ -67,7 +69,9 @@ class World:
             return model
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(model, [device] if device.type == "cuda" else None, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            model, [device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+        )
 
 
 @contextlib.contextmanager
@@ -100,10 +104,16 @@ def world_of_torchrun() -> Iterator[World]:
         # What a death breaks elsewhere is only its echo, and comes after it.
         if not _is_first(store, "bertqa: an error"):
             raise SystemExit(1) from None
-        if isinstance(error, dist.DistError) or isinstance(error, RuntimeError) and "gloo" in str(error).lower():
-            raise UserError("another process of this run has died; where it says nothing, the system has killed it, for "
-                            "its memory for example. Training goes on from the last checkpoint with --resume, in as many "
-                            f"processes. (As seen from here: {str(error).split('. ')[0]})") from None
+        if (
+            isinstance(error, dist.DistError)
+            or isinstance(error, RuntimeError)
+            and "gloo" in str(error).lower()
+        ):
+            raise UserError(
+                "another process of this run has died; where it says nothing, the system has killed it, for "
+                "its memory for example. Training goes on from the last checkpoint with --resume, in as many "
+                f"processes. (As seen from here: {str(error).split('. ')[0]})"
+            ) from None
         raise
     dist.destroy_process_group()
 

@@ -42,9 +42,19 @@ class Vectors:
     """Texts that were longer than the limit and lost their end."""
 
 
-def embed_texts(encoder, tokenizer, texts: Sequence[str], *, pool: str = "mean", layer: int | str = -1,
-                normalize: bool = False, max_length: int | None = None, dtype=None, progress: str | None = None,
-                empty: Callable = np.empty) -> Vectors:
+def embed_texts(
+    encoder,
+    tokenizer,
+    texts: Sequence[str],
+    *,
+    pool: str = "mean",
+    layer: int | str = -1,
+    normalize: bool = False,
+    max_length: int | None = None,
+    dtype=None,
+    progress: str | None = None,
+    empty: Callable = np.empty,
+) -> Vectors:
     """Embed texts in packed batches, longest first: no padding, and any length beside any other.
 
     Args:
@@ -71,27 +81,43 @@ def embed_texts(encoder, tokenizer, texts: Sequence[str], *, pool: str = "mean",
     config, device = encoder.config, next(encoder.parameters()).device
     most = config.max_position_embeddings if max_length is None else max_length
     check(config, pool, layer, most)
-    windows = text_windows(texts, tokenizer, max_length=most, progress=progress and f"{progress}: tokens")
-    rows = np.concatenate([[0], windows.lengths.cumsum(dtype=np.int64)])                         # (R+1,)
+    windows = text_windows(
+        texts, tokenizer, max_length=most, progress=progress and f"{progress}: tokens"
+    )
+    rows = np.concatenate([[0], windows.lengths.cumsum(dtype=np.int64)])  # (R+1,)
     layers = (config.num_hidden_layers + 1,) if layer == "all" else ()
     count = int(rows[-1]) if pool == "none" else len(texts)
     vectors = empty((count, *layers, config.hidden_size), np.float32)
 
     def compute(batch, layout) -> tuple:
-        out = encoder(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout, output_hidden_states=layer != -1)
+        out = encoder(
+            batch.input_ids,
+            token_type_ids=batch.token_type_ids,
+            lengths=layout,
+            output_hidden_states=layer != -1,
+        )
         found = pooled(out, layout, pool, layer)
         return (F.normalize(found, dim=-1) if normalize else found,)
 
     cast = autocast(device, dtype or torch.float32)
-    for which, (found,) in forward_all(compute, windows, device, autocast=cast, progress=progress, unit=" texts"):
+    for which, (found,) in forward_all(
+        compute, windows, device, autocast=cast, progress=progress, unit=" texts"
+    ):
         if pool == "none":
-            for row, part in zip(which, np.split(found, windows.lengths[which].cumsum()[:-1]), strict=True):
+            for row, part in zip(
+                which, np.split(found, windows.lengths[which].cumsum()[:-1]), strict=True
+            ):
                 vectors[rows[row] : rows[row + 1]] = part
         else:
             vectors[which] = found
     plain = pool != "none"
-    return Vectors(vectors, None if plain else rows, None if plain else token_spans(windows.questions, rows), int(rows[-1]),
-                   windows.cut_questions)
+    return Vectors(
+        vectors,
+        None if plain else rows,
+        None if plain else token_spans(windows.questions, rows),
+        int(rows[-1]),
+        windows.cut_questions,
+    )
 
 
 def pooled(out, layout, pool: str, layer: int | str):
@@ -100,8 +126,13 @@ def pooled(out, layout, pool: str, layer: int | str):
 
     if pool == "pooler":
         return out.pooled.float()
-    x = (out.last_hidden_state if layer == -1 else torch.stack(out.hidden_states, 1) if layer == "all"
-         else out.hidden_states[layer]).float()                                                  # (N, H) or (N, layers + 1, H)
+    x = (
+        out.last_hidden_state
+        if layer == -1
+        else torch.stack(out.hidden_states, 1)
+        if layer == "all"
+        else out.hidden_states[layer]
+    ).float()  # (N, H) or (N, layers + 1, H)
     if pool == "cls":
         return x[layout.first_tokens]
     if pool == "none":
@@ -125,15 +156,23 @@ def check(config, pool: str, layer: int | str, max_length: int) -> None:
     if pool not in POOLS:
         problems.append(f"pool is {pool!r}, use {', '.join(POOLS)}")
     if layer != "all" and not (isinstance(layer, int) and -layers - 1 <= layer <= layers):
-        problems.append(f"layer is {layer!r}, but this encoder has layers 1 to {layers}, and 0 for the embeddings; use one "
-                        f"of these, -1 to {-layers - 1} from the end, or all")
+        problems.append(
+            f"layer is {layer!r}, but this encoder has layers 1 to {layers}, and 0 for the embeddings; use one "
+            f"of these, -1 to {-layers - 1} from the end, or all"
+        )
     if pool == "pooler" and layer not in (-1, layers):
-        problems.append(f"pool pooler stands on the last layer, but layer is {layer!r}; leave it out")
+        problems.append(
+            f"pool pooler stands on the last layer, but layer is {layer!r}; leave it out"
+        )
     if pool == "pooler" and not config.pooler:
-        problems.append("this encoder has no pooler (a question answering model has none, nor has DistilBERT); use pool cls "
-                        "or mean, or the checkpoint that it was fine-tuned from")
+        problems.append(
+            "this encoder has no pooler (a question answering model has none, nor has DistilBERT); use pool cls "
+            "or mean, or the checkpoint that it was fine-tuned from"
+        )
     if not 3 <= max_length <= config.max_position_embeddings:
-        problems.append(f"max_length is {max_length}, use 3 to {config.max_position_embeddings}, this encoder's positions")
+        problems.append(
+            f"max_length is {max_length}, use 3 to {config.max_position_embeddings}, this encoder's positions"
+        )
     if problems:
         raise UserError("; ".join(problems))
 
@@ -145,25 +184,48 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     from bertqa.settings import bundled_reader
 
     parser = argparse.ArgumentParser(
-        prog="python -m bertqa.embed", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m bertqa.embed",
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Vectors of texts." + __doc__.split("Python.", 1)[1],
         epilog="example: python -m bertqa.embed --model weights/all-MiniLM-L6-v2 --data questions.txt --out questions.npy "
-               "--normalize")
-    parser.add_argument("--model", default=bundled_reader(), help="model folder, Hugging Face folder or Hub id; a head on it "
-                                                                  "does not matter [%(default)s]")
+        "--normalize",
+    )
+    parser.add_argument(
+        "--model",
+        default=bundled_reader(),
+        help="model folder, Hugging Face folder or Hub id; a head on it "
+        "does not matter [%(default)s]",
+    )
     parser.add_argument("--text", help="one text; its vector is printed as JSON")
-    parser.add_argument("--data", metavar="FILE", help="a text per line; or a column of CSV, TSV or JSONL; .gz or not")
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        help="a text per line; or a column of CSV, TSV or JSONL; .gz or not",
+    )
     parser.add_argument("--text-column", metavar="NAME", help="that column [text]")
-    parser.add_argument("--out", metavar="FILE", help=".npy, with the ids beside it in .ids.json; or .safetensors, with the "
-                                                      "ids in its metadata")
-    parser.add_argument("--pool", choices=POOLS, default="mean", help="see above; none needs .safetensors [mean]")
-    parser.add_argument("--layer", default="-1", help="-1 = the last, 0 = the embeddings, or all [-1]")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help=".npy, with the ids beside it in .ids.json; or .safetensors, with the "
+        "ids in its metadata",
+    )
+    parser.add_argument(
+        "--pool", choices=POOLS, default="mean", help="see above; none needs .safetensors [mean]"
+    )
+    parser.add_argument(
+        "--layer", default="-1", help="-1 = the last, 0 = the embeddings, or all [-1]"
+    )
     parser.add_argument("--normalize", action="store_true", help="make every vector of length 1")
-    parser.add_argument("--max-length", type=int, metavar="N", help="cut texts to N tokens [the model's positions]")
+    parser.add_argument(
+        "--max-length", type=int, metavar="N", help="cut texts to N tokens [the model's positions]"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N texts of the file")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = torch's own choice [0]")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="CPU threads; 0 = torch's own choice [0]"
+    )
     return parser.parse_args(argv)
 
 
@@ -179,10 +241,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.data and not out:
         raise UserError("--data needs --out FILE.npy or FILE.safetensors, where the vectors go")
     if out and out.suffix not in (".npy", ".safetensors"):
-        raise UserError(f"--out {out}: vectors are written as .npy or .safetensors; give a name that ends in one of these")
+        raise UserError(
+            f"--out {out}: vectors are written as .npy or .safetensors; give a name that ends in one of these"
+        )
     if out and args.pool == "none" and out.suffix == ".npy":
-        raise UserError("--pool none gives a vector per token, and .npy cannot say which text a token belongs to; "
-                        "use --out FILE.safetensors")
+        raise UserError(
+            "--pool none gives a vector per token, and .npy cannot say which text a token belongs to; "
+            "use --out FILE.safetensors"
+        )
     if args.text is not None:
         texts = Texts("--text", "", [""], ["0"], [args.text])
     else:
@@ -199,18 +265,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     where, device = hf.resolve_weights(args.model), pick_device(args.device)
     dtype, tokenizer = pick_precision(args.precision, device), WordPiece.load(where)
-    encoder, began = prepack.pack(folder.load_encoder(where, device=device), dtype), time.perf_counter()
-    settings = {"pool": args.pool, "layer": layer, "normalize": args.normalize, "max_length": args.max_length}
+    encoder, began = (
+        prepack.pack(folder.load_encoder(where, device=device), dtype),
+        time.perf_counter(),
+    )
+    settings = {
+        "pool": args.pool,
+        "layer": layer,
+        "normalize": args.normalize,
+        "max_length": args.max_length,
+    }
     with partial(out) as part:
         found = embed_texts(
-            encoder, tokenizer, texts.texts, **settings, dtype=dtype,
-            progress=args.data and "embed", empty=lambda shape, kind: np.lib.format.open_memmap(part, "w+", kind, shape)
-            if out and out.suffix == ".npy" else np.empty(shape, kind))
+            encoder,
+            tokenizer,
+            texts.texts,
+            **settings,
+            dtype=dtype,
+            progress=args.data and "embed",
+            empty=lambda shape, kind: (
+                np.lib.format.open_memmap(part, "w+", kind, shape)
+                if out and out.suffix == ".npy"
+                else np.empty(shape, kind)
+            ),
+        )
         print(report(found, texts, time.perf_counter() - began), file=sys.stderr)
         if out:
             write(out, part, found, texts.ids, {"model": str(args.model), **settings})
         else:
-            print(json.dumps(found.vectors.tolist() if args.pool == "none" else found.vectors[0].tolist()))
+            print(
+                json.dumps(
+                    found.vectors.tolist() if args.pool == "none" else found.vectors[0].tolist()
+                )
+            )
     return 0
 
 
@@ -229,7 +316,9 @@ def whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UserError(f"--layer {text}: give a number, such as -1 for the last layer, or all") from None
+        raise UserError(
+            f"--layer {text}: give a number, such as -1 for the last layer, or all"
+        ) from None
 
 
 def report(found: Vectors, texts, took: float) -> str:
@@ -237,8 +326,10 @@ def report(found: Vectors, texts, took: float) -> str:
     shape = " x ".join(f"{size:,}" for size in found.vectors.shape)
     cut = f", {found.cut:,} of them cut" if found.cut else ""
     empty = f", {len(texts.empty()):,} of them empty" if texts.empty() else ""
-    return (f"{len(texts):,} texts{cut}{empty}, {found.tokens:,} tokens in {took:.1f} s: {len(texts) / took:,.0f} texts/s, "
-            f"{found.tokens / took:,.0f} tokens/s; {shape} float32")
+    return (
+        f"{len(texts):,} texts{cut}{empty}, {found.tokens:,} tokens in {took:.1f} s: {len(texts) / took:,.0f} texts/s, "
+        f"{found.tokens / took:,.0f} tokens/s; {shape} float32"
+    )
 
 
 def write(out: Path, part: Path, found: Vectors, ids: list[str], settings: dict) -> None:
@@ -246,13 +337,24 @@ def write(out: Path, part: Path, found: Vectors, ids: list[str], settings: dict)
     if out.suffix == ".npy":
         found.vectors.flush()
         names = out.with_suffix(".ids.json")
-        names.with_name(names.name + ".tmp").write_text(json.dumps(ids, ensure_ascii=False) + "\n", encoding="utf-8")
+        names.with_name(names.name + ".tmp").write_text(
+            json.dumps(ids, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         os.replace(names.with_name(names.name + ".tmp"), names)
     else:
         from safetensors.numpy import save
 
-        arrays = {name: value for name in ("vectors", "rows", "spans") if (value := getattr(found, name)) is not None}
-        part.write_bytes(save(arrays, {"ids": json.dumps(ids, ensure_ascii=False), "settings": json.dumps(settings)}))
+        arrays = {
+            name: value
+            for name in ("vectors", "rows", "spans")
+            if (value := getattr(found, name)) is not None
+        }
+        part.write_bytes(
+            save(
+                arrays,
+                {"ids": json.dumps(ids, ensure_ascii=False), "settings": json.dumps(settings)},
+            )
+        )
     os.replace(part, out)
 
 

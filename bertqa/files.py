@@ -197,7 +197,7 @@ def take_place(fresh: Path, folder: Path) -> None:
         # A folder that holds something cannot be replaced in one step.
         if not folder.is_dir():
             raise
-    aside = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".tmp", dir=folder.parent))
+    aside = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".old", dir=folder.parent))
     folder.rename(aside / "replaced")
     fresh.rename(folder)
     shutil.rmtree(aside, ignore_errors=True)

@@ -38,7 +38,9 @@ def run_verb(main: Main) -> int:
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("\ninterrupted" if sys.stderr.isatty() else "interrupted", file=sys.stderr)  # behind the terminal's ^C
+        print(
+            "\ninterrupted" if sys.stderr.isatty() else "interrupted", file=sys.stderr
+        )  # behind the terminal's ^C
         return 130
     return 2
 
@@ -49,7 +51,11 @@ def field_docs(cls: type) -> dict[str, str]:
     for base in reversed(cls.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
         for field, doc in zip(body, body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(doc, ast.Expr)
+                and isinstance(doc.value, ast.Constant)
+            ):
                 docs[field.target.id] = inspect.cleandoc(doc.value.value)
     return docs
 
@@ -68,20 +74,37 @@ def _plain_type(annotation) -> tuple[type, bool, tuple]:
 
 def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
     """Add a flag for each field of the dataclass `cls`, as a group of the parser. Flags not given stay out of the result."""
-    group, docs, hints = parser.add_argument_group(title), field_docs(cls), typing.get_type_hints(cls)
+    group, docs, hints = (
+        parser.add_argument_group(title),
+        field_docs(cls),
+        typing.get_type_hints(cls),
+    )
     for field in dataclasses.fields(cls):
         kind, optional, choices = _plain_type(hints[field.name])
-        value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = (
+            field.default
+            if field.default_factory is dataclasses.MISSING
+            else field.default_factory()
+        )
         shown = "none" if value is None else value
-        options: dict = {"dest": field.name, "default": argparse.SUPPRESS, "help": f"{docs[field.name]} [{shown}]"}
+        options: dict = {
+            "dest": field.name,
+            "default": argparse.SUPPRESS,
+            "help": f"{docs[field.name]} [{shown}]",
+        }
         options["help"] = options["help"].replace("%", "%%")
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
             parse = _number if kind in (int, float) else str
-            options["type"] = _or_none(parse(kind) if parse is _number else str) if optional else (
-                parse(kind) if parse is _number else str)
-            options["metavar"] = "{" + ",".join(choices) + "}" if choices else kind.__name__.upper()[:5]
+            options["type"] = (
+                _or_none(parse(kind) if parse is _number else str)
+                if optional
+                else (parse(kind) if parse is _number else str)
+            )
+            options["metavar"] = (
+                "{" + ",".join(choices) + "}" if choices else kind.__name__.upper()[:5]
+            )
             if choices:
                 options["choices"] = [*choices, None] if optional else choices
         group.add_argument("--" + field.name.replace("_", "-"), **options)
@@ -95,7 +118,10 @@ def _number(kind: type) -> Callable[[str], float]:
                 raise ValueError
             return kind(value)
         except (ValueError, OverflowError):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number") from None
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a {'whole ' if kind is int else ''}number"
+            ) from None
+
     return parse
 
 
@@ -130,9 +156,15 @@ def read_config_file(path: str | Path) -> dict:
     try:
         settings = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such settings file; give the path of a JSON file") from None
+        raise UserError(
+            f"{path}: there is no such settings file; give the path of a JSON file"
+        ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a JSON file ({error}); settings are a JSON object {{setting: value}}") from None
+        raise UserError(
+            f"{path}: not a JSON file ({error}); settings are a JSON object {{setting: value}}"
+        ) from None
     if not isinstance(settings, dict):
-        raise UserError(f"{path}: holds a JSON {type(settings).__name__}, but settings are an object {{setting: value}}")
+        raise UserError(
+            f"{path}: holds a JSON {type(settings).__name__}, but settings are an object {{setting: value}}"
+        )
     return settings

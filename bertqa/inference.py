@@ -18,9 +18,17 @@ TOKENS = {"cpu": 1536, "cuda": 65536}
 """Tokens in an inference batch: on a CPU what stays near its caches, on a GPU what fills it."""
 
 
-def forward_all(compute: Callable[[Batch, Layout], tuple[Tensor, ...]], windows: Windows, device: torch.device, *,
-                autocast=None, tokens: int | None = None, progress: str | None = None, unit: str = " windows",
-                world=None) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+def forward_all(
+    compute: Callable[[Batch, Layout], tuple[Tensor, ...]],
+    windows: Windows,
+    device: torch.device,
+    *,
+    autocast=None,
+    tokens: int | None = None,
+    progress: str | None = None,
+    unit: str = " windows",
+    world=None,
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
     """Yield (rows (S,), what `compute` returned for them, as float32 on the host) for packed batches, longest windows
     first, that cover all windows once. The model that `compute` calls must be in eval mode.
 
@@ -43,8 +51,15 @@ def _forward(compute, store: WindowStore, batches: list[np.ndarray], autocast, p
     from tqdm import tqdm
 
     waiting = None
-    with tqdm(total=sum(map(len, batches)), desc=progress, unit=unit, leave=False, disable=progress is None,
-              dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 30) as bar:
+    with tqdm(
+        total=sum(map(len, batches)),
+        desc=progress,
+        unit=unit,
+        leave=False,
+        disable=progress is None,
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else 30,
+    ) as bar:
         for rows in batches:
             batch = store.batch(rows)
             layout = Layout.of(batch.lengths, store.device)
@@ -63,12 +78,21 @@ def _on_host(rows: np.ndarray, results: tuple[Tensor, ...]) -> tuple[np.ndarray,
     return rows, [result.float().cpu().numpy() for result in results]
 
 
-def find_spans(model: nn.Module, windows: Windows, device: torch.device, settings: SpanSettings = SpanSettings(), *,
-               autocast=None, progress: str | None = None, world=None) -> tuple[Spans, float]:
+def find_spans(
+    model: nn.Module,
+    windows: Windows,
+    device: torch.device,
+    settings: SpanSettings = SpanSettings(),
+    *,
+    autocast=None,
+    progress: str | None = None,
+    world=None,
+) -> tuple[Spans, float]:
     """The n-best spans of every question, and the mean loss over windows (of use only where there are labels).
 
     The ranks of a `world` share the work; all of them return the spans of all questions.
     """
+
     def compute(batch: Batch, layout: Layout) -> tuple[Tensor, ...]:
         logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
         return *logits, span_loss(logits, layout, batch.start_labels, batch.end_labels)
@@ -83,17 +107,31 @@ def find_spans(model: nn.Module, windows: Windows, device: torch.device, setting
     return decoder.finish(), total / max(1, len(windows))
 
 
-def class_logits(model: nn.Module, windows: Windows, device: torch.device, *, autocast=None,
-                 progress: str | None = None, world=None) -> tuple[np.ndarray, float]:
+def class_logits(
+    model: nn.Module,
+    windows: Windows,
+    device: torch.device,
+    *,
+    autocast=None,
+    progress: str | None = None,
+    world=None,
+) -> tuple[np.ndarray, float]:
     """Logits (W, C) float32 of every window, and the mean cross-entropy (of use only where there are labels).
 
     The ranks of a `world` share the work; all of them return all logits.
     """
+
     def compute(batch: Batch, layout: Layout) -> tuple[Tensor, ...]:
-        logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)     # (S, C)
+        logits = model(
+            batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout
+        )  # (S, C)
         return logits, F.cross_entropy(logits, batch.start_labels, reduction="sum")
 
-    logits, total, training = np.empty((len(windows), model.num_labels), np.float32), 0.0, model.training
+    logits, total, training = (
+        np.empty((len(windows), model.num_labels), np.float32),
+        0.0,
+        model.training,
+    )
     model.eval()
     parts = forward_all(compute, windows, device, autocast=autocast, progress=progress, world=world)
     for rows, (part, loss) in parts:

@@ -28,43 +28,100 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     from bertqa.settings import bundled_reader
 
     parser = argparse.ArgumentParser(
-        prog="python -m bertqa.predict", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXAMPLES,
-        description="Answer questions from their paragraphs, or classify texts: the model folder tells which.")
-    parser.add_argument("--model", default=bundled_reader(), help="model folder, Hugging Face folder or Hub id [%(default)s]")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to run [auto]")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"],
-                        help="number format [auto: 16 bits on a GPU, fp32 elsewhere]")
-    parser.add_argument("--int8", action="store_true", help="matrix products in 8 bits; answering on the CPU only")
+        prog="python -m bertqa.predict",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
+        description="Answer questions from their paragraphs, or classify texts: the model folder tells which.",
+    )
+    parser.add_argument(
+        "--model",
+        default=bundled_reader(),
+        help="model folder, Hugging Face folder or Hub id [%(default)s]",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda", "mps"],
+        help="where to run [auto]",
+    )
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "fp32", "bf16", "fp16"],
+        help="number format [auto: 16 bits on a GPU, fp32 elsewhere]",
+    )
+    parser.add_argument(
+        "--int8", action="store_true", help="matrix products in 8 bits; answering on the CPU only"
+    )
     group = parser.add_argument_group("a file")
-    group.add_argument("--data", metavar="FILE", help="questions or texts, of any form that train reads, or a text per line; "
-                                                      "answers and labels in it are not used; squad1 and squad2 are the "
-                                                      "official dev files, fetched once")
-    group.add_argument("--out", metavar="FOLDER", help="where predictions.json, nbest_predictions.json, null_odds.json go; "
-                                                        "a classifier's predictions.jsonl")
-    group.add_argument("--limit", type=int, help="only the first N questions or texts of the file [all]")
-    group.add_argument("--decoding", default="exact", choices=["exact", "hf", "google"],
-                       help="which spans: the true best, or those that run_qa or Google's run_squad would pick [exact]")
-    group.add_argument("--max-context", action="store_true", help="a span counts only in the window that shows most context "
-                                                                  "around its first token, as in Google's scripts")
-    group = parser.add_argument_group("one question, or many about one text",
-                                      "Without --question, questions are asked at a prompt, or read one per line from a pipe.")
+    group.add_argument(
+        "--data",
+        metavar="FILE",
+        help="questions or texts, of any form that train reads, or a text per line; "
+        "answers and labels in it are not used; squad1 and squad2 are the "
+        "official dev files, fetched once",
+    )
+    group.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where predictions.json, nbest_predictions.json, null_odds.json go; "
+        "a classifier's predictions.jsonl",
+    )
+    group.add_argument(
+        "--limit", type=int, help="only the first N questions or texts of the file [all]"
+    )
+    group.add_argument(
+        "--decoding",
+        default="exact",
+        choices=["exact", "hf", "google"],
+        help="which spans: the true best, or those that run_qa or Google's run_squad would pick [exact]",
+    )
+    group.add_argument(
+        "--max-context",
+        action="store_true",
+        help="a span counts only in the window that shows most context "
+        "around its first token, as in Google's scripts",
+    )
+    group = parser.add_argument_group(
+        "one question, or many about one text",
+        "Without --question, questions are asked at a prompt, or read one per line from a pipe.",
+    )
     group.add_argument("--question", help="one question")
     group.add_argument("--context", help="the text to find its answer in")
-    group.add_argument("--context-file", metavar="FILE", help="a file with that text; - reads standard input")
-    group.add_argument("--jsonl", action="store_true", help='read {"question", "context", "id"} objects from standard input, '
-                                                            "one a line, and write an answer object for each")
+    group.add_argument(
+        "--context-file", metavar="FILE", help="a file with that text; - reads standard input"
+    )
+    group.add_argument(
+        "--jsonl",
+        action="store_true",
+        help='read {"question", "context", "id"} objects from standard input, '
+        "one a line, and write an answer object for each",
+    )
     group.add_argument("--json", action="store_true", help="print answers, or classes, as JSON")
     group = parser.add_argument_group("answers")
     group.add_argument("--top-k", type=int, default=1, help="answers to show for a question [1]")
-    group.add_argument("--threshold", help="null odds above which there is no answer: a number, or none to always answer "
-                                           "[as tuned with the model]")
-    group.add_argument("--max-answer-length", type=int, help="most tokens of an answer [as trained]")
-    group.add_argument("--whole-words", action="store_true", help="widen answers that end inside a word (not with --data)")
+    group.add_argument(
+        "--threshold",
+        help="null odds above which there is no answer: a number, or none to always answer "
+        "[as tuned with the model]",
+    )
+    group.add_argument(
+        "--max-answer-length", type=int, help="most tokens of an answer [as trained]"
+    )
+    group.add_argument(
+        "--whole-words",
+        action="store_true",
+        help="widen answers that end inside a word (not with --data)",
+    )
     group = parser.add_argument_group("classes")
     group.add_argument("--text", help="one text to classify")
     group.add_argument("--pair", metavar="TEXT", help="its second text, for a classifier of pairs")
-    group.add_argument("--text-column", metavar="NAME", help="column of the texts in the file [as trained]")
-    group.add_argument("--pair-column", metavar="NAME", help="column of the second texts [as trained]")
+    group.add_argument(
+        "--text-column", metavar="NAME", help="column of the texts in the file [as trained]"
+    )
+    group.add_argument(
+        "--pair-column", metavar="NAME", help="column of the second texts [as trained]"
+    )
     return parser.parse_args(argv)
 
 
@@ -72,17 +129,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what the flags ask for. Returns the exit status."""
     args = parse_args(argv)
     texts = args.context is not None or args.context_file is not None
-    ask = args.question is not None or args.jsonl or texts or not args.data and args.text is None and sys.stdin.isatty()
+    ask = (
+        args.question is not None
+        or args.jsonl
+        or texts
+        or not args.data
+        and args.text is None
+        and sys.stdin.isatty()
+    )
     if bool(args.data) + bool(ask) + (args.text is not None) != 1:
-        raise UserError("give either --data FILE --out FOLDER, or --question with --context or --context-file, or one of "
-                        "these alone for a prompt, or --jsonl, or, for a classifier, --text")
+        raise UserError(
+            "give either --data FILE --out FOLDER, or --question with --context or --context-file, or one of "
+            "these alone for a prompt, or --jsonl, or, for a classifier, --text"
+        )
     if args.data and not args.out:
         raise UserError("--data needs --out FOLDER, where the predictions go")
-    ignored = {"json": False, "whole_words": False, "top_k": 1, "pair": None} if args.data else {
-        "out": None, "limit": None, "decoding": "exact", "max_context": False}
-    given = ["--" + name.replace("_", "-") for name, default in ignored.items() if getattr(args, name) != default]
+    ignored = (
+        {"json": False, "whole_words": False, "top_k": 1, "pair": None}
+        if args.data
+        else {"out": None, "limit": None, "decoding": "exact", "max_context": False}
+    )
+    given = [
+        "--" + name.replace("_", "-")
+        for name, default in ignored.items()
+        if getattr(args, name) != default
+    ]
     if given:
-        raise UserError(f"{', '.join(given)}: has no effect {'with' if args.data else 'without'} --data; leave it out")
+        raise UserError(
+            f"{', '.join(given)}: has no effect {'with' if args.data else 'without'} --data; leave it out"
+        )
     if ask:
         return answer_asked(args)
     from bertqa.distributed import world_of_torchrun
@@ -103,18 +178,28 @@ def classify(args, config: dict, world) -> int:
     from bertqa.training.classification import probabilities, write_predictions
 
     if config["head"] != folder.CLASSES:
-        raise UserError(f"{args.model}: its head is {config['head']!r}, but --text needs a classifier; train one first: "
-                        "python -m bertqa.train --task classify")
+        raise UserError(
+            f"{args.model}: its head is {config['head']!r}, but --text needs a classifier; train one first: "
+            "python -m bertqa.train --task classify"
+        )
     trained = {"text_column": "text", "pair_column": None, **folder.read_qa(args.model)}
     second = args.pair_column or trained["pair_column"]
     if args.data:
         column = args.text_column or trained["text_column"]
-        texts = read_texts(args.data, None if column == "text" and not second else column, pair_column=second,
-                           limit=args.limit)
+        texts = read_texts(
+            args.data,
+            None if column == "text" and not second else column,
+            pair_column=second,
+            limit=args.limit,
+        )
     elif second and args.pair is None:
-        raise UserError(f"{args.model}: classifies pairs ({trained['text_column']}, {second}); give --pair TEXT too")
+        raise UserError(
+            f"{args.model}: classifies pairs ({trained['text_column']}, {second}); give --pair TEXT too"
+        )
     else:
-        texts = Texts("--text", "", [""], [""], [args.text], None if args.pair is None else [args.pair])
+        texts = Texts(
+            "--text", "", [""], [""], [args.text], None if args.pair is None else [args.pair]
+        )
     most = trained.get("max_length", config["architecture"]["max_position_embeddings"])
     logits, cut = logits_of(args, texts, most, world)
     if cut:
@@ -142,12 +227,26 @@ def logits_of(args, texts, max_length: int, world):
     from bertqa.inference import class_logits
     from bertqa.model import folder, prepack
 
-    device, names = pick_device(args.device), ("tokenise", "classify") if args.data else (None, None)
-    windows = text_windows(texts.texts, WordPiece.load(args.model), pairs=texts.pairs, max_length=max_length,
-                           progress=names[0])
+    device, names = (
+        pick_device(args.device),
+        ("tokenise", "classify") if args.data else (None, None),
+    )
+    windows = text_windows(
+        texts.texts,
+        WordPiece.load(args.model),
+        pairs=texts.pairs,
+        max_length=max_length,
+        progress=names[0],
+    )
     dtype = pick_precision(args.precision, device)
-    logits, _ = class_logits(prepack.pack(folder.load(args.model, device=device), dtype), windows, device,
-                             autocast=autocast(device, dtype), progress=names[1], world=world)
+    logits, _ = class_logits(
+        prepack.pack(folder.load(args.model, device=device), dtype),
+        windows,
+        device,
+        autocast=autocast(device, dtype),
+        progress=names[1],
+        world=world,
+    )
     return logits, windows.cut_questions
 
 
@@ -163,7 +262,9 @@ def threshold_of(args, qa: dict) -> float | None:
             raise ValueError("not a number")
         return value
     except ValueError:
-        raise UserError(f"--threshold {args.threshold}: give a number, or none to always answer") from None
+        raise UserError(
+            f"--threshold {args.threshold}: give a number, or none to always answer"
+        ) from None
 
 
 def load_reader(args) -> Reader:
@@ -184,7 +285,9 @@ def answer_asked(args) -> int:
     if args.context is not None and args.context_file is not None:
         raise UserError("there are two texts: give either --context or --context-file")
     if args.context_file == "-" and args.jsonl:
-        raise UserError("--context-file - and --jsonl both read standard input; give the text as a file")
+        raise UserError(
+            "--context-file - and --jsonl both read standard input; give the text as a file"
+        )
     context = args.context if args.context_file is None else read_text(args.context_file)
     if args.question is not None and context is None:
         raise UserError("--question needs a text: give either --context or --context-file")
@@ -198,10 +301,16 @@ def answer_asked(args) -> int:
         prompt.stdin_from_terminal()
     reader = load_reader(args)
     threshold = threshold_of(args, reader.qa)
-    options = dict(allow_no_answer=threshold is not None, threshold=threshold, max_answer_length=args.max_answer_length,
-                   whole_words=args.whole_words)
+    options = dict(
+        allow_no_answer=threshold is not None,
+        threshold=threshold,
+        max_answer_length=args.max_answer_length,
+        whole_words=args.whole_words,
+    )
     if args.jsonl:
-        return prompt.answer_lines(reader, prompt.stdin_lines(), sys.stdout, context, args.top_k, options)
+        return prompt.answer_lines(
+            reader, prompt.stdin_lines(), sys.stdout, context, args.top_k, options
+        )
     if not args.question:
         return prompt.ask_again(reader, context, options, args.json, args.top_k)
     answers = reader.answer(args.question, context, max(2, args.top_k), **options)[: args.top_k]
@@ -238,10 +347,19 @@ def answer_file(args, config: dict, world) -> int:
     with contextlib.ExitStack() as stack:
         if world.first:
             out.mkdir(parents=True, exist_ok=True)
-            files = {name: stack.enter_context(JsonObject(out / name))
-                     for name in ("predictions.json", "nbest_predictions.json", "null_odds.json")}
-        bar = stack.enter_context(tqdm(total=len(data.examples), unit=" questions", desc="answer", dynamic_ncols=True,
-                                       disable=not world.first))
+            files = {
+                name: stack.enter_context(JsonObject(out / name))
+                for name in ("predictions.json", "nbest_predictions.json", "null_odds.json")
+            }
+        bar = stack.enter_context(
+            tqdm(
+                total=len(data.examples),
+                unit=" questions",
+                desc="answer",
+                dynamic_ncols=True,
+                disable=not world.first,
+            )
+        )
         first_answers: dict = {}
         for turn in chunks(chunks(data.examples, CHUNK), world.size):
             contents: dict = {}
@@ -254,7 +372,10 @@ def answer_file(args, config: dict, world) -> int:
                 for name, content in part.items() if world.first else ():
                     files[name].update(content)
             bar.update(sum(map(len, turn)))
-    print(f"answers in {out}, threshold {'none' if threshold is None else f'{threshold:.4f}'}", file=sys.stderr)
+    print(
+        f"answers in {out}, threshold {'none' if threshold is None else f'{threshold:.4f}'}",
+        file=sys.stderr,
+    )
     if args.int8 and world.first:
         print(int8_cost(args, data.examples, first_answers, threshold), file=sys.stderr)
     return 0
@@ -262,7 +383,9 @@ def answer_file(args, config: dict, world) -> int:
 
 def decoding(args) -> dict:
     """How spans are searched, as keywords of Reader.spans."""
-    return dict(max_answer_length=args.max_answer_length, mode=args.decoding, max_context=args.max_context)
+    return dict(
+        max_answer_length=args.max_answer_length, mode=args.decoding, max_context=args.max_context
+    )
 
 
 def int8_cost(args, examples: Sequence, answers: dict[str, str], threshold: float | None) -> str:
@@ -270,14 +393,16 @@ def int8_cost(args, examples: Sequence, answers: dict[str, str], threshold: floa
     from bertqa.qa.answers import prediction_files
     from bertqa.qa.metrics import evaluate_v2, score_answers
 
-    args.int8, examples = False, examples[:min(COMPARED, len(answers))]
+    args.int8, examples = False, examples[: min(COMPARED, len(answers))]
     spans, windows = load_reader(args).spans(examples, **decoding(args))
     exact = prediction_files(spans, windows, examples, threshold)["predictions.json"]
     same = sum(answers[key] == exact[key] for key in exact) / max(1, len(examples))
     f1 = [evaluate_v2(score_answers(examples, given))["f1"] for given in (answers, exact)]
     known = any(example.answer_texts for example in examples)
-    return (f"int8: of the first {len(examples):,} questions {same:.1%} have the answer that {args.precision} precision gives"
-            + (f"; F1 {f1[0]:.2f} instead of {f1[1]:.2f}" if known else ""))
+    return (
+        f"int8: of the first {len(examples):,} questions {same:.1%} have the answer that {args.precision} precision gives"
+        + (f"; F1 {f1[0]:.2f} instead of {f1[1]:.2f}" if known else "")
+    )
 
 
 class JsonObject:
@@ -294,7 +419,9 @@ class JsonObject:
     def update(self, entries: dict) -> None:
         """Add entries, one a line."""
         for key, value in entries.items():
-            self.file.write(("\n" if self.empty else ",\n") + json.dumps(key) + ": " + json.dumps(value))
+            self.file.write(
+                ("\n" if self.empty else ",\n") + json.dumps(key) + ": " + json.dumps(value)
+            )
             self.empty = False
 
     def __exit__(self, kind, error, traceback) -> None:

@@ -28,7 +28,9 @@ WRAPPED = 50
 """Characters from which a line is taken for one that an editor has broken, and not for a title or an item of a list."""
 
 
-def ask_again(reader: Reader, context: str, options: dict, as_json: bool = False, top_k: int = 1) -> int:
+def ask_again(
+    reader: Reader, context: str, options: dict, as_json: bool = False, top_k: int = 1
+) -> int:
     """Read questions until an empty line or the end of input, and print the answers; returns the exit status.
 
     At a terminal the best answer stands highlighted in its sentence, with its score and the runners-up; Ctrl-D and
@@ -40,14 +42,19 @@ def ask_again(reader: Reader, context: str, options: dict, as_json: bool = False
     """
     typed = sys.stdin.isatty()
     if top_k > 1 and (as_json or not typed):
-        raise UserError(f"--top-k {top_k}: each question read from a pipe, or answered as JSON, gets one line; give "
-                        "--question, or --jsonl, whose lines hold lists")
+        raise UserError(
+            f"--top-k {top_k}: each question read from a pipe, or answered as JSON, gets one line; give "
+            "--question, or --jsonl, whose lines hold lists"
+        )
     if typed:
         try:
             import readline  # noqa: F401 (gives `input` its history and line editing)
         except ImportError:
             pass
-        print(f"{len(context):,} characters read. Ask about them; an empty line or Ctrl-D ends.", file=sys.stderr)
+        print(
+            f"{len(context):,} characters read. Ask about them; an empty line or Ctrl-D ends.",
+            file=sys.stderr,
+        )
     while True:
         try:
             question = input("? " if typed else "").strip()
@@ -71,7 +78,10 @@ def ask_again(reader: Reader, context: str, options: dict, as_json: bool = False
 
 def paste() -> str:
     """A document typed or pasted at the terminal."""
-    print("Paste the text to ask about; end it with a line that holds only a dot, or with Ctrl-D.", file=sys.stderr)
+    print(
+        "Paste the text to ask about; end it with a line that holds only a dot, or with Ctrl-D.",
+        file=sys.stderr,
+    )
     lines = []
     for line in sys.stdin:
         if line.strip() == ".":
@@ -87,8 +97,10 @@ def stdin_from_terminal() -> None:
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY)
     except OSError:
-        raise UserError("--context-file - took the text from standard input, and there is no terminal to ask at; give "
-                        "--question, or the text as a file") from None
+        raise UserError(
+            "--context-file - took the text from standard input, and there is no terminal to ask at; give "
+            "--question, or the text as a file"
+        ) from None
     os.dup2(terminal, 0)
     os.close(terminal)
     sys.stdin = open(0, encoding=sys.stdin.encoding, closefd=False)
@@ -99,7 +111,7 @@ def stdin_lines() -> Iterable[str | bytes]:
     if the thread of `as_they_come` is still waiting in it."""
     try:
         return open(os.dup(sys.stdin.fileno()), "rb")
-    except OSError:     # not a real file: a program has put something else in its place
+    except OSError:  # not a real file: a program has put something else in its place
         return sys.stdin
 
 
@@ -123,7 +135,9 @@ def in_sentence(answers: list[Answer], context: str, colour: bool, width: int | 
         said = f"{line[:first]}{bold}{line[first:last]}{plain}{line[last:]}"
     else:
         said = "(no answer in this text)"
-    rest = "; ".join(f"{printable(other.answer) or 'no answer'} ({other.score:.3f})" for other in others)
+    rest = "; ".join(
+        f"{printable(other.answer) or 'no answer'} ({other.score:.3f})" for other in others
+    )
     more = f"   {'then' if best.answer else 'nearest'}: {rest}" if rest else ""
     return f"{said}\n{faint}{wrap(f'score {best.score:.3f}{more}', width)}{plain}"
 
@@ -167,7 +181,9 @@ def sentence(text: str, start: int, end: int) -> tuple[int, int]:
 def line_ends(text: str, place: int) -> bool:
     """Whether the line end at `place` ends a sentence: behind it is an empty line, or before it a short one (a title, an
     item of a list). Others are where an editor broke the line."""
-    return place - text.rfind("\n", 0, place) <= WRAPPED or bool(re.compile(r"[^\S\n]*(\n|$)").match(text, place + 1))
+    return place - text.rfind("\n", 0, place) <= WRAPPED or bool(
+        re.compile(r"[^\S\n]*(\n|$)").match(text, place + 1)
+    )
 
 
 def printable(text: str) -> str:
@@ -180,8 +196,14 @@ def colour(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
 
 
-def answer_lines(reader: Reader, lines: Iterable[str | bytes], out: TextIO, context: str | None, top_k: int,
-                 options: dict) -> int:
+def answer_lines(
+    reader: Reader,
+    lines: Iterable[str | bytes],
+    out: TextIO,
+    context: str | None,
+    top_k: int,
+    options: dict,
+) -> int:
     """Answer {"question", "context", "id"} objects, one a line, with {"id", "answer", "score", "start", "end", "document"}
     objects in the same order; returns the exit status.
 
@@ -191,7 +213,7 @@ def answer_lines(reader: Reader, lines: Iterable[str | bytes], out: TextIO, cont
     Raises:
         UserError: naming the line that is no such object; the answers to those before it are out.
     """
-    if hasattr(out, "reconfigure"):     # half of a surrogate pair is legal in JSON, if escaped
+    if hasattr(out, "reconfigure"):  # half of a surrogate pair is legal in JSON, if escaped
         out.reconfigure(encoding="utf-8", errors="backslashreplace")
     numbers = count(1)
     for waiting in as_they_come(lines):
@@ -206,9 +228,13 @@ def answer_lines(reader: Reader, lines: Iterable[str | bytes], out: TextIO, cont
         pairs = ((row["question"], row["context"]) for row in asked)
         for row, found in zip(asked, reader.answer_many(pairs, top_k, **options), strict=True):
             best = found if top_k == 1 else found[0]
-            more = {} if top_k == 1 else {"answers": [dataclasses.asdict(answer) for answer in found]}
+            more = (
+                {} if top_k == 1 else {"answers": [dataclasses.asdict(answer) for answer in found]}
+            )
             name = {"id": row["id"]} if "id" in row else {}
-            out.write(json.dumps({**name, **dataclasses.asdict(best), **more}, ensure_ascii=False) + "\n")
+            out.write(
+                json.dumps({**name, **dataclasses.asdict(best), **more}, ensure_ascii=False) + "\n"
+            )
         out.flush()
         if mistake:
             raise mistake
@@ -220,16 +246,22 @@ def parse_line(line: str | bytes, number: int, context: str | None) -> dict:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise UserError(f"line {number}: not JSON ({error}); each line is an object with question and context") from None
+        raise UserError(
+            f"line {number}: not JSON ({error}); each line is an object with question and context"
+        ) from None
     if not isinstance(row, dict):
-        raise UserError(f"line {number}: a JSON {type(row).__name__}; each line is an object with question and context")
+        raise UserError(
+            f"line {number}: a JSON {type(row).__name__}; each line is an object with question and context"
+        )
     row.setdefault("context", context)
     if not isinstance(row.get("question"), str):
         raise UserError(f"line {number}: question is {row.get('question')!r}; give a string")
     documents = row["context"] if isinstance(row["context"], list) else [row["context"]]
     if not all(isinstance(document, str) for document in documents):
-        raise UserError(f"line {number}: context is {'missing' if row['context'] is None else 'no text'}; give a string or "
-                        "a list of strings, or --context-file for all lines")
+        raise UserError(
+            f"line {number}: context is {'missing' if row['context'] is None else 'no text'}; give a string or "
+            "a list of strings, or --context-file for all lines"
+        )
     return row
 
 
@@ -245,7 +277,7 @@ def as_they_come(lines: Iterable) -> Iterator[list]:
             for line in lines:
                 came.put(line)
             came.put(None)
-        except Exception as error:      # what happens in this thread must be said in the other
+        except Exception as error:  # what happens in this thread must be said in the other
             came.put(error)
 
     threading.Thread(target=read, daemon=True).start()

@@ -83,14 +83,20 @@ class Reader:
         where = Path(hf.resolve_weights(name))
         device = _device("cpu" if int8 and device in (None, "auto") else device)
         if int8 and device.type != "cpu":
-            raise UserError(f"int8 runs on the CPU only, and the device is {device}; use device cpu, or bf16 on a GPU")
+            raise UserError(
+                f"int8 runs on the CPU only, and the device is {device}; use device cpu, or bf16 on a GPU"
+            )
         config = folder.read_config(where)
         if config["head"] != folder.QA:
-            raise UserError(f"{where}: its head is {config['head']!r}, but answering needs {folder.QA!r}; fine-tune it first: "
-                            "python -m bertqa.train --weights ... --fresh-head")
+            raise UserError(
+                f"{where}: its head is {config['head']!r}, but answering needs {folder.QA!r}; fine-tune it first: "
+                "python -m bertqa.train --weights ... --fresh-head"
+            )
         qa = folder.read_qa(where)
         # A folder that was converted and never trained here says nothing about windows: the pipeline's defaults.
-        length = qa.setdefault("max_length", min(384, config["architecture"]["max_position_embeddings"]))
+        length = qa.setdefault(
+            "max_length", min(384, config["architecture"]["max_position_embeddings"])
+        )
         asked = qa.setdefault("max_question", min(64, length // 2))
         if "step" not in qa:
             qa.setdefault("overlap", min(128, (length - asked) // 2))
@@ -98,16 +104,25 @@ class Reader:
         model = prepack.int8(model) if int8 else prepack.pack(model, dtype)
         return cls(model, WordPiece.load(where), qa, device, dtype)
 
-    def answer(self, question: str, context: str | Sequence[str], top_k: int = 1, **options) -> Answer | list[Answer]:
+    def answer(
+        self, question: str, context: str | Sequence[str], top_k: int = 1, **options
+    ) -> Answer | list[Answer]:
         """The best answer, or the `top_k` best in a list where top_k > 1; options as those of `answer_many`.
 
         The context is a text, or a list of documents, of which the best answer over all is given.
         """
         return next(self.answer_many([(question, context)], top_k, **options))
 
-    def answer_many(self, pairs: Iterable[tuple[str, str | Sequence[str]]], top_k: int = 1, *,
-                    allow_no_answer: bool | None = None, threshold: float | None = None,
-                    max_answer_length: int | None = None, whole_words: bool = False) -> Iterator:
+    def answer_many(
+        self,
+        pairs: Iterable[tuple[str, str | Sequence[str]]],
+        top_k: int = 1,
+        *,
+        allow_no_answer: bool | None = None,
+        threshold: float | None = None,
+        max_answer_length: int | None = None,
+        whole_words: bool = False,
+    ) -> Iterator:
         """Answers for (question, context) pairs, in their order; `pairs` may be endless, answers come as it is read.
 
         Args:
@@ -128,59 +143,105 @@ class Reader:
             allow_no_answer = threshold is not None or tuned is not None
         if threshold is None:
             threshold = tuned if tuned is not None else 0.0
-        length = self.qa.get("max_answer_length", 30) if max_answer_length is None else max_answer_length
-        settings = SpanSettings(max(20, 3 * top_k), length)  # more than asked for, since some have the same text
+        length = (
+            self.qa.get("max_answer_length", 30) if max_answer_length is None else max_answer_length
+        )
+        settings = SpanSettings(
+            max(20, 3 * top_k), length
+        )  # more than asked for, since some have the same text
         asked = (_examples(number, pair) for number, pair in enumerate(pairs, 1))
-        for chunk in chunks(asked, CHUNK, lambda examples: sum(len(e.context) for e in examples), first=FIRST):
-            for answers in self._ranked(chunk, settings, threshold if allow_no_answer else None, whole_words):
+        for chunk in chunks(
+            asked, CHUNK, lambda examples: sum(len(e.context) for e in examples), first=FIRST
+        ):
+            for answers in self._ranked(
+                chunk, settings, threshold if allow_no_answer else None, whole_words
+            ):
                 yield answers[0] if top_k == 1 else answers[:top_k]
 
-    def spans(self, examples, n: int = 20, max_answer_length: int | None = None, progress: str | None = None, *,
-              mode: str = "exact", max_context: bool = False) -> tuple[Spans, Windows]:
+    def spans(
+        self,
+        examples,
+        n: int = 20,
+        max_answer_length: int | None = None,
+        progress: str | None = None,
+        *,
+        mode: str = "exact",
+        max_context: bool = False,
+    ) -> tuple[Spans, Windows]:
         """(Spans, Windows) of examples: what decoding, scoring and files are made from; modes as those of SpanSettings."""
-        settings = SpanSettings(n, max_answer_length or self.qa.get("max_answer_length", 30), mode, max_context)
+        settings = SpanSettings(
+            n, max_answer_length or self.qa.get("max_answer_length", 30), mode, max_context
+        )
         return self._read(examples, settings, progress)[:2]
 
-    def _read(self, examples, settings, progress: str | None = None) -> tuple[Spans, Windows, np.ndarray]:
+    def _read(
+        self, examples, settings, progress: str | None = None
+    ) -> tuple[Spans, Windows, np.ndarray]:
         """(Spans, Windows, mass): mass (2, Q) is the log of what exp(start logit), exp(end logit) sum to over all
         windows of a question, at [CLS] and the paragraph's tokens."""
         from bertqa.device import autocast
         from bertqa.inference import forward_all
 
-        windows = build_windows(examples, self.tokenizer, max_length=self.qa["max_length"], overlap=self.qa.get("overlap"),
-                                step=self.qa.get("step"), max_question=self.qa["max_question"])
-        decoder, lengths, mass = SpanDecoder(windows, settings), windows.lengths, np.full((2, len(examples)), -np.inf)
+        windows = build_windows(
+            examples,
+            self.tokenizer,
+            max_length=self.qa["max_length"],
+            overlap=self.qa.get("overlap"),
+            step=self.qa.get("step"),
+            max_question=self.qa["max_question"],
+        )
+        decoder, lengths, mass = (
+            SpanDecoder(windows, settings),
+            windows.lengths,
+            np.full((2, len(examples)), -np.inf),
+        )
 
         def compute(batch, layout):
-            return tuple(self.model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout))
+            return tuple(
+                self.model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
+            )
 
         cast = autocast(self.device, self.dtype) if self.dtype is not None else None
-        for rows, (start, end) in forward_all(compute, windows, self.device, autocast=cast, progress=progress):
+        for rows, (start, end) in forward_all(
+            compute, windows, self.device, autocast=cast, progress=progress
+        ):
             decoder.add(rows, start, end)
             for side, logits in zip(mass, (start, end), strict=True):
-                np.logaddexp.at(side, windows.question[rows], log_mass(logits, lengths[rows], windows.count[rows]))
+                np.logaddexp.at(
+                    side,
+                    windows.question[rows],
+                    log_mass(logits, lengths[rows], windows.count[rows]),
+                )
         return decoder.finish(), windows, mass
 
-    def _ranked(self, chunk: list[list], settings, threshold: float | None, whole_words: bool) -> Iterator[list[Answer]]:
+    def _ranked(
+        self, chunk: list[list], settings, threshold: float | None, whole_words: bool
+    ) -> Iterator[list[Answer]]:
         """Answers, best first, for each list of a chunk: one Example per document of a question."""
         examples = [example for documents in chunk for example in documents]
         spans, windows, mass = self._read(examples, settings)
         # The documents of a question are one text: one null score, the least of all, and one sum of probabilities.
         sizes = np.array([len(documents) for documents in chunk])
         begins = sizes.cumsum() - sizes
-        spans.null_score = np.minimum.reduceat(spans.null_score, begins).repeat(sizes)             # (Q,)
-        total = np.logaddexp.reduceat(mass, begins, axis=1).sum(axis=0)                            # (questions asked,)
+        spans.null_score = np.minimum.reduceat(spans.null_score, begins).repeat(sizes)  # (Q,)
+        total = np.logaddexp.reduceat(mass, begins, axis=1).sum(axis=0)  # (questions asked,)
         silent = abstain(np.minimum.reduceat(null_odds(spans), begins), threshold)
         if whole_words:
             widen(spans, windows, self.tokenizer.continues(windows.contexts.ids))
         lists = n_best(spans, windows, examples, no_answer=False)
         for documents, begin, log_sum, abstains in zip(chunk, begins, total, silent, strict=True):
-            found = [(entry["start_logit"] + entry["end_logit"], number, entry) for number in range(len(documents))
-                     for entry in next(lists) if entry["text"]]
+            found = [
+                (entry["start_logit"] + entry["end_logit"], number, entry)
+                for number in range(len(documents))
+                for entry in next(lists)
+                if entry["text"]
+            ]
             if len(documents) > 1:
                 found.sort(key=lambda item: -item[0])
-            answers = [Answer(entry["text"], _share(score, log_sum), entry["start"], entry["end"], number)
-                       for score, number, entry in found]
+            answers = [
+                Answer(entry["text"], _share(score, log_sum), entry["start"], entry["end"], number)
+                for score, number, entry in found
+            ]
             if threshold is not None or not answers:
                 # The threshold decides whether "" comes first; if not, it stands behind those that score higher.
                 null = float(spans.null_score[begin])
@@ -193,7 +254,12 @@ class Memory:
     """A tokenizer that keeps the tokens of the long texts it saw last: many questions about one text tokenise it once."""
 
     def __init__(self, tokenizer, most: int = MEMORY):
-        self.tokenizer, self.cls_id, self.sep_id, self.most = tokenizer, tokenizer.cls_id, tokenizer.sep_id, most
+        self.tokenizer, self.cls_id, self.sep_id, self.most = (
+            tokenizer,
+            tokenizer.cls_id,
+            tokenizer.sep_id,
+            most,
+        )
         self.kept: OrderedDict[str, Tokens] = OrderedDict()
         self.lock = threading.Lock()
 
@@ -209,8 +275,13 @@ class Memory:
         self._keep({text: found[text] for text in texts if len(text) >= LONG})
         pieces = [found[text] for text in texts]
         rows = np.concatenate([[0], np.cumsum([len(piece.ids) for piece in pieces])])
-        return Tokens(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("ids", "starts", "ends")),
-                      rows)
+        return Tokens(
+            *(
+                np.concatenate([getattr(piece, name) for piece in pieces])
+                for name in ("ids", "starts", "ends")
+            ),
+            rows,
+        )
 
     def _keep(self, texts: dict[str, Tokens]) -> None:
         """Put texts at the end of the queue, and drop from its front what is too much; the last one always stays."""
@@ -227,7 +298,9 @@ class Memory:
         backend = self.tokenizer.backend
         prefix = getattr(backend.model, "continuing_subword_prefix", None) or "##"
         distinct, where = np.unique(ids, return_inverse=True)
-        return np.array([backend.id_to_token(int(i)).startswith(prefix) for i in distinct], bool)[where]
+        return np.array([backend.id_to_token(int(i)).startswith(prefix) for i in distinct], bool)[
+            where
+        ]
 
 
 def _row(tokens: Tokens, row: int) -> Tokens:
@@ -246,10 +319,14 @@ def widen(spans: Spans, windows: Windows, continues: np.ndarray) -> None:
     tokens = np.arange(len(continues))
     begins = ~continues
     begins[windows.contexts.rows[:-1][windows.contexts.counts > 0]] = True
-    first_of = np.maximum.accumulate(np.where(begins, tokens, 0))                     # (T,) where the token's word begins
-    behind = np.append(begins[1:], True)                                              # (T,) the next token begins another
-    last_of = np.minimum.accumulate(np.where(behind, tokens, len(tokens))[::-1])[::-1]   # (T,)
-    base = np.broadcast_to(windows.contexts.rows[windows.question_context][:, None], spans.first.shape)
+    first_of = np.maximum.accumulate(
+        np.where(begins, tokens, 0)
+    )  # (T,) where the token's word begins
+    behind = np.append(begins[1:], True)  # (T,) the next token begins another
+    last_of = np.minimum.accumulate(np.where(behind, tokens, len(tokens))[::-1])[::-1]  # (T,)
+    base = np.broadcast_to(
+        windows.contexts.rows[windows.question_context][:, None], spans.first.shape
+    )
     found = spans.first >= 0
     spans.first[found] = first_of[(spans.first + base)[found]] - base[found]
     spans.last[found] = last_of[(spans.last + base)[found]] - base[found]
@@ -264,11 +341,15 @@ def log_mass(logits: np.ndarray, lengths: np.ndarray, counts: np.ndarray) -> np.
     """
     logits, ends = logits.astype(np.float64), lengths.cumsum(dtype=np.int64)
     bounds = np.stack([ends - 1 - counts, ends - 1], axis=1).ravel()
-    paragraph = np.logaddexp.reduceat(logits, bounds)[::2]                # every other one: the space between two of them
+    paragraph = np.logaddexp.reduceat(logits, bounds)[
+        ::2
+    ]  # every other one: the space between two of them
     return np.logaddexp(logits[ends - lengths], np.where(counts > 0, paragraph, -np.inf))
 
 
-def chunks(items: Iterable, size: int, weigh: Callable = lambda item: 0, first: int | None = None) -> Iterator[list]:
+def chunks(
+    items: Iterable, size: int, weigh: Callable = lambda item: 0, first: int | None = None
+) -> Iterator[list]:
     """Consecutive lists of `size` items, or fewer where they weigh over CHARACTERS; the last one is shorter.
 
     With `first` the lists grow from that many items, doubling.
@@ -288,11 +369,19 @@ def chunks(items: Iterable, size: int, weigh: Callable = lambda item: 0, first: 
 def _examples(number: int, pair) -> list[Example]:
     """A (question, context) pair as one Example per document. Raises UserError where it is something else."""
     question, context = pair if isinstance(pair, (tuple, list)) and len(pair) == 2 else (None, pair)
-    documents = [context] if isinstance(context, str) else list(context) if isinstance(context, (tuple, list)) else [None]
+    documents = (
+        [context]
+        if isinstance(context, str)
+        else list(context)
+        if isinstance(context, (tuple, list))
+        else [None]
+    )
     for what in (question, *documents):
         if not isinstance(what, str):
-            raise UserError(f"pair {number} is {reprlib.repr(pair)}; give (question, context), where the question is a "
-                            "string and the context a string or a list of strings")
+            raise UserError(
+                f"pair {number} is {reprlib.repr(pair)}; give (question, context), where the question is a "
+                "string and the context a string or a list of strings"
+            )
     return [Example(str(number), question, document, (), ()) for document in documents or [""]]
 
 

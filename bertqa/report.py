@@ -39,22 +39,44 @@ RUNNERS_UP = 3
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bertqa.report", allow_abbrev=False,
+        prog="python -m bertqa.report",
+        allow_abbrev=False,
         description="One HTML page about a run: what was run, curves, scores, where it fails, every question. With a "
-                    "second run: both side by side, and whether they really differ.",
-        epilog="example: python -m bertqa.report runs/base runs/large -o compared.html")
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder that python -m bertqa.train made")
-    parser.add_argument("other", metavar="OTHER", type=Path, nargs="?", help="a second one, to compare it with")
-    parser.add_argument("-o", "--out", metavar="F", type=Path,
-                        help="where the page goes [RUN/report.html; with OTHER RUN/report-OTHER.html]")
-    parser.add_argument("--dev", metavar="FILE", help="the questions, where they are no longer where RUN had them")
+        "second run: both side by side, and whether they really differ.",
+        epilog="example: python -m bertqa.report runs/base runs/large -o compared.html",
+    )
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, help="folder that python -m bertqa.train made"
+    )
+    parser.add_argument(
+        "other", metavar="OTHER", type=Path, nargs="?", help="a second one, to compare it with"
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
+        metavar="F",
+        type=Path,
+        help="where the page goes [RUN/report.html; with OTHER RUN/report-OTHER.html]",
+    )
+    parser.add_argument(
+        "--dev", metavar="FILE", help="the questions, where they are no longer where RUN had them"
+    )
     args = parser.parse_args(argv)
-    print(write_report(args.run, args.other, args.out, args.dev, say=lambda line: print(line, file=sys.stderr)))
+    print(
+        write_report(
+            args.run, args.other, args.out, args.dev, say=lambda line: print(line, file=sys.stderr)
+        )
+    )
     return 0
 
 
-def write_report(run: Path, other: Path | None = None, out: Path | None = None, dev: str | None = None,
-                 say: Callable[[str], None] = lambda line: None) -> Path:
+def write_report(
+    run: Path,
+    other: Path | None = None,
+    out: Path | None = None,
+    dev: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
     """Write the page, and return where. `say` takes the verdict, and what the page lacks, a line at a time.
 
     Raises:
@@ -83,16 +105,41 @@ def write_report(run: Path, other: Path | None = None, out: Path | None = None, 
 
 def collect(runs: list[Run], dev: str | None) -> dict:
     """The page's data: see the keys below. `gaps` says, per section, in a sentence why there is nothing to show."""
-    page = {"made": time.strftime("%Y-%m-%d %H:%M"), "version": __version__, "notes": [], "gaps": {}, "verdict": None,
-            "scores": [], "beside": [], "groups": [], "questions": None,
-            "kinds": [[key, *text] for key, text in analysis.KINDS.items()]}
-    page["runs"] = [{"name": run.name, "lead": lead(run), "facts": facts(run), "settings": {
-        name: "none" if value is None else str(value) for name, value in run.config["settings"].items()},
-        "curves": curves(run), "threshold": run.qa.get("null_threshold")} for run in runs]
+    page = {
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "version": __version__,
+        "notes": [],
+        "gaps": {},
+        "verdict": None,
+        "scores": [],
+        "beside": [],
+        "groups": [],
+        "questions": None,
+        "kinds": [[key, *text] for key, text in analysis.KINDS.items()],
+    }
+    page["runs"] = [
+        {
+            "name": run.name,
+            "lead": lead(run),
+            "facts": facts(run),
+            "settings": {
+                name: "none" if value is None else str(value)
+                for name, value in run.config["settings"].items()
+            },
+            "curves": curves(run),
+            "threshold": run.qa.get("null_threshold"),
+        }
+        for run in runs
+    ]
     said = [remarks(run) for run in runs]
     shared = set(said[0]).intersection(*said[1:])
-    page["notes"] = list(dict.fromkeys(note if note in shared else f"{run.name}: {note}"
-                                       for run, notes in zip(runs, said, strict=True) for note in notes))
+    page["notes"] = list(
+        dict.fromkeys(
+            note if note in shared else f"{run.name}: {note}"
+            for run, notes in zip(runs, said, strict=True)
+            for note in notes
+        )
+    )
     if not any(run.events for run in runs):
         page["gaps"]["training"] = "There are no curves: metrics.jsonl is missing or empty."
     path = find_dev(runs[0], dev)
@@ -100,8 +147,10 @@ def collect(runs: list[Run], dev: str | None) -> dict:
     if any(run.setting("task") == "classify" for run in runs):
         why = "Scores and single texts are shown for question answering only, and this run learned classes of texts."
     elif unscored:
-        why = (f"There is no predictions.json in {' and '.join(unscored)}: not evaluated yet, or still being trained. "
-               "The page can be written again at any time.")
+        why = (
+            f"There is no predictions.json in {' and '.join(unscored)}: not evaluated yet, or still being trained. "
+            "The page can be written again at any time."
+        )
     elif path is None:
         why = f"The questions are not where they were ({runs[0].setting('dev')}); say where they are with --dev FILE."
     else:
@@ -120,34 +169,56 @@ def fill(page: dict, runs: list[Run], data: Dataset) -> None:
     for run in runs:
         known = run.config.get("fingerprints", {}).get("dev file")
         if known and not data.sha256.startswith(known):
-            page["notes"].append(f"{data.path} is not the file that {run.name} was evaluated on: its content differs.")
+            page["notes"].append(
+                f"{data.path} is not the file that {run.name} was evaluated on: its content differs."
+            )
     if len(runs) == 2:
-        examples = [example for example in examples if all(example.id in run.predictions for run in runs)]
+        examples = [
+            example for example in examples if all(example.id in run.predictions for run in runs)
+        ]
         if not examples:
-            raise UserError(f"{runs[0].folder} and {runs[1].folder} have no question of {data.path} in common; compare "
-                            "runs that were evaluated on the same file, or give it with --dev FILE")
+            raise UserError(
+                f"{runs[0].folder} and {runs[1].folder} have no question of {data.path} in common; compare "
+                "runs that were evaluated on the same file, or give it with --dev FILE"
+            )
         if len(examples) < max(len(run.predictions) for run in runs):
-            page["notes"].append(f"The runs answered different questions; compared are the {len(examples):,} of both.")
+            page["notes"].append(
+                f"The runs answered different questions; compared are the {len(examples):,} of both."
+            )
     scored = [score(run, examples) for run in runs]
     has_answer = np.array([bool(example.answer_texts) for example in examples])
     systems = [(one.exact, one.f1) for one in scored]
     page["scores"] = analysis.score_table(has_answer, systems)
     if len(runs) == 2:
-        page["verdict"] = analysis.verdict(page["scores"][0], [one.exact for one in scored], [run.name for run in runs])
+        page["verdict"] = analysis.verdict(
+            page["scores"][0], [one.exact for one in scored], [run.name for run in runs]
+        )
     windows = count_windows(runs[0], examples)
     groups = analysis.group(examples, windows)
-    page["groups"] = [{"name": each.name, "labels": each.labels, "rows": analysis.group_rows(each, systems),
-                       "of": each.of.tolist()} for each in groups]
+    page["groups"] = [
+        {
+            "name": each.name,
+            "labels": each.labels,
+            "rows": analysis.group_rows(each, systems),
+            "of": each.of.tolist(),
+        }
+        for each in groups
+    ]
     for shown, run, one in zip(page["runs"], runs, scored, strict=True):
         shown["kinds"] = analysis.kind_rows(one.kinds, one.f1)
         shown |= answer_or_not(run, examples, has_answer)
         if "at_zero" in shown:
-            page["beside"].append("With threshold 0{} would have EM {:.2f}, F1 {:.2f}.".format(
-                f" {run.name}" if len(runs) > 1 else " it", *shown["at_zero"]))
+            page["beside"].append(
+                "With threshold 0{} would have EM {:.2f}, F1 {:.2f}.".format(
+                    f" {run.name}" if len(runs) > 1 else " it", *shown["at_zero"]
+                )
+            )
     if not has_answer.all():
         page["beside"].append(f"Who never answers has EM and F1 {100 * (~has_answer).mean():.2f}.")
-    page["questions"] = {**browser(examples), "runs": [
-        columns(run, one, examples) for run, one in zip(runs, scored, strict=True)]}
+    page["questions"] = {
+        **browser(examples),
+        "runs": [columns(run, one, examples) for run, one in zip(runs, scored, strict=True)],
+    }
 
 
 @dataclass
@@ -164,43 +235,72 @@ class Scored:
 def score(run: Run, examples: list[Example]) -> Scored:
     """Score predictions.json, which is written at the tuned threshold; a question it lacks counts as wrong."""
     scores = metrics.score_answers(examples, run.predictions)
-    spans = [place(run, example, text) for example, text in zip(examples, scores.texts, strict=True)]
-    kinds = [analysis.kind_of(*row) for row in zip(examples, scores.texts, scores.exact, scores.f1, spans, strict=True)]
-    return Scored(scores.texts, np.array(scores.exact, float), np.array(scores.f1, float), spans, kinds)
+    spans = [
+        place(run, example, text) for example, text in zip(examples, scores.texts, strict=True)
+    ]
+    kinds = [
+        analysis.kind_of(*row)
+        for row in zip(examples, scores.texts, scores.exact, scores.f1, spans, strict=True)
+    ]
+    return Scored(
+        scores.texts, np.array(scores.exact, float), np.array(scores.f1, float), spans, kinds
+    )
 
 
 def place(run: Run, example: Example, text: str | None) -> tuple[int, int] | None:
     """Where a prediction stands in the context, if the n-best list says so, and truly."""
     for entry in run.nbest.get(example.id, ()) if text else ():
-        if entry["text"] == text and example.context[entry["start"]:entry["end"]] == text:
+        if entry["text"] == text and example.context[entry["start"] : entry["end"]] == text:
             return entry["start"], entry["end"]
     return None
 
 
 def answer_or_not(run: Run, examples: list[Example], has_answer: np.ndarray) -> dict:
     """Curves over the null odds: each is its points, or a sentence why there are none."""
-    best = {id: next((entry["text"] for entry in entries if entry["text"]), "") for id, entries in run.nbest.items()}
-    absent = [example.id for example in examples if example.id not in best or example.id not in run.odds]
+    best = {
+        id: next((entry["text"] for entry in entries if entry["text"]), "")
+        for id, entries in run.nbest.items()
+    }
+    absent = [
+        example.id for example in examples if example.id not in best or example.id not in run.odds
+    ]
     if absent:
         why = f"null_odds.json and nbest_predictions.json lack {len(absent):,} of {len(examples):,} questions."
         return dict.fromkeys(("pr", "sweep", "histogram", "reliability"), why)
     raw = metrics.score_answers(examples, best)
     odds = np.array([run.odds[id] for id in raw.ids])
-    result = {"histogram": analysis.odds_histogram(odds, has_answer), "pr": "No question has an answer."}
+    result = {
+        "histogram": analysis.odds_histogram(odds, has_answer),
+        "pr": "No question has an answer.",
+    }
     if has_answer.any():
         order, result["pr"] = metrics.ranking(raw, run.odds), {}
         for name in ("exact", "f1"):
-            precisions, recalls, area = metrics.precision_recall(getattr(raw, name), raw.has_answer, odds, order)
-            result["pr"][name] = {"points": analysis.pick(300, recalls, precisions), "area": round(area, 2)}
+            precisions, recalls, area = metrics.precision_recall(
+                getattr(raw, name), raw.has_answer, odds, order
+            )
+            result["pr"][name] = {
+                "points": analysis.pick(300, recalls, precisions),
+                "area": round(area, 2),
+            }
     if has_answer.all():
-        return result | dict.fromkeys(("sweep", "reliability"), "Every question has an answer: there is nothing to tune.")
-    result["sweep"] = analysis.sweep(odds, np.array(raw.exact, float), np.array(raw.f1, float), has_answer)
+        return result | dict.fromkeys(
+            ("sweep", "reliability"), "Every question has an answer: there is nothing to tune."
+        )
+    result["sweep"] = analysis.sweep(
+        odds, np.array(raw.exact, float), np.array(raw.f1, float), has_answer
+    )
     if run.qa.get("null_threshold") is not None:
-        result["at_zero"] = [100 * float(np.where(odds > 0, ~has_answer, values).mean())
-                             for values in (raw.exact, raw.f1)]
+        result["at_zero"] = [
+            100 * float(np.where(odds > 0, ~has_answer, values).mean())
+            for values in (raw.exact, raw.f1)
+        ]
     scale, found = run.qa.get("no_answer_scale"), odds < NO_SPAN_ODDS
-    result["reliability"] = "best/qa.json holds no fitted probability." if scale is None else analysis.reliability(
-        odds[found], has_answer[found], scale, run.qa["no_answer_bias"])
+    result["reliability"] = (
+        "best/qa.json holds no fitted probability."
+        if scale is None
+        else analysis.reliability(odds[found], has_answer[found], scale, run.qa["no_answer_bias"])
+    )
     return result
 
 
@@ -211,8 +311,11 @@ def count_windows(run: Run, examples: list[Example]) -> np.ndarray | None:
 
     names = ("max_length", "overlap", "step", "max_question")
     try:
-        windows = build_windows(examples, WordPiece.load(run.weights), **{
-            name: run.qa[name] for name in names if run.qa.get(name) is not None})
+        windows = build_windows(
+            examples,
+            WordPiece.load(run.weights),
+            **{name: run.qa[name] for name in names if run.qa.get(name) is not None},
+        )
     except (UserError, TypeError, ImportError):
         return None
     return np.bincount(windows.question, minlength=len(examples))
@@ -243,9 +346,15 @@ def browser(examples: list[Example]) -> dict:
                 lost.setdefault(row, []).append(text)
         gold.append([side for span in spans for side in span])
     titles = dict(zip(rows, (example.title for example in examples), strict=True))
-    return {"contexts": list(contexts), "titles": [titles[row] for row in range(len(contexts))], "context": rows,
-            "id": [example.id for example in examples], "question": [example.question for example in examples],
-            "gold": gold, "lost": lost}
+    return {
+        "contexts": list(contexts),
+        "titles": [titles[row] for row in range(len(contexts))],
+        "context": rows,
+        "id": [example.id for example in examples],
+        "question": [example.question for example in examples],
+        "gold": gold,
+        "lost": lost,
+    }
 
 
 def columns(run: Run, scored: Scored, examples: list[Example]) -> dict:
@@ -253,7 +362,10 @@ def columns(run: Run, scored: Scored, examples: list[Example]) -> dict:
 
     `best` is start, end, per mille of the best entries of the n-best list, the null answer as 0, 0.
     """
-    names, result = list(analysis.KINDS), {"kind": [], "f1": [], "odds": [], "answer": [], "best": []}
+    names, result = (
+        list(analysis.KINDS),
+        {"kind": [], "f1": [], "odds": [], "answer": [], "best": []},
+    )
     rows = zip(examples, scored.texts, scored.f1.tolist(), scored.spans, scored.kinds, strict=True)
     for example, text, f1, span, kind in rows:
         at, odds = utf16(example.context), run.odds.get(example.id)
@@ -261,19 +373,35 @@ def columns(run: Run, scored: Scored, examples: list[Example]) -> dict:
         result["f1"].append(round(100 * f1))
         result["odds"].append(None if odds is None or odds >= NO_SPAN_ODDS else round(odds, 2))
         result["answer"].append([at(span[0]), at(span[1])] if span else text)
-        result["best"].append([value for entry in run.nbest.get(example.id, ())[:RUNNERS_UP + 1] for value in
-                               (at(entry["start"]), at(entry["end"]), round(1000 * entry["probability"]))])
+        result["best"].append(
+            [
+                value
+                for entry in run.nbest.get(example.id, ())[: RUNNERS_UP + 1]
+                for value in (
+                    at(entry["start"]),
+                    at(entry["end"]),
+                    round(1000 * entry["probability"]),
+                )
+            ]
+        )
     return result
 
 
 def curves(run: Run) -> dict:
     """name -> [steps, values], training values thinned, evaluations whole; `dev` has those of two scores by their label."""
-    names = {"macro-F1": "macro_f1", "accuracy": "accuracy"} if run.setting("task") == "classify" else {
-        "F1": "f1", "EM": "exact"}
+    names = (
+        {"macro-F1": "macro_f1", "accuracy": "accuracy"}
+        if run.setting("task") == "classify"
+        else {"F1": "f1", "EM": "exact"}
+    )
     return {
-        **{name: analysis.thin(400, *numbers(run.of("train"), "step", name)) for name in ("loss", "lr", "windows_per_s")},
+        **{
+            name: analysis.thin(400, *numbers(run.of("train"), "step", name))
+            for name in ("loss", "lr", "windows_per_s")
+        },
         "dev_loss": numbers(run.of("eval"), "step", "loss"),
-        "dev": {label: numbers(run.of("eval"), "step", name) for label, name in names.items()}}
+        "dev": {label: numbers(run.of("eval"), "step", name) for label, name in names.items()},
+    }
 
 
 # ---- the page ----
@@ -284,10 +412,12 @@ def render(page: dict) -> str:
     text = json.dumps(page, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    parts = {"title": html.escape(" and ".join(run["name"] for run in page["runs"])),
-             "style": (PAGE / "page.css").read_text(encoding="utf-8"),
-             "script": "".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
-             "data": text}
+    parts = {
+        "title": html.escape(" and ".join(run["name"] for run in page["runs"])),
+        "style": (PAGE / "page.css").read_text(encoding="utf-8"),
+        "script": "".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        "data": text,
+    }
     for name in ("style", "script"):
         digest = hashlib.sha256(parts[name].encode()).digest()
         parts[f"{name}_hash"] = f"'sha256-{base64.b64encode(digest).decode()}'"

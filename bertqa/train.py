@@ -45,7 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights = Path(world.in_turn(lambda: hf.resolve_weights(files.weights)))
         model_config = folder.read_config(weights)
         positions = model_config["architecture"]["max_position_embeddings"]
-        problems = [*loop.problems(), *optim.problems(), *modelling.problems(), *answers.problems(positions)]
+        problems = [
+            *loop.problems(),
+            *optim.problems(),
+            *modelling.problems(),
+            *answers.problems(positions),
+        ]
         if problems:
             raise UserError("; ".join(problems))
         device = pick_device(loop.device)
@@ -53,24 +58,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         if loop.threads:
             torch.set_num_threads(loop.threads)
         if loop.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses matrix products on GPUs
+            os.environ.setdefault(
+                "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+            )  # without it torch refuses matrix products on GPUs
         torch.use_deterministic_algorithms(loop.deterministic)
         random.seed(loop.seed)
         torch.manual_seed(loop.seed)
 
         make = Classification if files.task == "classify" else QuestionAnswering
-        task = make(files.train, files.dev, weights, answers, seed=loop.seed, device=device, say=say,
-                    progress=world.first, recipe=settings_of(chosen), world=world)
+        task = make(
+            files.train,
+            files.dev,
+            weights,
+            answers,
+            seed=loop.seed,
+            device=device,
+            say=say,
+            progress=world.first,
+            recipe=settings_of(chosen),
+            world=world,
+        )
         model, had_head = starting_model(weights, model_config, files.fresh_head, modelling, task)
         if not had_head:
-            say(f"a head for {task.head} is drawn at random; that of the weights: {model_config['head'] or 'none'}")
+            say(
+                f"a head for {task.head} is drawn at random; that of the weights: {model_config['head'] or 'none'}"
+            )
         model.to(device)
         freeze(model, optim.freeze)
         torch.manual_seed(loop.seed + world.rank)
 
         run = resume or Path(files.out or time.strftime("runs/%Y%m%d-%H%M%S"))
-        fingerprints = {**task.fingerprints(), "weights file": sha256(weights / "model.safetensors")[:16],
-                        "processes": world.size}
+        fingerprints = {
+            **task.fingerprints(),
+            "weights file": sha256(weights / "model.safetensors")[:16],
+            "processes": world.size,
+        }
         state = None
         if resume:
             last, state = load_checkpoint(run, world)
@@ -78,21 +100,42 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_same(saved["fingerprints"], fingerprints | lasting(chosen), run)
             if last:
                 load_weights(model, last)
-            for sentence in (moves := move_end(run, state["progress"]["step"] if state else 0, loop, len(task.store), world)):
+            for sentence in (
+                moves := move_end(
+                    run, state["progress"]["step"] if state else 0, loop, len(task.store), world
+                )
+            ):
                 say(sentence)
             task.recipe["moved_ends"] = " ".join(moves) or None
         elif world.first:
             start_run(run, chosen, fingerprints)
         if world.first and state is None:
             task.save_rejected(run)
-        journal = Journal(run / "metrics.jsonl" if world.first else None, state["journal_bytes"] if state else 0,
-                          loop.tensorboard)
+        journal = Journal(
+            run / "metrics.jsonl" if world.first else None,
+            state["journal_bytes"] if state else 0,
+            loop.tensorboard,
+        )
         steps = total_steps(len(task.store), loop)
-        say(f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} weights to train on {device}, "
-            f"{str(dtype).removeprefix('torch.')}, {steps:,} steps of {loop.batch_size} windows; run folder {run}")
+        say(
+            f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} weights to train on {device}, "
+            f"{str(dtype).removeprefix('torch.')}, {steps:,} steps of {loop.batch_size} windows; run folder {run}"
+        )
 
-        outcome = train(model, task, loop, optim, run=run, device=device, dtype=dtype, journal=journal, world=world,
-                        fingerprints=fingerprints | lasting(chosen), resumed=state, evaluate_first=had_head)
+        outcome = train(
+            model,
+            task,
+            loop,
+            optim,
+            run=run,
+            device=device,
+            dtype=dtype,
+            journal=journal,
+            world=world,
+            fingerprints=fingerprints | lasting(chosen),
+            resumed=state,
+            evaluate_first=had_head,
+        )
         figures = summary(outcome, task.key, device)
         if world.first:
             journal.write("end", **figures)
@@ -116,14 +159,21 @@ def starting_model(weights: Path, config: dict, fresh_head: bool, modelling, tas
 
     fresh = fresh_head or config["head"] != task.head
     if fresh and not fresh_head and task.head == folder.QA:
-        raise UserError(f"{weights}: these weights have no answer head; --fresh-head draws one at random")
+        raise UserError(
+            f"{weights}: these weights have no answer head; --fresh-head draws one at random"
+        )
     if not fresh and config.get("labels") != task.labels:
-        raise UserError(f"{weights}: its head knows the classes {', '.join(config['labels'])}, the training data has "
-                        f"{', '.join(task.labels)}; name them alike, or draw another head: --fresh-head")
+        raise UserError(
+            f"{weights}: its head knows the classes {', '.join(config['labels'])}, the training data has "
+            f"{', '.join(task.labels)}; name them alike, or draw another head: --fresh-head"
+        )
     shape = BertConfig(**config["architecture"])
     shape = shape.replace(
         attention_probs_dropout_prob=modelling.attention_dropout,
-        hidden_dropout_prob=shape.hidden_dropout_prob if modelling.dropout is None else modelling.dropout)
+        hidden_dropout_prob=shape.hidden_dropout_prob
+        if modelling.dropout is None
+        else modelling.dropout,
+    )
     model = folder.build(shape, task.head, task.labels)
     source = folder.load_encoder(weights) if fresh else folder.load(weights)
     target = model.encoder if fresh else model
@@ -149,14 +199,30 @@ def start_run(run: Path, chosen: dict, fingerprints: dict) -> None:
     from bertqa.training.question_answering import write_json
 
     if run.exists() and any(path.suffix != ".tmp" for path in run.iterdir()):
-        raise UserError(f"{run}: already holds a run; give another --out, or go on with it: --resume {run}")
+        raise UserError(
+            f"{run}: already holds a run; give another --out, or go on with it: --resume {run}"
+        )
     run.mkdir(parents=True, exist_ok=True)
-    write_json(run / "config.json", {
-        "settings": settings_of(chosen), "fingerprints": fingerprints, "command": sys.argv, "commit": git_commit(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "platform": platform.platform()},
-        "hardware": {"cores": os.cpu_count(), "threads": torch.get_num_threads(),
-                     **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})},
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+    write_json(
+        run / "config.json",
+        {
+            "settings": settings_of(chosen),
+            "fingerprints": fingerprints,
+            "command": sys.argv,
+            "commit": git_commit(),
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "platform": platform.platform(),
+            },
+            "hardware": {
+                "cores": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
+            },
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+    )
 
 
 def move_end(run: Path, step: int, loop, windows: int, world) -> list[str]:
@@ -174,9 +240,14 @@ def move_end(run: Path, step: int, loop, windows: int, world) -> list[str]:
     old, new = total_steps(windows, before), total_steps(windows, loop)
     if old != new:
         if new <= step:
-            raise UserError(f"{run}: is at step {step:,} and cannot end at step {new:,}; give more --epochs or --max-steps")
+            raise UserError(
+                f"{run}: is at step {step:,} and cannot end at step {new:,}; give more --epochs or --max-steps"
+            )
         config["settings"] |= {name: getattr(loop, name) for name in ENDS}
-        config["moved_ends"] = [*config.get("moved_ends", []), {"step": step, "from": old, "to": new}]
+        config["moved_ends"] = [
+            *config.get("moved_ends", []),
+            {"step": step, "from": old, "to": new},
+        ]
         if world.first:
             write_json(run / "config.json", config)
     return moved_ends(config)
@@ -195,8 +266,13 @@ def say_report(run: Path, say) -> None:
 def git_commit() -> str | None:
     """The commit of this source tree, with + where it has changes; None outside of a checkout."""
     try:
-        said = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-                              cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return said.stdout.strip() or None
@@ -204,13 +280,17 @@ def git_commit() -> str | None:
 
 def closing(outcome, figures: dict, run: Path, task) -> str:
     """The last lines for people."""
-    speed = (f"{figures['steps']:,} steps, {figures['windows']:,} windows in {figures['seconds']:,.0f} s of training: "
-             f"{figures['windows_per_s']:.1f} windows/s, {figures['tokens_per_s']:,.0f} useful tokens/s, peak memory "
-             f"{figures['peak_memory_mb']:,} MB")
+    speed = (
+        f"{figures['steps']:,} steps, {figures['windows']:,} windows in {figures['seconds']:,.0f} s of training: "
+        f"{figures['windows_per_s']:.1f} windows/s, {figures['tokens_per_s']:,.0f} useful tokens/s, peak memory "
+        f"{figures['peak_memory_mb']:,} MB"
+    )
     if not outcome.finished:
         return f"{speed}\nstopped by {outcome.stopped_by}; go on with: python -m bertqa.train --resume {run}"
-    return (f"{speed}\nlast evaluation: {task.describe(outcome.last)}\n"
-            f"best {task.key} {outcome.progress.best:.2f} at step {outcome.progress.best_step}, kept in {run / 'best'}")
+    return (
+        f"{speed}\nlast evaluation: {task.describe(outcome.last)}\n"
+        f"best {task.key} {outcome.progress.best:.2f} at step {outcome.progress.best_step}, kept in {run / 'best'}"
+    )
 
 
 if __name__ == "__main__":

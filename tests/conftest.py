@@ -12,11 +12,25 @@ def shared() -> Path:
     """The folder of real data and weights that stands beside the repository; tests that need it skip without it."""
     folder = ROOT.parent / "shared"
     if not (folder / "data").is_dir():
-        pytest.skip(f"real data and weights are missing: no folder {folder.name}/data beside the repository")
+        pytest.skip(
+            f"real data and weights are missing: no folder {folder.name}/data beside the repository"
+        )
     return folder
 
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", "who", "where", "is", "the", *"abcdefghijklmnopqrstuvwxyz"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "?",
+    "who",
+    "where",
+    "is",
+    "the",
+    *"abcdefghijklmnopqrstuvwxyz",
+]
 
 
 @pytest.fixture(scope="session")
@@ -33,11 +47,24 @@ def tiny_model(tmp_path_factory) -> Path:
     (source / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     (source / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
     torch.manual_seed(0)
-    model = BertForQuestionAnswering(BertConfig(
-        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=64, initializer_range=0.1))
+    model = BertForQuestionAnswering(
+        BertConfig(
+            vocab_size=len(WORDS),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=48,
+            max_position_embeddings=64,
+            initializer_range=0.1,
+        )
+    )
     where = tmp_path_factory.mktemp("models") / "tiny"
-    folder.save(where, model, tokenizer_from=source, provenance={"source": "random", "license": "CC0-1.0", "sha256": "0"})
+    folder.save(
+        where,
+        model,
+        tokenizer_from=source,
+        provenance={"source": "random", "license": "CC0-1.0", "sha256": "0"},
+    )
     return where
 
 
@@ -55,8 +82,15 @@ def letters(tmp_path_factory) -> Path:
         asked = shuffled[place]
         if number % 4 == 0:
             answers, asked = {"text": [], "answer_start": []}, "the"
-        rows.append({"id": f"q{number}", "title": f"t{number % 5}", "question": f"where is {asked}?", "context": context,
-                     "answers": answers})
+        rows.append(
+            {
+                "id": f"q{number}",
+                "title": f"t{number % 5}",
+                "question": f"where is {asked}?",
+                "context": context,
+                "answers": answers,
+            }
+        )
     path = tmp_path_factory.mktemp("data") / "letters.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -19,7 +19,12 @@ def normal(text):
 
 
 def questions(dataset):
-    return [q for article in dataset["data"] for paragraph in article["paragraphs"] for q in paragraph["qas"]]
+    return [
+        q
+        for article in dataset["data"]
+        for paragraph in article["paragraphs"]
+        for q in paragraph["qas"]
+    ]
 
 
 def drop_unpredicted(dataset, predictions):
@@ -72,7 +77,9 @@ def evaluate_v2(dataset, predictions, na_probs=None, threshold=1.0, curves=False
     if na_probs is None:
         return result
     for name, values in (("exact", exact), ("f1", f1)):
-        result["best_" + name], result[f"best_{name}_thresh"] = best_threshold(predictions, values, odds, has_answer)
+        result["best_" + name], result[f"best_{name}_thresh"] = best_threshold(
+            predictions, values, odds, has_answer
+        )
     if curves and any(has_answer.values()):
         for name, values in (("exact", exact), ("f1", f1), ("oracle", has_answer)):
             result[f"pr_{name}_ap"] = average_precision(values, odds, has_answer)

@@ -6,6 +6,7 @@ Hooks are called in the new process before the verb, each with the arguments tha
 import json
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import sys
@@ -14,27 +15,71 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-SHORT = ["--max-length", "32", "--overlap", "4", "--max-question", "8", "--lr", "1e-3", "--seed", "1", "--threads", "1"]
+SHORT = [
+    "--max-length",
+    "32",
+    "--overlap",
+    "4",
+    "--max-question",
+    "8",
+    "--lr",
+    "1e-3",
+    "--seed",
+    "1",
+    "--threads",
+    "1",
+]
 TIMES = {"time", "seconds", "windows_per_s", "tokens_per_s", "peak_memory_mb"}
 """Fields of the journal that tell of the clock or the machine, not of the run."""
 
-FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"}
+FILE_EVENTS = {
+    "open",
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.truncate",
+    "shutil.rmtree",
+}
 
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload([
-    "torch._dynamo", "torch.distributed", "bertqa.train", "bertqa.predict", "bertqa.reader", "bertqa.hf.convert",
-    "bertqa.training.classification", "bertqa.training.loop", "bertqa.training.question_answering"])
+server.set_forkserver_preload(
+    [
+        "torch._dynamo",
+        "torch.distributed",
+        "bertqa.train",
+        "bertqa.predict",
+        "bertqa.reader",
+        "bertqa.hf.convert",
+        "bertqa.training.classification",
+        "bertqa.training.loop",
+        "bertqa.training.question_answering",
+    ]
+)
 
 
 def training(tiny_model, letters, out, *more) -> list[str]:
     """The arguments of a short run."""
-    return ["train", "--train", str(letters), "--dev", str(letters), "--weights", str(tiny_model), "--out", str(out), *SHORT,
-            *more]
+    return [
+        "train",
+        "--train",
+        str(letters),
+        "--dev",
+        str(letters),
+        "--weights",
+        str(tiny_model),
+        "--out",
+        str(out),
+        *SHORT,
+        *more,
+    ]
 
 
 def start(args, log: Path, *hooks, **environment):
     """Start `bertqa VERB ARGUMENTS`; what it says on either stream is added to `log`."""
-    process = server.Process(target=_child, args=(list(map(str, args)), str(log), hooks, environment))
+    process = server.Process(
+        target=_child, args=(list(map(str, args)), str(log), hooks, environment)
+    )
     process.start()
     return process
 
@@ -44,7 +89,9 @@ def run(args, log: Path, *hooks, status: int = 0) -> str:
     process = start(args, log, *hooks)
     process.join(300)
     said = log.read_text()
-    assert process.exitcode == status, f"exit status {process.exitcode}, expected {status}: {said[-3000:]}"
+    assert process.exitcode == status, (
+        f"exit status {process.exitcode}, expected {status}: {said[-3000:]}"
+    )
     return said
 
 
@@ -56,8 +103,18 @@ def start_ranks(args, size: int, logs: Path, *hooks, only: dict | None = None) -
     processes = []
     for rank in range(size):
         own = [only[rank]] if only and rank in only else []
-        process = start(args, logs / f"rank{rank}", *hooks, *own, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=size,
-                        MASTER_ADDR="127.0.0.1", MASTER_PORT=store.port, TORCHELASTIC_USE_AGENT_STORE="True")
+        process = start(
+            args,
+            logs / f"rank{rank}",
+            *hooks,
+            *own,
+            RANK=rank,
+            LOCAL_RANK=rank,
+            WORLD_SIZE=size,
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=store.port,
+            TORCHELASTIC_USE_AGENT_STORE="True",
+        )
         process.store = store  # lives as long as they do
         processes.append(process)
     return processes
@@ -67,7 +124,9 @@ def wait(processes, logs: Path) -> tuple[list[int], str]:
     """(exit statuses, what all of them said)."""
     for process in processes:
         process.join(300)
-    return [process.exitcode for process in processes], "".join(path.read_text() for path in sorted(logs.glob("rank*")))
+    return [process.exitcode for process in processes], "".join(
+        path.read_text() for path in sorted(logs.glob("rank*"))
+    )
 
 
 def run_ranks(args, size: int, logs: Path, *hooks) -> str:
@@ -120,8 +179,10 @@ def at_step(step: int, do) -> None:
 
 
 def die_at_file_event(number: int, folder: str, part: str = "") -> None:
-    """Kills itself before its `number`-th act on a file of `folder` whose path holds `part`."""
-    count_file_events(folder, part, lambda count: count == number and os.kill(os.getpid(), signal.SIGKILL))
+    """Kills itself before its `number`-th act on a file of `folder` whose path matches `part`."""
+    count_file_events(
+        folder, part, lambda count: count == number and os.kill(os.getpid(), signal.SIGKILL)
+    )
 
 
 def count_file_events(folder: str, part: str = "", each=None, total: str | None = None):
@@ -132,7 +193,7 @@ def count_file_events(folder: str, part: str = "", each=None, total: str | None 
         nonlocal count
         if event in FILE_EVENTS and isinstance(args[0], (str, Path)):
             path = str(args[0])
-            if path.startswith(folder) and part in path:
+            if path.startswith(folder) and re.search(part, path):
                 count += 1
                 if each:
                     each(count)
@@ -189,8 +250,11 @@ def most_apart(a: dict, b: dict) -> float:
 def journal(run_folder: Path) -> list[dict]:
     """Steps and evaluations, without what the clock says."""
     records = map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in record.items() if name not in TIMES} for record in records
-            if record["event"] in ("train", "eval")]
+    return [
+        {name: value for name, value in record.items() if name not in TIMES}
+        for record in records
+        if record["event"] in ("train", "eval")
+    ]
 
 
 def result(run_folder: Path) -> dict:
@@ -202,10 +266,27 @@ def result(run_folder: Path) -> dict:
     for name in ("journal_bytes", "fingerprints"):
         state.pop(name)
     summary = json.loads((run_folder / "summary.json").read_text())
-    files = ["predictions.json", "nbest_predictions.json", "null_odds.json", "rejected.jsonl", "best/qa.json",
-             "best/model.safetensors", "last/model.safetensors"]
-    return {"state": repr(state), "rng": [generator["cpu"].tolist() for generator in state["rng"]],
-            "moments": [moment.tolist() for moments in state["optimizer"]["state"].values() for moment in moments.values()],
-            "journal": journal(run_folder), "summary": {name: summary[name] for name in summary.keys() - TIMES},
-            "leftovers": [path.name for path in run_folder.iterdir() if path.suffix in (".tmp", ".old", ".part")],
-            **{name: (run_folder / name).read_bytes() for name in files}}
+    files = [
+        "predictions.json",
+        "nbest_predictions.json",
+        "null_odds.json",
+        "rejected.jsonl",
+        "best/qa.json",
+        "best/model.safetensors",
+        "last/model.safetensors",
+    ]
+    return {
+        "state": repr(state),
+        "rng": [generator["cpu"].tolist() for generator in state["rng"]],
+        "moments": [
+            moment.tolist()
+            for moments in state["optimizer"]["state"].values()
+            for moment in moments.values()
+        ],
+        "journal": journal(run_folder),
+        "summary": {name: summary[name] for name in summary.keys() - TIMES},
+        "leftovers": [
+            path.name for path in run_folder.iterdir() if path.suffix in (".tmp", ".old", ".part")
+        ],
+        **{name: (run_folder / name).read_bytes() for name in files},
+    }

@@ -22,14 +22,18 @@ MODES = {
     "impossible": {"handle_impossible_answer": True},
     "impossible_plain": {"handle_impossible_answer": True, "align_to_words": False},
 }
-LONG = 1700     # characters of contexts that mostly need a second window of 384 tokens
+LONG = 1700  # characters of contexts that mostly need a second window of 384 tokens
 
 
 def questions(path: Path) -> list[tuple[str, str, str]]:
     """(id, question, context) of a SQuAD file."""
     data = json.loads(gzip.decompress(path.read_bytes()))["data"]
-    return [(qa["id"], qa["question"], paragraph["context"]) for article in data for paragraph in article["paragraphs"]
-            for qa in paragraph["qas"]]
+    return [
+        (qa["id"], qa["question"], paragraph["context"])
+        for article in data
+        for paragraph in article["paragraphs"]
+        for qa in paragraph["qas"]
+    ]
 
 
 def sample(folder: Path) -> dict[str, list[tuple[str, str, str]]]:
@@ -37,7 +41,8 @@ def sample(folder: Path) -> dict[str, list[tuple[str, str, str]]]:
     draw = random.Random(8)
     two, one = (questions(folder / name) for name in ("squad2-dev-2k.json.gz", "dev-v1.1.json.gz"))
     one = draw.sample([row for row in one if len(row[2]) >= LONG], 50) + draw.sample(
-        [row for row in one if len(row[2]) < LONG], 100)
+        [row for row in one if len(row[2]) < LONG], 100
+    )
     return {"squad2-dev-2k.json.gz": draw.sample(two, 150), "dev-v1.1.json.gz": one}
 
 
@@ -45,20 +50,42 @@ def main(export: str, folder: str) -> None:
     import torch
     import transformers
 
-    pipeline = transformers.pipeline("question-answering", model=export, device=-1, dtype=torch.float32)
-    weights = Path(__file__).resolve().parents[1] / "weights" / "minilm-squad2" / "model.safetensors"
+    pipeline = transformers.pipeline(
+        "question-answering", model=export, device=-1, dtype=torch.float32
+    )
+    weights = (
+        Path(__file__).resolve().parents[1] / "weights" / "minilm-squad2" / "model.safetensors"
+    )
     lines = []
     for name, rows in sample(Path(folder)).items():
         for id, question, context in rows:
-            found = [pipeline(question=question, context=context, **mode) for mode in MODES.values()]
+            found = [
+                pipeline(question=question, context=context, **mode) for mode in MODES.values()
+            ]
             assert all(context[one["start"] : one["end"]] == one["answer"] for one in found)
-            lines.append(json.dumps([name, id, *([one["start"], one["end"], float(f"{one['score']:.6g}")] for one in found)]))
-    how = (f"transformers {transformers.__version__}, QuestionAnsweringPipeline in float32, everything else its default, with "
-           "the bundled reader; written by record_pipeline.py. A row is file, id, and [start, end, score] as answered with: "
-           + "; ".join(f"{name} {mode or 'no options'}" for name, mode in MODES.items()))
+            lines.append(
+                json.dumps(
+                    [
+                        name,
+                        id,
+                        *(
+                            [one["start"], one["end"], float(f"{one['score']:.6g}")]
+                            for one in found
+                        ),
+                    ]
+                )
+            )
+    how = (
+        f"transformers {transformers.__version__}, QuestionAnsweringPipeline in float32, everything else its default, with "
+        "the bundled reader; written by record_pipeline.py. A row is file, id, and [start, end, score] as answered with: "
+        + "; ".join(f"{name} {mode or 'no options'}" for name, mode in MODES.items())
+    )
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     Path(__file__).with_name("pipeline_squad.json").write_text(
-        f'{{\n"how": {json.dumps(how)},\n"weights_sha256": "{sha256}",\n"questions": [\n' + ",\n".join(lines) + "\n]}\n")
+        f'{{\n"how": {json.dumps(how)},\n"weights_sha256": "{sha256}",\n"questions": [\n'
+        + ",\n".join(lines)
+        + "\n]}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -31,9 +31,14 @@ def features_of(windows, question: int) -> list[Feature]:
     begin = windows.contexts.rows[windows.question_context[question]]
     for row in np.flatnonzero(windows.question == question).tolist():
         tokens = range(begin + windows.first[row], begin + windows.first[row] + windows.count[row])
-        characters = [(int(windows.contexts.starts[token]), int(windows.contexts.ends[token])) for token in tokens]
+        characters = [
+            (int(windows.contexts.starts[token]), int(windows.contexts.ends[token]))
+            for token in tokens
+        ]
         before = windows.questions.rows[question + 1] - windows.questions.rows[question] + 2
-        features.append(Feature([None] * int(before) + characters + [None], int(windows.first[row])))
+        features.append(
+            Feature([None] * int(before) + characters + [None], int(windows.first[row]))
+        )
     return features
 
 
@@ -50,7 +55,9 @@ def run_qa(context, features, logits, n=20, max_length=30, v2=True, threshold=0.
                 if j < i or j - i + 1 > max_length:
                     continue
                 text = context[feature.offsets[i][0] : feature.offsets[j][1]]
-                found.append(dict(text=text, score=start[i] + end[j], start_logit=start[i], end_logit=end[j]))
+                found.append(
+                    dict(text=text, score=start[i] + end[j], start_logit=start[i], end_logit=end[j])
+                )
     if v2:
         found.append(null)
     best = sorted(found, key=lambda one: one["score"], reverse=True)[:n]
@@ -93,10 +100,16 @@ def google(context, features, logits, n=20, max_length=30, v2=True, threshold=0.
             lowest, null = start[0] + end[0], ("", start[0], end[0])
         for i in sorted(range(len(start)), key=start.__getitem__, reverse=True)[:n]:
             for j in sorted(range(len(end)), key=end.__getitem__, reverse=True)[:n]:
-                if feature.offsets[i] is None or feature.offsets[j] is None or not max_context_of(features, me, i):
+                if (
+                    feature.offsets[i] is None
+                    or feature.offsets[j] is None
+                    or not max_context_of(features, me, i)
+                ):
                     continue
                 if i <= j and j - i + 1 <= max_length:
-                    found.append((context[feature.offsets[i][0] : feature.offsets[j][1]], start[i], end[j]))
+                    found.append(
+                        (context[feature.offsets[i][0] : feature.offsets[j][1]], start[i], end[j])
+                    )
     if v2:
         found.append(null)
     best, seen = [], set()
@@ -111,8 +124,10 @@ def google(context, features, logits, n=20, max_length=30, v2=True, threshold=0.
     if not best:
         best.append(("empty", 0.0, 0.0))
     shares = [math.exp(s + e - max(a + b for _, a, b in best)) for _, s, e in best]
-    nbest = [dict(text=text, start_logit=s, end_logit=e, probability=share / sum(shares))
-             for (text, s, e), share in zip(best, shares, strict=True)]
+    nbest = [
+        dict(text=text, start_logit=s, end_logit=e, probability=share / sum(shares))
+        for (text, s, e), share in zip(best, shares, strict=True)
+    ]
     if not v2:
         return best[0][0], nbest, None
     answer = next((one for one in best if one[0]), None)

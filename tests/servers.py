@@ -23,7 +23,9 @@ def serving(handler: type, **state) -> Iterator[ThreadingHTTPServer]:
     """A running server; `state` becomes its attributes, which its handler reads."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         vars(server).update(state)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread = threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
         thread.start()
         try:
             yield server
@@ -44,9 +46,18 @@ def free_port() -> int:
 
 def hub_client(server, home: Path, **more: str) -> dict[str, str]:
     """The environment of a process for which `server` is the Hub; what would lead it elsewhere is left out."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
-    return {**inherited, "HF_ENDPOINT": address(server), "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1", **more}
+    inherited = {
+        k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()
+    }
+    return {
+        **inherited,
+        "HF_ENDPOINT": address(server),
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "PYTHONPATH": str(ROOT),
+        "NO_PROXY": "127.0.0.1",
+        **more,
+    }
 
 
 # the Hub --------------------------------------------------------------------------------------------------------------
@@ -92,7 +103,11 @@ class Hub(BaseHTTPRequestHandler):
         tag = etag(name, content)
         if repo == "org/damaged" and name == hub.damaged:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if "Range" in self.headers else 0
+        start = (
+            int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1])
+            if "Range" in self.headers
+            else 0
+        )
         self.send_response(206 if start else 200)
         self.send_header("ETag", f'"{tag}"')
         self.send_header("X-Repo-Commit", COMMITS[revision])
@@ -103,7 +118,7 @@ class Hub(BaseHTTPRequestHandler):
         if head:
             return None
         if repo == "org/cut" and name.endswith(LARGE) and not start:
-            self.wfile.write(content[:11 * MIB])
+            self.wfile.write(content[: 11 * MIB])
             self.wfile.flush()
             self.close_connection = True
             self.connection.shutdown(2)
@@ -142,11 +157,15 @@ class Files(BaseHTTPRequestHandler):
         content = self.server.files.get(self.path)
         if content is None:
             return self.send_error(404)
-        start = int(self.headers["Range"][6:-1]) if "Range" in self.headers and self.server.ranges else 0
+        start = (
+            int(self.headers["Range"][6:-1])
+            if "Range" in self.headers and self.server.ranges
+            else 0
+        )
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        self.wfile.write(content[start:][:self.server.cuts.pop(0) if self.server.cuts else None])
+        self.wfile.write(content[start:][: self.server.cuts.pop(0) if self.server.cuts else None])
 
     def log_message(self, *args):
         pass

@@ -31,7 +31,20 @@ from bertqa.training.classification import (
     table,
 )
 
-SHORT = ["--task", "classify", "--max-length", "24", "--batch-size", "8", "--lr", "3e-3", "--threads", "1", "--dropout", "0"]
+SHORT = [
+    "--task",
+    "classify",
+    "--max-length",
+    "24",
+    "--batch-size",
+    "8",
+    "--lr",
+    "3e-3",
+    "--threads",
+    "1",
+    "--dropout",
+    "0",
+]
 TIMES = ("time", "seconds", "windows_per_s", "tokens_per_s", "peak_memory_mb")
 
 
@@ -43,26 +56,44 @@ def words(tmp_path_factory):
         out = csv.writer(file)
         out.writerow(["id", "text", "label", "second"])
         for number in range(60):
-            first, label, second = [("x", "ex", "a"), ("y", "why", "b"), ("z", "zed", "c")][number % 3]
-            rest = draw.choices("abcdefghijklm,\"\n", k=draw.randint(2, 9))
+            first, label, second = [("x", "ex", "a"), ("y", "why", "b"), ("z", "zed", "c")][
+                number % 3
+            ]
+            rest = draw.choices('abcdefghijklm,"\n', k=draw.randint(2, 9))
             out.writerow([f"r{number}", " ".join([first, *rest]), label, second])
     return path
 
 
 def run(out, tiny_model, words, *more, status=0):
-    assert main(["--weights", str(tiny_model), "--train", str(words), "--out", str(out), *SHORT, *more]) == status
+    assert (
+        main(
+            ["--weights", str(tiny_model), "--train", str(words), "--out", str(out), *SHORT, *more]
+        )
+        == status
+    )
     return out
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_model, words):
     """A run of 48 steps, evaluated at every epoch of 6."""
-    return run(tmp_path_factory.mktemp("classify") / "run", tiny_model, words, "--epochs", "8", "--split", "0.25")
+    return run(
+        tmp_path_factory.mktemp("classify") / "run",
+        tiny_model,
+        words,
+        "--epochs",
+        "8",
+        "--split",
+        "0.25",
+    )
 
 
 def events(where, kind):
-    return [{key: value for key, value in record.items() if key not in TIMES}
-            for record in read_journal(where / "metrics.jsonl") if record["event"] == kind]
+    return [
+        {key: value for key, value in record.items() if key not in TIMES}
+        for record in read_journal(where / "metrics.jsonl")
+        if record["event"] == kind
+    ]
 
 
 def lines(path):
@@ -80,18 +111,33 @@ def same(a, b):
 def test_it_learns_and_leaves_a_whole_folder(trained, words):
     evals = events(trained, "eval")
     assert [record["step"] for record in evals] == list(range(6, 49, 6))
-    assert evals[-1]["accuracy"] == evals[-1]["macro_f1"] == 100 and evals[-1]["loss"] < evals[0]["loss"] / 3
+    assert (
+        evals[-1]["accuracy"] == evals[-1]["macro_f1"] == 100
+        and evals[-1]["loss"] < evals[0]["loss"] / 3
+    )
     assert np.trace(evals[-1]["confusion"]) == 15 == np.sum(evals[-1]["confusion"])
     assert {path.name for path in trained.iterdir()} >= {
-        "config.json", "metrics.jsonl", "best", "last", "previous", "predictions.jsonl", "rejected.jsonl", "summary.json"}
+        "config.json",
+        "metrics.jsonl",
+        "best",
+        "last",
+        "previous",
+        "predictions.jsonl",
+        "rejected.jsonl",
+        "summary.json",
+    }
     config = folder.read_config(trained / "best")
     assert config["head"] == folder.CLASSES and config["labels"] == ["ex", "why", "zed"]
     assert json.loads((trained / "config.json").read_text())["settings"]["task"] == "classify"
     card = (trained / "best" / "README.md").read_text()
-    assert f"# {trained.name}\n" in card                  # the run's name, not that of best/ or of a temporary folder
+    assert (
+        f"# {trained.name}\n" in card
+    )  # the run's name, not that of best/ or of a temporary folder
     assert "pipeline_tag: text-classification" in card and "its classes are ex, why, zed" in card
     found = lines(trained / "predictions.jsonl")
-    gold = {row["id"]: row["label"] for row in csv.DictReader(open(words, newline="", encoding="utf-8"))}
+    gold = {
+        row["id"]: row["label"] for row in csv.DictReader(open(words, newline="", encoding="utf-8"))
+    }
     assert len(found) == 15 and all(gold[row["id"]] == row["gold"] for row in found)
     assert all(abs(sum(row["probabilities"].values()) - 1) < 1e-9 for row in found)
 
@@ -100,12 +146,17 @@ def test_confusion_is_printed(tmp_path, tiny_model, words, capsys):
     run(tmp_path / "run", tiny_model, words, "--max-steps", "1")
     said = capsys.readouterr().err
     assert "a head for sequence-classification is drawn at random" in said
-    assert "60 texts" not in said and "train: " + str(words) + ": 42 texts (14 ex, 14 why, 14 zed)" in said
+    assert (
+        "60 texts" not in said
+        and "train: " + str(words) + ": 42 texts (14 ex, 14 why, 14 zed)" in said
+    )
     assert "right \\ predicted  ex  why  zed\n" in said and "last evaluation: accuracy " in said
 
 
 @pytest.mark.parametrize("stop_at", [1, 9])
-def test_stopped_and_resumed_equals_never_stopped(tmp_path, trained, tiny_model, words, stop_at, monkeypatch):
+def test_stopped_and_resumed_equals_never_stopped(
+    tmp_path, trained, tiny_model, words, stop_at, monkeypatch
+):
     from bertqa.training import loop
 
     update, calls = loop.set_lr, []
@@ -120,7 +171,9 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, trained, tiny_model,
     out = run(tmp_path / "run", tiny_model, words, "--epochs", "8", "--split", "0.25", status=130)
     assert main(["--resume", str(out)]) == 0
     assert same(out / "last", trained / "last") and same(out / "best", trained / "best")
-    assert events(out, "train") == events(trained, "train") and events(out, "eval") == events(trained, "eval")
+    assert events(out, "train") == events(trained, "train") and events(out, "eval") == events(
+        trained, "eval"
+    )
     assert (out / "predictions.jsonl").read_bytes() == (trained / "predictions.jsonl").read_bytes()
 
 
@@ -129,15 +182,27 @@ def test_resume_refuses_other_data(tmp_path, tiny_model, words):
     data.write_bytes(words.read_bytes())
     out = run(tmp_path / "run", tiny_model, data, "--max-minutes", "1e-9")
     data.write_bytes(words.read_bytes().replace(b"zed", b"zet"))
-    with pytest.raises(UserError, match="cannot resume, because .*labels was 'ex, why, zed', now 'ex, why, zet'"):
+    with pytest.raises(
+        UserError, match="cannot resume, because .*labels was 'ex, why, zed', now 'ex, why, zet'"
+    ):
         main(["--resume", str(out)])
 
 
 def test_frozen_encoder_is_a_feature_extractor(tmp_path, tiny_model, words):
     out = run(tmp_path / "run", tiny_model, words, "--max-steps", "3", "--freeze", "encoder")
-    before, after = load_file(tiny_model / "model.safetensors"), load_file(out / "last" / "model.safetensors")
-    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("encoder."))
-    assert set(after) - set(before) == {"encoder.pooler.weight", "encoder.pooler.bias", "classifier.weight", "classifier.bias"}
+    before, after = (
+        load_file(tiny_model / "model.safetensors"),
+        load_file(out / "last" / "model.safetensors"),
+    )
+    assert all(
+        torch.equal(after[name], before[name]) for name in before if name.startswith("encoder.")
+    )
+    assert set(after) - set(before) == {
+        "encoder.pooler.weight",
+        "encoder.pooler.bias",
+        "classifier.weight",
+        "classifier.bias",
+    }
 
 
 def test_a_classifier_is_trained_further(tmp_path, trained, tiny_model, words):
@@ -146,7 +211,10 @@ def test_a_classifier_is_trained_further(tmp_path, trained, tiny_model, words):
     assert events(out, "eval")[0]["step"] == 0 and events(out, "eval")[0]["accuracy"] == 100
     other = tmp_path / "other.csv"
     other.write_bytes(words.read_bytes().replace(b"zed", b"zet"))
-    with pytest.raises(UserError, match="its head knows the classes ex, why, zed, the training data has ex, why, zet; name"):
+    with pytest.raises(
+        UserError,
+        match="its head knows the classes ex, why, zed, the training data has ex, why, zet; name",
+    ):
         run(tmp_path / "refused", trained / "best", other)
     run(tmp_path / "fresh", trained / "best", other, "--fresh-head", "--max-steps", "1")
     assert folder.read_config(tmp_path / "fresh" / "best")["labels"] == ["ex", "why", "zet"]
@@ -154,9 +222,24 @@ def test_a_classifier_is_trained_further(tmp_path, trained, tiny_model, words):
 
 def test_accumulation_keeps_class_weights_exact(tmp_path, tiny_model, words):
     # eps: the gradient of the keys' bias is nothing but rounding, which Adam would blow up to whole steps
-    more = ["--max-steps", "8", "--class-weights", "balanced", "--limit-train", "50", "--eps", "1e-4"]
-    whole = load_file(run(tmp_path / "whole", tiny_model, words, *more) / "last" / "model.safetensors")
-    cut = load_file(run(tmp_path / "cut", tiny_model, words, *more, "--micro-tokens", "40") / "last" / "model.safetensors")
+    more = [
+        "--max-steps",
+        "8",
+        "--class-weights",
+        "balanced",
+        "--limit-train",
+        "50",
+        "--eps",
+        "1e-4",
+    ]
+    whole = load_file(
+        run(tmp_path / "whole", tiny_model, words, *more) / "last" / "model.safetensors"
+    )
+    cut = load_file(
+        run(tmp_path / "cut", tiny_model, words, *more, "--micro-tokens", "40")
+        / "last"
+        / "model.safetensors"
+    )
     assert max(float((whole[name] - cut[name]).abs().max()) for name in whole) < 1e-5
 
 
@@ -164,8 +247,16 @@ def test_balanced_weights_by_hand(tmp_path, tiny_model):
     """3 texts of a, 1 of b (one of each class is held out): N / (C n) = 4 / (2 * 3) and 4 / (2 * 1)."""
     data = tmp_path / "few.csv"
     data.write_text("text,label\n" + "x,a\n" * 4 + "y,b\n" * 2)
-    task = Classification(str(data), None, tiny_model, ClassificationSettings(class_weights="balanced", split=0.1), seed=0,
-                          device=torch.device("cpu"), say=lambda line: None, progress=False)
+    task = Classification(
+        str(data),
+        None,
+        tiny_model,
+        ClassificationSettings(class_weights="balanced", split=0.1),
+        seed=0,
+        device=torch.device("cpu"),
+        say=lambda line: None,
+        progress=False,
+    )
     assert task.weight.tolist() == pytest.approx([4 / 6, 2])
 
     class Fixed(torch.nn.Module):
@@ -183,7 +274,12 @@ def test_balanced_weights_by_hand(tmp_path, tiny_model):
 
 
 def test_predict_repeats_the_evaluation(tmp_path, trained, words, capsys):
-    assert predict(["--model", str(trained / "best"), "--data", str(words), "--out", str(tmp_path / "p")]) == 0
+    assert (
+        predict(
+            ["--model", str(trained / "best"), "--data", str(words), "--out", str(tmp_path / "p")]
+        )
+        == 0
+    )
     found = {row["id"]: row for row in lines(tmp_path / "p" / "predictions.jsonl")}
     assert list(found) == [f"r{n}" for n in range(60)]
     for row in lines(trained / "predictions.jsonl"):
@@ -202,19 +298,46 @@ def test_predict_one_text(trained, capsys):
 
 def test_predict_reads_plain_lines(tmp_path, trained):
     (tmp_path / "new.txt").write_text("z a\n\nx a\n")
-    assert predict(["--model", str(trained / "best"), "--data", str(tmp_path / "new.txt"), "--out", str(tmp_path)]) == 0
+    assert (
+        predict(
+            [
+                "--model",
+                str(trained / "best"),
+                "--data",
+                str(tmp_path / "new.txt"),
+                "--out",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     found = lines(tmp_path / "predictions.jsonl")
-    assert [row["id"] for row in found] == ["0", "1", "2"] and found[0]["label"] == "zed" and found[2]["label"] == "ex"
+    assert (
+        [row["id"] for row in found] == ["0", "1", "2"]
+        and found[0]["label"] == "zed"
+        and found[2]["label"] == "ex"
+    )
 
 
 def test_predict_mistakes(tmp_path, trained, tiny_model):
-    with pytest.raises(UserError, match="its head is 'question-answering', but --text needs a classifier"):
+    with pytest.raises(
+        UserError, match="its head is 'question-answering', but --text needs a classifier"
+    ):
         predict(["--model", str(tiny_model), "--text", "a"])
     with pytest.raises(UserError, match="give either --data"):
         predict(["--model", str(trained / "best"), "--text", "a", "--data", "x"])
     (tmp_path / "x.csv").write_text("review\na\n")
     with pytest.raises(UserError, match='no column "text"; its columns are "review"'):
-        predict(["--model", str(trained / "best"), "--data", str(tmp_path / "x.csv"), "--out", str(tmp_path)])
+        predict(
+            [
+                "--model",
+                str(trained / "best"),
+                "--data",
+                str(tmp_path / "x.csv"),
+                "--out",
+                str(tmp_path),
+            ]
+        )
 
 
 @pytest.mark.parametrize("model_type", ["bert", "distilbert"])
@@ -226,18 +349,26 @@ def test_exported_logits_are_the_same_in_transformers(tmp_path, model_type, word
     hf.convert(tmp_path / "hf", tmp_path / "start")
     out = run(tmp_path / "run", tmp_path / "start", words, "--max-steps", "3")
     hf.export(out / "best", tmp_path / "exported")
-    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "exported").eval()
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "exported"
+    ).eval()
     assert theirs.config.id2label == {0: "ex", 1: "why", 2: "zed"}
     texts = ["x a b c", "z", "y a , b"]
-    batch = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")(texts, padding=True, return_tensors="pt")
+    batch = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")(
+        texts, padding=True, return_tensors="pt"
+    )
     with torch.no_grad():
         expected = theirs(**batch).logits
         windows = text_windows(texts, WordPiece.load(out / "best"))
         packed = WindowStore(windows).batch(np.arange(3))
-        ours = folder.load(out / "best")(packed.input_ids, token_type_ids=packed.token_type_ids, lengths=packed.lengths)
+        ours = folder.load(out / "best")(
+            packed.input_ids, token_type_ids=packed.token_type_ids, lengths=packed.lengths
+        )
     assert (ours - expected).abs().max() < 1e-5
     hf.convert(tmp_path / "exported", tmp_path / "again")
-    assert same(tmp_path / "again", out / "best") and folder.read_config(tmp_path / "again")["labels"] == ["ex", "why", "zed"]
+    assert same(tmp_path / "again", out / "best") and folder.read_config(tmp_path / "again")[
+        "labels"
+    ] == ["ex", "why", "zed"]
 
 
 # ---- sequences ----
@@ -246,25 +377,44 @@ def test_exported_logits_are_the_same_in_transformers(tmp_path, model_type, word
 def sequences(windows):
     """(ids, segments) of every window."""
     batch = WindowStore(windows).batch(np.arange(len(windows)))
-    return [tuple(part.tolist() for part in parts)
-            for parts in zip(batch.input_ids.split(batch.lengths), batch.token_type_ids.split(batch.lengths), strict=True)]
+    return [
+        tuple(part.tolist() for part in parts)
+        for parts in zip(
+            batch.input_ids.split(batch.lengths),
+            batch.token_type_ids.split(batch.lengths),
+            strict=True,
+        )
+    ]
 
 
 def test_sequences_by_hand(tiny_model):
     wordpiece = WordPiece.load(tiny_model)
     a, b = wordpiece.encode(["a b"]).ids
-    single = text_windows(["a b", "", "a b a b"], wordpiece, labels=np.array([2, 0, 1]), max_length=5)
-    assert sequences(single) == [([2, a, b, 3], [0] * 4), ([2, 3], [0] * 2), ([2, a, b, a, 3], [0] * 5)]
+    single = text_windows(
+        ["a b", "", "a b a b"], wordpiece, labels=np.array([2, 0, 1]), max_length=5
+    )
+    assert sequences(single) == [
+        ([2, a, b, 3], [0] * 4),
+        ([2, 3], [0] * 2),
+        ([2, a, b, a, 3], [0] * 5),
+    ]
     assert single.start_label.tolist() == [2, 0, 1] and single.cut_questions == 1
     pairs = text_windows(["a b", "", "a"], wordpiece, pairs=["b", "a", ""], max_length=9)
-    assert sequences(pairs) == [([2, a, b, 3, b, 3], [0, 0, 0, 0, 1, 1]), ([2, 3, a, 3], [0, 0, 1, 1]),
-                                ([2, a, 3, 3], [0, 0, 0, 1])]
+    assert sequences(pairs) == [
+        ([2, a, b, 3, b, 3], [0, 0, 0, 0, 1, 1]),
+        ([2, 3, a, 3], [0, 0, 1, 1]),
+        ([2, a, 3, 3], [0, 0, 0, 1]),
+    ]
 
 
-@pytest.mark.parametrize(("first", "second", "kept"), [
-    (9, 1, (6, 1)), (1, 9, (1, 6)), (9, 9, (4, 3)), (3, 4, (3, 4)), (4, 4, (4, 3))])
+@pytest.mark.parametrize(
+    ("first", "second", "kept"),
+    [(9, 1, (6, 1)), (1, 9, (1, 6)), (9, 9, (4, 3)), (3, 4, (3, 4)), (4, 4, (4, 3))],
+)
 def test_of_a_pair_the_longer_is_cut(tiny_model, first, second, kept):
-    windows = text_windows(["a " * first], WordPiece.load(tiny_model), pairs=["b " * second], max_length=10)
+    windows = text_windows(
+        ["a " * first], WordPiece.load(tiny_model), pairs=["b " * second], max_length=10
+    )
     assert (windows.questions.counts[0], windows.count[0]) == kept
     assert windows.cut_questions == (first + second > 7)
 
@@ -272,7 +422,21 @@ def test_of_a_pair_the_longer_is_cut(tiny_model, first, second, kept):
 def test_pairs_are_trained_and_predicted(tmp_path, tiny_model, words, capsys):
     out = run(tmp_path / "run", tiny_model, words, "--pair-column", "second", "--epochs", "6")
     assert events(out, "eval")[-1]["accuracy"] > 90
-    assert predict(["--model", str(out / "best"), "--data", str(words), "--out", str(tmp_path), "--limit", "4"]) == 0
+    assert (
+        predict(
+            [
+                "--model",
+                str(out / "best"),
+                "--data",
+                str(words),
+                "--out",
+                str(tmp_path),
+                "--limit",
+                "4",
+            ]
+        )
+        == 0
+    )
     assert len(lines(tmp_path / "predictions.jsonl")) == 4
     assert predict(["--model", str(out / "best"), "--text", "x a", "--pair", "a"]) == 0
     with pytest.raises(UserError, match=r"classifies pairs \(text, second\); give --pair TEXT too"):
@@ -282,28 +446,49 @@ def test_pairs_are_trained_and_predicted(tmp_path, tiny_model, words, capsys):
 # ---- files ----
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("plain.csv", 'text,label\n"say ""hi"",\nthen go",1\nb,0\n'),
-    ("bom.csv", '\ufefftext,label\n"say ""hi"",\nthen go",1\nb,0\n'),
-    ("windows.csv", 'text,label\r\n"say ""hi"",\nthen go",1\r\nb,0\r\n\r\n,\r\n'),
-    ("semicolon.csv", 'n;text;label\n0;"say ""hi"",\nthen go";1\n1;b;0\n'),
-    ("order.csv", 'label,other,text\n1,,"say ""hi"",\nthen go"\n0,,b\n'),
-    ("quoted.tsv", 'text\tlabel\n"say ""hi"",\nthen go"\t1\nb\t0\n'),
-    ("objects.jsonl", '{"text": "say \\"hi\\",\\nthen go", "label": 1}\n\n{"text": "b", "label": "0"}\n'),
-    ("pandas.jsonl", '{"text": "say \\"hi\\",\\nthen go", "label": 1.0}\n{"text": "b", "label": 0.0}\n'),
-    ("list.json", '[{"text": "say \\"hi\\",\\nthen go", "label": 1},\n {"text": "b", "label": 0}]'),
-])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("plain.csv", 'text,label\n"say ""hi"",\nthen go",1\nb,0\n'),
+        ("bom.csv", '\ufefftext,label\n"say ""hi"",\nthen go",1\nb,0\n'),
+        ("windows.csv", 'text,label\r\n"say ""hi"",\nthen go",1\r\nb,0\r\n\r\n,\r\n'),
+        ("semicolon.csv", 'n;text;label\n0;"say ""hi"",\nthen go";1\n1;b;0\n'),
+        ("order.csv", 'label,other,text\n1,,"say ""hi"",\nthen go"\n0,,b\n'),
+        ("quoted.tsv", 'text\tlabel\n"say ""hi"",\nthen go"\t1\nb\t0\n'),
+        (
+            "objects.jsonl",
+            '{"text": "say \\"hi\\",\\nthen go", "label": 1}\n\n{"text": "b", "label": "0"}\n',
+        ),
+        (
+            "pandas.jsonl",
+            '{"text": "say \\"hi\\",\\nthen go", "label": 1.0}\n{"text": "b", "label": 0.0}\n',
+        ),
+        (
+            "list.json",
+            '[{"text": "say \\"hi\\",\\nthen go", "label": 1},\n {"text": "b", "label": 0}]',
+        ),
+    ],
+)
 def test_every_form_is_read_alike(tmp_path, name, content):
-    (tmp_path / name).write_bytes(gzip.compress(content.encode()) if name.startswith("plain") else content.encode())
+    (tmp_path / name).write_bytes(
+        gzip.compress(content.encode()) if name.startswith("plain") else content.encode()
+    )
     found = read_texts(tmp_path / name, "text", label_column="label")
     assert found.texts == ['say "hi",\nthen go', "b"] and found.labels == ["1", "0"]
-    assert label_names(found.labels) == ["0", "1"] and label_rows(found, ["0", "1"]).tolist() == [1, 0]
+    assert label_names(found.labels) == ["0", "1"] and label_rows(found, ["0", "1"]).tolist() == [
+        1,
+        0,
+    ]
 
 
 def test_a_tsv_without_quoting(tmp_path):
     (tmp_path / "glue.tsv").write_text('text\tlabel\n"Oh\tneg\nsaid she" and\tpos\n5" disk\tneg\n')
     found = read_texts(tmp_path / "glue.tsv", "text", label_column="label")
-    assert found.texts == ['"Oh', 'said she" and', '5" disk'] and found.where == ["line 2", "line 3", "line 4"]
+    assert found.texts == ['"Oh', 'said she" and', '5" disk'] and found.where == [
+        "line 2",
+        "line 3",
+        "line 4",
+    ]
 
 
 def test_label_order():
@@ -312,15 +497,23 @@ def test_label_order():
 
 
 def rows_of(labels):
-    return Texts("x", "", [f"line {n}" for n in range(len(labels))], [str(n) for n in range(len(labels))], list(labels),
-                 labels=list(labels))
+    return Texts(
+        "x",
+        "",
+        [f"line {n}" for n in range(len(labels))],
+        [str(n) for n in range(len(labels))],
+        list(labels),
+        labels=list(labels),
+    )
 
 
 def test_split_is_stratified_by_seed():
     texts = rows_of("a" * 70 + "b" * 20 + "c" * 2 + "d")
     kept, held = split(texts, 0.3, seed=0)
     assert {name: held.labels.count(name) for name in "abcd"} == {"a": 21, "b": 6, "c": 1, "d": 0}
-    assert sorted([*kept.ids, *held.ids], key=int) == texts.ids and held.ids == sorted(held.ids, key=int)
+    assert sorted([*kept.ids, *held.ids], key=int) == texts.ids and held.ids == sorted(
+        held.ids, key=int
+    )
     assert split(texts, 0.3, seed=0)[1].ids == held.ids != split(texts, 0.3, seed=1)[1].ids
     assert split(rows_of("aabb"), 0.99, seed=0)[0].labels == ["a", "b"]
 
@@ -329,9 +522,12 @@ def test_scores_by_hand():
     matrix = confusion(np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 1, 2, 2, 0]), 4)
     assert matrix.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 2, 0], [0, 0, 0, 0]]
     # F1 of the classes: 2*1/(2+2), 2*1/(1+2), 2*2/(3+2); the fourth occurs nowhere and does not count
-    assert scores(matrix) == pytest.approx({"accuracy": 100 * 4 / 6, "macro_f1": 100 * (1 / 2 + 2 / 3 + 4 / 5) / 3})
+    assert scores(matrix) == pytest.approx(
+        {"accuracy": 100 * 4 / 6, "macro_f1": 100 * (1 / 2 + 2 / 3 + 4 / 5) / 3}
+    )
     assert table([[10, 2], [0, 3]], ["no", "perhaps"]) == (
-        "right \\ predicted  no  perhaps\nno                 10        2\nperhaps             0        3")
+        "right \\ predicted  no  perhaps\nno                 10        2\nperhaps             0        3"
+    )
     found = probabilities(np.log(np.array([[1.0, 3.0]])) + 900, ["a", "b"])[0]
     assert list(found) == ["b", "a"] and found == pytest.approx({"a": 0.25, "b": 0.75})
 
@@ -341,23 +537,50 @@ def test_scores_by_hand():
 LABELLED = "text,label\n" + "a,x\nb,y\n" * 4
 
 
-@pytest.mark.parametrize(("content", "flags", "says"), [
-    (LABELLED.replace("label", "stars"), [], r'the header has no column "label"; its columns are "text", "stars"; say '
-                                             "which with --text-column, --label-column"),
-    (LABELLED, ["--text-column", "review"], 'the header has no column "review"; its columns are "text", "label"'),
-    (LABELLED, ["--pair-column", "other"], 'the header has no column "other"'),
-    (LABELLED.replace(",y", ",x"), [], "data.csv: all 6 labels are 'x'; a classifier needs at least two"),
-    (LABELLED.replace("a,x", "a,", 1), [], r'line 2: the label "label" is ""; it must be a name or a whole number'),
-    ('{"text": "a", "label": null}\n' * 2, [], 'line 1: the label "label" is null'),
-    ('{"text": "a", "label": 0.5}\n' * 2, [], 'line 1: the label "label" is 0.5'),
-    ("text,label\na,x\nb,y\n", [], "data.csv: no text is left for dev; give more texts"),
-    (LABELLED.replace("a,x\n", 'a "b,x\n').replace("b,y\n", '"b,y\n', 1), [], "data.csv: .*row that begins on line 3"),
-    (LABELLED + "a,b,x\n", [], "line 10: has 3 cells, the header 2"),
-    ("text,label\n,x\n,y\n" * 1 + ",x\n,y\n", [], "data.csv: no text is left for train"),
-    (LABELLED, ["--split", "1"], "split is 1.0, it must lie in"),
-    (LABELLED, ["--max-length", "65"], "max_length is 65, it must be at least 4 and at most the model's 64 positions"),
-    (LABELLED, ["--limit-train", "0"], "limit_train is 0"),
-])
+@pytest.mark.parametrize(
+    ("content", "flags", "says"),
+    [
+        (
+            LABELLED.replace("label", "stars"),
+            [],
+            r'the header has no column "label"; its columns are "text", "stars"; say '
+            "which with --text-column, --label-column",
+        ),
+        (
+            LABELLED,
+            ["--text-column", "review"],
+            'the header has no column "review"; its columns are "text", "label"',
+        ),
+        (LABELLED, ["--pair-column", "other"], 'the header has no column "other"'),
+        (
+            LABELLED.replace(",y", ",x"),
+            [],
+            "data.csv: all 6 labels are 'x'; a classifier needs at least two",
+        ),
+        (
+            LABELLED.replace("a,x", "a,", 1),
+            [],
+            r'line 2: the label "label" is ""; it must be a name or a whole number',
+        ),
+        ('{"text": "a", "label": null}\n' * 2, [], 'line 1: the label "label" is null'),
+        ('{"text": "a", "label": 0.5}\n' * 2, [], 'line 1: the label "label" is 0.5'),
+        ("text,label\na,x\nb,y\n", [], "data.csv: no text is left for dev; give more texts"),
+        (
+            LABELLED.replace("a,x\n", 'a "b,x\n').replace("b,y\n", '"b,y\n', 1),
+            [],
+            "data.csv: .*row that begins on line 3",
+        ),
+        (LABELLED + "a,b,x\n", [], "line 10: has 3 cells, the header 2"),
+        ("text,label\n,x\n,y\n" * 1 + ",x\n,y\n", [], "data.csv: no text is left for train"),
+        (LABELLED, ["--split", "1"], "split is 1.0, it must lie in"),
+        (
+            LABELLED,
+            ["--max-length", "65"],
+            "max_length is 65, it must be at least 4 and at most the model's 64 positions",
+        ),
+        (LABELLED, ["--limit-train", "0"], "limit_train is 0"),
+    ],
+)
 def test_mistakes_are_explained(tmp_path, tiny_model, content, flags, says):
     (tmp_path / "data.csv").write_text(content)
     with pytest.raises(UserError, match=says):
@@ -367,8 +590,11 @@ def test_mistakes_are_explained(tmp_path, tiny_model, content, flags, says):
 
 def test_dev_labels_must_be_known(tmp_path, tiny_model, words):
     (tmp_path / "dev.csv").write_text("text,label\nx,ex\ny,Why\nz,zed\nz,Zed\n")
-    with pytest.raises(UserError, match=r'dev.csv: 2 of 4 labels were not seen in training: "Why" \(first: line 3\), "Zed" '
-                                        r'\(first: line 5\); known are "ex", "why", "zed"'):
+    with pytest.raises(
+        UserError,
+        match=r'dev.csv: 2 of 4 labels were not seen in training: "Why" \(first: line 3\), "Zed" '
+        r'\(first: line 5\); known are "ex", "why", "zed"',
+    ):
         run(tmp_path / "run", tiny_model, words, "--dev", str(tmp_path / "dev.csv"))
     with pytest.raises(UserError, match="--split cuts a dev set .* leave one out"):
         run(tmp_path / "run", tiny_model, words, "--dev", str(words), "--split", "0.2")
@@ -377,11 +603,21 @@ def test_dev_labels_must_be_known(tmp_path, tiny_model, words):
 def test_empty_texts_are_left_out_of_training_only(tmp_path, tiny_model, capsys):
     (tmp_path / "train.csv").write_text(LABELLED + '"",x\n" \n",y\n')
     (tmp_path / "dev.csv").write_text('text,label\n"",x\nb,y\n')
-    out = run(tmp_path / "run", tiny_model, tmp_path / "train.csv", "--dev", str(tmp_path / "dev.csv"), "--max-steps", "1")
+    out = run(
+        tmp_path / "run",
+        tiny_model,
+        tmp_path / "train.csv",
+        "--dev",
+        str(tmp_path / "dev.csv"),
+        "--max-steps",
+        "1",
+    )
     said = capsys.readouterr().err
     assert "8 texts (4 x, 4 y)" in said and "2 empty ones left out (-> rejected.jsonl)" in said
     assert "2 texts (1 x, 1 y)" in said and "1 of them empty" in said
-    assert lines(out / "rejected.jsonl") == [{"where": f"line {n}", "reason": "the text is empty"} for n in (10, 11)]
+    assert lines(out / "rejected.jsonl") == [
+        {"where": f"line {n}", "reason": "the text is empty"} for n in (10, 11)
+    ]
     assert len(lines(out / "predictions.jsonl")) == 2
 
 
@@ -389,7 +625,10 @@ def test_empty_texts_are_left_out_of_training_only(tmp_path, tiny_model, capsys)
 
 
 def test_help_shows_the_flags_of_the_task(capsys):
-    for task, shown, hidden in (("classify", "--label-column", "--overlap"), ("qa", "--overlap", "--label-column")):
+    for task, shown, hidden in (
+        ("classify", "--label-column", "--overlap"),
+        ("qa", "--overlap", "--label-column"),
+    ):
         with pytest.raises(SystemExit):
             main(["--task", task, "--help"])
         said = capsys.readouterr().out
@@ -405,14 +644,33 @@ def test_a_preset_gives_what_the_task_has(tmp_path, tiny_model, words, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("freeze", "flags", "least"), [("none", ["--epochs", "3", "--lr", "1e-4"], 75),
-                                                        ("encoder", ["--epochs", "10", "--lr", "3e-3"], 70)])
+@pytest.mark.parametrize(
+    ("freeze", "flags", "least"),
+    [
+        ("none", ["--epochs", "3", "--lr", "1e-4"], 75),
+        ("encoder", ["--epochs", "10", "--lr", "3e-3"], 70),
+    ],
+)
 def test_the_sample_is_learnt(shared, tmp_path, freeze, flags, least):
     """all-MiniLM-L6-v2 on the bundled reviews, with the encoder trained and frozen: clearly above chance."""
     weights = shared / "weights" / "all-MiniLM-L6-v2"
     if not weights.is_dir():
         pytest.skip("all-MiniLM-L6-v2 is missing")
     hf.convert(weights, tmp_path / "minilm")
-    assert main(["--task", "classify", "--weights", str(tmp_path / "minilm"), "--out", str(tmp_path / "run"),
-                 "--freeze", freeze, *flags]) == 0
+    assert (
+        main(
+            [
+                "--task",
+                "classify",
+                "--weights",
+                str(tmp_path / "minilm"),
+                "--out",
+                str(tmp_path / "run"),
+                "--freeze",
+                freeze,
+                *flags,
+            ]
+        )
+        == 0
+    )
     assert max(record["accuracy"] for record in events(tmp_path / "run", "eval")) > least

@@ -29,7 +29,20 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are f
 # 53 windows in batches of 4: the last batch of an epoch has one, so that two of three ranks have none. The gradient of some
 # biases is zero (a shift of all keys, or of all logits, changes no softmax); what rounding leaves of it is another on other
 # ranks, and with a tiny eps Adam would make whole steps of that.
-STEPS = ["--batch-size", "4", "--max-steps", "20", "--epochs", "9", "--dropout", "0", "--micro-tokens", "30", "--eps", "1e-4"]
+STEPS = [
+    "--batch-size",
+    "4",
+    "--max-steps",
+    "20",
+    "--epochs",
+    "9",
+    "--dropout",
+    "0",
+    "--micro-tokens",
+    "30",
+    "--eps",
+    "1e-4",
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +50,12 @@ def runs(tmp_path_factory, tiny_model, letters):
     """Run folders of the same 20 steps on 1, 2 and 3 ranks."""
     folder = tmp_path_factory.mktemp("ranks")
     for size in (1, 2, 3):
-        run_ranks(training(tiny_model, letters, folder / f"run{size}", *STEPS), size, folder / f"logs{size}", small_work)
+        run_ranks(
+            training(tiny_model, letters, folder / f"run{size}", *STEPS),
+            size,
+            folder / f"logs{size}",
+            small_work,
+        )
     return {size: folder / f"run{size}" for size in (1, 2, 3)}
 
 
@@ -58,36 +76,55 @@ def test_shared_evaluation_is_that_of_one(runs, size):
 def test_predictions_of_ranks_are_those_of_one(tmp_path, tiny_model, letters, size):
     """53 questions in chunks of 10: six turns for one, two for three; in order, and the same to the last byte."""
     for count in (1, size):
-        run_ranks(["predict", "--model", tiny_model, "--data", letters, "--out", tmp_path / str(count)], count,
-                  tmp_path / f"logs{count}", small_work)
+        run_ranks(
+            ["predict", "--model", tiny_model, "--data", letters, "--out", tmp_path / str(count)],
+            count,
+            tmp_path / f"logs{count}",
+            small_work,
+        )
     for name in ("predictions.json", "nbest_predictions.json", "null_odds.json"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / str(size) / name).read_bytes()
 
 
 def test_only_the_first_rank_speaks_and_writes(tmp_path, tiny_model, letters):
-    said = run_ranks(training(tiny_model, letters, tmp_path / "run", "--max-steps", "1"), 2, tmp_path / "logs")
-    assert said.count("1 steps of 16 windows") == 1 and (tmp_path / "logs" / "rank1").read_text() == ""
+    said = run_ranks(
+        training(tiny_model, letters, tmp_path / "run", "--max-steps", "1"), 2, tmp_path / "logs"
+    )
+    assert (
+        said.count("1 steps of 16 windows") == 1 and (tmp_path / "logs" / "rank1").read_text() == ""
+    )
     assert len(journal(tmp_path / "run")) == 3
 
 
-@pytest.mark.parametrize(("flags", "says"), [
-    (["--train", "/nowhere.json"], "error: /nowhere.json: there is no such file"),
-    (["--no-such-flag"], "error: unrecognized arguments: --no-such-flag"),
-])
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--train", "/nowhere.json"], "error: /nowhere.json: there is no such file"),
+        (["--no-such-flag"], "error: unrecognized arguments: --no-such-flag"),
+    ],
+)
 def test_a_mistake_is_told_once(tmp_path, tiny_model, letters, flags, says):
-    statuses, said = wait(start_ranks(training(tiny_model, letters, tmp_path / "run", *flags), 2, tmp_path), tmp_path)
+    statuses, said = wait(
+        start_ranks(training(tiny_model, letters, tmp_path / "run", *flags), 2, tmp_path), tmp_path
+    )
     assert all(statuses) and said.count("error: ") == 1 and says in said and "Traceback" not in said
 
 
-@pytest.mark.parametrize(("hook", "says"), [
-    (partial(nan_loss_at, 4), "error: step 4: the loss is"),
-    (partial(die_at_step, 9), "error: another process of this run has died"),
-], ids=["nan", "kill -9"])
+@pytest.mark.parametrize(
+    ("hook", "says"),
+    [
+        (partial(nan_loss_at, 4), "error: step 4: the loss is"),
+        (partial(die_at_step, 9), "error: another process of this run has died"),
+    ],
+    ids=["nan", "kill -9"],
+)
 def test_one_rank_fails_and_the_run_can_be_resumed(tmp_path, runs, tiny_model, letters, hook, says):
     """All ranks end, one error is told, and two ranks go on to what they would have reached undisturbed."""
     args = training(tiny_model, letters, tmp_path / "run", *STEPS, "--save-every", "0")
     statuses, said = wait(start_ranks(args, 2, tmp_path, small_work, only={1: hook}), tmp_path)
-    assert all(statuses) and said.count("error: ") == 1 and says in said and "Traceback" not in said, said
+    assert (
+        all(statuses) and said.count("error: ") == 1 and says in said and "Traceback" not in said
+    ), said
     run_ranks(["train", "--resume", tmp_path / "run"], 2, tmp_path / "logs", small_work)
     assert result(tmp_path / "run") == result(runs[2])
 
@@ -109,9 +146,22 @@ def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path, runs, tiny_model, 
 
 def torchrun(flags, args, log):
     """Start torchrun; it and its processes write to `log`."""
-    command = [sys.executable, "-m", "torch.distributed.run", *map(str, flags), "-m", f"bertqa.{args[0]}", *map(str, args[1:])]
-    return subprocess.Popen(command, stdout=log.open("ab"), stderr=subprocess.STDOUT, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *map(str, flags),
+        "-m",
+        f"bertqa.{args[0]}",
+        *map(str, args[1:]),
+    ]
+    return subprocess.Popen(
+        command,
+        stdout=log.open("ab"),
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def wait_for_step(run_folder, step, seconds=300):
@@ -123,15 +173,23 @@ def wait_for_step(run_folder, step, seconds=300):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=["term", "int", "kill a rank"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=["term", "int", "kill a rank"]
+)
 def test_torchrun_stops_and_resumes(tmp_path, tiny_model, letters, number):
     """SIGTERM or SIGINT to torchrun, or SIGKILL to one of its processes; then torchrun again, with --resume."""
     long = ["--batch-size", "4", "--epochs", "8", "--save-every", "0"]
     run_ranks(training(tiny_model, letters, tmp_path / "whole", *long), 2, tmp_path / "logs")
-    agent = torchrun(["--nproc-per-node", "2"], training(tiny_model, letters, tmp_path / "run", *long), tmp_path / "log")
+    agent = torchrun(
+        ["--nproc-per-node", "2"],
+        training(tiny_model, letters, tmp_path / "run", *long),
+        tmp_path / "log",
+    )
     wait_for_step(tmp_path / "run", 30)
     if number == signal.SIGKILL:
-        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(agent.pid)], capture_output=True, text=True)
+        children = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(agent.pid)], capture_output=True, text=True
+        )
         os.kill(max(map(int, children.stdout.split())), number)
     else:
         agent.send_signal(number)
@@ -139,7 +197,9 @@ def test_torchrun_stops_and_resumes(tmp_path, tiny_model, letters, number):
     said = (tmp_path / "log").read_text()
     assert ("go on with" in said) == (number != signal.SIGKILL)
     assert said.count("another process of this run has died") == (number == signal.SIGKILL), said
-    agent = torchrun(["--nproc-per-node", "2"], ["train", "--resume", tmp_path / "run"], tmp_path / "log")
+    agent = torchrun(
+        ["--nproc-per-node", "2"], ["train", "--resume", tmp_path / "run"], tmp_path / "log"
+    )
     assert agent.wait(300) == 0, (tmp_path / "log").read_text()
     assert result(tmp_path / "run") == result(tmp_path / "whole")
 
@@ -147,8 +207,18 @@ def test_torchrun_stops_and_resumes(tmp_path, tiny_model, letters, number):
 @pytest.mark.slow
 def test_two_machines(tmp_path, runs, tiny_model, letters):
     """Two torchrun agents that meet at an address, each with one process: as README starts two machines, but here."""
-    flags = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "qa", "--rdzv-backend", "c10d",
-             "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
+    flags = [
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--rdzv-id",
+        "qa",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        f"127.0.0.1:{free_port()}",
+    ]
     args = training(tiny_model, letters, tmp_path / "run", *STEPS)
     agents = [torchrun(flags, args, tmp_path / f"log{node}") for node in (0, 1)]
     statuses = [agent.wait(300) for agent in agents]
@@ -164,8 +234,18 @@ def test_torchrun_predicts_like_one_process(tmp_path, tiny_model, letters):
     many = [{**row, "id": f"{row['id']}-{copy}"} for copy in range(80) for row in rows]
     (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
     for size in (1, 2):
-        args = ["predict", "--model", tiny_model, "--data", tmp_path / "many.jsonl", "--out", tmp_path / str(size)]
+        args = [
+            "predict",
+            "--model",
+            tiny_model,
+            "--data",
+            tmp_path / "many.jsonl",
+            "--out",
+            tmp_path / str(size),
+        ]
         assert torchrun(["--nproc-per-node", size], args, tmp_path / f"log{size}").wait(300) == 0
     for name in ("predictions.json", "nbest_predictions.json", "null_odds.json"):
         found = (tmp_path / "2" / name).read_bytes()
-        assert found == (tmp_path / "1" / name).read_bytes() and list(json.loads(found)) == [row["id"] for row in many]
+        assert found == (tmp_path / "1" / name).read_bytes() and list(json.loads(found)) == [
+            row["id"] for row in many
+        ]

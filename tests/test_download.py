@@ -18,8 +18,15 @@ from bertqa.data.examples import read_examples
 from bertqa.errors import UserError
 from bertqa.reporting.run_folder import find_dev, read_run
 
-QUESTIONS = [{"id": f"{number}", "question": "where is a?", "answers": {"text": ["b"], "answer_start": [2]},
-              "context": "a b c " + "d " * number} for number in range(400)]
+QUESTIONS = [
+    {
+        "id": f"{number}",
+        "question": "where is a?",
+        "answers": {"text": ["b"], "answer_start": [2]},
+        "context": "a b c " + "d " * number,
+    }
+    for number in range(400)
+]
 DEV = json.dumps({"data": QUESTIONS}).encode()
 TRAIN = json.dumps({"data": QUESTIONS[:7]}).encode()
 
@@ -61,21 +68,32 @@ def refusal(name: str) -> str:
 def test_the_official_files_are_those_of_the_data_notes(shared):
     notes = (shared / "data" / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\S+\.json) \| (\d+) \| ([0-9a-f]{64}) \|$", notes, re.MULTILINE)
-    assert {(file.name, str(file.size), file.sha256) for file in FILES.values()} == set(rows) and len(rows) == 4
+    assert {(file.name, str(file.size), file.sha256) for file in FILES.values()} == set(
+        rows
+    ) and len(rows) == 4
 
 
-@pytest.mark.parametrize("name, split, expected", [
-    ("squad2", "dev", "dev-v2.0.json"), ("squad2", "train", "train-v2.0.json"), ("squad1", "dev", "dev-v1.1.json"),
-    ("squad1", "train", "train-v1.1.json"), ("squad2-dev", "train", "dev-v2.0.json"),
-    ("squad2-train", "dev", "train-v2.0.json"),
-    (Path("squad1-train"), "dev", "train-v1.1.json"), ("squad1-dev", "dev", "dev-v1.1.json"),
-])
+@pytest.mark.parametrize(
+    "name, split, expected",
+    [
+        ("squad2", "dev", "dev-v2.0.json"),
+        ("squad2", "train", "train-v2.0.json"),
+        ("squad1", "dev", "dev-v1.1.json"),
+        ("squad1", "train", "train-v1.1.json"),
+        ("squad2-dev", "train", "dev-v2.0.json"),
+        ("squad2-train", "dev", "train-v2.0.json"),
+        (Path("squad1-train"), "dev", "train-v1.1.json"),
+        ("squad1-dev", "dev", "dev-v1.1.json"),
+    ],
+)
 def test_what_names_stand_for(name, split, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert download.official(name, split).name == expected
 
 
-@pytest.mark.parametrize("name", ["squad", "squad2.json", "data/squad2", "./x/squad2", "squad3", "SQUAD2", ""])
+@pytest.mark.parametrize(
+    "name", ["squad", "squad2.json", "data/squad2", "./x/squad2", "squad3", "SQUAD2", ""]
+)
 def test_other_names_are_paths(name, server):
     assert locate(name) == Path(name) and server.log == []
 
@@ -83,7 +101,11 @@ def test_other_names_are_paths(name, server):
 def test_local_files_and_folders_win(server, tmp_path):
     (tmp_path / "squad2").write_bytes(TRAIN)
     (tmp_path / "squad1").mkdir()
-    assert len(read_examples("squad2").examples) == 7 and locate("squad1") == Path("squad1") and server.log == []
+    assert (
+        len(read_examples("squad2").examples) == 7
+        and locate("squad1") == Path("squad1")
+        and server.log == []
+    )
 
 
 def test_where_files_are_kept(monkeypatch):
@@ -117,19 +139,29 @@ def test_goes_on_after_a_cut(server, tmp_path, capfd):
     """Also more often than there are pauses, as long as something comes each time."""
     server.cuts = [70_000, 1, 1, 1, 1]
     assert locate("squad2").read_bytes() == DEV and kept(tmp_path) == {"dev-v2.0.json": DEV}
-    assert [asked for _, asked in server.log] == [None, *(f"bytes={70_000 + number}-" for number in range(5))]
-    assert "dev-v2.0.json: the connection ended after 70,000 bytes; trying again" in capfd.readouterr().err
+    assert [asked for _, asked in server.log] == [
+        None,
+        *(f"bytes={70_000 + number}-" for number in range(5)),
+    ]
+    assert (
+        "dev-v2.0.json: the connection ended after 70,000 bytes; trying again"
+        in capfd.readouterr().err
+    )
 
 
 def test_the_next_command_goes_on(server, tmp_path):
     server.cuts = [70_000, 0, 0]
     error = refusal("squad2")
-    assert f"/squad/dev-v2.0.json: cannot be fetched (the connection ended after 70,000 bytes), 70,000 of {len(DEV):,} " \
-           "bytes are here; run the same command again to go on; or " in error
+    assert (
+        f"/squad/dev-v2.0.json: cannot be fetched (the connection ended after 70,000 bytes), 70,000 of {len(DEV):,} "
+        "bytes are here; run the same command again to go on; or " in error
+    )
     assert kept(tmp_path) == {"dev-v2.0.json.part": DEV[:70_000]}
     server.log.clear()
     locate("squad2")
-    assert kept(tmp_path) == {"dev-v2.0.json": DEV} and server.log == [("/squad/dev-v2.0.json", "bytes=70000-")]
+    assert kept(tmp_path) == {"dev-v2.0.json": DEV} and server.log == [
+        ("/squad/dev-v2.0.json", "bytes=70000-")
+    ]
 
 
 def test_server_without_range(server, tmp_path):
@@ -145,7 +177,10 @@ def test_a_busy_server_is_asked_again(server, tmp_path):
     assert kept(tmp_path) == {"dev-v2.0.json": DEV} and len(server.log) == 3
     (tmp_path / "cache" / "dev-v2.0.json").unlink()
     server.codes = [503] * 9
-    assert "cannot be fetched (HTTP Error 503: Service Unavailable)" in refusal("squad2") and len(server.log) == 6
+    assert (
+        "cannot be fetched (HTTP Error 503: Service Unavailable)" in refusal("squad2")
+        and len(server.log) == 6
+    )
 
 
 def test_two_at_once_fetch_once(server, tmp_path):
@@ -164,8 +199,10 @@ def test_two_at_once_fetch_once(server, tmp_path):
 def test_wrong_checksum(server, tmp_path):
     server.files["/squad/dev-v2.0.json"] = wrong = DEV.replace(b"where", b"Where", 1)
     error = refusal("squad2")
-    assert f"what came is not the official dev-v2.0.json: its sha256 is {hashlib.sha256(wrong).hexdigest()}, not " \
-           f"{hashlib.sha256(DEV).hexdigest()}; it was deleted, run the same command again" in error
+    assert (
+        f"what came is not the official dev-v2.0.json: its sha256 is {hashlib.sha256(wrong).hexdigest()}, not "
+        f"{hashlib.sha256(DEV).hexdigest()}; it was deleted, run the same command again" in error
+    )
     assert kept(tmp_path) == {}
 
 
@@ -173,7 +210,10 @@ def test_a_part_of_something_else(server, tmp_path):
     (tmp_path / "cache").mkdir()
     for content in (b"x" * 99, b"x" * len(DEV), b"x" * (len(DEV) + 1)):
         (tmp_path / "cache" / "dev-v2.0.json.part").write_bytes(content)
-        assert "it was deleted, run the same command again" in refusal("squad2") and kept(tmp_path) == {}
+        assert (
+            "it was deleted, run the same command again" in refusal("squad2")
+            and kept(tmp_path) == {}
+        )
     locate("squad2")
 
 
@@ -182,14 +222,19 @@ def test_wrong_size(server, tmp_path):
     server.files["/squad/dev-v2.0.json"], server.ranges = b"<html>", False
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "dev-v2.0.json.part").write_bytes(DEV[:99])
-    assert f"the server has 6 bytes under that name, not the official {len(DEV):,}" in refusal("squad2")
+    assert f"the server has 6 bytes under that name, not the official {len(DEV):,}" in refusal(
+        "squad2"
+    )
     assert kept(tmp_path) == {"dev-v2.0.json.part": DEV[:99]} and len(server.log) == 1
 
 
 def test_damaged_in_the_cache(server, tmp_path):
     locate("squad2").write_bytes(DEV[:-1] + b" ")
-    assert re.search(r"cache/dev-v2\.0\.json: this is not the official dev-v2\.0\.json: its sha256 is \w{64}, not \w{64}; "
-                     "delete it, and it is fetched again$", refusal("squad2"))
+    assert re.search(
+        r"cache/dev-v2\.0\.json: this is not the official dev-v2\.0\.json: its sha256 is \w{64}, not \w{64}; "
+        "delete it, and it is fetched again$",
+        refusal("squad2"),
+    )
     assert len(server.log) == 1
 
 
@@ -198,17 +243,25 @@ def test_not_on_the_server(server, tmp_path):
     where = f"http://127.0.0.1:{server.server_port}/squad/dev-v2.0.json"
     assert refusal("squad2") == (
         f"{where}: HTTP Error 404: Not Found; see whether that address is right; or set BERTQA_SQUAD_URL to a mirror, or put "
-        f"the official file at {tmp_path / 'cache' / 'dev-v2.0.json'} yourself (sha256 {hashlib.sha256(DEV).hexdigest()})")
+        f"the official file at {tmp_path / 'cache' / 'dev-v2.0.json'} yourself (sha256 {hashlib.sha256(DEV).hexdigest()})"
+    )
     assert len(server.log) == 1
 
 
 def test_offline(server, tmp_path, monkeypatch):
     monkeypatch.setenv("BERTQA_SQUAD_URL", "http://127.0.0.1:9")
     error = refusal("squad2")
-    assert re.match(r"http://127\.0\.0\.1:9/dev-v2\.0\.json: cannot be fetched \(.*refused\), 0 of \d", error)
-    assert error.endswith(f"put the official file at {tmp_path / 'cache' / 'dev-v2.0.json'} yourself "
-                          f"(sha256 {hashlib.sha256(DEV).hexdigest()})") and "\n" not in error
-    (tmp_path / "cache" / "dev-v2.0.json").write_bytes(DEV)    # its folder is there already
+    assert re.match(
+        r"http://127\.0\.0\.1:9/dev-v2\.0\.json: cannot be fetched \(.*refused\), 0 of \d", error
+    )
+    assert (
+        error.endswith(
+            f"put the official file at {tmp_path / 'cache' / 'dev-v2.0.json'} yourself "
+            f"(sha256 {hashlib.sha256(DEV).hexdigest()})"
+        )
+        and "\n" not in error
+    )
+    (tmp_path / "cache" / "dev-v2.0.json").write_bytes(DEV)  # its folder is there already
     assert locate("squad2").read_bytes() == DEV
 
 
@@ -221,9 +274,14 @@ def test_train_reads_both_by_one_name(server, tiny_model):
     from bertqa.training.question_answering import QuestionAnswering, QuestionAnsweringSettings
 
     settings = QuestionAnsweringSettings(max_length=48, overlap=8, max_question=8, limit_dev=3)
-    task = QuestionAnswering("squad2", "squad2", tiny_model, settings, seed=0, device=torch.device("cpu"), progress=False)
+    task = QuestionAnswering(
+        "squad2", "squad2", tiny_model, settings, seed=0, device=torch.device("cpu"), progress=False
+    )
     assert (len(task.train.examples), len(task.dev.examples)) == (7, 3)
-    assert [Path(data.path).name for data in (task.train, task.dev)] == ["train-v2.0.json", "dev-v2.0.json"]
+    assert [Path(data.path).name for data in (task.train, task.dev)] == [
+        "train-v2.0.json",
+        "dev-v2.0.json",
+    ]
 
 
 def test_report_finds_the_questions_of_such_a_run(server, tmp_path):
@@ -242,15 +300,35 @@ def test_predict_then_score(server, tiny_model, tmp_path, capsys):
     (tmp_path / "model").mkdir()
     for path in tiny_model.iterdir():
         (tmp_path / "model" / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "model" / "qa.json").write_text('{"max_length": 48, "overlap": 8, "max_question": 8}')
-    assert predict.main(["--model", "model", "--device", "cpu", "--data", "squad2", "--out", "p"]) == 0
+    (tmp_path / "model" / "qa.json").write_text(
+        '{"max_length": 48, "overlap": 8, "max_question": 8}'
+    )
+    assert (
+        predict.main(["--model", "model", "--device", "cpu", "--data", "squad2", "--out", "p"]) == 0
+    )
     assert len(json.loads(Path("p/predictions.json").read_text())) == 7
-    assert score.main(["squad2", "p/predictions.json", "--v2"]) == 0 and '"total": 7' in capsys.readouterr().out
-    assert score.main(["squad2-train", "p/predictions.json"]) == 0 and "exact_match" in capsys.readouterr().out
+    assert (
+        score.main(["squad2", "p/predictions.json", "--v2"]) == 0
+        and '"total": 7' in capsys.readouterr().out
+    )
+    assert (
+        score.main(["squad2-train", "p/predictions.json"]) == 0
+        and "exact_match" in capsys.readouterr().out
+    )
 
 
 def test_doctor_compares_the_two(server, tiny_model, capsys):
-    argv = ["squad2", "squad2-train", "--weights", str(tiny_model), "--max-length", "48", "--overlap", "8", "--json"]
+    argv = [
+        "squad2",
+        "squad2-train",
+        "--weights",
+        str(tiny_model),
+        "--max-length",
+        "48",
+        "--overlap",
+        "8",
+        "--json",
+    ]
     assert doctor.main([*argv, "--max-question", "8"]) == 0
     assert {asked for asked, _ in server.log} == {"/squad/dev-v2.0.json", "/squad/train-v2.0.json"}
     assert "dev-v2.0.json" in capsys.readouterr().out

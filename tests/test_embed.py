@@ -15,7 +15,14 @@ from bertqa.embed import embed_texts, main
 from bertqa.hf import convert as hf
 from bertqa.model import folder
 
-TEXTS = ["i love paris", "", "a", "word1 é 中 x1", "the quick brown fox jumps over 123 lazy dogs", "b c"]
+TEXTS = [
+    "i love paris",
+    "",
+    "a",
+    "word1 é 中 x1",
+    "the quick brown fox jumps over 123 lazy dogs",
+    "b c",
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +46,9 @@ def converted(checkpoint):
 def theirs(checkpoint, texts):
     """transformers on a padded batch: its output, and the mask (B, L)."""
     transformers = pytest.importorskip("transformers")
-    batch = transformers.AutoTokenizer.from_pretrained(checkpoint)(texts, padding=True, truncation=True, max_length=256,
-                                                                   return_tensors="pt")
+    batch = transformers.AutoTokenizer.from_pretrained(checkpoint)(
+        texts, padding=True, truncation=True, max_length=256, return_tensors="pt"
+    )
     model = transformers.AutoModel.from_pretrained(checkpoint).eval()
     with torch.no_grad():
         return model(**batch, output_hidden_states=True), batch["attention_mask"].bool()
@@ -51,7 +59,7 @@ def test_every_state_is_that_of_transformers(checkpoint, ours):
     tokens = embed_texts(*ours[:2], TEXTS, pool="none")
     assert np.abs(tokens.vectors - out.last_hidden_state[mask].numpy()).max() < 1e-5
     assert np.diff(tokens.rows).tolist() == mask.sum(1).tolist()
-    layers = embed_texts(*ours[:2], TEXTS, pool="none", layer="all").vectors                # (N, layers + 1, H)
+    layers = embed_texts(*ours[:2], TEXTS, pool="none", layer="all").vectors  # (N, layers + 1, H)
     assert layers.shape[1:] == (4, 32)
     assert np.abs(layers - torch.stack(out.hidden_states, 2)[mask].numpy()).max() < 1e-5
     pooler = embed_texts(*ours[:2], TEXTS, pool="pooler").vectors
@@ -74,16 +82,29 @@ def test_sentence_vectors_of_minilm(shared, tmp_path):
     """What the model card of all-MiniLM-L6-v2 tells to do with transformers: mean over the mask, then length 1."""
     if not (shared / "weights" / "all-MiniLM-L6-v2").is_dir():
         pytest.skip("all-MiniLM-L6-v2 is missing")
-    articles = json.loads(gzip.decompress((shared / "data" / "squad2-dev-2k.json.gz").read_bytes()))["data"]
+    articles = json.loads(
+        gzip.decompress((shared / "data" / "squad2-dev-2k.json.gz").read_bytes())
+    )["data"]
     paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
-    texts = [paragraph["qas"][0]["question"] for paragraph in paragraphs[:45]] + [p["context"] for p in paragraphs[:5]]
+    texts = [paragraph["qas"][0]["question"] for paragraph in paragraphs[:45]] + [
+        p["context"] for p in paragraphs[:5]
+    ]
     out, mask = theirs(shared / "weights" / "all-MiniLM-L6-v2", texts)
     weight = mask[..., None].float()
-    expected = torch.nn.functional.normalize((out.last_hidden_state * weight).sum(1) / weight.sum(1), p=2, dim=1)
+    expected = torch.nn.functional.normalize(
+        (out.last_hidden_state * weight).sum(1) / weight.sum(1), p=2, dim=1
+    )
     hf.convert(shared / "weights" / "all-MiniLM-L6-v2", tmp_path / "minilm")
-    found = embed_texts(load_encoder(tmp_path / "minilm"), WordPiece.load(tmp_path / "minilm"), texts, normalize=True,
-                        max_length=256)
-    assert found.vectors.shape == (50, 384) and np.abs(found.vectors - expected.numpy()).max() < 1e-5
+    found = embed_texts(
+        load_encoder(tmp_path / "minilm"),
+        WordPiece.load(tmp_path / "minilm"),
+        texts,
+        normalize=True,
+        max_length=256,
+    )
+    assert (
+        found.vectors.shape == (50, 384) and np.abs(found.vectors - expected.numpy()).max() < 1e-5
+    )
     assert np.abs(np.linalg.norm(found.vectors, axis=1) - 1).max() < 1e-6
 
 
@@ -93,60 +114,111 @@ def test_batches_change_nothing_and_order_is_kept(ours, monkeypatch):
         monkeypatch.setattr("bertqa.inference.TOKENS", {"cpu": budget})
         assert np.abs(embed_texts(*ours[:2], TEXTS).vectors - alone).max() < 1e-6
         rows = embed_texts(*ours[:2], TEXTS, pool="none")
-        means = [rows.vectors[a:b].mean(0) for a, b in zip(rows.rows[:-1], rows.rows[1:], strict=True)]
+        means = [
+            rows.vectors[a:b].mean(0) for a, b in zip(rows.rows[:-1], rows.rows[1:], strict=True)
+        ]
         assert np.abs(np.stack(means) - alone).max() < 1e-6
 
 
 def test_spans_say_which_characters_a_vector_is_of(ours):
     found = embed_texts(*ours[:2], TEXTS, pool="none")
-    pieces = [TEXTS[row][a:b] for row in range(len(TEXTS))
-              for a, b in found.spans[found.rows[row] + 1 : found.rows[row + 1] - 1]]
+    pieces = [
+        TEXTS[row][a:b]
+        for row in range(len(TEXTS))
+        for a, b in found.spans[found.rows[row] + 1 : found.rows[row + 1] - 1]
+    ]
     assert "".join(pieces) == "".join(TEXTS).replace(" ", "")
-    assert (found.spans[found.rows[:-1]] == -1).all() and (found.spans[found.rows[1:] - 1] == -1).all()
+    assert (found.spans[found.rows[:-1]] == -1).all() and (
+        found.spans[found.rows[1:] - 1] == -1
+    ).all()
 
 
 def test_long_texts_are_cut_and_counted(ours):
     texts = ["a " * 600, "a " * 510, "b"]
     found = embed_texts(*ours[:2], texts)
     assert found.cut == 1 and found.tokens == 512 + 512 + 3
-    assert np.abs(found.vectors[0] - found.vectors[1]).max() < 1e-6                          # what is left of it is the same
+    assert (
+        np.abs(found.vectors[0] - found.vectors[1]).max() < 1e-6
+    )  # what is left of it is the same
     assert embed_texts(*ours[:2], texts, max_length=3).cut == 2
 
 
 # ---- the verb ----
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("lines.txt", "i love paris\n\na, b\n"),
-    ("windows.txt", "\ufeffi love paris\r\n\r\na, b\r\n"),
-    ("table.csv", 'id,text\nx,i love paris\ny,""\nz,"a, b"\n'),
-    ("one.csv", 'text\ni love paris\n""\n"a, b"\n'),
-    ("table.tsv", "id\ttext\nx\ti love paris\ny\t\nz\ta, b\n"),
-    ("table.jsonl", '{"id": 1, "text": "i love paris"}\n{"id": 2, "text": ""}\n{"id": 3, "text": "a, b"}\n'),
-])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("lines.txt", "i love paris\n\na, b\n"),
+        ("windows.txt", "\ufeffi love paris\r\n\r\na, b\r\n"),
+        ("table.csv", 'id,text\nx,i love paris\ny,""\nz,"a, b"\n'),
+        ("one.csv", 'text\ni love paris\n""\n"a, b"\n'),
+        ("table.tsv", "id\ttext\nx\ti love paris\ny\t\nz\ta, b\n"),
+        (
+            "table.jsonl",
+            '{"id": 1, "text": "i love paris"}\n{"id": 2, "text": ""}\n{"id": 3, "text": "a, b"}\n',
+        ),
+    ],
+)
 def test_files_in_vectors_out(tmp_path, ours, name, content, capsys):
     expected = embed_texts(*ours[:2], ["i love paris", "", "a, b"], normalize=True).vectors
     path = tmp_path / (name + ".gz")
     path.write_bytes(gzip.compress(content.encode()))
     out = tmp_path / "vectors.npy"
-    assert main(["--model", str(ours[2]), "--data", str(path), "--out", str(out), "--normalize"]) == 0
+    assert (
+        main(["--model", str(ours[2]), "--data", str(path), "--out", str(out), "--normalize"]) == 0
+    )
     found = np.load(out)
     assert found.dtype == np.float32 and np.array_equal(found, expected)
     ids = json.loads((tmp_path / "vectors.ids.json").read_text())
-    assert ids == {"table.csv": ["x", "y", "z"], "table.tsv": ["x", "y", "z"], "table.jsonl": ["1", "2", "3"]}.get(
-        name, ["0", "1", "2"])
+    assert ids == {
+        "table.csv": ["x", "y", "z"],
+        "table.tsv": ["x", "y", "z"],
+        "table.jsonl": ["1", "2", "3"],
+    }.get(name, ["0", "1", "2"])
     assert "3 texts, 1 of them empty, " in capsys.readouterr().err
-    assert {path.name for path in tmp_path.iterdir()} == {name + ".gz", "vectors.npy", "vectors.ids.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        name + ".gz",
+        "vectors.npy",
+        "vectors.ids.json",
+    }
 
 
 def test_safetensors_hold_tokens_and_ids(tmp_path, ours):
     path, out = tmp_path / "texts.csv", tmp_path / "tokens.safetensors"
     path.write_text("note\na b\nc\n")
-    assert main(["--model", str(ours[2]), "--data", str(path), "--text-column", "note", "--out", str(out), "--pool", "none",
-                 "--layer", "all"]) == 0
+    assert (
+        main(
+            [
+                "--model",
+                str(ours[2]),
+                "--data",
+                str(path),
+                "--text-column",
+                "note",
+                "--out",
+                str(out),
+                "--pool",
+                "none",
+                "--layer",
+                "all",
+            ]
+        )
+        == 0
+    )
     with safe_open(out, "np") as file:
-        assert file.get_tensor("vectors").shape == (7, 4, 32) and file.get_tensor("rows").tolist() == [0, 4, 7]
-        assert file.get_tensor("spans").tolist() == [[-1, -1], [0, 1], [2, 3], [-1, -1], [-1, -1], [0, 1], [-1, -1]]
+        assert file.get_tensor("vectors").shape == (7, 4, 32) and file.get_tensor(
+            "rows"
+        ).tolist() == [0, 4, 7]
+        assert file.get_tensor("spans").tolist() == [
+            [-1, -1],
+            [0, 1],
+            [2, 3],
+            [-1, -1],
+            [-1, -1],
+            [0, 1],
+            [-1, -1],
+        ]
         assert json.loads(file.metadata()["ids"]) == ["0", "1"]
         assert json.loads(file.metadata()["settings"])["layer"] == "all"
 
@@ -154,7 +226,9 @@ def test_safetensors_hold_tokens_and_ids(tmp_path, ours):
 def test_one_text_is_printed(ours, capsys):
     assert main(["--model", str(ours[2]), "--text", "i love paris", "--pool", "cls"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert np.allclose(shown, embed_texts(*ours[:2], ["i love paris"], pool="cls").vectors[0], atol=1e-7)
+    assert np.allclose(
+        shown, embed_texts(*ours[:2], ["i love paris"], pool="cls").vectors[0], atol=1e-7
+    )
 
 
 def test_any_folder_will_do(tmp_path, checkpoint, tiny_model, monkeypatch, capsys):
@@ -167,17 +241,26 @@ def test_any_folder_will_do(tmp_path, checkpoint, tiny_model, monkeypatch, capsy
         main(["--model", str(tiny_model), "--text", "a", "--pool", "pooler"])
 
 
-@pytest.mark.parametrize(("flags", "says"), [
-    ([], "give either --text TEXT, or --data"),
-    (["--data", "x.txt"], "--data needs --out"),
-    (["--data", "x.txt", "--out", "v.csv"], r"v.csv: vectors are written as .npy or .safetensors"),
-    (["--data", "x.txt", "--out", "v.npy", "--pool", "none"], "cannot say which text a token belongs to"),
-    (["--data", "/nowhere.txt", "--out", "v.npy"], "/nowhere.txt: there is no such file"),
-    (["--text", "a", "--layer", "last"], "--layer last: give a number"),
-    (["--text", "a", "--layer", "9"], "layer is 9, but this encoder has layers 1 to 2"),
-    (["--text", "a", "--max-length", "65"], "max_length is 65, use 3 to 64"),
-    (["--text", "a", "--model", "/nowhere/at/all"], "/nowhere/at/all"),
-])
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([], "give either --text TEXT, or --data"),
+        (["--data", "x.txt"], "--data needs --out"),
+        (
+            ["--data", "x.txt", "--out", "v.csv"],
+            r"v.csv: vectors are written as .npy or .safetensors",
+        ),
+        (
+            ["--data", "x.txt", "--out", "v.npy", "--pool", "none"],
+            "cannot say which text a token belongs to",
+        ),
+        (["--data", "/nowhere.txt", "--out", "v.npy"], "/nowhere.txt: there is no such file"),
+        (["--text", "a", "--layer", "last"], "--layer last: give a number"),
+        (["--text", "a", "--layer", "9"], "layer is 9, but this encoder has layers 1 to 2"),
+        (["--text", "a", "--max-length", "65"], "max_length is 65, use 3 to 64"),
+        (["--text", "a", "--model", "/nowhere/at/all"], "/nowhere/at/all"),
+    ],
+)
 def test_mistakes_are_explained(tmp_path, tiny_model, monkeypatch, flags, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.txt").write_text("a\n")
@@ -186,28 +269,50 @@ def test_mistakes_are_explained(tmp_path, tiny_model, monkeypatch, flags, says):
     assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
 
 
-@pytest.mark.parametrize(("name", "content", "says"), [
-    ("a.csv", b"review,stars\nx,1\n", r'a.csv: the header has no column "text"; its columns are "review", "stars"; say which '
-                                      "with --text-column"),
-    ("a.jsonl", b'{"text": "a"}\n{"txet": "a"}\n', r'line 2 has no column "text"; its columns are "txet"'),
-    ("a.jsonl", b'{"text": "a"}\n{"text": 5}\n', r'line 2: "text" must be text, not 5'),
-    ("a.jsonl", b'{"text": "a"}\n{"te', "line 2"),
-    ("a.csv", b'text,label\n"a,1\n', "cut off: the CSV row that begins on line 2"),
-    ("a.csv", b"text,label\na,1,2\n", "line 2: has 3 cells, the header 2"),
-    ("a.csv", b"text,label\n", "a.csv: has a header, but no rows"),
-    ("a.txt", b"", "a.txt: is empty"),
-    ("a.txt", b"caf\xe9\n", "not UTF-8: byte 0xe9 at offset 3"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        (
+            "a.csv",
+            b"review,stars\nx,1\n",
+            r'a.csv: the header has no column "text"; its columns are "review", "stars"; say which '
+            "with --text-column",
+        ),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"txet": "a"}\n',
+            r'line 2 has no column "text"; its columns are "txet"',
+        ),
+        ("a.jsonl", b'{"text": "a"}\n{"text": 5}\n', r'line 2: "text" must be text, not 5'),
+        ("a.jsonl", b'{"text": "a"}\n{"te', "line 2"),
+        ("a.csv", b'text,label\n"a,1\n', "cut off: the CSV row that begins on line 2"),
+        ("a.csv", b"text,label\na,1,2\n", "line 2: has 3 cells, the header 2"),
+        ("a.csv", b"text,label\n", "a.csv: has a header, but no rows"),
+        ("a.txt", b"", "a.txt: is empty"),
+        ("a.txt", b"caf\xe9\n", "not UTF-8: byte 0xe9 at offset 3"),
+    ],
+)
 def test_bad_files(tmp_path, tiny_model, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=says):
-        main(["--model", str(tiny_model), "--data", str(tmp_path / name), "--out", str(tmp_path / "v.npy")])
+        main(
+            [
+                "--model",
+                str(tiny_model),
+                "--data",
+                str(tmp_path / name),
+                "--out",
+                str(tmp_path / "v.npy"),
+            ]
+        )
     assert not list(tmp_path.glob("v.*"))
 
 
 def test_heads_of_every_kind(tmp_path):
     for head, labels in ((folder.QA, None), (folder.CLASSES, ["a", "b"])):
-        encoder, tokenizer, where = converted(write_checkpoint(tmp_path / head, head=head, labels=labels))
+        encoder, tokenizer, where = converted(
+            write_checkpoint(tmp_path / head, head=head, labels=labels)
+        )
         model, ids = folder.load(where), tokenizer.encode(["i love paris"]).ids
         packed = torch.tensor([2, *ids.tolist(), 3])
         expected = model.encoder(packed, lengths=[len(packed)]).last_hidden_state[0]

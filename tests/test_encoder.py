@@ -17,16 +17,30 @@ from bertqa.model.attention import Layout
 from bertqa.model.dropout import dropout
 from bertqa.model.heads import SpanLogits, span_loss
 
-TINY = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=37,
-                  max_position_embeddings=40, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)
-BODIES = [attention.reference_attention, attention.per_sequence_attention, attention.padded_attention]
+TINY = BertConfig(
+    vocab_size=99,
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=37,
+    max_position_embeddings=40,
+    attention_probs_dropout_prob=0.0,
+    hidden_dropout_prob=0.0,
+)
+BODIES = [
+    attention.reference_attention,
+    attention.per_sequence_attention,
+    attention.padded_attention,
+]
 LENGTHS = [7, 13, 1]
 
 
 def packed(lengths=LENGTHS, seed=0):
     draw = torch.Generator().manual_seed(seed)
     total = sum(lengths)
-    return torch.randint(0, 99, (total,), generator=draw), torch.randint(0, 2, (total,), generator=draw)
+    return torch.randint(0, 99, (total,), generator=draw), torch.randint(
+        0, 2, (total,), generator=draw
+    )
 
 
 def padded(ids, segments, lengths=LENGTHS):
@@ -108,7 +122,9 @@ def test_sixteen_bits_on_a_cpu(dtype):
     (want * weight).sum().backward()
     (got.float() * weight).sum().backward()
     assert got.dtype == dtype
-    assert torch.allclose(got.float(), want, atol=0.03) and torch.allclose(rounded.grad.float(), exact.grad, atol=0.06)
+    assert torch.allclose(got.float(), want, atol=0.03) and torch.allclose(
+        rounded.grad.float(), exact.grad, atol=0.06
+    )
 
 
 def test_attention_written_out_is_torchs_own():
@@ -116,7 +132,9 @@ def test_attention_written_out_is_torchs_own():
     fused = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     assert torch.allclose(attention.written_out(q, k, v, 0.0), fused, atol=1e-6)
     torch.manual_seed(0)
-    dropped = attention.written_out(q, k, torch.ones_like(v), 0.5)    # a row's kept weights, twice: 1 only on average
+    dropped = attention.written_out(
+        q, k, torch.ones_like(v), 0.5
+    )  # a row's kept weights, twice: 1 only on average
     assert dropped.std() > 0.1 and abs(dropped.mean() - 1) < 0.2
 
 
@@ -131,10 +149,16 @@ def test_attention_is_within_a_sequence(model):
 
 def test_attention_maps_and_hidden_states(model):
     ids, segments = packed()
-    out = model.encoder(ids, token_type_ids=segments, lengths=LENGTHS, output_hidden_states=True, output_attentions=True)
+    out = model.encoder(
+        ids,
+        token_type_ids=segments,
+        lengths=LENGTHS,
+        output_hidden_states=True,
+        output_attentions=True,
+    )
     assert len(out.hidden_states) == 4 and len(out.attentions) == 3
     assert torch.equal(out.hidden_states[-1], out.last_hidden_state)
-    maps = out.attentions[0]                                                       # (S, A, L, L)
+    maps = out.attentions[0]  # (S, A, L, L)
     assert maps.shape == (3, 4, 13, 13)
     assert torch.allclose(maps[0, :, :7].sum(-1), torch.ones(4, 7)) and (maps[0, :, 7:] == 0).all()
     assert (maps[0, :, :, 7:] == 0).all()
@@ -144,9 +168,15 @@ def test_every_parameter_gets_a_gradient(model):
     ids, segments = packed()
     layout = Layout.of(LENGTHS, ids.device)
     model.train()
-    span_loss(model(ids, token_type_ids=segments, lengths=layout), layout, torch.tensor([1, 0, 0]),
-              torch.tensor([2, 5, 0])).backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    span_loss(
+        model(ids, token_type_ids=segments, lengths=layout),
+        layout,
+        torch.tensor([1, 0, 0]),
+        torch.tensor([2, 5, 0]),
+    ).backward()
+    assert [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ] == []
 
 
 def gradients(model, seed=0):
@@ -154,15 +184,21 @@ def gradients(model, seed=0):
     model.zero_grad()
     out = model(torch.randint(0, 99, (19,)), lengths=[12, 7])
     (out.start.sum() + out.end.square().sum()).backward()
-    return out.start.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return out.start.detach(), {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters()
+    }
 
 
 def test_recomputing_layers_changes_nothing_but_memory(monkeypatch):
     """Dropout included: the second forward pass draws what the first one drew."""
-    model = BertForQuestionAnswering(replace(TINY, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)).train()
+    model = BertForQuestionAnswering(
+        replace(TINY, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
+    ).train()
     calls = []
     body = model.encoder.layers[0].behind_attention
-    monkeypatch.setattr(model.encoder.layers[0], "behind_attention", lambda *x: calls.append(1) or body(*x))
+    monkeypatch.setattr(
+        model.encoder.layers[0], "behind_attention", lambda *x: calls.append(1) or body(*x)
+    )
     start, kept = gradients(model)
     assert len(calls) == 1
     model.encoder.recompute = True
@@ -188,7 +224,9 @@ def test_fused_layers_are_compiled_once_and_equal_plain_ones():
     for layer in model.encoder.layers:
         layer.dropout = 0.5
     assert not torch.equal(gradients(model, 0)[0], gradients(model, 1)[0])
-    assert torch.equal(gradients(model, 0)[0], gradients(model, 0)[0]) and not counters["graph_break"]
+    assert (
+        torch.equal(gradients(model, 0)[0], gradients(model, 0)[0]) and not counters["graph_break"]
+    )
 
 
 def test_classifier_uses_every_parameter():
@@ -197,12 +235,16 @@ def test_classifier_uses_every_parameter():
         config = TINY.replace(model_type=kind, type_vocab_size=0 if kind == "distilbert" else 2)
         classifier = BertForSequenceClassification(config, 3)
         ids, segments = packed()
-        logits = classifier(ids, token_type_ids=None if kind == "distilbert" else segments, lengths=LENGTHS)
+        logits = classifier(
+            ids, token_type_ids=None if kind == "distilbert" else segments, lengths=LENGTHS
+        )
         assert logits.shape == (3, 3)
         logits.square().sum().backward()
         assert [name for name, p in classifier.named_parameters() if p.grad is None] == []
         rows, mask, types = padded(ids, segments)
-        assert torch.allclose(classifier(rows, mask, None if kind == "distilbert" else types), logits, atol=1e-6)
+        assert torch.allclose(
+            classifier(rows, mask, None if kind == "distilbert" else types), logits, atol=1e-6
+        )
 
 
 def test_initialisation_is_berts():
@@ -219,7 +261,9 @@ def test_initialisation_is_berts():
 
 def test_swapping_attention_takes_one_function(model):
     def mean_attention(query, key, value, layout, dropout_p):
-        return torch.cat([v.mean(0, keepdim=True).expand_as(v) for v in value.split(layout.lengths)])
+        return torch.cat(
+            [v.mean(0, keepdim=True).expand_as(v) for v in value.split(layout.lengths)]
+        )
 
     hacked = BertForQuestionAnswering(TINY, attention=mean_attention).eval()
     hacked.load_state_dict(model.state_dict())
@@ -237,9 +281,11 @@ def test_span_loss_is_the_sum_over_windows_of_ordinary_cross_entropies():
         for window, label in zip(scores.split([4, 2]), labels, strict=True):
             want = want + torch.nn.functional.cross_entropy(window, label) / 2
     assert torch.allclose(span_loss(logits, layout, start, end), want)
-    smooth = sum(torch.nn.functional.cross_entropy(window, label, label_smoothing=0.1) / 2
-                 for scores, labels in ((logits.start, start), (logits.end, end))
-                 for window, label in zip(scores.split([4, 2]), labels, strict=True))
+    smooth = sum(
+        torch.nn.functional.cross_entropy(window, label, label_smoothing=0.1) / 2
+        for scores, labels in ((logits.start, start), (logits.end, end))
+        for window, label in zip(scores.split([4, 2]), labels, strict=True)
+    )
     assert torch.allclose(span_loss(logits, layout, start, end, 0.1), smooth)
 
 
@@ -254,12 +300,21 @@ def test_dropout_rate_scale_and_gradient():
     assert dropout(x, 0.1, False) is x and dropout(x, 0.0, True) is x
 
 
-@pytest.mark.parametrize(("call", "says"), [
-    (dict(input_ids=torch.zeros(5, dtype=torch.long)), "needs lengths"),
-    (dict(input_ids=torch.zeros(5, dtype=torch.long), lengths=[2, 2]), "a sum of 4"),
-    (dict(input_ids=torch.zeros(41, dtype=torch.long), lengths=[41]), "41 tokens, but this model has 40 positions"),
-    (dict(input_ids=torch.zeros(1, 5, dtype=torch.long), attention_mask=torch.ones(1, 4)), "attention_mask has shape"),
-])
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (dict(input_ids=torch.zeros(5, dtype=torch.long)), "needs lengths"),
+        (dict(input_ids=torch.zeros(5, dtype=torch.long), lengths=[2, 2]), "a sum of 4"),
+        (
+            dict(input_ids=torch.zeros(41, dtype=torch.long), lengths=[41]),
+            "41 tokens, but this model has 40 positions",
+        ),
+        (
+            dict(input_ids=torch.zeros(1, 5, dtype=torch.long), attention_mask=torch.ones(1, 4)),
+            "attention_mask has shape",
+        ),
+    ],
+)
 def test_wrong_calls_are_explained(model, call, says):
     with pytest.raises(UserError, match=says):
         model(**call)
@@ -272,29 +327,58 @@ def test_wrong_shapes_of_a_config_are_all_named():
 
 def renamed(theirs: dict, layers: int) -> dict:
     """transformers' tensors under our names, written out by hand: independent of the converter in model/hf.py."""
-    pairs = {"embeddings.word_embeddings": "embeddings.word", "embeddings.position_embeddings": "embeddings.position",
-             "embeddings.token_type_embeddings": "embeddings.segment", "embeddings.LayerNorm": "embeddings.norm"}
+    pairs = {
+        "embeddings.word_embeddings": "embeddings.word",
+        "embeddings.position_embeddings": "embeddings.position",
+        "embeddings.token_type_embeddings": "embeddings.segment",
+        "embeddings.LayerNorm": "embeddings.norm",
+    }
     for i in range(layers):
-        pairs |= {f"encoder.layer.{i}.{a}": f"layers.{i}.{b}" for a, b in {
-            "attention.output.dense": "attention_out", "attention.output.LayerNorm": "attention_norm",
-            "intermediate.dense": "ffn_in", "output.dense": "ffn_out", "output.LayerNorm": "ffn_norm"}.items()}
-    ours = {f"encoder.{b}.{kind}": theirs[f"bert.{a}.{kind}"] for a, b in pairs.items() for kind in ("weight", "bias")
-            if f"bert.{a}.{kind}" in theirs}
+        pairs |= {
+            f"encoder.layer.{i}.{a}": f"layers.{i}.{b}"
+            for a, b in {
+                "attention.output.dense": "attention_out",
+                "attention.output.LayerNorm": "attention_norm",
+                "intermediate.dense": "ffn_in",
+                "output.dense": "ffn_out",
+                "output.LayerNorm": "ffn_norm",
+            }.items()
+        }
+    ours = {
+        f"encoder.{b}.{kind}": theirs[f"bert.{a}.{kind}"]
+        for a, b in pairs.items()
+        for kind in ("weight", "bias")
+        if f"bert.{a}.{kind}" in theirs
+    }
     for i in range(layers):
         for kind in ("weight", "bias"):
             ours[f"encoder.layers.{i}.qkv.{kind}"] = torch.cat(
-                [theirs[f"bert.encoder.layer.{i}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")])
+                [
+                    theirs[f"bert.encoder.layer.{i}.attention.self.{part}.{kind}"]
+                    for part in ("query", "key", "value")
+                ]
+            )
     return ours | {f"span.{kind}": theirs[f"qa_outputs.{kind}"] for kind in ("weight", "bias")}
 
 
 @pytest.mark.parametrize("act", ["gelu", "gelu_tanh", "relu"])
 def test_tiny_random_bert_equals_transformers(act):
     """Logits of a QA model of odd sizes, padded and packed, against transformers' BertForQuestionAnswering."""
-    transformers = pytest.importorskip("transformers", reason="transformers (extra `test`) is the reference")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers (extra `test`) is the reference"
+    )
     torch.manual_seed(3)
-    theirs = transformers.BertForQuestionAnswering(transformers.BertConfig(
-        vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=37,
-        max_position_embeddings=40, hidden_act={"gelu_tanh": "gelu_pytorch_tanh"}.get(act, act))).eval()
+    theirs = transformers.BertForQuestionAnswering(
+        transformers.BertConfig(
+            vocab_size=99,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=37,
+            max_position_embeddings=40,
+            hidden_act={"gelu_tanh": "gelu_pytorch_tanh"}.get(act, act),
+        )
+    ).eval()
     ours = BertForQuestionAnswering(TINY.replace(hidden_act=act)).eval()
     ours.load_state_dict(renamed(theirs.state_dict(), layers=3))
     ids, segments = packed()
@@ -307,7 +391,9 @@ def test_tiny_random_bert_equals_transformers(act):
 
 def test_real_minilm_equals_transformers(shared, tmp_path):
     """Last hidden state of the real checkpoint on real questions, padded and packed, to 1e-5."""
-    transformers = pytest.importorskip("transformers", reason="transformers (extra `test`) is the reference")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers (extra `test`) is the reference"
+    )
     from bertqa.data.examples import read_examples
     from bertqa.data.tokenizer import WordPiece
     from bertqa.hf import convert as hf
@@ -317,7 +403,10 @@ def test_real_minilm_equals_transformers(shared, tmp_path):
     theirs = transformers.AutoModel.from_pretrained(source).eval()
     hf.convert(source, tmp_path / "minilm")
     ours = folder.load_encoder(tmp_path / "minilm")
-    questions = [e.question for e in read_examples(shared / "data" / "squad2-dev-2k.json.gz", limit=8).examples]
+    questions = [
+        e.question
+        for e in read_examples(shared / "data" / "squad2-dev-2k.json.gz", limit=8).examples
+    ]
     tokens = WordPiece.load(source).encode(questions)
     lengths = tokens.counts.tolist()
     ids = torch.from_numpy(tokens.ids).long()

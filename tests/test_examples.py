@@ -31,11 +31,25 @@ SQUAD = {
                 {
                     "context": CONTEXT,
                     "qas": [
-                        {"id": "1", "question": "Who wrote it?", "answers": PAIRS, "is_impossible": False},
-                        {"id": "2", "question": "Who printed it?", "answers": [], "is_impossible": True,
-                         "plausible_answers": [{"text": "Ada", "answer_start": 0}]},
-                        {"id": "3", "question": "What is hard?", "answers": [{"text": "数学", "answer_start": 38}],
-                         "is_impossible": False},
+                        {
+                            "id": "1",
+                            "question": "Who wrote it?",
+                            "answers": PAIRS,
+                            "is_impossible": False,
+                        },
+                        {
+                            "id": "2",
+                            "question": "Who printed it?",
+                            "answers": [],
+                            "is_impossible": True,
+                            "plausible_answers": [{"text": "Ada", "answer_start": 0}],
+                        },
+                        {
+                            "id": "3",
+                            "question": "What is hard?",
+                            "answers": [{"text": "数学", "answer_start": 38}],
+                            "is_impossible": False,
+                        },
                     ],
                 }
             ],
@@ -43,12 +57,27 @@ SQUAD = {
     ],
 }
 FLAT = [
-    {"id": "1", "question": "Who wrote it?", "context": CONTEXT, "title": "Notes",
-     "answers": {"text": ["Ada Lovelace", "Ada"], "answer_start": [0, 0]}},
-    {"id": "2", "question": "Who printed it?", "context": CONTEXT, "title": "Notes",
-     "answers": {"text": [], "answer_start": []}},
-    {"id": "3", "question": "What is hard?", "context": CONTEXT, "title": "Notes",
-     "answers": [{"text": "数学", "answer_start": 38}]},
+    {
+        "id": "1",
+        "question": "Who wrote it?",
+        "context": CONTEXT,
+        "title": "Notes",
+        "answers": {"text": ["Ada Lovelace", "Ada"], "answer_start": [0, 0]},
+    },
+    {
+        "id": "2",
+        "question": "Who printed it?",
+        "context": CONTEXT,
+        "title": "Notes",
+        "answers": {"text": [], "answer_start": []},
+    },
+    {
+        "id": "3",
+        "question": "What is hard?",
+        "context": CONTEXT,
+        "title": "Notes",
+        "answers": [{"text": "数学", "answer_start": 38}],
+    },
 ]
 CSV = f"""id,question,context,title,answers
 1,Who wrote it?,{CONTEXT},Notes,"{{'text': ['Ada Lovelace', 'Ada'], 'answer_start': [0, 0]}}"
@@ -107,7 +136,9 @@ def test_one_file_in_every_format(write, content, kind):
     data = read_examples(write(content))
     assert data.examples == WANTED
     assert (data.format, data.repaired, data.rejected, data.version) == (kind, 0, [], "2.0")
-    assert len({id(example.context) for example in data.examples}) == 1  # one object, or it is tokenised three times
+    assert (
+        len({id(example.context) for example in data.examples}) == 1
+    )  # one object, or it is tokenised three times
 
 
 @pytest.mark.parametrize("answer_start", ["38", "38.0", ""])
@@ -132,7 +163,9 @@ def test_csv_with_one_answer_per_row(write, comma, answer_start):
 def test_csv_takes_long_paragraphs_and_restores_the_module(write):
     before = csv.field_size_limit()
     context = "word " * 60_000
-    data = read_examples(write(f"id,question,context,answer_text,answer_start\n1,?,{context},word,5\n"))
+    data = read_examples(
+        write(f"id,question,context,answer_text,answer_start\n1,?,{context},word,5\n")
+    )
     assert data.examples[0].context == context and data.examples[0].answer_starts == (5,)
     assert csv.field_size_limit() == before and gc.isenabled()
 
@@ -142,10 +175,27 @@ MRQA = [
         "id": "x",
         "context": "[PAR] The Broncos  won; the Broncos sang.",
         "qas": [
-            {"qid": "q1", "question": "who won", "answers": ["broncos", "Denver"],
-             "detected_answers": [{"text": "the broncos", "char_spans": [[6, 16], [24, 34]], "token_spans": [[1, 2]]}]},
-            {"qid": "q2", "question": "did what", "answers": ["sang"],
-             "detected_answers": [{"text": "sang", "char_spans": [[36, 39]]}, {"text": "won", "char_spans": []}]},
+            {
+                "qid": "q1",
+                "question": "who won",
+                "answers": ["broncos", "Denver"],
+                "detected_answers": [
+                    {
+                        "text": "the broncos",
+                        "char_spans": [[6, 16], [24, 34]],
+                        "token_spans": [[1, 2]],
+                    }
+                ],
+            },
+            {
+                "qid": "q2",
+                "question": "did what",
+                "answers": ["sang"],
+                "detected_answers": [
+                    {"text": "sang", "char_spans": [[36, 39]]},
+                    {"text": "won", "char_spans": []},
+                ],
+            },
         ],
     }
 ]
@@ -176,7 +226,9 @@ def test_byte_order_mark(write, content):
 
 
 def test_single_record_numeric_ids_and_lone_surrogates(write):
-    data = read_examples(write('{"id": 12, "question": "\\ud83d?", "context": "a \\udc00 b", "answers": null}'))
+    data = read_examples(
+        write('{"id": 12, "question": "\\ud83d?", "context": "a \\udc00 b", "answers": null}')
+    )
     assert data.examples == [Example("12", "\ud83d?", "a \udc00 b", (), ())]
     assert data.format == "jsonl"
 
@@ -193,7 +245,11 @@ def test_single_record_numeric_ids_and_lone_surrogates(write):
 )
 def test_ways_to_write_an_answer(write, answers):
     data = read_examples(write([flat(answers=answers)]))
-    assert (data.examples[0].answer_texts, data.examples[0].answer_starts, data.repaired) == (("cat",), (4,), 0)
+    assert (data.examples[0].answer_texts, data.examples[0].answer_starts, data.repaired) == (
+        ("cat",),
+        (4,),
+        0,
+    )
 
 
 def test_flat_answer_text(write):
@@ -206,8 +262,11 @@ def test_limit_counts_questions_and_looks_no_further(write):
     del broken["data"][1]["paragraphs"][0]["qas"][2]["id"]
     path = write(broken)
     assert read_examples(path, limit=2).examples == WANTED[:2]
-    fails(path, 'data[1].paragraphs[0].qas[2]: has no "id", its keys are ["question", "answers", "is_impossible"]',
-          limit=3)
+    fails(
+        path,
+        'data[1].paragraphs[0].qas[2]: has no "id", its keys are ["question", "answers", "is_impossible"]',
+        limit=3,
+    )
     assert read_examples(write(SQUAD), limit=99).examples == WANTED
     with pytest.raises(UserError, match="limit is 0; it must be at least 1 question"):
         read_examples(path, limit=0)
@@ -241,7 +300,11 @@ def test_limit_counts_questions_and_looks_no_further(write):
 def test_offset_repair(write, context, text, start, found, repaired):
     data = read_examples(write([flat(context, answers=[{"text": text, "answer_start": start}])]))
     example = data.examples[0]
-    assert (example.answer_texts, example.answer_starts, data.repaired) == ((text.strip(),), (found,), repaired)
+    assert (example.answer_texts, example.answer_starts, data.repaired) == (
+        (text.strip(),),
+        (found,),
+        repaired,
+    )
     assert len(data.rejected) == (found < 0) and len(data.trainable()) == (found >= 0)
 
 
@@ -251,18 +314,33 @@ def test_located_answers_stand_where_they_say(write):
     for i in range(2000):
         context = "".join(draw.choices("ab ", k=draw.randrange(40)))
         text = "".join(draw.choices("ab ", k=draw.randrange(1, 6)))
-        records.append(flat(context, id=str(i), answers=[{"text": text, "answer_start": draw.randrange(-1, 40)}]))
+        records.append(
+            flat(
+                context, id=str(i), answers=[{"text": text, "answer_start": draw.randrange(-1, 40)}]
+            )
+        )
     data = read_examples(write(records))
     located = 0
     for record, example in zip(records, data.examples, strict=True):
         (text,), (start,) = example.answer_texts, example.answer_starts
-        given, places = record["answers"][0], len(re.findall(f"(?={re.escape(text)})", example.context))
+        given, places = (
+            record["answers"][0],
+            len(re.findall(f"(?={re.escape(text)})", example.context)),
+        )
         if start >= 0:
             located += 1
             assert example.context[start : start + len(text)] == text == given["text"].strip() != ""
         elif text:  # what is certain is never given up
-            assert places != 1 and not example.context.startswith(text, max(given["answer_start"], 0)) or places > 1
-        if text and given["text"] == text and example.context[given["answer_start"] :].startswith(text):
+            assert (
+                places != 1
+                and not example.context.startswith(text, max(given["answer_start"], 0))
+                or places > 1
+            )
+        if (
+            text
+            and given["text"] == text
+            and example.context[given["answer_start"] :].startswith(text)
+        ):
             assert start == given["answer_start"] or given["answer_start"] == -1
     assert located == len(data.trainable()) and 500 < located < 1900
 
@@ -274,16 +352,33 @@ def test_located_answers_stand_where_they_say(write):
     "record, texts, reason",
     [
         (flat(question=" "), (), "the question is empty"),
-        (flat(answers=[{"text": "cat", "answer_start": 4}], is_impossible=True), ("cat",),
-         "is_impossible is true, but there are answers"),
-        (flat(answers=[], is_impossible=False), (), "is_impossible is false, but there are no answers"),
+        (
+            flat(answers=[{"text": "cat", "answer_start": 4}], is_impossible=True),
+            ("cat",),
+            "is_impossible is true, but there are answers",
+        ),
+        (
+            flat(answers=[], is_impossible=False),
+            (),
+            "is_impossible is false, but there are no answers",
+        ),
         (flat(is_impossible=False), (), "is_impossible is false, but there are no answers"),
-        (flat(answers=[{"text": " ", "answer_start": 4}], is_impossible=False), ("",), "the answer text is empty"),
+        (
+            flat(answers=[{"text": " ", "answer_start": 4}], is_impossible=False),
+            ("",),
+            "the answer text is empty",
+        ),
         (flat(answers={"text": [""], "answer_start": [0]}), ("",), "the answer text is empty"),
-        (flat(answers={"text": ["dog", "dog", ""], "answer_start": [4, 4, 4]}), ("dog", "dog", ""),
-         'the answer "dog" does not occur in the context; the answer text is empty'),
-        (flat("cat or cat", answers={"text": ["cat"], "answer_start": [400]}), ("cat",),
-         'the answer "cat" occurs more than once, and answer_start is not clearly nearest to one of them'),
+        (
+            flat(answers={"text": ["dog", "dog", ""], "answer_start": [4, 4, 4]}),
+            ("dog", "dog", ""),
+            'the answer "dog" does not occur in the context; the answer text is empty',
+        ),
+        (
+            flat("cat or cat", answers={"text": ["cat"], "answer_start": [400]}),
+            ("cat",),
+            'the answer "cat" occurs more than once, and answer_start is not clearly nearest to one of them',
+        ),
     ],
 )
 def test_rejected_for_training_but_evaluated(write, record, texts, reason):
@@ -313,7 +408,9 @@ def test_impossible(write, record):
 
 
 def test_one_usable_answer_is_enough(write):
-    data = read_examples(write([flat(answers={"text": ["dog", "", "cat"], "answer_start": [0, 0, 9]})]))
+    data = read_examples(
+        write([flat(answers={"text": ["dog", "", "cat"], "answer_start": [0, 0, 9]})])
+    )
     assert data.examples[0].answer_texts == ("dog", "", "cat")
     assert data.examples[0].answer_starts == (-1, -1, 4)
     assert (data.repaired, data.rejected, data.version) == (1, [], "1.1")
@@ -321,15 +418,24 @@ def test_one_usable_answer_is_enough(write):
 
 def test_summary(write):
     records = [flat(id=i, answers={"text": ["cat"], "answer_start": [i]}) for i in range(3, 6)]
-    records += [flat(id=i) for i in range(6, 9)] + [flat(id=9, answers=[{"text": "dog"}]), flat(id=10, answers=[])]
+    records += [flat(id=i) for i in range(6, 9)] + [
+        flat(id=9, answers=[{"text": "dog"}]),
+        flat(id=10, answers=[]),
+    ]
     assert read_examples(write(records)).summary() == (
         "8 examples, 4 impossible, 2 offsets repaired, 1 rejected (-> rejected.jsonl)"
     )
-    assert read_examples(write(records[:1])).summary() == "1 example, 0 impossible, 1 offset repaired, 0 rejected"
+    assert (
+        read_examples(write(records[:1])).summary()
+        == "1 example, 0 impossible, 1 offset repaired, 0 rejected"
+    )
 
 
 def test_rejected_file_can_be_mended_and_read(write, tmp_path):
-    records = [flat("数学 \ud800 \\ud801", id=5, answers={"text": ["cat"], "answer_start": [1]}), flat(id="b")]
+    records = [
+        flat("数学 \ud800 \\ud801", id=5, answers={"text": ["cat"], "answer_start": [1]}),
+        flat(id="b"),
+    ]
     data, out = read_examples(write(records)), tmp_path / "rejected.jsonl"
     write_rejected(data, out)
     assert out.read_text("utf-8").splitlines() == [
@@ -338,19 +444,32 @@ def test_rejected_file_can_be_mended_and_read(write, tmp_path):
         '"reason": "the answer \\"cat\\" does not occur in the context"}'
     ]
     again = read_examples(out)
-    assert again.examples == data.examples[:1] and again.rejected[0].reason == data.rejected[0].reason
+    assert (
+        again.examples == data.examples[:1] and again.rejected[0].reason == data.rejected[0].reason
+    )
     out.write_text(out.read_text("utf-8").replace('"cat"', '"数学"'), "utf-8")
     assert [example.answer_starts for example in read_examples(out).trainable()] == [(0,)]
     write_rejected(read_examples(write([flat()])), out)
     assert out.read_bytes() == b""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["questions", "rejected.jsonl"]  # nothing temporary
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "questions",
+        "rejected.jsonl",
+    ]  # nothing temporary
 
 
 # ---- records that break the structure
 
 
 def article(**qa):
-    return {"data": [{"paragraphs": [{"context": "c", "qas": [{"id": "a", "question": "q", "answers": [], **qa}]}]}]}
+    return {
+        "data": [
+            {
+                "paragraphs": [
+                    {"context": "c", "qas": [{"id": "a", "question": "q", "answers": [], **qa}]}
+                ]
+            }
+        ]
+    }
 
 
 @pytest.mark.parametrize(
@@ -359,58 +478,135 @@ def article(**qa):
         (article(id=None), 'data[0].paragraphs[0].qas[0]: "id" must be text, not null'),
         (article(id=1.5), 'data[0].paragraphs[0].qas[0]: "id" must be text, not 1.5'),
         (article(id=True), 'data[0].paragraphs[0].qas[0]: "id" must be text, not true'),
-        (article(id=" "), 'data[0].paragraphs[0].qas[0]: "id" is empty; every question needs its own'),
-        (article(question=float("nan")), 'data[0].paragraphs[0].qas[0]: "question" must be text, not NaN'),
-        (article(is_impossible="false"),
-         'data[0].paragraphs[0].qas[0]: "is_impossible" must be true or false, not "false"'),
-        (article(answers="cat"), 'data[0].paragraphs[0].qas[0].answers: must be a list or an object, not "cat"'),
-        (article(answers=["cat"]), 'data[0].paragraphs[0].qas[0].answers[0]: must be an object, not "cat"'),
-        (article(answers=[{"text": 7, "answer_start": 0}]),
-         'data[0].paragraphs[0].qas[0].answers[0]: "text" must be text, not 7'),
-        (article(answers=[{"answer_start": 0}]),
-         'data[0].paragraphs[0].qas[0].answers[0]: has no "text", its keys are ["answer_start"]'),
-        (article(answers=[{"text": "c", "answer_start": float("nan")}]),
-         'data[0].paragraphs[0].qas[0].answers[0]: "answer_start" must be a whole number, not NaN'),
-        (article(answers=[{"text": "c", "answer_start": "0"}]),
-         'data[0].paragraphs[0].qas[0].answers[0]: "answer_start" must be a whole number, not "0"'),
-        (article(answers={"text": ["c"], "answer_start": []}),
-         "data[0].paragraphs[0].qas[0].answers: 1 in text but 0 in answer_start; they must pair up"),
-        ({"data": [{"paragraphs": [{"context": ["c"], "qas": []}]}]},
-         'data[0].paragraphs[0]: "context" must be text, not ["c"]'),
-        ({"data": [{"paragraphs": [{"qas": []}]}]}, 'data[0].paragraphs[0]: has no "context", its keys are ["qas"]'),
-        ({"data": [{"paragraphs": [{"context": "c"}]}]},
-         'data[0].paragraphs[0]: has no "qas", its keys are ["context"]'),
-        ({"data": [{"paragraphs": [{"context": "c", "qas": [3]}]}]},
-         "data[0].paragraphs[0].qas[0]: must be an object, not 3"),
+        (
+            article(id=" "),
+            'data[0].paragraphs[0].qas[0]: "id" is empty; every question needs its own',
+        ),
+        (
+            article(question=float("nan")),
+            'data[0].paragraphs[0].qas[0]: "question" must be text, not NaN',
+        ),
+        (
+            article(is_impossible="false"),
+            'data[0].paragraphs[0].qas[0]: "is_impossible" must be true or false, not "false"',
+        ),
+        (
+            article(answers="cat"),
+            'data[0].paragraphs[0].qas[0].answers: must be a list or an object, not "cat"',
+        ),
+        (
+            article(answers=["cat"]),
+            'data[0].paragraphs[0].qas[0].answers[0]: must be an object, not "cat"',
+        ),
+        (
+            article(answers=[{"text": 7, "answer_start": 0}]),
+            'data[0].paragraphs[0].qas[0].answers[0]: "text" must be text, not 7',
+        ),
+        (
+            article(answers=[{"answer_start": 0}]),
+            'data[0].paragraphs[0].qas[0].answers[0]: has no "text", its keys are ["answer_start"]',
+        ),
+        (
+            article(answers=[{"text": "c", "answer_start": float("nan")}]),
+            'data[0].paragraphs[0].qas[0].answers[0]: "answer_start" must be a whole number, not NaN',
+        ),
+        (
+            article(answers=[{"text": "c", "answer_start": "0"}]),
+            'data[0].paragraphs[0].qas[0].answers[0]: "answer_start" must be a whole number, not "0"',
+        ),
+        (
+            article(answers={"text": ["c"], "answer_start": []}),
+            "data[0].paragraphs[0].qas[0].answers: 1 in text but 0 in answer_start; they must pair up",
+        ),
+        (
+            {"data": [{"paragraphs": [{"context": ["c"], "qas": []}]}]},
+            'data[0].paragraphs[0]: "context" must be text, not ["c"]',
+        ),
+        (
+            {"data": [{"paragraphs": [{"qas": []}]}]},
+            'data[0].paragraphs[0]: has no "context", its keys are ["qas"]',
+        ),
+        (
+            {"data": [{"paragraphs": [{"context": "c"}]}]},
+            'data[0].paragraphs[0]: has no "qas", its keys are ["context"]',
+        ),
+        (
+            {"data": [{"paragraphs": [{"context": "c", "qas": [3]}]}]},
+            "data[0].paragraphs[0].qas[0]: must be an object, not 3",
+        ),
         ({"data": [{"paragraphs": {}}]}, 'data[0]: "paragraphs" must be a list, not {}'),
-        ({"data": [{"title": "t"}, *article()["data"]]}, 'data[0]: has no "paragraphs", its keys are ["title"]'),
+        (
+            {"data": [{"title": "t"}, *article()["data"]]},
+            'data[0]: has no "paragraphs", its keys are ["title"]',
+        ),
         ({"data": {}}, 'the file: "data" must be a list, not {}'),
         ([flat(), flat(id="b", context=None)], 'records[1]: "context" must be text, not null'),
         ([flat(), flat(id="a")], 'records[1]: id "a" was used by records[0]; make every id unique'),
-        ([flat(id=1), flat(id="1")], 'records[1]: id "1" was used by records[0]; make every id unique'),
-        ([flat(answer="cat")],
-         'records[0]: unknown key "answer"; write "answers", or "answer_text" and "answer_start"'),
+        (
+            [flat(id=1), flat(id="1")],
+            'records[1]: id "1" was used by records[0]; make every id unique',
+        ),
+        (
+            [flat(answer="cat")],
+            'records[0]: unknown key "answer"; write "answers", or "answer_text" and "answer_start"',
+        ),
         ({"data": [flat(), 5]}, "data[1]: must be an object, not 5"),
         (jsonl([flat(), flat(id="b", question=3)]), 'line 2: "question" must be text, not 3'),
         (jsonl([flat()]) + "\n\n[]", "line 3: must be an object, not []"),
-        ({"question": "q", "context": "c"}, 'the only record: has no "id", its keys are ["question", "context"]'),
-        (jsonl([{"header": {}}, {"context": "c", "qas": [{"question": "q"}]}]),
-         'line 2, qas[0]: has no "qid", its keys are ["question"]'),
-        (jsonl([{"header": {}}, {"context": "c", "qas": [{"qid": "1", "question": "q", "detected_answers":
-                [{"text": "c", "char_spans": [0, 0]}]}]}]),
-         'line 2, qas[0].detected_answers[0]: "char_spans" must hold [first, last] character offsets, not 0'),
-        ("id,question,context\na,q,c\nb,q\n", "line 3: has 2 cells, the header 3; cut off, or a quote missing?"),
-        ('id,question,context\na,"q\nq",c\na,q,c\n', 'line 4: id "a" was used by line 2; make every id unique'),
-        ("id,question,context,answers\na,q,c,{oops\n",
-         'line 2: "answers" is neither JSON nor a Python literal: "{oops"'),
-        ("id,question,context,answers\na,q,c,open('x')\n",
-         """line 2: "answers" is neither JSON nor a Python literal: "open('x')\""""),
-        ("id,question,context,answer_text,answer_start\na,q,c,c,first\n",
-         'line 2.answers[0]: "answer_start" must be a whole number, not "first"'),
-        ("id,question,context,is_impossible\na,q,c,maybe\n",
-         'line 2: "is_impossible" must be true or false, not "maybe"'),
-        ('id,question,context\na,q,"c"c\n',
-         "the CSV row that begins on line 2 cannot be read: ',' expected after '\"'"),
+        (
+            {"question": "q", "context": "c"},
+            'the only record: has no "id", its keys are ["question", "context"]',
+        ),
+        (
+            jsonl([{"header": {}}, {"context": "c", "qas": [{"question": "q"}]}]),
+            'line 2, qas[0]: has no "qid", its keys are ["question"]',
+        ),
+        (
+            jsonl(
+                [
+                    {"header": {}},
+                    {
+                        "context": "c",
+                        "qas": [
+                            {
+                                "qid": "1",
+                                "question": "q",
+                                "detected_answers": [{"text": "c", "char_spans": [0, 0]}],
+                            }
+                        ],
+                    },
+                ]
+            ),
+            'line 2, qas[0].detected_answers[0]: "char_spans" must hold [first, last] character offsets, not 0',
+        ),
+        (
+            "id,question,context\na,q,c\nb,q\n",
+            "line 3: has 2 cells, the header 3; cut off, or a quote missing?",
+        ),
+        (
+            'id,question,context\na,"q\nq",c\na,q,c\n',
+            'line 4: id "a" was used by line 2; make every id unique',
+        ),
+        (
+            "id,question,context,answers\na,q,c,{oops\n",
+            'line 2: "answers" is neither JSON nor a Python literal: "{oops"',
+        ),
+        (
+            "id,question,context,answers\na,q,c,open('x')\n",
+            """line 2: "answers" is neither JSON nor a Python literal: "open('x')\"""",
+        ),
+        (
+            "id,question,context,answer_text,answer_start\na,q,c,c,first\n",
+            'line 2.answers[0]: "answer_start" must be a whole number, not "first"',
+        ),
+        (
+            "id,question,context,is_impossible\na,q,c,maybe\n",
+            'line 2: "is_impossible" must be true or false, not "maybe"',
+        ),
+        (
+            'id,question,context\na,q,"c"c\n',
+            "the CSV row that begins on line 2 cannot be read: ',' expected after '\"'",
+        ),
     ],
 )
 def test_broken_records(write, content, message):
@@ -433,31 +629,59 @@ ACCEPTED = (
         (gzip.compress(b""), "is empty (0 bytes)"),
         (b" \n\t\n", "holds only white space"),
         (b"\xef\xbb\xbf\n", "holds only white space"),
-        ('{"data": [\n  {"title": x}]}', 'not JSON: line 2, column 13: Expecting value, near "x}]}"'),
+        (
+            '{"data": [\n  {"title": x}]}',
+            'not JSON: line 2, column 13: Expecting value, near "x}]}"',
+        ),
         ('{"id": "1"}}', 'not JSON: line 1, column 12: Extra data, near "}"'),
-        (jsonl([flat()]) + "\n{'id': 2}",
-         "not JSON: line 2, column 2: Expecting property name enclosed in double quotes, near \"'id': 2}\""),
-        (jsonl([flat()]) + '\n{"id": "2", "quest', "cut off: the JSON ends early, line 2, column 13; fetch it again"),
-        (json.dumps(SQUAD)[:-1], "cut off: the JSON ends early, line 1, column 626; fetch it again"),
-        ('id,question,context\na,q,c\nb,q,"half a con',
-         "cut off: the CSV row that begins on line 3 cannot be read: unexpected end of data"),
-        ('{"a": "café"}'.encode("latin-1"),
-         "not UTF-8: byte 0xe9 at offset 10 (line 1), probably Latin-1; save it as UTF-8 (iconv -f latin1 -t utf-8)"),
-        ("[\n{'café".encode()[:-1],
-         "cut off in the middle of a character: byte 0xc3 at offset 7 (line 2); fetch it again"),
-        ("[]".encode("utf-16"),
-         "not text in UTF-8: byte 0xff at offset 0 (line 1); UTF-16, or packed? Needed is UTF-8, plain or .gz"),
+        (
+            jsonl([flat()]) + "\n{'id': 2}",
+            "not JSON: line 2, column 2: Expecting property name enclosed in double quotes, near \"'id': 2}\"",
+        ),
+        (
+            jsonl([flat()]) + '\n{"id": "2", "quest',
+            "cut off: the JSON ends early, line 2, column 13; fetch it again",
+        ),
+        (
+            json.dumps(SQUAD)[:-1],
+            "cut off: the JSON ends early, line 1, column 626; fetch it again",
+        ),
+        (
+            'id,question,context\na,q,c\nb,q,"half a con',
+            "cut off: the CSV row that begins on line 3 cannot be read: unexpected end of data",
+        ),
+        (
+            '{"a": "café"}'.encode("latin-1"),
+            "not UTF-8: byte 0xe9 at offset 10 (line 1), probably Latin-1; save it as UTF-8 (iconv -f latin1 -t utf-8)",
+        ),
+        (
+            "[\n{'café".encode()[:-1],
+            "cut off in the middle of a character: byte 0xc3 at offset 7 (line 2); fetch it again",
+        ),
+        (
+            "[]".encode("utf-16"),
+            "not text in UTF-8: byte 0xff at offset 0 (line 1); UTF-16, or packed? Needed is UTF-8, plain or .gz",
+        ),
         ([], "has no questions in it, though its shape is right (flat json)"),
         ({"data": []}, "has no questions in it, though its shape is right (flat json)"),
-        ({"data": [{"paragraphs": []}]}, "has no questions in it, though its shape is right (squad)"),
+        (
+            {"data": [{"paragraphs": []}]},
+            "has no questions in it, though its shape is right (squad)",
+        ),
         ({"header": {}}, "has no questions in it, though its shape is right (mrqa)"),
         ("id,question,context\n", "has no questions in it, though its shape is right (csv)"),
         ({"train": [], "dev": []}, f'wrong shape: found ["train", "dev"]; {ACCEPTED}'),
         ([{"text": "a"}], f'wrong shape: found ["text"]; {ACCEPTED}'),
         ([1, 2], f"wrong shape: found 1; {ACCEPTED}"),
         (jsonl([{"text": "a"}, {"text": "b"}]), f'wrong shape: found ["text"]; {ACCEPTED}'),
-        ("<!DOCTYPE html>\n", f'wrong shape: neither JSON nor a CSV header: "<!DOCTYPE html>"; {ACCEPTED}'),
-        ("question,context\n", f'wrong shape: neither JSON nor a CSV header: "question,context"; {ACCEPTED}'),
+        (
+            "<!DOCTYPE html>\n",
+            f'wrong shape: neither JSON nor a CSV header: "<!DOCTYPE html>"; {ACCEPTED}',
+        ),
+        (
+            "question,context\n",
+            f'wrong shape: neither JSON nor a CSV header: "question,context"; {ACCEPTED}',
+        ),
     ],
 )
 def test_broken_files(write, content, message):
@@ -471,8 +695,10 @@ def test_no_file(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ['[{"id": "1", "question": "\\u00e9\\n?", "context": "c", "is_impossible": true, "x": [-15, null, false]}]',
-     json.dumps(FLAT[1:2], indent=1)],
+    [
+        '[{"id": "1", "question": "\\u00e9\\n?", "context": "c", "is_impossible": true, "x": [-15, null, false]}]',
+        json.dumps(FLAT[1:2], indent=1),
+    ],
 )
 def test_json_cut_anywhere_is_called_cut(write, content):
     for end in range(1, len(content)):
@@ -483,7 +709,10 @@ def test_json_cut_anywhere_is_called_cut(write, content):
 def test_gzip_cut_anywhere_is_called_cut(write):
     packed = gzip.compress(jsonl(FLAT).encode())
     for end in range(2, len(packed)):
-        fails(write(packed[:end]), f"cut off: its gzip stream ends early, after {end} bytes; fetch it again")
+        fails(
+            write(packed[:end]),
+            f"cut off: its gzip stream ends early, after {end} bytes; fetch it again",
+        )
 
 
 def test_hostile_json(write):
@@ -504,7 +733,10 @@ def test_hostile_json(write):
 )
 def test_squad(shared, name, questions, impossible, contexts, version):
     data = read_examples(shared / "data" / f"{name}.json.gz")
-    assert data.summary() == f"{questions:,} examples, {impossible:,} impossible, 0 offsets repaired, 0 rejected"
+    assert (
+        data.summary()
+        == f"{questions:,} examples, {impossible:,} impossible, 0 offsets repaired, 0 rejected"
+    )
     assert (data.format, data.version, len(data.trainable())) == ("squad", version, questions)
     assert len({id(example.context) for example in data.examples}) == contexts
     for example in data.examples:
@@ -518,7 +750,12 @@ def dev2k(shared):
 
 
 def questions_of(squad):
-    return [qa for article in squad["data"] for paragraph in article["paragraphs"] for qa in paragraph["qas"]]
+    return [
+        qa
+        for article in squad["data"]
+        for paragraph in article["paragraphs"]
+        for qa in paragraph["qas"]
+    ]
 
 
 def test_swapped_offsets_in_real_data(dev2k, write, tmp_path):
@@ -541,10 +778,14 @@ def test_swapped_offsets_in_real_data(dev2k, write, tmp_path):
     rejected, right = {question.id: question.reason for question in data.rejected}, 0
     for example, original in zip(data.examples, whole.examples, strict=True):
         assert example.answer_texts == original.answer_texts  # scores stay the same
-        assert (example.id in rejected) == bool(example.answer_starts and max(example.answer_starts) < 0)
+        assert (example.id in rejected) == bool(
+            example.answer_starts and max(example.answer_starts) < 0
+        )
         for text, start in zip(example.answer_texts, example.answer_starts, strict=True):
             assert start < 0 or example.context.startswith(text, start)
-        right += example.id not in rejected and example.answer_starts[:1] == original.answer_starts[:1]
+        right += (
+            example.id not in rejected and example.answer_starts[:1] == original.answer_starts[:1]
+        )
     # the other 16: the text happens to stand nearer to the wrong offset, or only a second annotator's answer is certain
     assert (right, len(data.trainable())) == (1946, 1962)
     assert all("occurs more than once" in reason for reason in rejected.values())
@@ -563,10 +804,16 @@ def test_missing_keys_in_real_data(dev2k, write):
     broken = deepcopy(dev2k)
     for qa in questions_of(broken):
         del qa["is_impossible"]
-    assert read_examples(write(broken)).summary() == "2,032 examples, 1,018 impossible, 0 offsets repaired, 0 rejected"
+    assert (
+        read_examples(write(broken)).summary()
+        == "2,032 examples, 1,018 impossible, 0 offsets repaired, 0 rejected"
+    )
     for qa in questions_of(broken):
         del qa["answers"]
-    assert read_examples(write(broken)).summary() == "2,032 examples, 2,032 impossible, 0 offsets repaired, 0 rejected"
+    assert (
+        read_examples(write(broken)).summary()
+        == "2,032 examples, 2,032 impossible, 0 offsets repaired, 0 rejected"
+    )
 
 
 def test_duplicate_ids_in_real_data(dev2k, write):
@@ -585,10 +832,14 @@ def test_damaged_bytes_in_real_data(shared, dev2k, write):
     fails(write(half), "cut off: its gzip stream ends early, after 63,690 bytes; fetch it again")
     damaged = bytearray(packed)
     damaged[-5] ^= 1  # its length and checksum stand at the end
-    with pytest.raises(UserError, match="questions: damaged: its gzip stream cannot be read .*; fetch it again"):
+    with pytest.raises(
+        UserError, match="questions: damaged: its gzip stream cannot be read .*; fetch it again"
+    ):
         read_examples(write(bytes(damaged)))
     text = json.dumps(dev2k, ensure_ascii=False)
-    fails(write(text[:300_000]), "cut off: the JSON ends early, line 1, column 299955; fetch it again")
+    fails(
+        write(text[:300_000]), "cut off: the JSON ends early, line 1, column 299955; fetch it again"
+    )
     fails(
         write(re.sub("[^\x00-\xff]", "?", text).encode("latin-1")),
         "not UTF-8: byte 0xe9 at offset 3347 (line 1), probably Latin-1; save it as UTF-8 (iconv -f latin1 -t utf-8)",

@@ -76,20 +76,38 @@ def test_no_cycles():
         visit(name, [])
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if room(name_of(path)) in ("data", "qa", "reporting", "files")
-                                  and path.name != "batches.py"], ids=name_of)
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for path in MODULES
+        if room(name_of(path)) in ("data", "qa", "reporting", "files") and path.name != "batches.py"
+    ],
+    ids=name_of,
+)
 def test_data_qa_reporting_and_files_never_name_torch(path):
     assert not {name for name in imports_of(path) if name.split(".")[0] == "torch"}
 
 
-@pytest.mark.parametrize("module", ["bertqa", "bertqa.score", "bertqa.doctor", "bertqa.report", "bertqa.data.windows"])
+@pytest.mark.parametrize(
+    "module", ["bertqa", "bertqa.score", "bertqa.doctor", "bertqa.report", "bertqa.data.windows"]
+)
 def test_starts_without_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_five_dependencies():
-    allowed = {"torch", "tokenizers", "safetensors", "numpy", "tqdm", "huggingface_hub", "matplotlib", "tensorboard"}
+    allowed = {
+        "torch",
+        "tokenizers",
+        "safetensors",
+        "numpy",
+        "tqdm",
+        "huggingface_hub",
+        "matplotlib",
+        "tensorboard",
+    }
     used = {name.split(".")[0] for path in MODULES for name in imports_of(path)}
     assert used - set(sys.stdlib_module_names) - {"bertqa"} <= allowed
 
@@ -99,7 +117,17 @@ def test_the_top_level_is_what_it_should_be():
     if listed.returncode:
         pytest.skip("not a git checkout")
     top = {line.split("/")[0] for line in listed.stdout.splitlines()}
-    assert top <= {"setup.cfg", "pyproject.toml", "bertqa", "tests", "tools", "weights", "README.md", ".ci", ".gitignore"}
+    assert top <= {
+        "setup.cfg",
+        "pyproject.toml",
+        "bertqa",
+        "tests",
+        "tools",
+        "weights",
+        "README.md",
+        ".ci",
+        ".gitignore",
+    }
 
 
 def test_the_tree_in_the_readme_is_true():

@@ -38,14 +38,21 @@ def server(checkpoint):
     for name, part in halves.items():
         save_file({key: tensors[key] for key in part}, checkpoint.with_name(name))
         shards[name] = checkpoint.with_name(name).read_bytes()
-    index = {"metadata": {}, "weight_map": {key: name for name, part in halves.items() for key in part}}
+    index = {
+        "metadata": {},
+        "weight_map": {key: name for name, part in halves.items() for key in part},
+    }
     sharded = {k: v for k, v in files.items() if k != "model.safetensors"} | shards
     sharded["model.safetensors.index.json"] = json.dumps(index).encode()
     repos = {f"org/{name}": files for name in ("tiny", "gated", "damaged", "broken")}
     repos["org/cut"] = files | {"model.safetensors": bytes(range(256)) * (MIB * 12 // 256)}
-    repos |= {"other/tiny": files, "org/sharded": sharded, "org/empty": {"README.md": b"nothing"},
-              "org/half": {k: v for k, v in sharded.items() if not k.startswith("model-00002")},
-              "org/config": {"config.json": files["config.json"]}}
+    repos |= {
+        "other/tiny": files,
+        "org/sharded": sharded,
+        "org/empty": {"README.md": b"nothing"},
+        "org/half": {k: v for k, v in sharded.items() if not k.startswith("model-00002")},
+        "org/config": {"config.json": files["config.json"]},
+    }
     with serving(Hub, repos=repos, log=[], damaged="model.safetensors") as running:
         yield running
 
@@ -53,16 +60,28 @@ def server(checkpoint):
 @pytest.fixture
 def client(server, tmp_path):
     """Run `hub.locate` as a verb would; returns (folder or None, what stood on stderr)."""
+
     def run(name: str, **env) -> tuple[Path | None, str]:
-        code = "import time\ntime.sleep = lambda seconds: None    # between retries\n" \
-               "from bertqa.flags import run_verb\nfrom bertqa.hf import hub\n" \
-               f"raise SystemExit(run_verb(lambda argv: print(hub.locate({name!r}).folder) or 0))"
-        done = subprocess.run([sys.executable, "-c", code], env=hub_client(server, tmp_path / "home", **env),
-                              cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        code = (
+            "import time\ntime.sleep = lambda seconds: None    # between retries\n"
+            "from bertqa.flags import run_verb\nfrom bertqa.hf import hub\n"
+            f"raise SystemExit(run_verb(lambda argv: print(hub.locate({name!r}).folder) or 0))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=hub_client(server, tmp_path / "home", **env),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert done.returncode in (0, 2) and "Traceback" not in done.stderr, done.stderr
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert (done.returncode == 2) == (len(errors) == 1)
-        return (Path(done.stdout.strip()), done.stderr) if done.returncode == 0 else (None, errors[0])
+        return (
+            (Path(done.stdout.strip()), done.stderr) if done.returncode == 0 else (None, errors[0])
+        )
+
     return run
 
 
@@ -74,24 +93,37 @@ def same_files(one: Path, other: Path, but: str = "") -> bool:
 def test_only_what_is_needed(client, server, checkpoint):
     where, _ = client("org/tiny")
     assert where.name == COMMITS["main"] and same_files(where, checkpoint)
-    assert {path.name for path in where.iterdir()} == {"README.md", "config.json", "model.safetensors", "tokenizer.json",
-                                                       "tokenizer_config.json", "vocab.txt"}
+    assert {path.name for path in where.iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.txt",
+    }
     assert not {"tf_model.h5", "pytorch_model.bin"} & {name for *_, name, _ in server.log}
     fetched = sum(command == "GET" for command, *_ in server.log)
     client("org/tiny")
-    assert sum(command == "GET" for command, *_ in server.log) == fetched, "the second time it comes from the cache"
+    assert sum(command == "GET" for command, *_ in server.log) == fetched, (
+        "the second time it comes from the cache"
+    )
 
 
 def test_revision(client):
     assert client("org/tiny@v1")[0].name == COMMITS["v1"]
     _, error = client("org/tiny@v9")
-    assert "error: org/tiny: has no revision 'v9'; look under \"Files\" on http://127.0.0.1" in error
+    assert (
+        "error: org/tiny: has no revision 'v9'; look under \"Files\" on http://127.0.0.1" in error
+    )
 
 
 def test_shards(client):
     where, _ = client("org/sharded")
-    assert {path.name for path in where.iterdir()} >= {"model.safetensors.index.json", "model-00001-of-00002.safetensors",
-                                                       "model-00002-of-00002.safetensors"}
+    assert {path.name for path in where.iterdir()} >= {
+        "model.safetensors.index.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    }
     _, error = client("org/half")
     assert "error: org/half: has no model-00002-of-00002.safetensors on http://" in error
 
@@ -99,8 +131,14 @@ def test_shards(client):
 def test_resumes_after_a_cut(client, server):
     """12 MiB, cut after 11: the client writes blocks of 10 MiB, and asks for what comes after them only."""
     where, _ = client("org/cut")
-    assert (where / "model.safetensors").read_bytes() == server.repos["org/cut"]["model.safetensors"]
-    ranges = [asked for command, *_, name, asked in server.log if command == "GET" and name == "model.safetensors"]
+    assert (where / "model.safetensors").read_bytes() == server.repos["org/cut"][
+        "model.safetensors"
+    ]
+    ranges = [
+        asked
+        for command, *_, name, asked in server.log
+        if command == "GET" and name == "model.safetensors"
+    ]
     assert ranges == [None, f"bytes={10 * MIB}-"]
 
 
@@ -109,8 +147,11 @@ def test_wrong_checksum(client, server, checkpoint, name):
     server.damaged = name
     right = etag(name, (checkpoint / name).read_bytes())[:12]
     _, error = client("org/damaged")
-    assert re.search(rf"error: org/damaged: {name} arrived damaged \(its hash is [0-9a-f]{{12}}\.\.\., the Hub says "
-                     rf"{right}\.\.\.\); it was deleted, run the same command again$", error)
+    assert re.search(
+        rf"error: org/damaged: {name} arrived damaged \(its hash is [0-9a-f]{{12}}\.\.\., the Hub says "
+        rf"{right}\.\.\.\); it was deleted, run the same command again$",
+        error,
+    )
     server.damaged = None
     where, _ = client("org/damaged")
     assert same_files(where, checkpoint), "the damaged file was not kept in the cache"
@@ -124,13 +165,19 @@ def test_not_found(client):
     _, error = client("org/a--b")
     assert "error: org/a--b: there is no such file or folder, and it is no Hub id either (" in error
     _, error = client("org/config")
-    assert "error: org/config: has no model.safetensors or pytorch_model.bin on http://127.0.0.1:" in error
+    assert (
+        "error: org/config: has no model.safetensors or pytorch_model.bin on http://127.0.0.1:"
+        in error
+    )
 
 
 def test_gated(client, checkpoint):
     _, error = client("org/gated")
-    assert re.search(r"error: org/gated: is gated; accept its terms on http://127.0.0.1:\d+/org/gated, then log in with "
-                     r"`hf auth login` or set HF_TOKEN$", error)
+    assert re.search(
+        r"error: org/gated: is gated; accept its terms on http://127.0.0.1:\d+/org/gated, then log in with "
+        r"`hf auth login` or set HF_TOKEN$",
+        error,
+    )
     _, error = client("org/gated", HF_TOKEN="hf_bad")
     assert "error: org/gated: is gated" in error
     where, _ = client("org/gated", HF_TOKEN="hf_good")
@@ -139,7 +186,10 @@ def test_gated(client, checkpoint):
 
 def test_offline(client, server, checkpoint):
     _, error = client("org/tiny", HF_HUB_OFFLINE="1")
-    assert re.search(r"error: org/tiny: config.json is not in the cache .*hub, and HF_HUB_OFFLINE forbids to fetch it", error)
+    assert re.search(
+        r"error: org/tiny: config.json is not in the cache .*hub, and HF_HUB_OFFLINE forbids to fetch it",
+        error,
+    )
     assert server.log == []
     client("org/tiny")
     asked = len(server.log)
@@ -151,9 +201,11 @@ def test_no_server(client, checkpoint):
     """A connection that fails, though nobody said offline: an error while the cache is cold, no matter when it is warm."""
     down = {"HF_ENDPOINT": "http://127.0.0.1:9"}
     _, error = client("org/tiny", **down)
-    assert re.search(r"error: org/tiny: http://127.0.0.1:9 cannot be reached \(.+\), and config.json is not in the cache",
-                     error)
-    client("org/sharded")    # of which the cache also knows that it has no model.safetensors
+    assert re.search(
+        r"error: org/tiny: http://127.0.0.1:9 cannot be reached \(.+\), and config.json is not in the cache",
+        error,
+    )
+    client("org/sharded")  # of which the cache also knows that it has no model.safetensors
     where, _ = client("org/sharded", **down)
     assert same_files(checkpoint, where, but="model.safetensors")
 
@@ -163,22 +215,30 @@ def test_server_fails(client):
     assert "error: org/broken: http://127.0.0.1:" in error and "cannot be reached" in error
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("google-bert/bert-base-uncased", ("google-bert/bert-base-uncased", None)),
-    ("org/name.v2@refs/pr/3", ("org/name.v2", "refs/pr/3")),
-    ("https://huggingface.co/org/name", ("org/name", None)),
-    ("https://huggingface.co/org/name/tree/main", ("org/name", "main")),
-    ("hf://org/name@abc", ("org/name", "abc")),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("google-bert/bert-base-uncased", ("google-bert/bert-base-uncased", None)),
+        ("org/name.v2@refs/pr/3", ("org/name.v2", "refs/pr/3")),
+        ("https://huggingface.co/org/name", ("org/name", None)),
+        ("https://huggingface.co/org/name/tree/main", ("org/name", "main")),
+        ("hf://org/name@abc", ("org/name", "abc")),
+    ],
+)
 def test_ids(text, expected):
     assert hub.parse_id(text) == expected
 
 
-@pytest.mark.parametrize("text", ["bert-base-uncased", "a/b/c", "runs/bset", "", "../x", "/no/where"])
+@pytest.mark.parametrize(
+    "text", ["bert-base-uncased", "a/b/c", "runs/bset", "", "../x", "/no/where"]
+)
 def test_what_is_no_id(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    with pytest.raises(UserError, match="there is no such file or folder.*; expected a path, or a Hub id like google-bert/"):
+    with pytest.raises(
+        UserError,
+        match="there is no such file or folder.*; expected a path, or a Hub id like google-bert/",
+    ):
         hub.parse_id(text)
 
 
@@ -187,49 +247,78 @@ def test_what_is_no_id(text, tmp_path, monkeypatch):
 
 def test_model_folder_is_taken_as_it_is(checkpoint, tmp_path):
     ours = checkpoint.with_name("tiny-ours")
-    assert hf.resolve_weights(ours, tmp_path / "weights") == ours and not (tmp_path / "weights").exists()
+    assert (
+        hf.resolve_weights(ours, tmp_path / "weights") == ours
+        and not (tmp_path / "weights").exists()
+    )
 
 
 def test_local_folder_is_converted_once(checkpoint, tmp_path, capsys):
     cache, source = tmp_path / "weights", Path(shutil.copytree(checkpoint, tmp_path / "tiny"))
     first = hf.resolve_weights(source, cache)
-    assert first == cache / "tiny" and capsys.readouterr().err == f"converting {source} into {first} (once)\n"
+    assert (
+        first == cache / "tiny"
+        and capsys.readouterr().err == f"converting {source} into {first} (once)\n"
+    )
     written = (first / "config.json").stat().st_mtime_ns
-    assert hf.resolve_weights(source, cache) == first and (first / "config.json").stat().st_mtime_ns == written
+    assert (
+        hf.resolve_weights(source, cache) == first
+        and (first / "config.json").stat().st_mtime_ns == written
+    )
     assert capsys.readouterr().err == f"using {first}, converted from {source} before\n"
     tensors = load_file(source / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, source / "model.safetensors")
-    second = hf.resolve_weights(source, cache)    # other weights of the same name must not be taken for these
+    second = hf.resolve_weights(
+        source, cache
+    )  # other weights of the same name must not be taken for these
     assert second == cache / "tiny-converted"
     assert torch.equal(folder.load(first).span.bias + 1, folder.load(second).span.bias)
     save_file({name: tensor + 2 for name, tensor in tensors.items()}, source / "model.safetensors")
-    with pytest.raises(UserError, match="tiny is of another checkpoint of that name; convert it yourself"):
+    with pytest.raises(
+        UserError, match="tiny is of another checkpoint of that name; convert it yourself"
+    ):
         hf.resolve_weights(source, cache)
 
 
 def test_fresh_heads_are_not_taken_for_trained_ones(checkpoint, tmp_path):
     """Somebody converted the same checkpoint with --fresh-head under the name that would be used."""
     hf.convert(checkpoint, tmp_path / "weights" / "tiny", fresh_head="qa")
-    assert hf.resolve_weights(checkpoint, tmp_path / "weights") == tmp_path / "weights" / "tiny-converted"
+    assert (
+        hf.resolve_weights(checkpoint, tmp_path / "weights")
+        == tmp_path / "weights" / "tiny-converted"
+    )
 
 
 def test_hub_id_is_converted_once(server, tmp_path, monkeypatch, capsys, checkpoint):
     """Also when the name is taken by another organisation; and the second time without the Hub."""
     asked = []
-    monkeypatch.setattr(hub, "download", lambda repo, revision: asked.append((repo, revision)) or checkpoint)
+    monkeypatch.setattr(
+        hub, "download", lambda repo, revision: asked.append((repo, revision)) or checkpoint
+    )
     monkeypatch.chdir(tmp_path)
     assert hf.resolve_weights("org/tiny") == Path("weights/tiny")
     assert hf.resolve_weights("other/tiny") == Path("weights/other--tiny")
     assert hf.resolve_weights("org/tiny@v1") == Path("weights/tiny@v1")
-    assert hf.resolve_weights("org/tiny") == Path("weights/tiny") and hf.resolve_weights("other/tiny").name == "other--tiny"
+    assert (
+        hf.resolve_weights("org/tiny") == Path("weights/tiny")
+        and hf.resolve_weights("other/tiny").name == "other--tiny"
+    )
     assert asked == [("org/tiny", None), ("other/tiny", None), ("org/tiny", "v1")]
     assert folder.read_config("weights/tiny@v1")["provenance"]["source"] == "org/tiny"
 
 
 def test_command_with_a_hub_id(server, tmp_path):
     """From the Hub to a model folder in one command, and its commit is written down."""
-    done = subprocess.run([sys.executable, ROOT / "tools" / "convert_weights.py", "org/tiny@v1", tmp_path / "mine"],
-                          env=hub_client(server, tmp_path), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "convert_weights.py", "org/tiny@v1", tmp_path / "mine"],
+        env=hub_client(server, tmp_path),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert folder.read_config(tmp_path / "mine")["provenance"] | {"sha256": 0} == {
-        "source": "org/tiny", "revision": COMMITS["v1"], "license": "cc0-1.0", "sha256": 0}
+        "source": "org/tiny",
+        "revision": COMMITS["v1"],
+        "license": "cc0-1.0",
+        "sha256": 0,
+    }

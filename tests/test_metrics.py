@@ -14,8 +14,36 @@ from bertqa.qa import metrics
 from bertqa.qa.thresholds import tune_threshold
 
 # Words that make answers agree in part, and everything normalisation treats specially.
-WORDS = ["a", "an", "the", "The", "cat", "Cat.", "dog", "dog's", "42", "...", "!", "-", "a-n", "日本", "日本の", "猫。",
-         "İzmir", "ﬁn", "naïve", "«cat»", "\u00a0", "\u3000", "\u200b", "\x1c", "\n", "🙂", "e\u0301", "\ud800"]
+WORDS = [
+    "a",
+    "an",
+    "the",
+    "The",
+    "cat",
+    "Cat.",
+    "dog",
+    "dog's",
+    "42",
+    "...",
+    "!",
+    "-",
+    "a-n",
+    "日本",
+    "日本の",
+    "猫。",
+    "İzmir",
+    "ﬁn",
+    "naïve",
+    "«cat»",
+    "\u00a0",
+    "\u3000",
+    "\u200b",
+    "\x1c",
+    "\n",
+    "🙂",
+    "e\u0301",
+    "\ud800",
+]
 TEXTS = st.lists(st.sampled_from(WORDS), max_size=3).map(" ".join)
 IDS = st.sampled_from("abcdef")
 ODDS = st.sampled_from([-2.5, -1, 0, 0.0, 0.25, 0.5, 1, 1.0, 2.5, 1e9, float("inf")])
@@ -23,7 +51,10 @@ CASES = settings(max_examples=200, deadline=None, derandomize=True)
 
 
 def squad(questions: list[tuple[str, list[str]]]) -> dict:
-    qas = [{"id": id, "answers": [{"text": text, "answer_start": 0} for text in texts]} for id, texts in questions]
+    qas = [
+        {"id": id, "answers": [{"text": text, "answer_start": 0} for text in texts]}
+        for id, texts in questions
+    ]
     return {"version": "v2.0", "data": [{"title": "", "paragraphs": [{"context": "", "qas": qas}]}]}
 
 
@@ -33,8 +64,12 @@ def examples(questions: list[tuple[str, list[str]]]) -> list:
 
 def questions_of(answers) -> st.SearchStrategy:
     """Questions with repeated ids, and predictions with some missing and some extra."""
-    questions = st.lists(st.tuples(IDS, st.lists(TEXTS, min_size=answers, max_size=3)), min_size=1, max_size=6)
-    return st.tuples(questions, st.dictionaries(IDS, TEXTS)).filter(lambda c: any(id in c[1] for id, _ in c[0]))
+    questions = st.lists(
+        st.tuples(IDS, st.lists(TEXTS, min_size=answers, max_size=3)), min_size=1, max_size=6
+    )
+    return st.tuples(questions, st.dictionaries(IDS, TEXTS)).filter(
+        lambda c: any(id in c[1] for id, _ in c[0])
+    )
 
 
 # ---- equality with the official scripts ----
@@ -52,11 +87,17 @@ def test_every_v2_key_is_the_official_one_to_the_last_digit(case, odds, threshol
     questions, predictions = case
     data = official.drop_unpredicted(squad(questions), predictions)
     scores = metrics.score_answers(examples(questions), predictions, missing="skip")
-    assert json.dumps(metrics.evaluate_v2(scores)) == json.dumps(official.evaluate_v2(data, predictions))
+    assert json.dumps(metrics.evaluate_v2(scores)) == json.dumps(
+        official.evaluate_v2(data, predictions)
+    )
 
-    known = {id: value for id, value in odds.items() if id in scores.ids}  # the script has no curves for others
+    known = {
+        id: value for id, value in odds.items() if id in scores.ids
+    }  # the script has no curves for others
     theirs = official.evaluate_v2(data, predictions, known, threshold, curves=True)
-    assert json.dumps(metrics.evaluate_v2(scores, odds, threshold, curves=True)) == json.dumps(theirs)
+    assert json.dumps(metrics.evaluate_v2(scores, odds, threshold, curves=True)) == json.dumps(
+        theirs
+    )
 
 
 @CASES
@@ -64,19 +105,25 @@ def test_every_v2_key_is_the_official_one_to_the_last_digit(case, odds, threshol
 def test_every_v1_key_is_the_official_one_with_missing_predictions(case):
     questions, predictions = case
     scores = metrics.score_answers(examples(questions), predictions, v1=True)
-    assert json.dumps(metrics.evaluate_v1(scores)) == json.dumps(official.evaluate_v1(squad(questions), predictions))
+    assert json.dumps(metrics.evaluate_v1(scores)) == json.dumps(
+        official.evaluate_v1(squad(questions), predictions)
+    )
 
 
 @CASES
 @given(questions_of(answers=0), st.dictionaries(IDS, ODDS, min_size=6), ODDS)
-def test_a_missing_prediction_counts_like_a_wrong_answer_that_no_threshold_can_mend(case, odds, threshold):
+def test_a_missing_prediction_counts_like_a_wrong_answer_that_no_threshold_can_mend(
+    case, odds, threshold
+):
     questions, predictions = case
     scores = metrics.score_answers(examples(questions), predictions)
     gone = [id for id in scores.ids if id not in predictions]
     filled = predictions | dict.fromkeys(gone, "\ue000")
     kept = odds | dict.fromkeys(gone, float("-inf"))
     theirs = official.evaluate_v2(squad(questions), filled, kept, threshold)
-    ours = metrics.evaluate_v2(scores, {id: value for id, value in odds.items() if id not in gone}, threshold)
+    ours = metrics.evaluate_v2(
+        scores, {id: value for id, value in odds.items() if id not in gone}, threshold
+    )
     shared = [key for key in theirs if not key.startswith("best")]
     assert [ours[key] for key in shared] == [theirs[key] for key in shared]
     assert ours["best_exact"] <= 100 * (len(scores.ids) - len(gone)) / len(scores.ids)
@@ -93,7 +140,9 @@ def test_literal_scores():
     assert score("tower") == (0, 2 / 3)
     assert score("Paris, Eiffel Tower") == (0, 1.0)
     assert score("") == (0, 0)
-    golds = [("q", ["the"])]  # nothing is left of it: v2 accepts the empty answer, v1.1 gives it no F1
+    golds = [
+        ("q", ["the"])
+    ]  # nothing is left of it: v2 accepts the empty answer, v1.1 gives it no F1
     assert score("...") == (1, 1)
     assert score("...", v1=True) == (1, 0)
 
@@ -105,14 +154,26 @@ def test_missing_predictions_wrong_or_skipped():
     data = examples([("a", ["cat"]), ("b", ["dog"]), ("c", []), ("d", [])])
     predictions = {"a": "cat", "c": "x"}
     wrong = metrics.evaluate_v2(metrics.score_answers(data, predictions), {"a": 0.1, "c": 0.9}, 0.5)
-    assert (wrong["exact"], wrong["total"], wrong["HasAns_exact"], wrong["NoAns_exact"]) == (50.0, 4, 50.0, 50.0)
-    assert (wrong["best_exact"], wrong["best_exact_thresh"]) == (50.0, 0.1)  # d stays wrong at every threshold
-    skip = metrics.evaluate_v2(metrics.score_answers(data, predictions, missing="skip"), {"a": 0.1, "c": 0.9}, 0.5)
+    assert (wrong["exact"], wrong["total"], wrong["HasAns_exact"], wrong["NoAns_exact"]) == (
+        50.0,
+        4,
+        50.0,
+        50.0,
+    )
+    assert (wrong["best_exact"], wrong["best_exact_thresh"]) == (
+        50.0,
+        0.1,
+    )  # d stays wrong at every threshold
+    skip = metrics.evaluate_v2(
+        metrics.score_answers(data, predictions, missing="skip"), {"a": 0.1, "c": 0.9}, 0.5
+    )
     assert (skip["exact"], skip["total"], skip["best_exact"]) == (100.0, 2, 100.0)
 
 
 def test_files_that_do_not_belong_together_are_refused():
-    with pytest.raises(UserError, match="none of the 1 predictions .* 'z' in the predictions and 'a' in the data"):
+    with pytest.raises(
+        UserError, match="none of the 1 predictions .* 'z' in the predictions and 'a' in the data"
+    ):
         metrics.score_answers(examples([("a", ["cat"])]), {"z": "cat"})
     with pytest.raises(UserError, match="'b' has no answers"):
         metrics.score_answers(examples([("a", ["cat"]), ("b", [])]), {"a": "cat"}, v1=True)
@@ -129,7 +190,9 @@ def test_the_threshold_story():
     odds = {"a": -1.0, "b": 0.5, "c": 1.5, "d": 2.0, "e": 3.0}
     data = examples([("a", ["x"]), ("b", ["x"]), ("c", ["x"]), ("d", []), ("e", [])])
     raw = dict.fromkeys(odds, "x")
-    emptied = {id: "" if odds[id] > 0 else text for id, text in raw.items()}  # what run_qa and the old scripts write
+    emptied = {
+        id: "" if odds[id] > 0 else text for id, text in raw.items()
+    }  # what run_qa and the old scripts write
 
     scores = metrics.score_answers(data, emptied)
     thresholded = metrics.evaluate_v2(scores, odds)
@@ -155,7 +218,12 @@ def test_the_official_sweep_promises_what_no_threshold_gives():
 
 
 @CASES
-@given(st.lists(st.tuples(ODDS.filter(np.isfinite), st.sampled_from([0, 0.25, 0.5, 1]), st.booleans()), min_size=1))
+@given(
+    st.lists(
+        st.tuples(ODDS.filter(np.isfinite), st.sampled_from([0, 0.25, 0.5, 1]), st.booleans()),
+        min_size=1,
+    )
+)
 def test_tuned_thresholds_score_what_they_promise_and_none_scores_more(rows):
     odds, f1, has_answer = map(np.array, zip(*rows, strict=True))
     exact = (f1 == 1).astype(int)
@@ -190,7 +258,9 @@ def test_neighbouring_floats_and_odds_that_are_not_finite():
 
 def test_answer_vs_no_answer():
     data = examples([("a", ["cat"]), ("b", ["cat"]), ("c", []), ("d", []), ("e", [])])
-    scores = metrics.score_answers(data, {"a": "dog", "b": "", "c": "", "d": "dog"})  # e is missing: wrong
+    scores = metrics.score_answers(
+        data, {"a": "dog", "b": "", "c": "", "d": "dog"}
+    )  # e is missing: wrong
     odds = [0.0, 0.0, 0.0, 9.0, None]
     assert metrics.answered(scores, odds, 1.0) == [True, False, False, False, None]
     assert metrics.answer_vs_no_answer(scores, odds, 1.0) == 60.0
@@ -198,7 +268,14 @@ def test_answer_vs_no_answer():
 
 
 def test_char_f1_reads_languages_without_spaces():
-    data = examples([("ja", ["日本の首都"]), ("th", ["กรุงเทพ"]), ("en", ["red panda"]), ("mixed", ["東京 Tower"])])
+    data = examples(
+        [
+            ("ja", ["日本の首都"]),
+            ("th", ["กรุงเทพ"]),
+            ("en", ["red panda"]),
+            ("mixed", ["東京 Tower"]),
+        ]
+    )
     predictions = {"ja": "首都。", "th": "กรุงเทพ", "en": "panda red cat", "mixed": "東京tower"}
     scores = metrics.score_answers(data, predictions, characters=True)
     assert scores.f1[0] == 0  # one word against another

@@ -19,7 +19,10 @@ class Pair(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.moving, self.frozen = torch.nn.Parameter(torch.tensor([1.0])), torch.nn.Parameter(torch.tensor([5.0]), False)
+        self.moving, self.frozen = (
+            torch.nn.Parameter(torch.tensor([1.0])),
+            torch.nn.Parameter(torch.tensor([5.0]), False),
+        )
 
 
 def test_average_by_hand():
@@ -63,9 +66,14 @@ def test_label_smoothing_is_torchs_window_by_window(smoothing):
     draw = torch.Generator().manual_seed(0)
     lengths, starts, ends = (3, 7, 1), torch.tensor([1, 6, 0]), torch.tensor([2, 0, 0])
     start, end = torch.randn(2, 11, generator=draw, dtype=torch.float64)
-    expected = sum(F.cross_entropy(part[None], label[None], label_smoothing=smoothing)
-                   for side, labels in ((start, starts), (end, ends))
-                   for part, label in zip(side.split(lengths), labels, strict=True)) / 2
+    expected = (
+        sum(
+            F.cross_entropy(part[None], label[None], label_smoothing=smoothing)
+            for side, labels in ((start, starts), (end, ends))
+            for part, label in zip(side.split(lengths), labels, strict=True)
+        )
+        / 2
+    )
     found = span_loss(SpanLogits(start, end), Layout.of(lengths, CPU), starts, ends, smoothing)
     assert found.item() == pytest.approx(expected.item(), abs=1e-12)
 
@@ -73,7 +81,9 @@ def test_label_smoothing_is_torchs_window_by_window(smoothing):
 def test_label_smoothing_by_hand():
     """Two tokens, logits log 3 and 0: probabilities 3/4 and 1/4; a tenth of the label is spread, a twentieth each."""
     logits = torch.tensor([math.log(3), 0.0])
-    found = span_loss(SpanLogits(logits, logits), Layout.of((2,), CPU), torch.tensor([0]), torch.tensor([0]), 0.1)
+    found = span_loss(
+        SpanLogits(logits, logits), Layout.of((2,), CPU), torch.tensor([0]), torch.tensor([0]), 0.1
+    )
     assert found.item() == pytest.approx(-(0.95 * math.log(0.75) + 0.05 * math.log(0.25)), abs=1e-6)
 
 
@@ -88,18 +98,35 @@ def test_layer_decay_by_hand(tiny_model):
     set_lr(optimizer, 0.01, 0, settings)
     optimizer.step()
     for name, parameter in model.named_parameters():
-        depth = 3 if name.startswith("span") else 0 if "embeddings" in name else 1 + int(name.split(".")[2])
-        assert torch.allclose(before[name] - parameter, torch.tensor(0.01 * 0.5 ** (3 - depth)), atol=1e-6), name
+        depth = (
+            3
+            if name.startswith("span")
+            else 0
+            if "embeddings" in name
+            else 1 + int(name.split(".")[2])
+        )
+        assert torch.allclose(
+            before[name] - parameter, torch.tensor(0.01 * 0.5 ** (3 - depth)), atol=1e-6
+        ), name
 
 
-@pytest.mark.parametrize(("what", "left"), [("none", 3), ("embeddings", 3), ("0", 3), ("1", 2), ("2", 1), ("encoder", 1)])
+@pytest.mark.parametrize(
+    ("what", "left"), [("none", 3), ("embeddings", 3), ("0", 3), ("1", 2), ("2", 1), ("encoder", 1)]
+)
 def test_freezing_by_depth(tiny_model, what, left):
     """What stays trainable: the top `left` of two layers and the head; embeddings only with none."""
     model = folder.load(tiny_model)
     freeze(model, what)
-    trained = {"span" if name.startswith("span") else name.split(".")[1] + name.split(".")[2] * ("layers" in name)
-               for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trained == {"span", *["layers1", "layers0"][:left - 1]} | ({"embeddings"} if what == "none" else set())
+    trained = {
+        "span"
+        if name.startswith("span")
+        else name.split(".")[1] + name.split(".")[2] * ("layers" in name)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    assert trained == {"span", *["layers1", "layers0"][: left - 1]} | (
+        {"embeddings"} if what == "none" else set()
+    )
 
 
 def test_cosine_and_constant_by_hand():

@@ -37,7 +37,9 @@ def reader(tiny_model):
 def test_answers_are_cut_from_the_text(reader):
     for context in ("a b c d e f", "x " * 500, "Ä É 東京 a b", "a"):
         answer = reader.answer("where is a?", context, allow_no_answer=False)
-        assert isinstance(answer, Answer) and answer.answer == context[answer.start : answer.end] != ""
+        assert (
+            isinstance(answer, Answer) and answer.answer == context[answer.start : answer.end] != ""
+        )
         assert 0 < answer.score <= 1
     assert set(dataclasses.asdict(answer)) == {"answer", "score", "start", "end", "document"}
 
@@ -83,9 +85,33 @@ def test_files_in_files_out_and_scored(tmp_path, tiny_model, letters, capsys):
     assert all((predictions[q] == "") == (odds[q] > 0.5) for q in odds)
     assert {"text", "probability", "start_logit", "end_logit"} <= ranked["q0"][0].keys()
     capsys.readouterr()
-    assert score([str(letters), str(out / "predictions.json"), "--na-prob-file", str(out / "null_odds.json")]) == 0
+    assert (
+        score(
+            [
+                str(letters),
+                str(out / "predictions.json"),
+                "--na-prob-file",
+                str(out / "null_odds.json"),
+            ]
+        )
+        == 0
+    )
     assert {"exact", "f1", "total", "best_f1"} <= json.loads(capsys.readouterr().out).keys()
-    assert main(["--model", str(model), "--data", str(letters), "--out", str(out), "--threshold", "none"]) == 0
+    assert (
+        main(
+            [
+                "--model",
+                str(model),
+                "--data",
+                str(letters),
+                "--out",
+                str(out),
+                "--threshold",
+                "none",
+            ]
+        )
+        == 0
+    )
     assert "" not in json.loads((out / "predictions.json").read_text()).values()
 
 
@@ -94,34 +120,69 @@ def test_one_question_from_arguments_file_and_pipe(tmp_path, tiny_model, capsys,
     text.write_text("a b c d")
     monkeypatch.setattr("sys.stdin", io.StringIO("a b c d"))
     said = []
-    for source in (["--context", "a b c d"], ["--context-file", str(text)], ["--context-file", "-"]):
-        assert main(["--model", str(tiny_model), "--question", "where is a?", *source, "--json", "--threshold", "none",
-                     "--top-k", "2"]) == 0
+    for source in (
+        ["--context", "a b c d"],
+        ["--context-file", str(text)],
+        ["--context-file", "-"],
+    ):
+        assert (
+            main(
+                [
+                    "--model",
+                    str(tiny_model),
+                    "--question",
+                    "where is a?",
+                    *source,
+                    "--json",
+                    "--threshold",
+                    "none",
+                    "--top-k",
+                    "2",
+                ]
+            )
+            == 0
+        )
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] == said[2] and len(said[0].splitlines()) == 2
     assert json.loads(said[0].splitlines()[0])["answer"]
 
 
-@pytest.mark.parametrize(("argv", "says"), [
-    ([], "give either --data"), (["--data", "x.json"], "needs --out"), (["--question", "q"], "needs a text"),
-    (["--question", "q", "--context", "c", "--context-file", "f"], "two texts"),
-    (["--question", "q", "--jsonl"], "leave out --question"), (["--context-file", "-", "--jsonl"], "both read"),
-    (["--data", "x.json", "--out", "o", "--question", "q"], "give either --data"),
-    (["--question", "q", "--context", "c", "--threshold", "low"], "give a number, or none"),
-    (["--question", "q", "--context", "c", "--threshold", "nan"], "give a number, or none"),
-    (["--question", "q", "--context", "c", "--top-k", "0"], "give 1 or more"),
-    (["--context", " "], "is empty"), (["--question", "q", "--context", ""], "is empty"),
-    (["--question", " ", "--context", "c"], "--question is empty"), (["--question", ""], "needs a text"),
-    (["--question", "q", "--context", "c", "--limit", "3"], "--limit: has no effect without --data"),
-    (["--data", "x.json", "--out", "o", "--top-k", "2", "--json"], "--json, --top-k: has no effect with --data"),
-])
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "give either --data"),
+        (["--data", "x.json"], "needs --out"),
+        (["--question", "q"], "needs a text"),
+        (["--question", "q", "--context", "c", "--context-file", "f"], "two texts"),
+        (["--question", "q", "--jsonl"], "leave out --question"),
+        (["--context-file", "-", "--jsonl"], "both read"),
+        (["--data", "x.json", "--out", "o", "--question", "q"], "give either --data"),
+        (["--question", "q", "--context", "c", "--threshold", "low"], "give a number, or none"),
+        (["--question", "q", "--context", "c", "--threshold", "nan"], "give a number, or none"),
+        (["--question", "q", "--context", "c", "--top-k", "0"], "give 1 or more"),
+        (["--context", " "], "is empty"),
+        (["--question", "q", "--context", ""], "is empty"),
+        (["--question", " ", "--context", "c"], "--question is empty"),
+        (["--question", ""], "needs a text"),
+        (
+            ["--question", "q", "--context", "c", "--limit", "3"],
+            "--limit: has no effect without --data",
+        ),
+        (
+            ["--data", "x.json", "--out", "o", "--top-k", "2", "--json"],
+            "--json, --top-k: has no effect with --data",
+        ),
+    ],
+)
 def test_mistakes_are_explained(tiny_model, argv, says):
     with pytest.raises(UserError, match=says):
         main(["--model", str(tiny_model), *argv])
 
 
 def test_an_encoder_cannot_answer(tmp_path, tiny_model):
-    folder.save(tmp_path / "bare", folder.load_encoder(tiny_model), tokenizer_from=tiny_model, provenance={})
+    folder.save(
+        tmp_path / "bare", folder.load_encoder(tiny_model), tokenizer_from=tiny_model, provenance={}
+    )
     with pytest.raises(UserError, match="its head is None"):
         Reader.load(tmp_path / "bare")
 
@@ -137,10 +198,14 @@ def test_questions_from_a_pipe_give_a_line_each(tiny_model, capsys, monkeypatch)
     monkeypatch.setattr("sys.stdin", io.StringIO("where is a?\n\n  where is b?\n"))
     assert main(["--model", str(tiny_model), "--context", "a b c d", "--json"]) == 0
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(said) == 2 and all("a b c d"[one["start"] : one["end"]] == one["answer"] != "" for one in said)
+    assert len(said) == 2 and all(
+        "a b c d"[one["start"] : one["end"]] == one["answer"] != "" for one in said
+    )
     monkeypatch.setattr("sys.stdin", io.StringIO("where is a?"))
     assert main(["--model", str(tiny_model), "--context", "a b c d"]) == 0
-    assert re.fullmatch(r"[abcd ]+   \[score 0\.\d{3}, characters \d to \d\]\n", capsys.readouterr().out)
+    assert re.fullmatch(
+        r"[abcd ]+   \[score 0\.\d{3}, characters \d to \d\]\n", capsys.readouterr().out
+    )
 
 
 class Pty:
@@ -153,13 +218,21 @@ class Pty:
 
         self.pid, self.terminal = pty.fork()
         if not self.pid:
-            hidden = ("COLUMNS", "NO_COLOR")        # readline sets the first one, unseen by os.environ: hence execve
+            hidden = (
+                "COLUMNS",
+                "NO_COLOR",
+            )  # readline sets the first one, unseen by os.environ: hence execve
             kept = {name: value for name, value in os.environ.items() if name not in hidden}
             try:
-                signal.signal(signal.SIGINT, signal.SIG_DFL)    # a shell's background jobs, and what they start, ignore it
+                signal.signal(
+                    signal.SIGINT, signal.SIG_DFL
+                )  # a shell's background jobs, and what they start, ignore it
                 os.chdir(Path(__file__).resolve().parents[1])
-                os.execve(sys.executable, [sys.executable, *argv],
-                          {**kept, "TERM": "xterm", "OMP_NUM_THREADS": "1", **dict(env)})
+                os.execve(
+                    sys.executable,
+                    [sys.executable, *argv],
+                    {**kept, "TERM": "xterm", "OMP_NUM_THREADS": "1", **dict(env)},
+                )
             finally:
                 os._exit(99)
         fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -172,7 +245,7 @@ class Pty:
             raise AssertionError(f"nothing more comes behind {self.shown!r}")
         try:
             data = os.read(self.terminal, 1 << 16)
-        except OSError:     # Linux says so when the other side is closed
+        except OSError:  # Linux says so when the other side is closed
             return False
         self.shown += data.decode().replace("\r\n", "\n")
         return bool(data)
@@ -185,7 +258,7 @@ class Pty:
         return self.shown[begin : self.seen]
 
     def type(self, text: str) -> None:
-        time.sleep(0.2)     # input() has shown its prompt, and now sets the terminal up
+        time.sleep(0.2)  # input() has shown its prompt, and now sets the terminal up
         os.write(self.terminal, text.encode())
 
     def leave(self) -> tuple[int, str]:
@@ -205,17 +278,24 @@ def at_terminal():
     model = Path(__file__).resolve().parents[1] / "weights" / "minilm-squad2"
     if not (model / "model.safetensors").exists():
         pytest.skip("the bundled reader is not there")
-    return lambda columns, *argv, **env: Pty(columns, "-m", "bertqa.predict", "--model", str(model), *argv, env=env.items())
+    return lambda columns, *argv, **env: Pty(
+        columns, "-m", "bertqa.predict", "--model", str(model), *argv, env=env.items()
+    )
 
 
-@pytest.mark.parametrize("leaving", ["\x04", "\x03", "half a que\x03", "\n"])     # Ctrl-D, Ctrl-C, an empty line
+@pytest.mark.parametrize(
+    "leaving", ["\x04", "\x03", "half a que\x03", "\n"]
+)  # Ctrl-D, Ctrl-C, an empty line
 def test_a_session_at_a_real_terminal(at_terminal, tmp_path, leaving):
     (tmp_path / "text.txt").write_text(TEXT)
     terminal = at_terminal(40, "--context-file", str(tmp_path / "text.txt"), "--threshold", "none")
     assert "Ask about them" in terminal.expect("\n? ")
     terminal.type("Who came to the house?\n")
     said = terminal.expect("\n? ")
-    assert f"{prompt.BOLD}Ada Lovelace{prompt.PLAIN} came to the long white\n" in said and "rained" not in said
+    assert (
+        f"{prompt.BOLD}Ada Lovelace{prompt.PLAIN} came to the long white\n" in said
+        and "rained" not in said
+    )
     assert re.search(r"\033\[2mscore 0\.\d{3}   then: ", said)
     lines = re.sub(r"\033\[[0-9;?]*[a-z]", "", said).splitlines()
     assert max(map(len, lines)) < 40 and len(lines) > 5
@@ -248,7 +328,7 @@ def test_ctrl_c_while_pasting(at_terminal):
     assert status == 130 and "Traceback" not in rest and rest.endswith("\ninterrupted\n")
 
 
-@pytest.mark.parametrize("ending", ["\n", ""])      # an empty line, or Ctrl-D
+@pytest.mark.parametrize("ending", ["\n", ""])  # an empty line, or Ctrl-D
 def test_a_terminal_is_asked_again_until_an_empty_line(tiny_model, monkeypatch, ending):
     monkeypatch.setattr("sys.stdin", Terminal(f"where is a?\nwhere is b?\n{ending}"))
     monkeypatch.setattr("sys.stdout", out := Terminal())
@@ -273,28 +353,44 @@ def test_a_text_is_pasted_at_the_terminal(tiny_model, monkeypatch):
 def test_the_answer_is_marked_in_its_sentence():
     text = "It rained (a lot!). Dr.\x1b[31m Ada came at noon. He left."
     start = text.index("Ada")
-    shown = prompt.in_sentence([Answer("Ada", 0.75, start, start + 3), Answer("", 0.125, 0, 0)], text, False)
+    shown = prompt.in_sentence(
+        [Answer("Ada", 0.75, start, start + 3), Answer("", 0.125, 0, 0)], text, False
+    )
     assert shown == "Dr. [31m [Ada] came at noon.\nscore 0.750   then: no answer (0.125)"
     coloured = prompt.in_sentence([Answer("Ada", 0.75, start, start + 3)], text, True)
     assert coloured.count("\033[") == 4 and "\033[31m" not in coloured
-    assert prompt.in_sentence([Answer("", 0.5, 0, 0)], text, False).startswith("(no answer in this text)\n")
+    assert prompt.in_sentence([Answer("", 0.5, 0, 0)], text, False).startswith(
+        "(no answer in this text)\n"
+    )
     narrow = prompt.in_sentence([Answer("Ada", 0.75, start, start + 3)], text, False, 12)
-    assert narrow == "Dr. [31m\n[Ada] came\nat noon.\nscore 0.750" and prompt.wrap("a" * 9 + " b", 4) == "a" * 9 + "\nb"
-    assert prompt.in_sentence([Answer("", 0.5, 0, 0), Answer("b", 0.25, 0, 1)], "b", False).endswith(
-        "score 0.500   nearest: b (0.250)")
-    for context, answer, around in [("one\ntwo three\nfour", "three", "two three"), ("a? b! c", "b", "b!"), ("b", "b", "b"),
-                                    ("x" * 999 + "b" + "y" * 999, "b", "x" * 300 + "b" + "y" * 300),
-                                    ("甲。乙丙。丁", "丙", "乙丙。"), ("It is v1.2 now", "1.2", "It is v1.2 now"),
-                                    (f"{'w ' * 30}\nb\n\nz", "b", f"{'w ' * 30}\nb"),
-                                    (f"{'w ' * 30}b \n{'v ' * 30}\n\nz", "b", f"{'w ' * 30}b \n{'v ' * 30}")]:
+    assert (
+        narrow == "Dr. [31m\n[Ada] came\nat noon.\nscore 0.750"
+        and prompt.wrap("a" * 9 + " b", 4) == "a" * 9 + "\nb"
+    )
+    assert prompt.in_sentence(
+        [Answer("", 0.5, 0, 0), Answer("b", 0.25, 0, 1)], "b", False
+    ).endswith("score 0.500   nearest: b (0.250)")
+    for context, answer, around in [
+        ("one\ntwo three\nfour", "three", "two three"),
+        ("a? b! c", "b", "b!"),
+        ("b", "b", "b"),
+        ("x" * 999 + "b" + "y" * 999, "b", "x" * 300 + "b" + "y" * 300),
+        ("甲。乙丙。丁", "丙", "乙丙。"),
+        ("It is v1.2 now", "1.2", "It is v1.2 now"),
+        (f"{'w ' * 30}\nb\n\nz", "b", f"{'w ' * 30}\nb"),
+        (f"{'w ' * 30}b \n{'v ' * 30}\n\nz", "b", f"{'w ' * 30}b \n{'v ' * 30}"),
+    ]:
         place = context.index(answer)
         begin, end = prompt.sentence(context, place, place + len(answer))
         assert context[begin:end] == around
 
 
 def test_json_lines_in_and_out(tiny_model, capsys, monkeypatch):
-    rows = [{"id": 7, "question": "where is a?", "context": "a b c"}, {"question": "where is b?"},
-            {"id": None, "question": "where is c?", "context": ["d e", "a c"], "more": 1}]
+    rows = [
+        {"id": 7, "question": "where is a?", "context": "a b c"},
+        {"question": "where is b?"},
+        {"id": None, "question": "where is c?", "context": ["d e", "a c"], "more": 1},
+    ]
     text = "\n\n".join(json.dumps(row) for row in rows)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     assert main(["--model", str(tiny_model), "--jsonl", "--context", "x y"]) == 0
@@ -308,11 +404,17 @@ def test_json_lines_in_and_out(tiny_model, capsys, monkeypatch):
     assert len(said["answers"]) == 2 and said["answers"][0] == {name: said[name] for name in fields}
 
 
-@pytest.mark.parametrize(("line", "says"), [
-    ("{", "line 3: not JSON"), ("[1]", "line 3: a JSON list"), ('{"context": "a"}', "line 3: question is None"),
-    ('{"question": "q"}', "line 3: context is missing"), ('{"question": "q", "context": [1]}', "line 3: context is no text"),
-    (b'\xff{"question": "q"}', "line 3: not JSON"),
-])
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "line 3: not JSON"),
+        ("[1]", "line 3: a JSON list"),
+        ('{"context": "a"}', "line 3: question is None"),
+        ('{"question": "q"}', "line 3: context is missing"),
+        ('{"question": "q", "context": [1]}', "line 3: context is no text"),
+        (b'\xff{"question": "q"}', "line 3: not JSON"),
+    ],
+)
 def test_a_bad_line_is_named_and_those_before_it_are_answered(reader, line, says):
     good, out = '{"question": "where is a?", "context": "a b"}', io.StringIO()
     with pytest.raises(UserError, match=says):
@@ -359,20 +461,51 @@ def test_whole_words_and_int8_reach_the_reader(tiny_model, monkeypatch, capsys):
             asked.update(options)
             return [Answer("a", 1.0, 0, 1)] * 2
 
-    monkeypatch.setattr("bertqa.predict.Reader.load", lambda *args, **options: asked.update(options) or Spy())
-    assert main(["--model", str(tiny_model), "--question", "q", "--context", "a", "--whole-words", "--int8"]) == 0
-    assert asked == {"int8": True, "whole_words": True, "allow_no_answer": False, "threshold": None,
-                     "max_answer_length": None}
+    monkeypatch.setattr(
+        "bertqa.predict.Reader.load", lambda *args, **options: asked.update(options) or Spy()
+    )
+    assert (
+        main(
+            [
+                "--model",
+                str(tiny_model),
+                "--question",
+                "q",
+                "--context",
+                "a",
+                "--whole-words",
+                "--int8",
+            ]
+        )
+        == 0
+    )
+    assert asked == {
+        "int8": True,
+        "whole_words": True,
+        "allow_no_answer": False,
+        "threshold": None,
+        "max_answer_length": None,
+    }
 
 
-@pytest.mark.parametrize(("flags", "settings"), [
-    ([], {}), (["--decoding", "hf"], {"mode": "hf"}), (["--decoding", "google"], {"mode": "google"}),
-    (["--max-context"], {"max_context": True})])
+@pytest.mark.parametrize(
+    ("flags", "settings"),
+    [
+        ([], {}),
+        (["--decoding", "hf"], {"mode": "hf"}),
+        (["--decoding", "google"], {"mode": "google"}),
+        (["--max-context"], {"max_context": True}),
+    ],
+)
 def test_ways_of_decoding_reach_the_files(tmp_path, reader, letters, monkeypatch, flags, settings):
     """The files are those of SpanSettings with that mode, on windows so short that the modes differ."""
     monkeypatch.setattr("bertqa.predict.load_reader", lambda args: reader)
     asked = []
-    monkeypatch.setattr(inference_reader, "SpanDecoder", lambda *given: asked.append(given[1]) or SpanDecoder(*given))
+    monkeypatch.setattr(
+        inference_reader,
+        "SpanDecoder",
+        lambda *given: asked.append(given[1]) or SpanDecoder(*given),
+    )
     assert main(["--data", str(letters), "--out", str(tmp_path), "--limit", "20", *flags]) == 0
     assert asked == [SpanSettings(**settings)]
     examples = read_examples(letters, 20).examples
@@ -384,12 +517,27 @@ def test_ways_of_decoding_reach_the_files(tmp_path, reader, letters, monkeypatch
 
 def test_int8_says_what_it_costs(tmp_path, capsys, monkeypatch):
     """Its answers are held against those of the model as it is, and a bad model is told from a good one."""
-    ask = ["--data", str(ROOT / "bertqa/data/sample/dev.json"), "--out", str(tmp_path), "--limit", "20", "--int8"]
+    ask = [
+        "--data",
+        str(ROOT / "bertqa/data/sample/dev.json"),
+        "--out",
+        str(tmp_path),
+        "--limit",
+        "20",
+        "--int8",
+    ]
     assert main([*ask, "--device", "cpu"]) == 0
-    said = re.search(r"int8: of the first 20 questions (.*)% have the answer that auto precision gives; F1 (.*) instead of "
-                     r"(.*)\n", capsys.readouterr().err)
-    assert float(said[1]) >= 80 and abs(float(said[2]) - float(said[3])) < 10 and float(said[3]) > 30
-    monkeypatch.setattr(prepack, "int8", lambda model: type(model)(model.config))    # weights drawn at random
+    said = re.search(
+        r"int8: of the first 20 questions (.*)% have the answer that auto precision gives; F1 (.*) instead of "
+        r"(.*)\n",
+        capsys.readouterr().err,
+    )
+    assert (
+        float(said[1]) >= 80 and abs(float(said[2]) - float(said[3])) < 10 and float(said[3]) > 30
+    )
+    monkeypatch.setattr(
+        prepack, "int8", lambda model: type(model)(model.config)
+    )  # weights drawn at random
     assert main([*ask, "--threshold", "none"]) == 0
     assert float(re.search(r"questions (.*)% have", capsys.readouterr().err)[1]) < 50
 
@@ -398,5 +546,7 @@ def test_int8_logits_are_near():
     model = folder.load(ROOT / "weights" / "minilm-squad2")
     ids = torch.randint(1000, 20000, (120,), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        exact, near = (torch.stack(list(one(ids, lengths=[50, 70]))) for one in (model, prepack.int8(model)))
+        exact, near = (
+            torch.stack(list(one(ids, lengths=[50, 70]))) for one in (model, prepack.int8(model))
+        )
     assert 0 < (exact - near).abs().max() < 0.1 * (exact.max() - exact.min())

@@ -10,12 +10,21 @@ from bertqa import BertConfig, BertEncoder, BertForQuestionAnswering, Reader
 from bertqa.model import prepack
 from bertqa.model.attention import Layout
 
-SHAPE = BertConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=37,
-                   max_position_embeddings=40, attention_probs_dropout_prob=0.0, pooler=True)
+SHAPE = BertConfig(
+    vocab_size=99,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=37,
+    max_position_embeddings=40,
+    attention_probs_dropout_prob=0.0,
+    pooler=True,
+)
 LENGTHS = (7, 13, 1)
 needs_packing = pytest.mark.skipif(
     not (prepack._has_onednn() and torch.backends.cpu.get_cpu_capability().startswith("AVX")),
-    reason="this processor or this build of torch has no packed products; prepack.pack returns the model itself")
+    reason="this processor or this build of torch has no packed products; prepack.pack returns the model itself",
+)
 
 
 @pytest.fixture
@@ -32,10 +41,15 @@ def encoder():
 @needs_packing
 def test_packed_weights_give_the_same_numbers(encoder, ids):
     packed = prepack.pack(encoder)
-    assert sum(isinstance(module, prepack.PackedLinear) for module in packed.modules()) == 4 * 2 + 1     # and the pooler
+    assert (
+        sum(isinstance(module, prepack.PackedLinear) for module in packed.modules()) == 4 * 2 + 1
+    )  # and the pooler
     with torch.inference_mode():
         for lengths in (LENGTHS, (21,), (1,) * 21):
-            want, got = (model(ids, lengths=Layout.of(lengths, ids.device)) for model in (encoder.eval(), packed))
+            want, got = (
+                model(ids, lengths=Layout.of(lengths, ids.device))
+                for model in (encoder.eval(), packed)
+            )
             assert torch.allclose(got.last_hidden_state, want.last_hidden_state, atol=1e-5)
             assert torch.allclose(got.pooled, want.pooled, atol=1e-5)
 
@@ -51,25 +65,37 @@ def test_packing_leaves_the_model_alone(encoder, ids):
         encoder.embeddings.word.weight.zero_()
         again = packed(ids, lengths=LENGTHS).last_hidden_state
         encoder.load_state_dict(before)
-        assert torch.allclose(again, encoder.eval()(ids, lengths=LENGTHS).last_hidden_state, atol=1e-5)
+        assert torch.allclose(
+            again, encoder.eval()(ids, lengths=LENGTHS).last_hidden_state, atol=1e-5
+        )
 
 
 @needs_packing
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "again",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["copy", "pickle"],
+)
 def test_packed_models_can_be_copied_and_sent_to_other_processes(encoder, ids, again):
     packed = prepack.pack(encoder)
     with torch.inference_mode():
-        assert torch.equal(*(model(ids, lengths=LENGTHS).last_hidden_state for model in (packed, again(packed))))
+        assert torch.equal(
+            *(model(ids, lengths=LENGTHS).last_hidden_state for model in (packed, again(packed)))
+        )
 
 
 @needs_packing
-@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this processor has no bf16 units")
+@pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(), reason="this processor has no bf16 units"
+)
 def test_packed_in_bf16_is_as_near_as_autocast(encoder, ids):
     packed = prepack.pack(encoder.eval(), torch.bfloat16)
     with torch.inference_mode():
         exact = encoder(ids, lengths=LENGTHS).last_hidden_state
         with torch.autocast("cpu", torch.bfloat16):
-            cast, got = (model(ids, lengths=LENGTHS).last_hidden_state.float() for model in (encoder, packed))
+            cast, got = (
+                model(ids, lengths=LENGTHS).last_hidden_state.float() for model in (encoder, packed)
+            )
     assert packed is not encoder
     assert (got - exact).abs().max() < 2 * (cast - exact).abs().max() < 0.1
 
@@ -85,9 +111,14 @@ def test_int8_scales_each_token_by_itself():
     assert torch.isfinite(prepack.Int8Linear(linear)(torch.zeros(1, 64))).all()
 
 
-@pytest.mark.parametrize("model,dtype", [
-    (BertEncoder(SHAPE).bfloat16(), torch.float32), (BertEncoder(SHAPE), torch.float16),
-    (BertEncoder(SHAPE).to("meta"), torch.float32)])
+@pytest.mark.parametrize(
+    "model,dtype",
+    [
+        (BertEncoder(SHAPE).bfloat16(), torch.float32),
+        (BertEncoder(SHAPE), torch.float16),
+        (BertEncoder(SHAPE).to("meta"), torch.float32),
+    ],
+)
 def test_what_cannot_be_packed_stays_as_it_is(model, dtype):
     assert prepack.pack(model, dtype) is model
 
@@ -100,5 +131,10 @@ def test_without_onednn_nothing_is_packed(encoder, monkeypatch):
 @needs_packing
 def test_the_head_is_not_packed_and_the_reader_is(tiny_model):
     model = prepack.pack(BertForQuestionAnswering(SHAPE))
-    assert [name for name, module in model.named_modules() if type(module) is torch.nn.Linear] == ["span"]
-    assert any(isinstance(module, prepack.PackedLinear) for module in Reader.load(tiny_model, device="cpu").model.modules())
+    assert [name for name, module in model.named_modules() if type(module) is torch.nn.Linear] == [
+        "span"
+    ]
+    assert any(
+        isinstance(module, prepack.PackedLinear)
+        for module in Reader.load(tiny_model, device="cpu").model.modules()
+    )

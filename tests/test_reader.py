@@ -33,7 +33,12 @@ class Told(torch.nn.Module):
 
     def forward(self, input_ids, token_type_ids, lengths):
         found = [self.logits[tuple(window.tolist())] for window in input_ids.split(lengths.lengths)]
-        return SpanLogits(*(torch.tensor([value for window in found for value in window[side]]) for side in (0, 1)))
+        return SpanLogits(
+            *(
+                torch.tensor([value for window in found for value in window[side]])
+                for side in (0, 1)
+            )
+        )
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +52,22 @@ def told(reader, question, contexts, peaks, qa=QA):
     """A Reader whose model gives 0 everywhere but for `peaks`: {(context, "start" or "end", position in window 0): logit}."""
     logits = {}
     for number, context in enumerate(contexts):
-        windows = build_windows([Example("q", question, context, (), ())], reader.tokenizer, max_length=qa["max_length"],
-                                overlap=qa["overlap"], max_question=qa["max_question"])
+        windows = build_windows(
+            [Example("q", question, context, (), ())],
+            reader.tokenizer,
+            max_length=qa["max_length"],
+            overlap=qa["overlap"],
+            max_question=qa["max_question"],
+        )
         asked = [reader.tokenizer.cls_id, *windows.questions.ids.tolist(), reader.tokenizer.sep_id]
-        for nth, (first, count) in enumerate(zip(windows.first.tolist(), windows.count.tolist(), strict=True)):
-            ids = (*asked, *windows.contexts.ids[first : first + count].tolist(), reader.tokenizer.sep_id)
+        for nth, (first, count) in enumerate(
+            zip(windows.first.tolist(), windows.count.tolist(), strict=True)
+        ):
+            ids = (
+                *asked,
+                *windows.contexts.ids[first : first + count].tolist(),
+                reader.tokenizer.sep_id,
+            )
             start, end = [0.0] * len(ids), [0.0] * len(ids)
             for (which, side, position), value in peaks.items():
                 if which == number and nth == 0:
@@ -62,15 +78,28 @@ def told(reader, question, contexts, peaks, qa=QA):
 
 def test_the_score_is_the_product_of_two_probabilities(reader):
     # [CLS] is a ? [SEP] a b c [SEP]: start 3 at b, end 2 at c, 1 at [CLS] both; 4 positions count on each side.
-    made = told(reader, "is a?", ["a b c"], {(0, "start", 6): 3.0, (0, "end", 7): 2.0, (0, "start", 0): 1.0,
-                                             (0, "end", 0): 1.0, (0, "start", 2): 9.0, (0, "end", 8): 9.0})
+    made = told(
+        reader,
+        "is a?",
+        ["a b c"],
+        {
+            (0, "start", 6): 3.0,
+            (0, "end", 7): 2.0,
+            (0, "start", 0): 1.0,
+            (0, "end", 0): 1.0,
+            (0, "start", 2): 9.0,
+            (0, "end", 8): 9.0,
+        },
+    )
     start, end = np.exp([1.0, 0, 3, 0]).sum(), np.exp([1.0, 0, 0, 2]).sum()
     best, null, *_ = made.answer("is a?", "a b c", top_k=3, threshold=0.0)
     assert best == Answer("b c", pytest.approx(np.exp(5) / (start * end)), 2, 5, 0)
-    assert made.answer("is a?", "a b c") == best                       # no threshold was tuned: always an answer
-    assert null.answer != ""                                           # "b" and "c" score 3 and 2, as "" does: they ...
+    assert made.answer("is a?", "a b c") == best  # no threshold was tuned: always an answer
+    assert null.answer != ""  # "b" and "c" score 3 and 2, as "" does: they ...
     silent, second = made.answer("is a?", "a b c", top_k=2, threshold=-3.5)
-    assert silent == Answer("", pytest.approx(np.exp(2) / (start * end)), 0, 0, 0) and second == best   # odds are -3
+    assert (
+        silent == Answer("", pytest.approx(np.exp(2) / (start * end)), 0, 0, 0) and second == best
+    )  # odds are -3
     assert made.answer("is a?", "a b c", threshold=-2.5) == best
     assert made.answer("is a?", "a b c", allow_no_answer=False, threshold=-3.5) == best
 
@@ -80,7 +109,11 @@ def test_true_means_the_null_answer_competes_even_if_no_threshold_was_tuned(read
     assert made.answer("is a?", "a b c").answer != ""
     assert made.answer("is a?", "a b c", allow_no_answer=True).answer == ""
     made.qa["null_threshold"] = 11.0
-    assert made.answer("is a?", "a b c", allow_no_answer=True).answer == made.answer("is a?", "a b c").answer != ""
+    assert (
+        made.answer("is a?", "a b c", allow_no_answer=True).answer
+        == made.answer("is a?", "a b c").answer
+        != ""
+    )
     made.qa["null_threshold"] = 9.0
     assert made.answer("is a?", "a b c").answer == ""
     assert made.answer("is a?", "a b c", allow_no_answer=False).answer != ""
@@ -88,19 +121,34 @@ def test_true_means_the_null_answer_competes_even_if_no_threshold_was_tuned(read
 
 def test_documents_give_the_best_over_all(reader):
     contexts = ["a b c", "", "d e f", "d e f g"]
-    peaks = {(0, "start", 5): 2.0, (0, "end", 5): 2.0, (2, "start", 6): 3.0, (2, "end", 7): 3.0, (3, "start", 5): 2.5,
-             (0, "start", 0): 4.0, (1, "start", 0): 9.0, (2, "start", 0): 1.5, (3, "start", 0): 8.0}
+    peaks = {
+        (0, "start", 5): 2.0,
+        (0, "end", 5): 2.0,
+        (2, "start", 6): 3.0,
+        (2, "end", 7): 3.0,
+        (3, "start", 5): 2.5,
+        (0, "start", 0): 4.0,
+        (1, "start", 0): 9.0,
+        (2, "start", 0): 1.5,
+        (3, "start", 0): 8.0,
+    }
     made = told(reader, "is a?", contexts, peaks)
     best = made.answer("is a?", contexts)
     assert (best.answer, best.start, best.end, best.document) == ("e f", 2, 5, 2)
     ranked = made.answer("is a?", contexts, top_k=40, threshold=0.0)
     assert [a.score for a in ranked] == sorted((a.score for a in ranked), reverse=True)
-    assert {a.document for a in ranked if a.answer} == {0, 2, 3} and sum(a.answer == "" for a in ranked) == 1
-    assert sum(a.score for a in ranked) <= 1 and all(contexts[a.document][a.start : a.end] == a.answer for a in ranked)
+    assert {a.document for a in ranked if a.answer} == {0, 2, 3} and sum(
+        a.answer == "" for a in ranked
+    ) == 1
+    assert sum(a.score for a in ranked) <= 1 and all(
+        contexts[a.document][a.start : a.end] == a.answer for a in ranked
+    )
     # The null score is the least of all documents, 1.5, as it is over windows: odds 1.5 - 6.
     assert made.answer("is a?", contexts, threshold=-4.6).answer == ""
     assert made.answer("is a?", contexts, threshold=-4.4) == best
-    many = list(made.answer_many([("is a?", contexts), ("is a?", "a b c"), ("is a?", tuple(contexts[1:3]))]))
+    many = list(
+        made.answer_many([("is a?", contexts), ("is a?", "a b c"), ("is a?", tuple(contexts[1:3]))])
+    )
     assert many[0] == best and many[1].answer == "a" and many[2].document == 1
     assert made.answer("is a?", [""]) == made.answer("is a?", []) == Answer("", 1.0, 0, 0, 0)
 
@@ -130,7 +178,11 @@ def test_a_long_text_is_tokenised_once(tiny_model, monkeypatch):
     monkeypatch.setattr("bertqa.reader.LONG", 50)
     tokenizer, seen = WordPiece.load(tiny_model), []
     encode = tokenizer.encode
-    monkeypatch.setattr(tokenizer, "encode", lambda texts, progress=None: seen.extend(texts) or encode(texts, progress))
+    monkeypatch.setattr(
+        tokenizer,
+        "encode",
+        lambda texts, progress=None: seen.extend(texts) or encode(texts, progress),
+    )
     memory = Memory(tokenizer, most=200)
     long, longer, short = "a b c d " * 10, "e f g h " * 30, "a b"
     for texts in ([short, long], [long, short], [longer, long], [long], [short]):
@@ -139,17 +191,22 @@ def test_a_long_text_is_tokenised_once(tiny_model, monkeypatch):
             assert np.array_equal(getattr(got, name), getattr(right, name))
             assert getattr(got, name).dtype == getattr(right, name).dtype
     assert seen == [short, long, short, longer, short]
-    memory.encode([longer, "i j k l " * 25])          # 120 + 100 tokens beside the 40: the oldest goes, then the next
+    memory.encode(
+        [longer, "i j k l " * 25]
+    )  # 120 + 100 tokens beside the 40: the oldest goes, then the next
     assert list(memory.kept) == ["i j k l " * 25]
-    memory.encode(["m n o p " * 100])                 # more than all the room: kept all the same, alone
+    memory.encode(["m n o p " * 100])  # more than all the room: kept all the same, alone
     assert list(memory.kept) == ["m n o p " * 100]
 
 
 def test_questions_across_calls_share_the_tokens_of_a_document(reader, monkeypatch):
     seen = []
     encode = reader.tokenizer.tokenizer.encode
-    monkeypatch.setattr(reader.tokenizer.tokenizer, "encode",
-                        lambda texts, progress=None: seen.extend(texts) or encode(texts, progress))
+    monkeypatch.setattr(
+        reader.tokenizer.tokenizer,
+        "encode",
+        lambda texts, progress=None: seen.extend(texts) or encode(texts, progress),
+    )
     monkeypatch.setattr("bertqa.reader.LONG", 50)
     document = "z y x w " * 20
     first = reader.answer("where is z?", document)
@@ -161,9 +218,11 @@ def test_questions_across_calls_share_the_tokens_of_a_document(reader, monkeypat
 
 
 def test_threads_get_the_answers_that_one_thread_gets(reader, monkeypatch):
-    monkeypatch.setattr("bertqa.reader.LONG", 50)                       # so that they share the memory, which ...
-    monkeypatch.setattr(reader.tokenizer, "most", 100)                  # is too small for all of them
-    pairs = [(f"where is {letter}?", f"{letter} b c d " * 3 * n) for n, letter in enumerate("acegikm", 1)]
+    monkeypatch.setattr("bertqa.reader.LONG", 50)  # so that they share the memory, which ...
+    monkeypatch.setattr(reader.tokenizer, "most", 100)  # is too small for all of them
+    pairs = [
+        (f"where is {letter}?", f"{letter} b c d " * 3 * n) for n, letter in enumerate("acegikm", 1)
+    ]
     alone = [reader.answer(*pair, top_k=3) for pair in pairs]
     right, wrong, start = [], [], threading.Barrier(4)
 
@@ -178,28 +237,41 @@ def test_threads_get_the_answers_that_one_thread_gets(reader, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == [] and len(right) == 4 * len(pairs)         # fewer where a thread died of an error
+    assert wrong == [] and len(right) == 4 * len(pairs)  # fewer where a thread died of an error
 
 
-@pytest.mark.parametrize(("pair", "says"), [
-    (("q", None), "pair 2 is"), (("q", ["a", 3]), "a list of strings"), ("question", "give .question, context"),
-    ((None, "a"), "pair 2 is"), (("q", "c", "x"), "pair 2 is"),
-])
+@pytest.mark.parametrize(
+    ("pair", "says"),
+    [
+        (("q", None), "pair 2 is"),
+        (("q", ["a", 3]), "a list of strings"),
+        ("question", "give .question, context"),
+        ((None, "a"), "pair 2 is"),
+        (("q", "c", "x"), "pair 2 is"),
+    ],
+)
 def test_what_is_no_pair_is_named(reader, pair, says):
     with pytest.raises(UserError, match=says):
         list(reader.answer_many([("where is a?", "a"), pair]))
 
 
-@pytest.mark.parametrize(("options", "says"), [({"top_k": 0}, "top_k is 0"), ({"max_answer_length": 0}, "use 1 or more")])
+@pytest.mark.parametrize(
+    ("options", "says"), [({"top_k": 0}, "top_k is 0"), ({"max_answer_length": 0}, "use 1 or more")]
+)
 def test_options_without_meaning(reader, options, says):
     with pytest.raises(UserError, match=says):
         reader.answer("where is a?", "a b", **options)
 
 
-@pytest.mark.parametrize(("options", "says"), [
-    ({"device": "tpu"}, "device is 'tpu'"), ({"device": "cuda:x"}, "cuda:N"), ({"dtype": "int4"}, "dtype is 'int4'"),
-    ({"device": torch.device("meta"), "int8": True}, "int8 runs on the CPU only"),
-])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"device": "cuda:x"}, "cuda:N"),
+        ({"dtype": "int4"}, "dtype is 'int4'"),
+        ({"device": torch.device("meta"), "int8": True}, "int8 runs on the CPU only"),
+    ],
+)
 def test_devices_and_types_that_are_not_there(tiny_model, options, says):
     with pytest.raises(UserError, match=says):
         Reader.load(tiny_model, **options)
@@ -208,31 +280,70 @@ def test_devices_and_types_that_are_not_there(tiny_model, options, says):
 def test_devices_and_types_by_name_or_object(tiny_model):
     made = Reader.load(tiny_model, device=torch.device("cpu"), dtype=torch.bfloat16)
     assert made.device.type == "cpu" and made.dtype == torch.bfloat16
-    assert Reader.load(tiny_model, "cpu", "fp32").dtype == Reader.load(tiny_model, "cpu").dtype == torch.float32
+    assert (
+        Reader.load(tiny_model, "cpu", "fp32").dtype
+        == Reader.load(tiny_model, "cpu").dtype
+        == torch.float32
+    )
 
 
 def test_the_mass_leaves_out_question_and_separators():
-    logits = np.log(np.array([1, 50, 50, 2, 3, 50, 4, 50, 50], np.float32))    # [CLS] q [SEP] p p [SEP], [CLS] q [SEP]
+    logits = np.log(
+        np.array([1, 50, 50, 2, 3, 50, 4, 50, 50], np.float32)
+    )  # [CLS] q [SEP] p p [SEP], [CLS] q [SEP]
     assert np.exp(log_mass(logits, np.array([6, 3]), np.array([2, 0]))) == pytest.approx([6, 4])
 
 
 def test_whole_words(tmp_path):
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "?", "un", "##believ", "##able", "story", "-", "##s"]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "?",
+        "un",
+        "##believ",
+        "##able",
+        "story",
+        "-",
+        "##s",
+    ]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     memory = Memory(WordPiece.load(tmp_path))
-    text = "Unbelievable storys - unbelievable"       # un ##believ ##able story ##s - un ##believ ##able
-    windows = build_windows([Example("1", "story?", "story", (), ()), Example("2", "story?", text, (), ())], memory)
-    assert memory.continues(windows.contexts.ids).tolist() == [False, *[False, True, True, False, True, False], False, True,
-                                                               True]
+    text = "Unbelievable storys - unbelievable"  # un ##believ ##able story ##s - un ##believ ##able
+    windows = build_windows(
+        [Example("1", "story?", "story", (), ()), Example("2", "story?", text, (), ())], memory
+    )
+    assert memory.continues(windows.contexts.ids).tolist() == [
+        False,
+        *[False, True, True, False, True, False],
+        False,
+        True,
+        True,
+    ]
     empty = np.zeros((2, 4), np.float32)
-    spans = Spans(SpanSettings(4), np.array([[0, -1, -1, -1], [1, 2, 3, 7]], np.int32),
-                  np.array([[0, -1, -1, -1], [1, 3, 5, 7]], np.int32), empty, empty, empty, *empty[:, :3].T)
+    spans = Spans(
+        SpanSettings(4),
+        np.array([[0, -1, -1, -1], [1, 2, 3, 7]], np.int32),
+        np.array([[0, -1, -1, -1], [1, 3, 5, 7]], np.int32),
+        empty,
+        empty,
+        empty,
+        *empty[:, :3].T,
+    )
     widen(spans, windows, memory.continues(windows.contexts.ids))
-    assert spans.first.tolist() == [[0, -1, -1, -1], [0, 0, 3, 6]] and spans.last.tolist() == [[0, -1, -1, -1], [2, 4, 5, 8]]
+    assert spans.first.tolist() == [[0, -1, -1, -1], [0, 0, 3, 6]] and spans.last.tolist() == [
+        [0, -1, -1, -1],
+        [2, 4, 5, 8],
+    ]
     starts, ends = characters(spans, windows)
     assert [text[a:b] for a, b in zip(starts[1], ends[1], strict=True)] == [
-        "Unbelievable", "Unbelievable storys", "storys -", "unbelievable"]
+        "Unbelievable",
+        "Unbelievable storys",
+        "storys -",
+        "unbelievable",
+    ]
 
 
 MODES = {
@@ -241,7 +352,7 @@ MODES = {
     "impossible": dict(whole_words=True, allow_no_answer=True, threshold=0.0),
     "impossible_plain": dict(allow_no_answer=True, threshold=0.0),
 }
-MOST = 15       # tokens of an answer, the pipeline's default
+MOST = 15  # tokens of an answer, the pipeline's default
 
 
 @pytest.fixture(scope="module")
@@ -256,18 +367,33 @@ def recorded(tmp_path_factory):
     for case in file["cases"]:
         case["context"] = file["contexts"][case["context"]]
         qa = {"max_length": case["max_seq_len"], "overlap": case["doc_stride"], "max_question": 64}
-        windows = build_windows([Example("q", case["question"], case["context"], (), ())], memory, **qa)
-        assert [w["first"] for w in case["windows"]] == windows.contexts.starts[windows.first].tolist()
+        windows = build_windows(
+            [Example("q", case["question"], case["context"], (), ())], memory, **qa
+        )
+        assert [w["first"] for w in case["windows"]] == windows.contexts.starts[
+            windows.first
+        ].tolist()
         assert [len(w["start"]) for w in case["windows"]] == windows.lengths.tolist()
-        tokens, asked = windows.contexts, (windows.cls_id, *windows.questions.ids.tolist(), windows.sep_id)
+        tokens, asked = (
+            windows.contexts,
+            (windows.cls_id, *windows.questions.ids.tolist(), windows.sep_id),
+        )
         begins = np.flatnonzero(~memory.continues(tokens.ids))
         word = np.searchsorted(begins, np.arange(len(tokens.ids)), side="right") - 1
-        left, right = tokens.starts[begins[word]].tolist(), tokens.ends[np.append(begins[1:], len(word))[word] - 1].tolist()
+        left, right = (
+            tokens.starts[begins[word]].tolist(),
+            tokens.ends[np.append(begins[1:], len(word))[word] - 1].tolist(),
+        )
         starts, ends = tokens.starts.tolist(), tokens.ends.tolist()
         logits, case["spans"] = {}, []
-        for first, count, window in zip(windows.first.tolist(), windows.count.tolist(), case["windows"], strict=True):
+        for first, count, window in zip(
+            windows.first.tolist(), windows.count.tolist(), case["windows"], strict=True
+        ):
             start, end = (np.array(window[side], np.float32) / 100 for side in ("start", "end"))
-            logits[(*asked, *tokens.ids[first : first + count].tolist(), windows.sep_id)] = (start.tolist(), end.tolist())
+            logits[(*asked, *tokens.ids[first : first + count].tolist(), windows.sep_id)] = (
+                start.tolist(),
+                end.tolist(),
+            )
             for i in range(first, first + count):
                 for j in range(i, min(first + count, i + MOST)):
                     score = start[i - first + len(asked)] + end[j - first + len(asked)]
@@ -277,19 +403,30 @@ def recorded(tmp_path_factory):
     return file["cases"]
 
 
-@pytest.mark.parametrize(("mode", "others"), [("words", [11, 13, 16]), ("plain", [13, 29]), ("impossible", [13]),
-                                              ("impossible_plain", [13, 29])])
+@pytest.mark.parametrize(
+    ("mode", "others"),
+    [
+        ("words", [11, 13, 16]),
+        ("plain", [13, 29]),
+        ("impossible", [13]),
+        ("impossible_plain", [13, 29]),
+    ],
+)
 def test_answers_are_those_of_transformers_4_pipeline(recorded, mode, others):
     """Same text and offsets, but where the pipeline compares probabilities of different windows, or adds up those of
     equal texts. There the Reader's answer is the one with the higher start + end logit."""
     differ = []
     for number, case in enumerate(recorded):
-        answer = case["reader"].answer(case["question"], case["context"], max_answer_length=MOST, **MODES[mode])
+        answer = case["reader"].answer(
+            case["question"], case["context"], max_answer_length=MOST, **MODES[mode]
+        )
         text, start, end, score = case["pipeline"][mode]
         best, *span = case["spans"][0]
         span = span[2:] if "whole_words" in MODES[mode] else span[:2]
-        if answer.answer:                                   # the exact best, found here by trying all
-            assert [answer.start, answer.end] == span and case["context"][answer.start : answer.end] == answer.answer
+        if answer.answer:  # the exact best, found here by trying all
+            assert [answer.start, answer.end] == span and case["context"][
+                answer.start : answer.end
+            ] == answer.answer
         if (answer.answer, answer.start, answer.end) == (text, start, end):
             if len(case["windows"]) == 1 and (mode.endswith("plain") or not text):
                 assert answer.score == pytest.approx(score, abs=1e-6)
@@ -312,7 +449,9 @@ class Watched(torch.nn.Module):
     def forward(self, input_ids, token_type_ids, lengths):
         found = self.model(input_ids, token_type_ids=token_type_ids, lengths=lengths)
         parts = zip(*(each.split(lengths.lengths) for each in (input_ids, *found)), strict=True)
-        self.logits.update((tuple(ids.tolist()), (start.tolist(), end.tolist())) for ids, start, end in parts)
+        self.logits.update(
+            (tuple(ids.tolist()), (start.tolist(), end.tolist())) for ids, start, end in parts
+        )
         return found
 
 
@@ -327,12 +466,17 @@ def squad(shared):
     file = json.loads(here.with_name("pipeline_squad.json").read_text())
     where = here.parents[1] / "weights" / "minilm-squad2"
     sha256 = hashlib.sha256((where / "model.safetensors").read_bytes()).hexdigest()
-    assert sha256 == file["weights_sha256"], "the bundled reader has changed: run tests/record_pipeline.py, see there"
+    assert sha256 == file["weights_sha256"], (
+        "the bundled reader has changed: run tests/record_pipeline.py, see there"
+    )
     texts = {}
     for name in {row[0] for row in file["questions"]}:
         for article in json.loads(gzip.decompress((shared / "data" / name).read_bytes()))["data"]:
-            texts.update(((name, qa["id"]), (qa["question"], paragraph["context"]))
-                         for paragraph in article["paragraphs"] for qa in paragraph["qas"])
+            texts.update(
+                ((name, qa["id"]), (qa["question"], paragraph["context"]))
+                for paragraph in article["paragraphs"]
+                for qa in paragraph["qas"]
+            )
     pairs = [texts[name, id] for name, id, *_ in file["questions"]]
     reader = Reader.load(where, "cpu", "fp32")
     reader.model = watched = Watched(reader.model)
@@ -341,29 +485,64 @@ def squad(shared):
     for mode in list(MODES)[1:]:
         answers[mode] = list(reader.answer_many(pairs, max_answer_length=MOST, **MODES[mode]))
     seen = [banded(question, context, reader, watched.logits) for question, context in pairs]
-    return {mode: [(row[1], context, windows, theirs, answer) for row, (_, context), windows, theirs, answer in zip(
-        file["questions"], pairs, seen, (row[2 + nth] for row in file["questions"]), answers[mode], strict=True)]
-        for nth, mode in enumerate(MODES)}
+    return {
+        mode: [
+            (row[1], context, windows, theirs, answer)
+            for row, (_, context), windows, theirs, answer in zip(
+                file["questions"],
+                pairs,
+                seen,
+                (row[2 + nth] for row in file["questions"]),
+                answers[mode],
+                strict=True,
+            )
+        ]
+        for nth, mode in enumerate(MODES)
+    }
 
 
 def banded(question, context, reader, logits):
     """The windows of a question as fixture `squad` describes them."""
-    windows = build_windows([Example("q", question, context, (), ())], reader.tokenizer, max_length=384, overlap=128,
-                            max_question=64)
-    tokens, asked = windows.contexts, (windows.cls_id, *windows.questions.ids.tolist(), windows.sep_id)
+    windows = build_windows(
+        [Example("q", question, context, (), ())],
+        reader.tokenizer,
+        max_length=384,
+        overlap=128,
+        max_question=64,
+    )
+    tokens, asked = (
+        windows.contexts,
+        (windows.cls_id, *windows.questions.ids.tolist(), windows.sep_id),
+    )
     begins = np.flatnonzero(~reader.tokenizer.continues(tokens.ids))
     word = np.searchsorted(begins, np.arange(len(tokens.ids)), side="right") - 1
-    offsets = {"plain": np.array([tokens.starts, tokens.ends]),
-               "words": np.array([tokens.starts[begins[word]], tokens.ends[np.append(begins[1:], len(word))[word] - 1]])}
+    offsets = {
+        "plain": np.array([tokens.starts, tokens.ends]),
+        "words": np.array(
+            [tokens.starts[begins[word]], tokens.ends[np.append(begins[1:], len(word))[word] - 1]]
+        ),
+    }
     result = []
     for first, count in zip(windows.first.tolist(), windows.count.tolist(), strict=True):
         part = slice(first, first + count)
-        start, end = np.array(logits[(*asked, *tokens.ids[part].tolist(), windows.sep_id)])[:, [0, *range(len(asked), len(
-            asked) + count)]]                                                         # (1 + n,) [CLS] and the paragraph
-        sums = start[1:, None] + np.append(end[1:], [-np.inf] * (MOST - 1))[np.arange(count)[:, None] + np.arange(MOST)]
+        start, end = np.array(logits[(*asked, *tokens.ids[part].tolist(), windows.sep_id)])[
+            :, [0, *range(len(asked), len(asked) + count)]
+        ]  # (1 + n,) [CLS] and the paragraph
+        sums = (
+            start[1:, None]
+            + np.append(end[1:], [-np.inf] * (MOST - 1))[
+                np.arange(count)[:, None] + np.arange(MOST)
+            ]
+        )
         share = np.log(np.exp(start).sum() * np.exp(end).sum())
-        result.append((sums, np.exp(sums - share), np.exp(start[0] + end[0] - share),
-                       {name: each[:, part] for name, each in offsets.items()}))
+        result.append(
+            (
+                sums,
+                np.exp(sums - share),
+                np.exp(start[0] + end[0] - share),
+                {name: each[:, part] for name, each in offsets.items()},
+            )
+        )
     return result
 
 
@@ -373,11 +552,16 @@ def as_the_pipeline(context, windows, mode, add=True):
     found = {}
     for sums, shares, _, offsets in windows:
         starts, ends = offsets["plain" if mode.endswith("plain") else "words"]
-        for place in np.argsort(-shares, axis=None, kind="stable")[: 1 if mode.endswith("plain") else 12]:
+        for place in np.argsort(-shares, axis=None, kind="stable")[
+            : 1 if mode.endswith("plain") else 12
+        ]:
             i, j = divmod(int(place), MOST)
             if np.isfinite(sums[i, j]):
                 start, end = int(starts[i]), int(ends[i + j])
-                known = found.setdefault(context[start:end].lower() if add else (start, end), [start, end, 0.0, sums[i, j]])
+                known = found.setdefault(
+                    context[start:end].lower() if add else (start, end),
+                    [start, end, 0.0, sums[i, j]],
+                )
                 known[2] = known[2] + shares[i, j] if add else max(known[2], shares[i, j])
                 if known[:2] == [start, end]:
                     known[3] = max(known[3], sums[i, j])
@@ -386,10 +570,15 @@ def as_the_pipeline(context, windows, mode, add=True):
     return [0, 0, null, None] if mode.startswith("impossible") and null > best[2] else best
 
 
-@pytest.mark.parametrize(("mode", "others"), [
-    ("words", {"equal texts added": 1, "windows compared": 1}), ("plain", {"equal texts added": 1, "windows compared": 1}),
-    ("impossible", {"windows compared": 3}), ("impossible_plain", {"windows compared": 3}),
-])
+@pytest.mark.parametrize(
+    ("mode", "others"),
+    [
+        ("words", {"equal texts added": 1, "windows compared": 1}),
+        ("plain", {"equal texts added": 1, "windows compared": 1}),
+        ("impossible", {"windows compared": 3}),
+        ("impossible_plain", {"windows compared": 3}),
+    ],
+)
 def test_300_real_questions_are_answered_as_by_the_pipeline(squad, mode, others):
     """The pipeline's rule, applied to the Reader's logits, gives its 300 answers and scores: so logits and offsets are the
     same, and where the Reader answers otherwise the rule is why. There, its span has the higher logits."""
@@ -401,13 +590,18 @@ def test_300_real_questions_are_answered_as_by_the_pipeline(squad, mode, others)
         sums, _, _, offsets = max(windows, key=lambda window: window[0].max())
         i, j = divmod(int(sums.argmax()), MOST)
         starts, ends = offsets["plain" if mode.endswith("plain") else "words"]
-        assert not answer.answer or [answer.start, answer.end] == [starts[i], ends[i + j]]     # the best of all spans
+        assert not answer.answer or [answer.start, answer.end] == [
+            starts[i],
+            ends[i + j],
+        ]  # the best of all spans
         if [answer.start, answer.end] == theirs[:2]:
             if len(windows) == 1 and (mode.endswith("plain") or not answer.answer):
                 assert answer.score == pytest.approx(theirs[2], abs=1e-4), id
             continue
         alone = as_the_pipeline(context, windows, mode, add=False)
-        differ["equal texts added" if alone[:2] == [answer.start, answer.end] else "windows compared"] += 1
+        differ[
+            "equal texts added" if alone[:2] == [answer.start, answer.end] else "windows compared"
+        ] += 1
         if answer.answer and logit is not None:
             assert sums[i, j] > logit, id
     assert len(rows) == 300 and differ == others

@@ -31,8 +31,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 READER = ROOT / "weights" / "minilm-squad2"
 SAMPLE = ROOT / "bertqa" / "data" / "sample"
-needs_reader = pytest.mark.skipif(not (READER / "model.safetensors").exists(),
-                                  reason="the bundled reader weights/minilm-squad2 is missing")
+needs_reader = pytest.mark.skipif(
+    not (READER / "model.safetensors").exists(),
+    reason="the bundled reader weights/minilm-squad2 is missing",
+)
 
 # Stand-ins ------------------------------------------------------------------------------------------------------------
 
@@ -50,7 +52,7 @@ SHORT = "--max-steps 1 --limit-train 8 --limit-dev 4 --freeze encoder"
 reader would be most of the time."""
 
 REWRITTEN = {
-    "--nnodes 2 --nproc-per-node 8": "--nnodes 2 --nproc-per-node 1",    # and the command is started twice, here
+    "--nnodes 2 --nproc-per-node 8": "--nnodes 2 --nproc-per-node 1",  # and the command is started twice, here
     "--nproc-per-node 8": "--nproc-per-node 2",
     "HOST:29500": "127.0.0.1:FREE_PORT",
 }
@@ -72,10 +74,20 @@ def squad(name: str) -> dict:
 
 def records(data: dict) -> bytes:
     """Its questions as flat records, one a line."""
-    rows = [{"id": asked["id"], "question": asked["question"], "context": paragraph["context"],
-             "answers": {"text": [answer["text"] for answer in asked["answers"]],
-                         "answer_start": [answer["answer_start"] for answer in asked["answers"]]}}
-            for article in data["data"] for paragraph in article["paragraphs"] for asked in paragraph["qas"]]
+    rows = [
+        {
+            "id": asked["id"],
+            "question": asked["question"],
+            "context": paragraph["context"],
+            "answers": {
+                "text": [answer["text"] for answer in asked["answers"]],
+                "answer_start": [answer["answer_start"] for answer in asked["answers"]],
+            },
+        }
+        for article in data["data"]
+        for paragraph in article["paragraphs"]
+        for asked in paragraph["qas"]
+    ]
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
@@ -127,14 +139,26 @@ class Clone:
         said = [self.folder / ".venv" / name for name in ("typed", "out", "err")]
         said[0].write_text(TYPED)
         with ExitStack() as stack:
-            files = [stack.enter_context(open(path, mode)) for path, mode in zip(said, ("r", "w", "w"), strict=True)]
-            processes = [subprocess.Popen(["bash", "-c", text], cwd=self.folder, env=self.environment, stdin=files[0],
-                                          stdout=files[1], stderr=files[2], start_new_session=True)
-                         for _ in range(2 if "--nnodes 2" in text else 1)]
+            files = [
+                stack.enter_context(open(path, mode))
+                for path, mode in zip(said, ("r", "w", "w"), strict=True)
+            ]
+            processes = [
+                subprocess.Popen(
+                    ["bash", "-c", text],
+                    cwd=self.folder,
+                    env=self.environment,
+                    stdin=files[0],
+                    stdout=files[1],
+                    stderr=files[2],
+                    start_new_session=True,
+                )
+                for _ in range(2 if "--nnodes 2" in text else 1)
+            ]
             try:
                 statuses = [process.wait(300) for process in processes]
             except subprocess.TimeoutExpired:
-                statuses = [124]    # as of the command timeout
+                statuses = [124]  # as of the command timeout
             finally:
                 for process in processes:
                     if process.poll() is None:
@@ -168,21 +192,30 @@ def clone(tmp_path_factory):
     small = {name: stand_in(name, content) for name, content in OFFICIAL.items()}
     site.mkdir()
     (site / "sitecustomize.py").write_text(
-        f"from bertqa.data.download import FILES, Official  # noqa: F401\n\nFILES.update({small!r})\n")
+        f"from bertqa.data.download import FILES, Official  # noqa: F401\n\nFILES.update({small!r})\n"
+    )
 
     repos = {}
     for repo, options in HUB.items():
         checkpoint = write_checkpoint(tmp_path_factory.mktemp("hub") / "tiny", **options)
         repos[repo] = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
     files = {f"/{small[name].name}": content for name, content in OFFICIAL.items()}
-    with (serving(Hub, repos=repos, log=[]) as hub,
-          serving(Files, files=files, log=[], cuts=[], codes=[], ranges=True) as mirror):
+    with (
+        serving(Hub, repos=repos, log=[]) as hub,
+        serving(Files, files=files, log=[], cuts=[], codes=[], ranges=True) as mirror,
+    ):
         environment = hub_client(
-            hub, folder / ".venv" / "hub", BERTQA_SQUAD_URL=address(mirror), BERTQA_CACHE=str(folder / ".venv" / "squad"),
-            PATH=f"{commands}{os.pathsep}{os.environ['PATH']}", PYTHONPATH=f"{site}{os.pathsep}{ROOT}",
-            PYTHON_EXEC=str(commands / "python"), PIP_NO_INDEX="1")
+            hub,
+            folder / ".venv" / "hub",
+            BERTQA_SQUAD_URL=address(mirror),
+            BERTQA_CACHE=str(folder / ".venv" / "squad"),
+            PATH=f"{commands}{os.pathsep}{os.environ['PATH']}",
+            PYTHONPATH=f"{site}{os.pathsep}{ROOT}",
+            PYTHON_EXEC=str(commands / "python"),
+            PIP_NO_INDEX="1",
+        )
         yield Clone(folder, environment, [])
-    shutil.rmtree(folder)    # each training of the bundled reader leaves 90 MB
+    shutil.rmtree(folder)  # each training of the bundled reader leaves 90 MB
 
 
 # The page -------------------------------------------------------------------------------------------------------------
@@ -214,8 +247,16 @@ def commands_of(page: str) -> list[Command]:
     section, found = "", []
     for match in re.finditer(pattern, page, re.MULTILINE | re.DOTALL):
         section = match["section"] or section
-        texts = re.findall(r"(?:.*\\\n)*.+", match["block"]) if match["language"] == "bash" else [match["span"]]
-        found += [Command(text, section) for text in texts if text and text not in NOT_RUN and not text.startswith("#")]
+        texts = (
+            re.findall(r"(?:.*\\\n)*.+", match["block"])
+            if match["language"] == "bash"
+            else [match["span"]]
+        )
+        found += [
+            Command(text, section)
+            for text in texts
+            if text and text not in NOT_RUN and not text.startswith("#")
+        ]
     return found
 
 
@@ -232,7 +273,9 @@ def last_run(clone: Path) -> Path:
 def check_train(command: Command, clone: Path, out: str, err: str) -> None:
     run = clone / (command.option("--out") or command.option("--resume") or last_run(clone))
     assert f"kept in {run.relative_to(clone)}/best" in err
-    assert {"config.json", "metrics.jsonl", "summary.json", "report.html", "best", "last"} <= {p.name for p in run.iterdir()}
+    assert {"config.json", "metrics.jsonl", "summary.json", "report.html", "best", "last"} <= {
+        p.name for p in run.iterdir()
+    }
     assert json.loads((run / "summary.json").read_text())["steps"] == 1
 
 
@@ -243,7 +286,8 @@ def check_predict(command: Command, clone: Path, out: str, err: str) -> None:
             assert json.loads((where / name).read_text()).keys() == IDS
     else:
         assert [line.split("   ")[0] for line in out.splitlines()] == (
-            ["Agnes Holm"] if "--question" in command.words else ["Agnes Holm", "thirty years"])
+            ["Agnes Holm"] if "--question" in command.words else ["Agnes Holm", "thirty years"]
+        )
 
 
 def check_score(command: Command, clone: Path, out: str, err: str) -> None:
@@ -254,7 +298,9 @@ def check_score(command: Command, clone: Path, out: str, err: str) -> None:
 
 def check_doctor(command: Command, clone: Path, out: str, err: str) -> None:
     shown = int(command.option("--show") or 0)
-    report = re.search(rf"^questions +{len(IDS)} .*^ceiling +100.000 ", out, re.MULTILINE | re.DOTALL)
+    report = re.search(
+        rf"^questions +{len(IDS)} .*^ceiling +100.000 ", out, re.MULTILINE | re.DOTALL
+    )
     assert len(re.findall("^question  ", out, re.MULTILINE)) == shown if shown else report
 
 
@@ -264,12 +310,17 @@ def check_embed(command: Command, clone: Path, out: str, err: str) -> None:
 
 
 def check_convert_weights(command: Command, clone: Path, out: str, err: str) -> None:
-    source, written = command.words[2], json.loads((clone / command.words[3] / "config.json").read_text())
+    source, written = (
+        command.words[2],
+        json.loads((clone / command.words[3] / "config.json").read_text()),
+    )
     assert (clone / command.words[3] / "model.safetensors").exists()
     if "--to-hf" in command.words:
         assert written["architectures"] == ["BertForQuestionAnswering"]
     else:
-        assert written["provenance"]["source"] == source and bool(written["head"]) == ("head" not in HUB[source])
+        assert written["provenance"]["source"] == source and bool(written["head"]) == (
+            "head" not in HUB[source]
+        )
 
 
 def check_quickstart(command: Command, clone: Path, out: str, err: str) -> None:
@@ -285,13 +336,25 @@ def check_check(command: Command, clone: Path, out: str, err: str) -> None:
 # The tests ------------------------------------------------------------------------------------------------------------
 
 
-CHECKS = {"train": check_train, "predict": check_predict, "score": check_score, "doctor": check_doctor, "embed": check_embed,
-          "convert_weights": check_convert_weights, "quickstart": check_quickstart, "check": check_check}
+CHECKS = {
+    "train": check_train,
+    "predict": check_predict,
+    "score": check_score,
+    "doctor": check_doctor,
+    "embed": check_embed,
+    "convert_weights": check_convert_weights,
+    "quickstart": check_quickstart,
+    "check": check_check,
+}
 
 
 @needs_reader
 @pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")
-@pytest.mark.parametrize("number", range(len(COMMANDS)), ids=[f"{command.section}, {command.verb}" for command in COMMANDS])
+@pytest.mark.parametrize(
+    "number",
+    range(len(COMMANDS)),
+    ids=[f"{command.section}, {command.verb}" for command in COMMANDS],
+)
 def test_commands_run(clone, number):
     """Its exit status is 0, and what it is there for is there."""
     command, (status, out, err) = COMMANDS[number], clone.result(number)
@@ -302,8 +365,15 @@ def test_commands_run(clone, number):
 def test_no_command_is_overlooked():
     """The count of lines that start a command, by a rule of its own."""
     blocks = re.findall(r"^```bash\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    starts = [line for block in blocks for line in block.splitlines() if line.startswith(("python ", "torchrun "))]
-    assert len(starts) >= 20 and all(any(start in command.text for command in COMMANDS) for start in starts)
+    starts = [
+        line
+        for block in blocks
+        for line in block.splitlines()
+        if line.startswith(("python ", "torchrun "))
+    ]
+    assert len(starts) >= 20 and all(
+        any(start in command.text for command in COMMANDS) for start in starts
+    )
 
 
 def test_an_environment_in_use_is_brought_up_to_date_not_made_again(tmp_path, monkeypatch):
@@ -331,8 +401,13 @@ def test_ci_runs_check():
 @needs_reader
 @pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
 def test_python_blocks_run(block, tmp_path):
-    done = subprocess.run([sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", block],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -349,13 +424,22 @@ def test_every_flag_in_the_readme_exists():
             if script in ("tools/quickstart.py", "tools/check.py"):
                 helps[name] = ""
             else:
-                done = subprocess.run([sys.executable, *argv, *task, "--help"], cwd=ROOT, capture_output=True, text=True)
+                done = subprocess.run(
+                    [sys.executable, *argv, *task, "--help"],
+                    cwd=ROOT,
+                    capture_output=True,
+                    text=True,
+                )
                 assert done.returncode == 0, f"{name}: {done.stderr}"
                 helps[name] = done.stdout
         for flag in flags:
-            assert flag in helps[name], f"README uses {flag} of {name}, which its --help does not list"
+            assert flag in helps[name], (
+                f"README uses {flag} of {name}, which its --help does not list"
+            )
 
 
 def test_files_named_in_the_readme_exist():
-    named = set(re.findall(r"\b((?:bertqa|tests|tools|weights)/[\w./-]+\.(?:py|md|json|csv|txt))\b", README))
+    named = set(
+        re.findall(r"\b((?:bertqa|tests|tools|weights)/[\w./-]+\.(?:py|md|json|csv|txt))\b", README)
+    )
     assert [name for name in named if not (ROOT / name).exists()] == []

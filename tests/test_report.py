@@ -32,10 +32,21 @@ ROWS = [
     ("emoji", "What is eaten?", EMOJI, ["bamboo"], "bamboo", -5.0, "right"),
     ("absent", "How many?", EMOJI, ["A panda", "panda"], None, None, "missing"),
 ]
-TRAIN = [{"event": "train", "step": step, "loss": 5.0 - step, "lr": 1e-4, "windows_per_s": 10.0} for step in (1, 2, 3)]
+TRAIN = [
+    {"event": "train", "step": step, "loss": 5.0 - step, "lr": 1e-4, "windows_per_s": 10.0}
+    for step in (1, 2, 3)
+]
 EVAL = {"event": "eval", "step": 3, "exact": 50.0, "f1": 60.0, "loss": 2.0}
-END = {"event": "end", "steps": 3, "windows": 48, "seconds": 95.0, "windows_per_s": 0.5, "tokens_per_s": 80.0,
-       "peak_memory_mb": 700, "finished": True}
+END = {
+    "event": "end",
+    "steps": 3,
+    "windows": 48,
+    "seconds": 95.0,
+    "windows_per_s": 0.5,
+    "tokens_per_s": 80.0,
+    "peak_memory_mb": 700,
+    "finished": True,
+}
 
 
 def write(path: Path, value) -> Path:
@@ -44,29 +55,68 @@ def write(path: Path, value) -> Path:
     return path
 
 
-def make_run(folder: Path, rows=ROWS, events=(*TRAIN, EVAL, END), threshold=0.5, **settings) -> Path:
+def make_run(
+    folder: Path, rows=ROWS, events=(*TRAIN, EVAL, END), threshold=0.5, **settings
+) -> Path:
     """A run folder as the trainer leaves it, with these questions, answers and events."""
-    records = [{"id": id, "title": "Red_panda", "question": question, "context": context, "answers": [
-        {"text": text, "answer_start": context.find(text)} for text in answers]}
-        for id, question, context, answers, *_ in rows]
+    records = [
+        {
+            "id": id,
+            "title": "Red_panda",
+            "question": question,
+            "context": context,
+            "answers": [{"text": text, "answer_start": context.find(text)} for text in answers],
+        }
+        for id, question, context, answers, *_ in rows
+    ]
     dev = write(folder / "dev.json", records)
-    write(folder / "config.json", {
-        "settings": {"train": "train.json", "dev": str(dev), "weights": "base", "limit_dev": None, "seed": 0, **settings},
-        "fingerprints": {"dev file": hashlib.sha256(dev.read_bytes()).hexdigest()[:16]}, "command": ["train"],
-        "versions": {"python": "3.11", "torch": "2.13", "platform": "Linux"}, "started": "2026-01-01T00:00:00+0000"})
+    write(
+        folder / "config.json",
+        {
+            "settings": {
+                "train": "train.json",
+                "dev": str(dev),
+                "weights": "base",
+                "limit_dev": None,
+                "seed": 0,
+                **settings,
+            },
+            "fingerprints": {"dev file": hashlib.sha256(dev.read_bytes()).hexdigest()[:16]},
+            "command": ["train"],
+            "versions": {"python": "3.11", "torch": "2.13", "platform": "Linux"},
+            "started": "2026-01-01T00:00:00+0000",
+        },
+    )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    given = [(id, context, text, odds) for id, _, context, _, text, odds, _ in rows if text is not None]
+    given = [
+        (id, context, text, odds) for id, _, context, _, text, odds, _ in rows if text is not None
+    ]
     write(folder / "predictions.json", {id: text for id, _, text, _ in given})
     write(folder / "null_odds.json", {id: odds for id, _, _, odds in given})
     nbest = {}
     for id, context, text, _ in given:
         best = text or context[:5]
-        span = {"text": best, "probability": 0.75, "start": context.index(best), "end": context.index(best) + len(best)}
+        span = {
+            "text": best,
+            "probability": 0.75,
+            "start": context.index(best),
+            "end": context.index(best) + len(best),
+        }
         nbest[id] = [span, {"text": "", "probability": 0.25, "start": 0, "end": 0}]
     write(folder / "nbest_predictions.json", nbest)
-    write(folder / "best" / "config.json", {"architecture": {"model_type": "bert", "num_hidden_layers": 2}})
-    write(folder / "best" / "qa.json", {"null_threshold": threshold, "no_answer_scale": 1.0, "no_answer_bias": 0.0,
-                                        "tuning": {"tuned": {"questions": 8}}})
+    write(
+        folder / "best" / "config.json",
+        {"architecture": {"model_type": "bert", "num_hidden_layers": 2}},
+    )
+    write(
+        folder / "best" / "qa.json",
+        {
+            "null_threshold": threshold,
+            "no_answer_scale": 1.0,
+            "no_answer_bias": 0.0,
+            "tuning": {"tuned": {"questions": 8}},
+        },
+    )
     return folder
 
 
@@ -105,16 +155,19 @@ def read(page: Path) -> dict:
 # ---- the numbers ----
 
 
-@pytest.mark.parametrize("text, exact, f1, span, kind", [
-    ("Nepal", 1, 1.0, (23, 28), "right"),
-    ("in Nepal", 0, 0.67, (20, 28), "boundary"),
-    ("red", 0, 0.0, (4, 7), "wrong"),
-    ("", 0, 0.0, None, "false_silence"),
-    (None, 0, 0.0, None, "missing"),
-    ("in Nepal", 0, 0.67, None, "boundary"),      # no place known: the words decide
-    ("elsewhere", 0, 0.0, None, "wrong"),
-    ("in", 0, 0.5, (57, 59), "wrong"),            # a shared word, but another place
-])
+@pytest.mark.parametrize(
+    "text, exact, f1, span, kind",
+    [
+        ("Nepal", 1, 1.0, (23, 28), "right"),
+        ("in Nepal", 0, 0.67, (20, 28), "boundary"),
+        ("red", 0, 0.0, (4, 7), "wrong"),
+        ("", 0, 0.0, None, "false_silence"),
+        (None, 0, 0.0, None, "missing"),
+        ("in Nepal", 0, 0.67, None, "boundary"),  # no place known: the words decide
+        ("elsewhere", 0, 0.0, None, "wrong"),
+        ("in", 0, 0.5, (57, 59), "wrong"),  # a shared word, but another place
+    ],
+)
 def test_kinds_of_an_answerable_question(text, exact, f1, span, kind):
     example = Example("q", "Where?", PANDA, ("Nepal", "in Nepal"), (23, 20))
     assert analysis.kind_of(example, text, exact, f1, span) == kind
@@ -128,48 +181,84 @@ def test_kinds_without_answer_or_place():
     assert analysis.kind_of(lost, "in Nepal", 0, 0.67, (20, 28)) == "boundary"
 
 
-@pytest.mark.parametrize("question, word", [
-    ("In what year?", "what"), ("To whom did it go?", "who"), ("How much is it?", "how many"), ("HOW does it?", "how"),
-    ("Name whatever you like", "other"), ("Where and when?", "where"), ("", "other"), ("¿Dónde?", "other"),
-])
+@pytest.mark.parametrize(
+    "question, word",
+    [
+        ("In what year?", "what"),
+        ("To whom did it go?", "who"),
+        ("How much is it?", "how many"),
+        ("HOW does it?", "how"),
+        ("Name whatever you like", "other"),
+        ("Where and when?", "where"),
+        ("", "other"),
+        ("¿Dónde?", "other"),
+    ],
+)
 def test_question_words(question, word):
     assert analysis.question_word(question) == word
 
 
 def test_groups_leave_out_what_no_question_has():
-    examples = [Example("a", "Who?", "one two", ("one",), (0,)), Example("b", "Who?", "word " * 100, (), ()),
-                Example("c", "Whose?", "one two", ("one two three four",), (-1,))]
-    found = {group.name: (group.labels, group.of.tolist()) for group in analysis.group(examples, np.array([1, 4, 1]))}
-    assert found == {"Words in the answer": (["1", "4–5"], [0, -1, 1]),
-                     "Words in the context": (["0–79", "80–119"], [0, 1, 0]),
-                     "Windows": (["1", "4–5"], [0, 1, 0])}  # all are "who", so question words part nothing
+    examples = [
+        Example("a", "Who?", "one two", ("one",), (0,)),
+        Example("b", "Who?", "word " * 100, (), ()),
+        Example("c", "Whose?", "one two", ("one two three four",), (-1,)),
+    ]
+    found = {
+        group.name: (group.labels, group.of.tolist())
+        for group in analysis.group(examples, np.array([1, 4, 1]))
+    }
+    assert found == {
+        "Words in the answer": (["1", "4–5"], [0, -1, 1]),
+        "Words in the context": (["0–79", "80–119"], [0, 1, 0]),
+        "Windows": (["1", "4–5"], [0, 1, 0]),
+    }  # all are "who", so question words part nothing
 
 
 def test_group_rows():
     parted = analysis.Group("x", ["few", "many"], np.array([0, 1, 1, -1]))
     rows = analysis.group_rows(parted, [(np.array([1.0, 0, 1, 0]), np.array([1.0, 0.5, 1, 0]))])
-    assert rows == [{"n": 1, "exact": [100.0], "f1": [100.0], "margin": [0.0]},
-                    {"n": 2, "exact": [50.0], "f1": [75.0], "margin": [34.6482]}]  # 1.96 * 0.25 / sqrt(2)
+    assert rows == [
+        {"n": 1, "exact": [100.0], "f1": [100.0], "margin": [0.0]},
+        {"n": 2, "exact": [50.0], "f1": [75.0], "margin": [34.6482]},
+    ]  # 1.96 * 0.25 / sqrt(2)
 
 
-@pytest.mark.parametrize("first, second, p, method", [
-    (0, 0, 1.0, "exact"), (3, 3, 1.0, "exact"), (5, 1, 0.21875, "exact"), (1, 5, 0.21875, "exact"),
-    (10, 0, 0.001953125, "exact"), (30, 30, 1.0, "χ²"), (40, 20, 0.0141714, "χ²"),
-])
+@pytest.mark.parametrize(
+    "first, second, p, method",
+    [
+        (0, 0, 1.0, "exact"),
+        (3, 3, 1.0, "exact"),
+        (5, 1, 0.21875, "exact"),
+        (1, 5, 0.21875, "exact"),
+        (10, 0, 0.001953125, "exact"),
+        (30, 30, 1.0, "χ²"),
+        (40, 20, 0.0141714, "χ²"),
+    ],
+)
 def test_mcnemar(first, second, p, method):
     found, how = analysis.mcnemar(first, second)
     assert found == pytest.approx(p, rel=1e-4) and how.startswith(method)
 
 
 def test_score_table_has_the_intervals_of_the_scorer():
-    exact, f1, has = np.array([1.0, 0, 0, 1, 1, 0]), np.array([1, 0.5, 0, 1, 1, 0.0]), np.array([1, 1, 1, 0, 0, 0], bool)
+    exact, f1, has = (
+        np.array([1.0, 0, 0, 1, 1, 0]),
+        np.array([1, 0.5, 0, 1, 1, 0.0]),
+        np.array([1, 1, 1, 0, 0, 0], bool),
+    )
     rows = analysis.score_table(has, [(exact, f1)])
     assert [(row["label"], row["n"]) for row in rows] == [
-        ("All questions", 6), ("With an answer", 3), ("Without an answer", 3)]
+        ("All questions", 6),
+        ("With an answer", 3),
+        ("Without an answer", 3),
+    ]
     limits = metrics.bootstrap(np.stack([exact, f1], 1)) * 100
     assert rows[0]["exact"][0] == pytest.approx([50, *limits[0]], abs=1e-4)
     assert rows[0]["f1"][0] == pytest.approx([350 / 6, *limits[1]], abs=1e-4)
-    assert [row["label"] for row in analysis.score_table(np.ones(6, bool), [(exact, f1)])] == ["All questions"]
+    assert [row["label"] for row in analysis.score_table(np.ones(6, bool), [(exact, f1)])] == [
+        "All questions"
+    ]
 
 
 def judge(first, second):
@@ -182,26 +271,41 @@ def test_verdict():
     random = np.random.default_rng(0).random((2, 400))
     first, second = (random < 0.5).astype(float)
     equal = judge(first, second)
-    assert equal["better"] is None and equal["text"].startswith("No significant difference: two − one = ")
+    assert equal["better"] is None and equal["text"].startswith(
+        "No significant difference: two − one = "
+    )
     assert equal["p"] > 0.05 and "not significant" in equal["detail"]
 
     worse = np.where(np.arange(400) % 4 == 0, 0.0, first)
     lost = int((first > worse).sum())
     for verdict, better in ((judge(first, worse), 0), (judge(worse, first), 1)):
         gap, low, high = map(float, re.findall(r"\d+\.\d+", verdict["text"]))
-        assert verdict["better"] == better and verdict["text"].startswith(f"{('one', 'two')[better]} is better by ")
+        assert verdict["better"] == better and verdict["text"].startswith(
+            f"{('one', 'two')[better]} is better by "
+        )
         assert 0 < low < gap < high and gap == pytest.approx(100 * lost / 400, abs=0.01)
         assert verdict["p"] < 0.001 and sorted(verdict["only"]) == [0, lost]
 
     same = judge(first, first)
-    assert same["text"] == "No significant difference: two − one = +0.00 F1 [+0.00, +0.00]" and same["p"] == 1.0
+    assert (
+        same["text"] == "No significant difference: two − one = +0.00 F1 [+0.00, +0.00]"
+        and same["p"] == 1.0
+    )
 
 
 def test_what_kinds_cost_adds_up():
-    rows = analysis.kind_rows(["right", "wrong", "boundary", "false_answer"], np.array([1, 0, 0.4, 0]))
+    rows = analysis.kind_rows(
+        ["right", "wrong", "boundary", "false_answer"], np.array([1, 0, 0.4, 0])
+    )
     assert dict(zip(analysis.KINDS, [(row["n"], row["lost"]) for row in rows], strict=True)) == {
-        "right": (1, 0.0), "right_silent": (0, 0.0), "boundary": (1, 15.0), "wrong": (1, 25.0), "false_answer": (1, 25.0),
-        "false_silence": (0, 0.0), "missing": (0, 0.0)}
+        "right": (1, 0.0),
+        "right_silent": (0, 0.0),
+        "boundary": (1, 15.0),
+        "wrong": (1, 25.0),
+        "false_answer": (1, 25.0),
+        "false_silence": (0, 0.0),
+        "missing": (0, 0.0),
+    }
 
 
 def test_points_for_plots():
@@ -210,8 +314,14 @@ def test_points_for_plots():
     assert analysis.thin(9, []) == [[]]
     assert analysis.pick(3, [0, 1, 2, 3, 4]) == [[0, 2, 4]]
     odds, has = np.array([-2.0, -2, 2, 1e4]), np.array([True, True, False, True])
-    assert analysis.odds_histogram(odds, has, bins=2) == {"edges": [-2, 0, 2], "has": [2, 1], "none": [0, 1]}
-    found = analysis.reliability(np.array([0.0, 0, 0, 40]), np.array([True, False, False, False]), 1.0, 0.0)
+    assert analysis.odds_histogram(odds, has, bins=2) == {
+        "edges": [-2, 0, 2],
+        "has": [2, 1],
+        "none": [0, 1],
+    }
+    found = analysis.reliability(
+        np.array([0.0, 0, 0, 40]), np.array([True, False, False, False]), 1.0, 0.0
+    )
     assert found == {"points": [[0.5, 0.666667, 3], [1.0, 1.0, 1]], "error": 0.125}
 
 
@@ -223,8 +333,22 @@ def test_page_of_a_run(run):
     kinds, questions = [kind[0] for kind in page["kinds"]], page["questions"]
     answers = questions["runs"][0]
     assert [kinds[kind] for kind in answers["kind"]] == [row[-1] for row in ROWS]
-    assert questions["contexts"] == [PANDA, EMOJI] and questions["context"] == [0, 0, 0, 0, 0, 1, 1, 1]
-    assert questions["gold"][:2] == [[23, 28], [38, 44]] and answers["answer"][:4] == [[23, 28], [33, 44], [38, 44], ""]
+    assert questions["contexts"] == [PANDA, EMOJI] and questions["context"] == [
+        0,
+        0,
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
+    assert questions["gold"][:2] == [[23, 28], [38, 44]] and answers["answer"][:4] == [
+        [23, 28],
+        [33, 44],
+        [38, 44],
+        "",
+    ]
     assert answers["answer"][7] is None and answers["odds"][7] is None
     assert answers["best"][0] == [23, 28, 750, 0, 0, 250]
     # JavaScript counts each emoji twice
@@ -234,14 +358,25 @@ def test_page_of_a_run(run):
     assert [all_rows["n"], with_answer["n"], without["n"]] == [8, 6, 2]
     assert all_rows["exact"][0][0] == 37.5 and without["f1"][0][0] == 50.0
     assert all_rows["f1"][0][0] == pytest.approx(100 * (3 + 2 / 3) / 8, abs=1e-3)
-    assert sum(kind["lost"] for kind in page["runs"][0]["kinds"]) == pytest.approx(100 - all_rows["f1"][0][0], abs=1e-3)
+    assert sum(kind["lost"] for kind in page["runs"][0]["kinds"]) == pytest.approx(
+        100 - all_rows["f1"][0][0], abs=1e-3
+    )
     assert page["runs"][0]["curves"]["loss"] == [[1, 2, 3], [4, 3, 2]]
     assert page["runs"][0]["curves"]["dev"] == {"F1": [[3], [60.0]], "EM": [[3], [50.0]]}
-    assert page["gaps"] == {} and page["verdict"] is None and "Windows" not in [group["name"] for group in page["groups"]]
+    assert (
+        page["gaps"] == {}
+        and page["verdict"] is None
+        and "Windows" not in [group["name"] for group in page["groups"]]
+    )
     assert page["runs"][0]["facts"]["Training time"] == "1 min 35 s for 3 steps, 48 windows"
-    assert page["notes"] == ["The no-answer threshold was tuned on these same questions, which flatters the scores a little."]
+    assert page["notes"] == [
+        "The no-answer threshold was tuned on these same questions, which flatters the scores a little."
+    ]
     # one question has no odds, so there is no curve over all of them
-    assert page["runs"][0]["sweep"] == "null_odds.json and nbest_predictions.json lack 1 of 8 questions."
+    assert (
+        page["runs"][0]["sweep"]
+        == "null_odds.json and nbest_predictions.json lack 1 of 8 questions."
+    )
 
 
 def test_curves_over_the_odds(tmp_path):
@@ -249,8 +384,14 @@ def test_curves_over_the_odds(tmp_path):
     shown = page["runs"][0]
     assert shown["sweep"]["best"] == [-2.5, 66.6667]
     assert sum(shown["histogram"]["has"]) == 5 and sum(shown["histogram"]["none"]) == 2
-    assert shown["pr"]["exact"]["points"][0][-1] == 0.4 and sum(point[2] for point in shown["reliability"]["points"]) == 7
-    assert page["beside"] == ["With threshold 0 it would have EM 42.86, F1 52.38.", "Who never answers has EM and F1 28.57."]
+    assert (
+        shown["pr"]["exact"]["points"][0][-1] == 0.4
+        and sum(point[2] for point in shown["reliability"]["points"]) == 7
+    )
+    assert page["beside"] == [
+        "With threshold 0 it would have EM 42.86, F1 52.38.",
+        "Who never answers has EM and F1 28.57.",
+    ]
 
 
 def test_two_runs(tmp_path, run):
@@ -258,7 +399,10 @@ def test_two_runs(tmp_path, run):
     other = make_run(tmp_path / "runs" / "perfect", rows, seed=1)
     out = write_report(run, other)
     page = read(out)
-    assert out.name == "report-perfect.html" and [shown["name"] for shown in page["runs"]] == ["base", "perfect"]
+    assert out.name == "report-perfect.html" and [shown["name"] for shown in page["runs"]] == [
+        "base",
+        "perfect",
+    ]
     assert page["notes"][-1] == "The runs answered different questions; compared are the 7 of both."
     assert page["scores"][0]["n"] == 7 and page["scores"][0]["exact"][1][0] == 100.0
     assert page["verdict"]["better"] == 1 and page["verdict"]["only"] == [0, 4]
@@ -267,17 +411,31 @@ def test_two_runs(tmp_path, run):
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path):
     first, second = (make_run(tmp_path / parent / "run") for parent in ("a", "b"))
-    assert [shown["name"] for shown in read(write_report(first, second))["runs"]] == ["a/run", "b/run"]
+    assert [shown["name"] for shown in read(write_report(first, second))["runs"]] == [
+        "a/run",
+        "b/run",
+    ]
 
 
 # ---- hostile text ----
 
-HOSTILE = ['</script><script>alert(1)</script>', "<!--<script>", "\u2028\u2029", "NUL \0", "{{data}}", "lone \ud800",
-           '"quotes\' & \\u003c', "\u202eright to left"]
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "<!--<script>",
+    "\u2028\u2029",
+    "NUL \0",
+    "{{data}}",
+    "lone \ud800",
+    "\"quotes' & \\u003c",
+    "\u202eright to left",
+]
 
 
 def test_hostile_text_stays_inside_of_the_json(tmp_path):
-    rows = [(f"<i>{i}", text, text + " answer", ["answer"], text, -1.0, "") for i, text in enumerate(HOSTILE)]
+    rows = [
+        (f"<i>{i}", text, text + " answer", ["answer"], text, -1.0, "")
+        for i, text in enumerate(HOSTILE)
+    ]
     page = write_report(make_run(tmp_path / "run", rows, train=HOSTILE[0], weights=HOSTILE[4]))
     text = page.read_text(encoding="utf-8")
     parts = Parts(text)
@@ -285,19 +443,30 @@ def test_hostile_text_stays_inside_of_the_json(tmp_path):
     raw = parts.inside[1]
     assert not set(raw) & set("<>&\u2028\u2029\0")
     questions = json.loads(raw)["questions"]
-    assert questions["question"] == HOSTILE and questions["contexts"] == [text + " answer" for text in HOSTILE]
+    assert questions["question"] == HOSTILE and questions["contexts"] == [
+        text + " answer" for text in HOSTILE
+    ]
 
 
 def test_policy_lets_only_the_pages_own_script_run_and_fetches_nothing(run):
     text = write_report(run).read_text(encoding="utf-8")
     parts = Parts(text)
     style, _, script = parts.inside
-    policy = next(attributes["content"] for tag, attributes in parts.tags if "http-equiv" in attributes)
+    policy = next(
+        attributes["content"] for tag, attributes in parts.tags if "http-equiv" in attributes
+    )
     for content in (style, script):
-        assert f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'" in policy
+        assert (
+            f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+            in policy
+        )
     assert policy.startswith("default-src 'none';") and "unsafe" not in policy
-    assert not any({"src", "srcset"} & attributes.keys() or tag == "link" for tag, attributes in parts.tags)
-    assert "innerHTML" not in script and re.findall(r"https?://[^\"]*", text) == ["http://www.w3.org/2000/svg"]
+    assert not any(
+        {"src", "srcset"} & attributes.keys() or tag == "link" for tag, attributes in parts.tags
+    )
+    assert "innerHTML" not in script and re.findall(r"https?://[^\"]*", text) == [
+        "http://www.w3.org/2000/svg"
+    ]
 
 
 # ---- what may be missing ----
@@ -305,19 +474,29 @@ def test_policy_lets_only_the_pages_own_script_run_and_fetches_nothing(run):
 
 def test_a_run_without_evaluation(tmp_path):
     run = make_run(tmp_path / "run", events=(*TRAIN, {**END, "finished": False}))
-    for name in ("predictions.json", "nbest_predictions.json", "null_odds.json", "best/qa.json", "best/config.json"):
+    for name in (
+        "predictions.json",
+        "nbest_predictions.json",
+        "null_odds.json",
+        "best/qa.json",
+        "best/config.json",
+    ):
         (run / name).unlink()
     page = read(write_report(run))
     assert set(page["gaps"]) == {"scores", "answers", "failures", "questions"}
     assert page["gaps"]["scores"].startswith("There is no predictions.json in run")
-    assert page["notes"][0].startswith("The run was stopped at step 3, before its end; python -m bertqa.train --resume")
+    assert page["notes"][0].startswith(
+        "The run was stopped at step 3, before its end; python -m bertqa.train --resume"
+    )
     assert page["runs"][0]["curves"]["loss"][1] == [4, 3, 2]
 
 
 def test_a_run_that_goes_on_or_was_killed(tmp_path):
     events = [{**TRAIN[0], "loss": "nan"}, *TRAIN[1:]]
     page = read(write_report(make_run(tmp_path / "run", events=events)))
-    assert page["notes"][0].startswith("The run has not ended") and page["runs"][0]["curves"]["loss"] == [[2, 3], [3, 2]]
+    assert page["notes"][0].startswith("The run has not ended") and page["runs"][0]["curves"][
+        "loss"
+    ] == [[2, 3], [3, 2]]
 
 
 def test_a_run_folder_with_nothing_but_its_settings(tmp_path):
@@ -330,17 +509,24 @@ def test_answerable_data_without_odds(tmp_path):
     rows = [row for row in ROWS if row[3] and row[4] is not None]
     run = make_run(tmp_path / "run", rows, threshold=None)
     page = read(write_report(run))
-    assert [row["label"] for row in page["scores"]] == ["All questions"] and page["notes"] == [] == page["beside"]
+    assert [row["label"] for row in page["scores"]] == ["All questions"] and page[
+        "notes"
+    ] == [] == page["beside"]
     assert page["runs"][0]["sweep"] == "Every question has an answer: there is nothing to tune."
     (run / "null_odds.json").unlink()
     page = read(write_report(run))
-    assert page["runs"][0]["pr"] == "null_odds.json and nbest_predictions.json lack 5 of 5 questions."
+    assert (
+        page["runs"][0]["pr"] == "null_odds.json and nbest_predictions.json lack 5 of 5 questions."
+    )
     assert page["questions"]["runs"][0]["odds"] == [None] * 5
 
 
 def test_held_out_numbers_are_named(run):
     part = {"questions": 4, "exact": 50.0, "f1": 61.234}
-    write(run / "best" / "qa.json", {"null_threshold": 0.5, "tuning": {"tuned": part, "held_out": part}})
+    write(
+        run / "best" / "qa.json",
+        {"null_threshold": 0.5, "tuning": {"tuned": part, "held_out": part}},
+    )
     assert "On the 4 held out it gives EM 50.00, F1 61.23" in read(write_report(run))["notes"][0]
 
 
@@ -351,7 +537,8 @@ def test_dev_file_moved_or_changed(tmp_path, run):
     (run / "dev.json").rename(tmp_path / "dev.json")
     page = read(write_report(run))
     assert page["gaps"]["questions"] == (
-        "The questions are not where they were (data/dev.json); say where they are with --dev FILE.")
+        "The questions are not where they were (data/dev.json); say where they are with --dev FILE."
+    )
     assert page["runs"][0]["curves"]["loss"][1] == [4, 3, 2]
     assert read(write_report(run, dev=str(tmp_path / "dev.json")))["gaps"] == {}
     # as a trainer started in tmp_path with --dev data/dev.json --out runs/base left it
@@ -367,16 +554,25 @@ def test_a_run_that_classifies(tmp_path):
     run = make_run(tmp_path / "run", events=(*TRAIN, evaluated, END), task="classify")
     page = read(write_report(run))
     assert page["gaps"]["scores"].endswith("this run learned classes of texts.")
-    assert page["runs"][0]["curves"]["dev"] == {"macro-F1": [[3], [80.0]], "accuracy": [[3], [90.0]]}
+    assert page["runs"][0]["curves"]["dev"] == {
+        "macro-F1": [[3], [80.0]],
+        "accuracy": [[3], [90.0]],
+    }
     assert page["runs"][0]["facts"]["Best weights"] == "step 3, macro_f1 80.00"
 
 
-@pytest.mark.parametrize("name, content, says", [
-    ("config.json", "{", "cannot be read"), ("config.json", "[]", "cannot be read (it holds a list"),
-    ("config.json", "{}", "not a run"), ("predictions.json", '{"a": 1}', "it holds 1 for 'a'"),
-    ("null_odds.json", '{"a": NaN}', "it holds NaN"), ("metrics.jsonl", "{\n{}\n", "line 1 is not JSON"),
-    ("best/qa.json", "\x00", "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("config.json", "{", "cannot be read"),
+        ("config.json", "[]", "cannot be read (it holds a list"),
+        ("config.json", "{}", "not a run"),
+        ("predictions.json", '{"a": 1}', "it holds 1 for 'a'"),
+        ("null_odds.json", '{"a": NaN}', "it holds NaN"),
+        ("metrics.jsonl", "{\n{}\n", "line 1 is not JSON"),
+        ("best/qa.json", "\x00", "cannot be read"),
+    ],
+)
 def test_damaged_files_are_named(run, name, content, says):
     (run / name).write_text(content)
     with pytest.raises(UserError) as error:
@@ -391,7 +587,9 @@ def test_runs_that_cannot_be_compared(tmp_path, run):
     with pytest.raises(UserError, match="have no question of .* in common"):
         write_report(run, stranger)
     (stranger / "predictions.json").unlink()
-    with pytest.raises(UserError, match="cannot be compared: There is no predictions.json in stranger"):
+    with pytest.raises(
+        UserError, match="cannot be compared: There is no predictions.json in stranger"
+    ):
         write_report(run, stranger)
 
 
@@ -399,15 +597,25 @@ def test_runs_that_cannot_be_compared(tmp_path, run):
 
 
 def test_command_without_torch(run, tmp_path):
-    code = ("import sys; sys.modules['torch'] = sys.modules['matplotlib'] = None\n"
-            "from bertqa.flags import run_verb\nfrom bertqa.report import main\nraise SystemExit(run_verb(main))")
-    done = subprocess.run([sys.executable, "-c", code, str(run), "-o", str(tmp_path / "page.html")], capture_output=True,
-                          text=True, encoding="utf-8")
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['matplotlib'] = None\n"
+        "from bertqa.flags import run_verb\nfrom bertqa.report import main\nraise SystemExit(run_verb(main))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run), "-o", str(tmp_path / "page.html")],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
     assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "page.html"), done.stderr
     assert done.stderr.startswith("The no-answer threshold was tuned")
     assert read(tmp_path / "page.html")["runs"][0]["name"] == "base"
-    failed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
-    assert failed.returncode == 2 and failed.stderr.startswith(f"error: {tmp_path}: not a run: it has no config.json")
+    failed = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+    )
+    assert failed.returncode == 2 and failed.stderr.startswith(
+        f"error: {tmp_path}: not a run: it has no config.json"
+    )
 
 
 @pytest.mark.slow
@@ -425,11 +633,24 @@ def test_the_page_keeps_its_size(shared, tmp_path, monkeypatch):
 def fill_with(dev: Path, examples, folder: Path) -> Path:
     """A run folder with made-up predictions for these examples: the first words of each context."""
     write(folder / "config.json", {"settings": {"dev": str(dev)}})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in (*TRAIN, EVAL, END)))
-    entries = {example.id: [{"text": example.context[k:9], "probability": 0.2, "start": k, "end": 9} for k in range(5)]
-               for example in examples}
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(event) + "\n" for event in (*TRAIN, EVAL, END))
+    )
+    entries = {
+        example.id: [
+            {"text": example.context[k:9], "probability": 0.2, "start": k, "end": 9}
+            for k in range(5)
+        ]
+        for example in examples
+    }
     write(folder / "nbest_predictions.json", entries)
-    write(folder / "predictions.json", {id: found[0]["text"] * (i % 2) for i, (id, found) in enumerate(entries.items())})
+    write(
+        folder / "predictions.json",
+        {id: found[0]["text"] * (i % 2) for i, (id, found) in enumerate(entries.items())},
+    )
     write(folder / "null_odds.json", {id: 0.5 - i % 2 + i / 1e5 for i, id in enumerate(entries)})
-    write(folder / "best" / "qa.json", {"null_threshold": 0.0, "no_answer_scale": 1.0, "no_answer_bias": 0.0})
+    write(
+        folder / "best" / "qa.json",
+        {"null_threshold": 0.0, "no_answer_scale": 1.0, "no_answer_bias": 0.0},
+    )
     return folder

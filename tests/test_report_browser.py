@@ -17,8 +17,17 @@ from bertqa.report import write_report
 
 pytestmark = pytest.mark.slow
 
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--hide-scrollbars")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+)
 
 
 class Browser:
@@ -28,10 +37,19 @@ class Browser:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         self.base = f"http://127.0.0.1:{port}/session"
         options = {"binary": chromium, "args": [*FLAGS, f"--user-data-dir={profile}"]}
-        wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}}
+        wanted = {
+            "capabilities": {
+                "alwaysMatch": {
+                    "goog:chromeOptions": options,
+                    "goog:loggingPrefs": {"browser": "ALL"},
+                }
+            }
+        }
         for _ in range(100):
             try:
                 self.base += "/" + self.call("", wanted)["sessionId"]
@@ -43,7 +61,9 @@ class Browser:
 
     def call(self, path: str, body: dict | None = None, method: str | None = None):
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            self.base + path, data, {"Content-Type": "application/json"}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return json.load(answer)["value"]
@@ -59,10 +79,22 @@ class Browser:
         return self.call("/goog/cdp/execute", {"cmd": command, "params": params})
 
     def view(self, width: int, height: int, dark: bool = False) -> None:
-        self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        features = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce"}
-        self.cdp("Emulation.setEmulatedMedia", media="", features=[
-            {"name": name, "value": value} for name, value in features.items()])
+        self.cdp(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        features = {
+            "prefers-color-scheme": "dark" if dark else "light",
+            "prefers-reduced-motion": "reduce",
+        }
+        self.cdp(
+            "Emulation.setEmulatedMedia",
+            media="",
+            features=[{"name": name, "value": value} for name, value in features.items()],
+        )
 
     def open(self, page: Path, fragment: str = "") -> None:
         self.call("/url", {"url": "about:blank"})
@@ -74,7 +106,10 @@ class Browser:
     def click(self, css: str) -> None:
         """A real click: refused where something covers the element, so it is scrolled clear of the navigation first."""
         found = self.call("/element", {"using": "css selector", "value": css})
-        self.call("/execute/sync", {"script": "arguments[0].scrollIntoView({block: 'center'})", "args": [found]})
+        self.call(
+            "/execute/sync",
+            {"script": "arguments[0].scrollIntoView({block: 'center'})", "args": [found]},
+        )
         self.call(f"/element/{next(iter(found.values()))}/click", {})
 
     def type(self, css: str, text: str) -> None:
@@ -87,10 +122,14 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     driver = shutil.which("chromedriver")
     if not chromium or not driver:
-        pytest.skip("no Chromium with chromedriver on the PATH (Debian: packages chromium and chromium-driver)")
+        pytest.skip(
+            "no Chromium with chromedriver on the PATH (Debian: packages chromium and chromium-driver)"
+        )
     started = Browser(driver, chromium, tmp_path_factory.mktemp("profile"))
     yield started
     started.close()
@@ -108,7 +147,9 @@ def status(browser) -> str:
 
 
 def listed(browser) -> list[str]:
-    return browser.js("[...document.querySelectorAll('#list li > button')].map((row) => row.innerText)")
+    return browser.js(
+        "[...document.querySelectorAll('#list li > button')].map((row) => row.innerText)"
+    )
 
 
 def detail(browser) -> str:
@@ -121,8 +162,17 @@ CUT_OFF = "[...document.querySelectorAll('.scroll')].filter((each) => each.scrol
 
 def chip(text: str) -> str:
     """The button of a filter, as a CSS selector: the buttons stand in a fixed order."""
-    order = ["All", "All misses", "Right answer", "Rightly silent", "Boundary", "Wrong span", "False answer",
-             "False no-answer", "No prediction"]
+    order = [
+        "All",
+        "All misses",
+        "Right answer",
+        "Rightly silent",
+        "Boundary",
+        "Wrong span",
+        "False answer",
+        "False no-answer",
+        "No prediction",
+    ]
     return f"#questions .controls button:nth-child({order.index(text) + 1})"
 
 
@@ -136,8 +186,12 @@ def test_filters_and_the_list(browser, page):
     assert browser.js("document.querySelector('[aria-pressed=true]').innerText") == "Wrong span15"
 
     browser.click("#list li:nth-child(3) button")
-    assert "In which place does it sleep? (2)" in detail(browser) and "Wrong span, F1 0" in detail(browser)
-    marks = browser.js("[...document.querySelectorAll('.context mark')].map((mark) => [mark.className, mark.textContent])")
+    assert "In which place does it sleep? (2)" in detail(browser) and "Wrong span, F1 0" in detail(
+        browser
+    )
+    marks = browser.js(
+        "[...document.querySelectorAll('.context mark')].map((mark) => [mark.className, mark.textContent])"
+    )
     assert marks == [["a", "bamboo"], ["gold", "trees"]]
     assert browser.js("location.hash") == "#q=sleep-2"
     browser.type("#list li:nth-child(3) button", "\ue015")  # arrow down
@@ -145,12 +199,16 @@ def test_filters_and_the_list(browser, page):
 
     browser.click(chip("Boundary"))
     browser.click("#list li:nth-child(1) button")
-    marks = browser.js("[...document.querySelectorAll('.context mark')].map((mark) => [mark.className, mark.textContent])")
+    marks = browser.js(
+        "[...document.querySelectorAll('.context mark')].map((mark) => [mark.className, mark.textContent])"
+    )
     assert marks == [["a", "eats "], ["gold a", "bamboo"]]
 
     browser.click(chip("All"))
     browser.type("#search", "eaten 11")
-    assert status(browser) == "1 to 1 of 1 questions" and listed(browser) == ["What is eaten? (11)\nRight answer: bamboo"]
+    assert status(browser) == "1 to 1 of 1 questions" and listed(browser) == [
+        "What is eaten? (11)\nRight answer: bamboo"
+    ]
     browser.type("#search", " nowhere")
     assert status(browser) == "No question fits these filters." and listed(browser) == []
     assert browser.js("document.getElementById('detail').hidden")
@@ -168,28 +226,47 @@ def test_pages_order_and_groups(browser, page):
     browser.type("#order", "Surest")
     assert listed(browser)[0].startswith("What is eaten? (0)")  # null odds -5, threshold 0.5
     browser.click("#failures .groups table:first-of-type tbody tr:nth-child(3) button")
-    assert status(browser) == "1 to 15 of 15 questions" and listed(browser)[0].startswith("When was it found?")
-    assert browser.js("document.getElementById('group').selectedOptions[0].text") == "question word: when"
+    assert status(browser) == "1 to 15 of 15 questions" and listed(browser)[0].startswith(
+        "When was it found?"
+    )
+    assert (
+        browser.js("document.getElementById('group').selectedOptions[0].text")
+        == "question word: when"
+    )
     browser.click("#failures table tbody tr:nth-child(1) button")
-    assert status(browser) == "1 to 30 of 30 questions" and browser.js("document.getElementById('group').value") == ""
+    assert (
+        status(browser) == "1 to 30 of 30 questions"
+        and browser.js("document.getElementById('group').value") == ""
+    )
 
 
 def test_a_link_to_a_question(browser, page):
     browser.view(1280, 900)
     browser.open(page, "#q=emoji-14")
-    assert "What is eaten? (14)" in detail(browser) and status(browser) == "101 to 120 of 120 questions"
-    assert browser.js("document.querySelector('.context mark').textContent") == "bamboo"  # behind three emoji
+    assert (
+        "What is eaten? (14)" in detail(browser)
+        and status(browser) == "101 to 120 of 120 questions"
+    )
+    assert (
+        browser.js("document.querySelector('.context mark').textContent") == "bamboo"
+    )  # behind three emoji
 
 
-@pytest.mark.parametrize("width, dark", [(1280, False), (1280, True), (390, False), (390, True), (320, False)])
+@pytest.mark.parametrize(
+    "width, dark", [(1280, False), (1280, True), (390, False), (390, True), (320, False)]
+)
 def test_every_screen(browser, page, width, dark):
     browser.view(width, 844, dark)
     browser.open(page)
     assert browser.js("document.documentElement.scrollWidth") == width
-    assert width < 390 or browser.js(CUT_OFF) == 0  # on the smallest screens tables scroll in themselves
+    assert (
+        width < 390 or browser.js(CUT_OFF) == 0
+    )  # on the smallest screens tables scroll in themselves
     colour = browser.js("getComputedStyle(document.body).backgroundColor")
     assert colour == ("rgb(23, 22, 19)" if dark else "rgb(251, 250, 247)")
-    drawn = browser.js("[...document.querySelectorAll('figure svg')].map((svg) => svg.getAttribute('aria-label'))")
+    drawn = browser.js(
+        "[...document.querySelectorAll('figure svg')].map((svg) => svg.getAttribute('aria-label'))"
+    )
     assert len(drawn) == 4 and drawn[0].startswith("Loss. training, smoothed: from 4 to 2")
     assert browser.complaints() == []
 
@@ -207,20 +284,32 @@ def test_on_a_phone_a_question_opens_under_its_line(browser, page):
 
 def test_hostile_text_is_shown_as_text(browser, tmp_path):
     # chromedriver cannot hand a lone surrogate back, and an id must not be blank
-    attacks = [text.replace("alert(1)", "window.hacked = 1") for text in HOSTILE if "\ud800" not in text and text.strip()]
-    attacks += ["<img src=x onerror='window.hacked = 2'>", "</title></textarea><svg onload='window.hacked = 3'>"]
+    attacks = [
+        text.replace("alert(1)", "window.hacked = 1")
+        for text in HOSTILE
+        if "\ud800" not in text and text.strip()
+    ]
+    attacks += [
+        "<img src=x onerror='window.hacked = 2'>",
+        "</title></textarea><svg onload='window.hacked = 3'>",
+    ]
     rows = [(text, text, f"{text} then {text}", [text], text, -1.0, "") for text in attacks]
-    run = make_run(tmp_path / "<script>window.hacked = 4<script>", rows, train=attacks[0], weights=attacks[-1])
+    run = make_run(
+        tmp_path / "<script>window.hacked = 4<script>", rows, train=attacks[0], weights=attacks[-1]
+    )
     browser.view(1280, 900)
     browser.open(write_report(run))
     browser.click("#questions .controls button:nth-child(1)")
     for i, text in enumerate(attacks, 1):
         shown = text.replace("\0", "\u2400")
         browser.click(f"#list li:nth-child({i}) button")
-        assert browser.js("document.querySelector('.context').textContent") == f"{shown} then {shown}"
+        assert (
+            browser.js("document.querySelector('.context').textContent") == f"{shown} then {shown}"
+        )
         assert browser.js("document.querySelector('#detail h3').textContent") == shown
-    assert browser.js("[window.hacked, document.scripts.length, document.images.length, document.title]") == [
-        None, 2, 0, "<script>window.hacked = 4<script> · bertqa report"]
+    assert browser.js(
+        "[window.hacked, document.scripts.length, document.images.length, document.title]"
+    ) == [None, 2, 0, "<script>window.hacked = 4<script> · bertqa report"]
     assert browser.complaints() == []
 
 
@@ -229,11 +318,25 @@ def test_two_runs_side_by_side(browser, tmp_path):
     page = write_report(make_run(tmp_path / "base", ROWS[:7]), make_run(tmp_path / "silent", worse))
     browser.view(1280, 900)
     browser.open(page)
-    assert browser.js("document.getElementById('verdict').textContent").startswith("No significant difference: silent − base")
-    chips = browser.js("[...document.querySelectorAll('#questions .controls button')].map((each) => each.innerText)")
-    assert chips == ["All7", "Flipped3", "Only base is right2", "Only silent is right1", "Both right1", "Both wrong3"]
+    assert browser.js("document.getElementById('verdict').textContent").startswith(
+        "No significant difference: silent − base"
+    )
+    chips = browser.js(
+        "[...document.querySelectorAll('#questions .controls button')].map((each) => each.innerText)"
+    )
+    assert chips == [
+        "All7",
+        "Flipped3",
+        "Only base is right2",
+        "Only silent is right1",
+        "Both right1",
+        "Both wrong3",
+    ]
     assert status(browser) == "1 to 3 of 3 questions"
-    assert listed(browser)[0] == "Where does it live?\nbase Right answer: Nepal\nsilent False no-answer"
+    assert (
+        listed(browser)[0]
+        == "Where does it live?\nbase Right answer: Nepal\nsilent False no-answer"
+    )
     browser.click("#questions .controls button:nth-child(4)")
     assert [row.split("\n")[0] for row in listed(browser)] == ["When was it found?"]
     browser.view(390, 844)
@@ -247,8 +350,13 @@ def test_a_run_without_evaluation_says_so(browser, tmp_path):
     browser.view(390, 844)
     browser.open(write_report(run))
     for section in ("scores", "answers", "failures", "questions"):
-        assert "There is no predictions.json in young" in browser.js(f"document.getElementById('{section}').innerText")
-    assert browser.js("document.querySelectorAll('#training svg').length") == 4 and browser.complaints() == []
+        assert "There is no predictions.json in young" in browser.js(
+            f"document.getElementById('{section}').innerText"
+        )
+    assert (
+        browser.js("document.querySelectorAll('#training svg').length") == 4
+        and browser.complaints() == []
+    )
 
 
 def test_all_of_dev_loads_at_once(browser, shared, tmp_path):
@@ -259,7 +367,10 @@ def test_all_of_dev_loads_at_once(browser, shared, tmp_path):
     browser.view(1280, 900)
     browser.cdp("Performance.enable", timeDomain="threadTicks")
     browser.open(page)
-    took = {metric["name"]: metric["value"] for metric in browser.cdp("Performance.getMetrics")["metrics"]}
+    took = {
+        metric["name"]: metric["value"]
+        for metric in browser.cdp("Performance.getMetrics")["metrics"]
+    }
     assert 0.01 < took["TaskDuration"] < 3, took
     browser.click("#questions .controls button:nth-child(1)")
     assert status(browser) == "1 to 50 of 11,873 questions"

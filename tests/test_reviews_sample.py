@@ -15,7 +15,9 @@ SAMPLE = Path(bertqa.__file__).parent / "data" / "sample" / "reviews.csv"
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, str]]:
-    with SAMPLE.open(encoding="utf-8", newline="") as file:  # newline="": a review may hold line breaks
+    with SAMPLE.open(
+        encoding="utf-8", newline=""
+    ) as file:  # newline="": a review may hold line breaks
         return list(csv.DictReader(file, strict=True))
 
 
@@ -26,7 +28,9 @@ def words(text: str) -> list[str]:
 
 def best_stump(texts: list[set[str]], positive: list[bool]) -> tuple[float, str]:
     """Accuracy and word of the best rule "this word occurs, or does not, therefore the review is positive"."""
-    in_positive = Counter(word for text, label in zip(texts, positive, strict=True) if label for word in text)
+    in_positive = Counter(
+        word for text, label in zip(texts, positive, strict=True) if label for word in text
+    )
     in_all = Counter(word for text in texts for word in text)
     total = sum(positive)
 
@@ -39,7 +43,9 @@ def best_stump(texts: list[set[str]], positive: list[bool]) -> tuple[float, str]
 
 
 def test_columns_and_labels(rows):
-    assert {tuple(row) for row in rows} == {("text", "label")}  # a stray comma would add a column named None
+    assert {tuple(row) for row in rows} == {
+        ("text", "label")
+    }  # a stray comma would add a column named None
     assert {row["label"] for row in rows} == {"negative", "positive"}
 
 
@@ -77,11 +83,15 @@ def test_stump_finds_a_giveaway_word():
 
 
 def test_no_single_word_decides(rows):
-    accuracy, word = best_stump([set(words(row["text"])) for row in rows], [row["label"] == "positive" for row in rows])
+    accuracy, word = best_stump(
+        [set(words(row["text"])) for row in rows], [row["label"] == "positive" for row in rows]
+    )
     assert accuracy <= 0.68, f"{word!r} alone gets {accuracy:.3f}"
 
 
 def test_order_is_shuffled(rows):
     labels = [row["label"] for row in rows]
     changes = sum(a != b for a, b in pairwise(labels))
-    assert 100 < changes < 180  # 139 expected of a random order, standard deviation 8; sorted gives 1, alternating 277
+    assert (
+        100 < changes < 180
+    )  # 139 expected of a random order, standard deviation 8; sorted gives 1, alternating 277

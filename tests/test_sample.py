@@ -42,16 +42,19 @@ def span_fault(context, answer):
     return ""
 
 
-@pytest.mark.parametrize("text, start, fault", [
-    ("hen", 2, ""),
-    ("a hen sat", 0, ""),
-    ("hen", 3, "text is not at answer_start"),
-    ("sat", -3, "text is not at answer_start"),
-    ("hen ", 2, "empty or padded"),
-    ("", 2, "empty or padded"),
-    ("he", 2, "cuts a word"),
-    ("en", 3, "cuts a word"),
-])
+@pytest.mark.parametrize(
+    "text, start, fault",
+    [
+        ("hen", 2, ""),
+        ("a hen sat", 0, ""),
+        ("hen", 3, "text is not at answer_start"),
+        ("sat", -3, "text is not at answer_start"),
+        ("hen ", 2, "empty or padded"),
+        ("", 2, "empty or padded"),
+        ("he", 2, "cuts a word"),
+        ("en", 3, "cuts a word"),
+    ],
+)
 def test_span_fault_sees_what_is_wrong(text, start, fault):
     assert span_fault("a hen sat", {"text": text, "answer_start": start}) == fault
 
@@ -64,7 +67,11 @@ def test_form_of_the_file(name):
     assert data["version"] == "v2.0"
     assert raw.decode("utf-8") == json.dumps(data, ensure_ascii=False, indent=1) + "\n"
     for article in data["data"]:
-        assert set(article) == {"title", "paragraphs"} and article["title"].strip() and article["paragraphs"]
+        assert (
+            set(article) == {"title", "paragraphs"}
+            and article["title"].strip()
+            and article["paragraphs"]
+        )
         assert all(set(paragraph) == {"context", "qas"} for paragraph in article["paragraphs"])
 
 
@@ -91,7 +98,12 @@ def test_a_question_is_either_answered_or_impossible(name):
             good = set(qa) == {"id", "question", "is_impossible", "answers"}
             good = good and 1 <= len(accepted) <= 3 and len(set(accepted)) == len(accepted)
         question = qa["question"]
-        if not (good and question == question.strip() and question.endswith("?") and len(question.split()) >= 3):
+        if not (
+            good
+            and question == question.strip()
+            and question.endswith("?")
+            and len(question.split()) >= 3
+        ):
             wrong.append(qa["id"])
     assert wrong == []
 
@@ -102,7 +114,9 @@ def test_ids_are_unique_and_name_their_paragraph():
     assert [i for i in ids if not re.fullmatch(r"sample-\d{4}-[a-h]", i)] == []
     for paragraph in both(paragraphs):
         assert len({qa["id"][:-2] for qa in paragraph["qas"]}) == 1
-        assert "".join(qa["id"][-1] for qa in paragraph["qas"]) == "abcdefgh"[: len(paragraph["qas"])]
+        assert (
+            "".join(qa["id"][-1] for qa in paragraph["qas"]) == "abcdefgh"[: len(paragraph["qas"])]
+        )
 
 
 def test_no_question_is_asked_twice_of_a_paragraph():
@@ -112,7 +126,9 @@ def test_no_question_is_asked_twice_of_a_paragraph():
 
 
 def test_train_and_dev_share_nothing():
-    train, dev = ({" ".join(p["context"].split()).lower() for p in paragraphs(name)} for name in FILES)
+    train, dev = (
+        {" ".join(p["context"].split()).lower() for p in paragraphs(name)} for name in FILES
+    )
     assert train & dev == set()
     assert len(train) + len(dev) == len(both(paragraphs))
     titles = [article["title"] for article in both(articles)]
@@ -122,7 +138,11 @@ def test_train_and_dev_share_nothing():
 def test_paragraphs_have_60_to_150_words():
     sizes = {p["context"][:30]: len(p["context"].split()) for p in both(paragraphs)}
     assert {start: words for start, words in sizes.items() if not 60 <= words <= 150} == {}
-    assert [p["context"][:30] for p in both(paragraphs) if p["context"] != " ".join(p["context"].split())] == []
+    assert [
+        p["context"][:30]
+        for p in both(paragraphs)
+        if p["context"] != " ".join(p["context"].split())
+    ] == []
 
 
 def test_counts():
@@ -134,7 +154,11 @@ def test_counts():
     assert 0.65 <= len(paragraphs("train.json")) / len(contexts) <= 0.75
     assert 0.28 <= impossible / len(asked) <= 0.40
     for name in FILES:
-        assert 0.28 <= sum(qa["is_impossible"] for _, qa in questions(name)) / len(questions(name)) <= 0.40
+        assert (
+            0.28
+            <= sum(qa["is_impossible"] for _, qa in questions(name)) / len(questions(name))
+            <= 0.40
+        )
 
 
 def test_the_readme_has_these_counts():
@@ -144,20 +168,25 @@ def test_the_readme_has_these_counts():
         several = sum(len(qa["answers"]) > 1 for qa in asked)
         impossible = sum(qa["is_impossible"] for qa in asked)
         row = [name, len(articles(name)), len(paragraphs(name)), len(asked), impossible, several]
-        assert re.search(r"\|\s*" + r"\s*\|\s*".join(re.escape(str(cell)) for cell in row) + r"\s*\|", readme), row
+        assert re.search(
+            r"\|\s*" + r"\s*\|\s*".join(re.escape(str(cell)) for cell in row) + r"\s*\|", readme
+        ), row
 
 
-@pytest.mark.parametrize("script, letters", [
-    ("Chinese and Japanese", "[\u4e00-\u9fff]"),
-    ("kana", "[\u3040-\u30ff]"),
-    ("Korean", "[\uac00-\ud7af]"),
-    ("Arabic", "[\u0600-\u06ff]"),
-    ("Greek", "[\u0370-\u03ff]"),
-    ("Cyrillic", "[\u0400-\u04ff]"),
-    ("accents", "[\u00c0-\u024f]"),
-    ("stacked accents", "[\u1ea0-\u1eff]"),
-    ("emoji", "[\U0001f300-\U0001faff]"),
-])
+@pytest.mark.parametrize(
+    "script, letters",
+    [
+        ("Chinese and Japanese", "[\u4e00-\u9fff]"),
+        ("kana", "[\u3040-\u30ff]"),
+        ("Korean", "[\uac00-\ud7af]"),
+        ("Arabic", "[\u0600-\u06ff]"),
+        ("Greek", "[\u0370-\u03ff]"),
+        ("Cyrillic", "[\u0400-\u04ff]"),
+        ("accents", "[\u00c0-\u024f]"),
+        ("stacked accents", "[\u1ea0-\u1eff]"),
+        ("emoji", "[\U0001f300-\U0001faff]"),
+    ],
+)
 def test_scripts_that_offsets_trip_over(script, letters):
     assert any(re.search(letters, p["context"]) for p in both(paragraphs)), script
 
@@ -168,4 +197,7 @@ def test_answers_stand_after_and_inside_such_scripts(name):
     answered = [(context, a) for context, qa in questions(name) for a in qa["answers"]]
     assert any(re.search("[\u4e00-\u9fff\uac00-\ud7af]", a["text"]) for _, a in answered)
     assert any(re.search("[\u0600-\u06ff]", a["text"]) for _, a in answered)
-    assert any(re.search("[\U0001f300-\U0001faff]", context[: a["answer_start"]]) for context, a in answered)
+    assert any(
+        re.search("[\U0001f300-\U0001faff]", context[: a["answer_start"]])
+        for context, a in answered
+    )

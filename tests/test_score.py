@@ -23,12 +23,33 @@ DATA = {
                 {
                     "context": CONTEXT,
                     "qas": [
-                        {"id": "where", "question": "Where does it live?", "is_impossible": False,
-                         "answers": [{"text": "Nepal", "answer_start": 23}, {"text": "in Nepal", "answer_start": 20}]},
-                        {"id": "what", "question": "What does it eat?", "is_impossible": False,
-                         "answers": [{"text": "bamboo", "answer_start": 38}]},
-                        {"id": "who", "question": "Who eats it?", "is_impossible": True, "answers": []},
-                        {"id": "when", "question": "When does it sleep?", "is_impossible": True, "answers": []},
+                        {
+                            "id": "where",
+                            "question": "Where does it live?",
+                            "is_impossible": False,
+                            "answers": [
+                                {"text": "Nepal", "answer_start": 23},
+                                {"text": "in Nepal", "answer_start": 20},
+                            ],
+                        },
+                        {
+                            "id": "what",
+                            "question": "What does it eat?",
+                            "is_impossible": False,
+                            "answers": [{"text": "bamboo", "answer_start": 38}],
+                        },
+                        {
+                            "id": "who",
+                            "question": "Who eats it?",
+                            "is_impossible": True,
+                            "answers": [],
+                        },
+                        {
+                            "id": "when",
+                            "question": "When does it sleep?",
+                            "is_impossible": True,
+                            "answers": [],
+                        },
                     ],
                 }
             ],
@@ -61,7 +82,11 @@ def without_impossible() -> dict:
     """The same data as a v1.1 file: answerable questions, no `is_impossible`."""
     data = json.loads(json.dumps(DATA))
     paragraph = data["data"][0]["paragraphs"][0]
-    paragraph["qas"] = [{k: v for k, v in q.items() if k != "is_impossible"} for q in paragraph["qas"] if q["answers"]]
+    paragraph["qas"] = [
+        {k: v for k, v in q.items() if k != "is_impossible"}
+        for q in paragraph["qas"]
+        if q["answers"]
+    ]
     return data
 
 
@@ -72,8 +97,12 @@ def test_prints_what_the_official_script_prints(files, capsys):
     out, err = run(capsys, files / "data.json", files / "pred.json")
     assert out == json.dumps(official.evaluate_v2(DATA, PREDICTIONS), indent=2) + "\n"
     assert json.loads(out)["f1"] == 62.5 and err == ""
-    out, _ = run(capsys, files / "data.json", files / "pred.json", "-n", files / "odds.json", "-t", "0.5")
-    assert out == json.dumps(official.evaluate_v2(DATA, PREDICTIONS, NA_PROBS, 0.5), indent=2) + "\n"
+    out, _ = run(
+        capsys, files / "data.json", files / "pred.json", "-n", files / "odds.json", "-t", "0.5"
+    )
+    assert (
+        out == json.dumps(official.evaluate_v2(DATA, PREDICTIONS, NA_PROBS, 0.5), indent=2) + "\n"
+    )
     out, _ = run(capsys, files / "data.json", files / "pred.json", "--na-prob-thresh", "-1")
     assert out == json.dumps(official.evaluate_v2(DATA, PREDICTIONS, threshold=-1), indent=2) + "\n"
 
@@ -82,7 +111,12 @@ def test_writes_to_a_file_instead(files, capsys):
     out, _ = run(capsys, files / "data.json", files / "pred.json", "-o", files / "out.json")
     assert out == ""
     assert (files / "out.json").read_text() == json.dumps(official.evaluate_v2(DATA, PREDICTIONS))
-    assert sorted(path.name for path in files.iterdir()) == ["data.json", "odds.json", "out.json", "pred.json"]
+    assert sorted(path.name for path in files.iterdir()) == [
+        "data.json",
+        "odds.json",
+        "out.json",
+        "pred.json",
+    ]
 
 
 def test_reads_gzip_and_a_byte_order_mark(files, capsys):
@@ -97,11 +131,14 @@ def test_v1_data_is_scored_as_v1(files, capsys):
     path = write(files / "v1.json", data)
     theirs = json.dumps(official.evaluate_v1(data, PREDICTIONS)) + "\n"
     assert run(capsys, path, files / "pred.json")[0] == theirs
-    assert run(capsys, path, files / "pred.json", "--v2")[0] == json.dumps(
-        official.evaluate_v2(data, PREDICTIONS), indent=2) + "\n"
+    assert (
+        run(capsys, path, files / "pred.json", "--v2")[0]
+        == json.dumps(official.evaluate_v2(data, PREDICTIONS), indent=2) + "\n"
+    )
     known = {"where": 0.1, "what": 0.2}
-    assert json.loads(run(capsys, path, files / "pred.json", "-n", files / "odds.json")[0]) == official.evaluate_v2(
-        data, PREDICTIONS, known)  # a no-answer file asks for v2
+    assert json.loads(
+        run(capsys, path, files / "pred.json", "-n", files / "odds.json")[0]
+    ) == official.evaluate_v2(data, PREDICTIONS, known)  # a no-answer file asks for v2
     for question in data["data"][0]["paragraphs"][0]["qas"]:
         question["is_impossible"] = False  # a part of a v2 file is still v2
     write(path, data)
@@ -117,10 +154,15 @@ def synthetic(dataset: dict, seed: int) -> dict[str, dict[str, str]]:
         for paragraph in article["paragraphs"]:
             words = paragraph["context"].split()
             for q in paragraph["qas"]:
-                gold, start = rng.choice(q["answers"])["text"] if q["answers"] else "", rng.randrange(len(words))
+                gold, start = (
+                    rng.choice(q["answers"])["text"] if q["answers"] else "",
+                    rng.randrange(len(words)),
+                )
                 span = " ".join(words[start : start + rng.randint(1, 9)])
                 made = [gold[: len(gold) // 2], span, ""]
-                made.append(rng.choice([*made, gold, f"The {gold.upper()}!", "。", "the", " ", "!?", "İ"]))
+                made.append(
+                    rng.choice([*made, gold, f"The {gold.upper()}!", "。", "the", " ", "!?", "İ"])
+                )
                 for kind, text in zip(kinds, made, strict=True):
                     kinds[kind][q["id"]] = text
     return kinds
@@ -132,9 +174,18 @@ def test_every_key_on_dev_v2(shared, tmp_path, capsys):
     rng = random.Random(1)
     for kind, predictions in synthetic(dataset, seed=0).items():
         odds = {id: round(rng.gauss(0, 3), rng.choice([1, 15])) for id in predictions}
-        files = write(tmp_path / "pred.json", predictions), "-n", write(tmp_path / "odds.json", odds), "-t", "0.5"
+        files = (
+            write(tmp_path / "pred.json", predictions),
+            "-n",
+            write(tmp_path / "odds.json", odds),
+            "-t",
+            "0.5",
+        )
         out, _ = run(capsys, path, *files)
-        assert out == json.dumps(official.evaluate_v2(dataset, predictions, odds, 0.5), indent=2) + "\n", kind
+        assert (
+            out
+            == json.dumps(official.evaluate_v2(dataset, predictions, odds, 0.5), indent=2) + "\n"
+        ), kind
         assert json.loads(out)["total"] == 11873
 
 
@@ -154,7 +205,10 @@ def test_missing_and_extra_predictions_are_told_loudly(files, capsys):
     some = write(files / "some.json", {"where": "Nepal", "who": "", "nobody": "x"})
     out, err = run(capsys, files / "data.json", some)
     assert (json.loads(out)["exact"], json.loads(out)["total"]) == (50.0, 4)
-    assert "warning: 2 of 4 questions have no prediction and count as wrong" in err and "what, when" in err
+    assert (
+        "warning: 2 of 4 questions have no prediction and count as wrong" in err
+        and "what, when" in err
+    )
     assert "1 of 3 predictions belong to no question: nobody" in err
     out, err = run(capsys, files / "data.json", some, "--missing", "skip")
     assert (json.loads(out)["exact"], json.loads(out)["total"]) == (100.0, 2)
@@ -163,14 +217,24 @@ def test_missing_and_extra_predictions_are_told_loudly(files, capsys):
 
 def test_notes_about_no_answer_odds(files, capsys):
     _, err = run(capsys, files / "data.json", files / "pred.json", "-n", files / "odds.json")
-    assert "note: 1 predictions are empty; best_* and pr_* are right only for raw best non-null answers" in err
+    assert (
+        "note: 1 predictions are empty; best_* and pr_* are right only for raw best non-null answers"
+        in err
+    )
     assert "threshold is still 1.0" not in err
     write(files / "odds.json", {**NA_PROBS, "who": 7})
     _, err = run(capsys, files / "data.json", files / "pred.json", "-n", files / "odds.json")
     assert "note: the no-answer odds are no probabilities, and the threshold is still 1.0" in err
     _, err = run(capsys, files / "data.json", files / "pred.json", "-p", files / "images", "-v")
-    assert "--out-image-dir plots no-answer odds and needs --na-prob-file" in err and not (files / "images").exists()
-    assert "4 examples, 2 impossible" in err and "answers 4 of 4 questions" in err and "rules of SQuAD v2.0" in err
+    assert (
+        "--out-image-dir plots no-answer odds and needs --na-prob-file" in err
+        and not (files / "images").exists()
+    )
+    assert (
+        "4 examples, 2 impossible" in err
+        and "answers 4 of 4 questions" in err
+        and "rules of SQuAD v2.0" in err
+    )
 
 
 def test_extra_keys_stand_beside_the_official_ones(files, capsys):
@@ -184,26 +248,46 @@ def test_extra_keys_stand_beside_the_official_ones(files, capsys):
     low, high = added["exact_ci95"]
     assert 0 <= low < plain["exact"] < high <= 100
     path = write(files / "v1.json", without_impossible())
-    assert "exact_match_ci95" in json.loads(run(capsys, path, files / "pred.json", "--confidence", "10")[0])
+    assert "exact_match_ci95" in json.loads(
+        run(capsys, path, files / "pred.json", "--confidence", "10")[0]
+    )
 
 
 def test_details_as_jsonl(files, capsys):
-    write(files / "pred.json", {"where": 'near "Nepal",\nor \ud800', "what": "bamboo", "when": "bamboo"})
+    write(
+        files / "pred.json",
+        {"where": 'near "Nepal",\nor \ud800', "what": "bamboo", "when": "bamboo"},
+    )
     argv = files / "data.json", files / "pred.json", "-n", files / "odds.json", "-t", "0.5"
     run(capsys, *argv, "--char-f1", "--details", files / "rows.jsonl")
     rows = [json.loads(line) for line in (files / "rows.jsonl").read_text().splitlines()]
     assert rows[0] == {
-        "id": "where", "title": "Red panda", "question": "Where does it live?", "answers": ["Nepal", "in Nepal"],
-        "prediction": 'near "Nepal",\nor \ud800', "answered": True, "exact": 0, "f1": 0.4, "char_f1": 0.4,
+        "id": "where",
+        "title": "Red panda",
+        "question": "Where does it live?",
+        "answers": ["Nepal", "in Nepal"],
+        "prediction": 'near "Nepal",\nor \ud800',
+        "answered": True,
+        "exact": 0,
+        "f1": 0.4,
+        "char_f1": 0.4,
         "na_prob": 0.1,
     }
     assert [row["id"] for row in rows] == ["where", "what", "who", "when"]
-    assert [row["answered"] for row in rows] == [True, True, None, False]  # missing; odds above the threshold
+    assert [row["answered"] for row in rows] == [
+        True,
+        True,
+        None,
+        False,
+    ]  # missing; odds above the threshold
     assert [row["exact"] for row in rows] == [0, 1, 0, 1]
 
 
 def test_details_as_csv(files, capsys):
-    write(files / "pred.json", {"where": 'near "Nepal",\nor \ud800', "what": "bamboo", "when": "bamboo"})
+    write(
+        files / "pred.json",
+        {"where": 'near "Nepal",\nor \ud800', "what": "bamboo", "when": "bamboo"},
+    )
     run(capsys, files / "data.json", files / "pred.json", "--details", files / "rows.csv")
     assert (files / "rows.csv").read_text(encoding="utf-8") == (
         "id,title,question,prediction,answers,answered,exact,f1\n"
@@ -216,12 +300,31 @@ def test_details_as_csv(files, capsys):
 
 def test_plots(files, capsys):
     pytest.importorskip("matplotlib")
-    argv = files / "data.json", files / "pred.json", "-n", files / "odds.json", "-p", files / "new" / "images"
+    argv = (
+        files / "data.json",
+        files / "pred.json",
+        "-n",
+        files / "odds.json",
+        "-p",
+        files / "new" / "images",
+    )
     out, _ = run(capsys, *argv)
-    assert out == json.dumps(official.evaluate_v2(DATA, PREDICTIONS, NA_PROBS, curves=True), indent=2) + "\n"
-    names = ["na_prob_hist_hasAns.png", "na_prob_hist_noAns.png", "pr_exact.png", "pr_f1.png", "pr_oracle.png"]
+    assert (
+        out
+        == json.dumps(official.evaluate_v2(DATA, PREDICTIONS, NA_PROBS, curves=True), indent=2)
+        + "\n"
+    )
+    names = [
+        "na_prob_hist_hasAns.png",
+        "na_prob_hist_noAns.png",
+        "pr_exact.png",
+        "pr_f1.png",
+        "pr_oracle.png",
+    ]
     assert sorted(path.name for path in (files / "new" / "images").iterdir()) == names
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (files / "new" / "images").iterdir())
+    assert all(
+        path.read_bytes().startswith(b"\x89PNG") for path in (files / "new" / "images").iterdir()
+    )
 
 
 # ---- refusals ----
@@ -230,8 +333,14 @@ def test_plots(files, capsys):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (["where", "what"], r"pred.json: holds a JSON list; it must hold one object {question id: answer text}"),
-        ({"where": [{"text": "Nepal"}]}, "question 'where' has .*looks like an n-best file: give predictions.json"),
+        (
+            ["where", "what"],
+            r"pred.json: holds a JSON list; it must hold one object {question id: answer text}",
+        ),
+        (
+            {"where": [{"text": "Nepal"}]},
+            "question 'where' has .*looks like an n-best file: give predictions.json",
+        ),
         ({"where": None}, "question 'where' has null"),
         ({"where": float("nan")}, "question 'where' has NaN"),
         ({"nowhere": "Nepal"}, "none of the 1 predictions belongs to one of the 4 questions"),
@@ -244,7 +353,9 @@ def test_refuses_other_predictions(files, value, message):
         score.main([str(files / "data.json"), str(files / "pred.json")])
 
 
-@pytest.mark.parametrize("content", [b"", b"{'where': 1}", b'{"a": "\xff"}', b"\x1f\x8bbroken", b"[" * 10**5])
+@pytest.mark.parametrize(
+    "content", [b"", b"{'where': 1}", b'{"a": "\xff"}', b"\x1f\x8bbroken", b"[" * 10**5]
+)
 def test_refuses_files_that_are_not_json(files, content):
     (files / "pred.json").write_bytes(content)
     with pytest.raises(UserError, match="pred.json: not a JSON file"):
@@ -254,12 +365,18 @@ def test_refuses_files_that_are_not_json(files, content):
 def test_refuses_bad_odds_and_flags(files, monkeypatch):
     argv = [str(files / "data.json"), str(files / "pred.json")]
     odds = ["-n", str(files / "odds.json")]
-    for value, message in ((float("nan"), "'when' has NaN"), ("0.5", "'when' has \"0.5\""), (True, "'when' has true")):
+    for value, message in (
+        (float("nan"), "'when' has NaN"),
+        ("0.5", "'when' has \"0.5\""),
+        (True, "'when' has true"),
+    ):
         write(files / "odds.json", {**NA_PROBS, "when": value})
         with pytest.raises(UserError, match=message):
             score.main([*argv, *odds])
     write(files / "odds.json", {"where": 0.5})
-    with pytest.raises(UserError, match="3 of 4 questions have no no-answer probability, e.g. 'what'"):
+    with pytest.raises(
+        UserError, match="3 of 4 questions have no no-answer probability, e.g. 'what'"
+    ):
         score.main([*argv, *odds])
     with pytest.raises(UserError, match="--v1 has no no-answer threshold"):
         score.main([*argv, *odds, "--v1"])
@@ -279,10 +396,24 @@ def test_runs_as_a_command_without_torch_or_numpy(files):
         "import sys; from bertqa.score import main; main(sys.argv[1:]);"
         "assert not {'torch', 'numpy', 'matplotlib'} & set(sys.modules)"
     )
-    argv = [str(files / "data.json"), str(files / "pred.json"), "-n", str(files / "odds.json"), "--details"]
-    subprocess.run([sys.executable, "-c", code, *argv, str(files / "rows.csv")], check=True, capture_output=True)
+    argv = [
+        str(files / "data.json"),
+        str(files / "pred.json"),
+        "-n",
+        str(files / "odds.json"),
+        "--details",
+    ]
+    subprocess.run(
+        [sys.executable, "-c", code, *argv, str(files / "rows.csv")],
+        check=True,
+        capture_output=True,
+    )
     write(files / "pred.json", [])
     command = [sys.executable, "-m", "bertqa.score", *argv[:2]]
     failed = subprocess.run(command, check=False, capture_output=True, text=True)
     assert failed.returncode == 2
-    assert failed.stderr.startswith("error: ") and "holds a JSON list" in failed.stderr and failed.stdout == ""
+    assert (
+        failed.stderr.startswith("error: ")
+        and "holds a JSON list" in failed.stderr
+        and failed.stdout == ""
+    )

@@ -18,9 +18,12 @@ from bertqa.qa.thresholds import NO_SPAN_ODDS
 
 def lay(paragraphs, question_sizes, pieces):
     """Windows and examples over paragraphs of words, a word a token; pieces[q] lists (first, count) of q's windows."""
+
     def tokens(sizes, starts, ends):
         rows = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        return Tokens(np.zeros(rows[-1], np.int32), np.array(starts, np.int32), np.array(ends, np.int32), rows)
+        return Tokens(
+            np.zeros(rows[-1], np.int32), np.array(starts, np.int32), np.array(ends, np.int32), rows
+        )
 
     starts, ends = [], []
     for words in paragraphs:
@@ -32,10 +35,21 @@ def lay(paragraphs, question_sizes, pieces):
     none = [0] * sum(question_sizes)
     flat = [(q, first, count) for q, windows in enumerate(pieces) for first, count in windows]
     question, first, count = (np.array(column, np.int32) for column in zip(*flat, strict=True))
-    windows = Windows(tokens(question_sizes, none, none), tokens([len(words) for words in paragraphs], starts, ends),
-                      np.arange(len(paragraphs), dtype=np.int32), question, first, count,
-                      np.zeros_like(first), np.zeros_like(first), 101, 102)
-    examples = [Example(f"q{q}", "?", " ".join(words), (), ()) for q, words in enumerate(paragraphs)]
+    windows = Windows(
+        tokens(question_sizes, none, none),
+        tokens([len(words) for words in paragraphs], starts, ends),
+        np.arange(len(paragraphs), dtype=np.int32),
+        question,
+        first,
+        count,
+        np.zeros_like(first),
+        np.zeros_like(first),
+        101,
+        102,
+    )
+    examples = [
+        Example(f"q{q}", "?", " ".join(words), (), ()) for q, words in enumerate(paragraphs)
+    ]
     return windows, examples
 
 
@@ -72,7 +86,9 @@ def decode(windows, start, end, settings=None, order=None, calls=1):
     decoder = SpanDecoder(windows, settings or SpanSettings())
     for rows in np.array_split(np.arange(len(windows)) if order is None else order, calls):
         if len(rows):
-            decoder.add(rows, *(np.concatenate([logits[row][side] for row in rows]) for side in (0, 1)))
+            decoder.add(
+                rows, *(np.concatenate([logits[row][side] for row in rows]) for side in (0, 1))
+            )
     return decoder.finish()
 
 
@@ -92,10 +108,14 @@ def by_hand(windows, logits, settings):
                         continue
                     if settings.max_context and not reference.max_context_of(features, me, i):
                         continue
-                    name = tuple(feature.first + position - feature.context[0] for position in (i, j))
-                    best[name] = max(best.get(name, (-np.inf,)), (start[i] + end[j], start[i], end[j]))
+                    name = tuple(
+                        feature.first + position - feature.context[0] for position in (i, j)
+                    )
+                    best[name] = max(
+                        best.get(name, (-np.inf,)), (start[i] + end[j], start[i], end[j])
+                    )
         ordered = sorted((-score, *name, start, end) for name, (score, start, end) in best.items())
-        result.append(([(-score, *rest) for score, *rest in ordered[:settings.n_best]], null))
+        result.append(([(-score, *rest) for score, *rest in ordered[: settings.n_best]], null))
     return result
 
 
@@ -103,9 +123,14 @@ def rows_of(spans):
     """Spans as lists of tuples, to compare with `by_hand`."""
     result = []
     for q in range(len(spans.first)):
-        columns = (column[q].tolist() for column in (spans.score, spans.first, spans.last, spans.start, spans.end))
+        columns = (
+            column[q].tolist()
+            for column in (spans.score, spans.first, spans.last, spans.start, spans.end)
+        )
         real = [row for row in zip(*columns, strict=True) if row[1] >= 0]
-        null = tuple(column[q].item() for column in (spans.null_score, spans.null_start, spans.null_end))
+        null = tuple(
+            column[q].item() for column in (spans.null_score, spans.null_start, spans.null_end)
+        )
         result.append((real, null))
     return result
 
@@ -121,10 +146,15 @@ def test_exact_equals_brute_force(monkeypatch, buffer, block):
     tied = several = 0
     for case in range(500):  # of each parameter: 1,000 in all, 3,000 questions
         windows, _ = random_world(rng)
-        settings = SpanSettings(n_best=int(rng.integers(1, 26)), max_answer_length=int(rng.integers(1, 9)),
-                                max_context=bool(rng.integers(2)))
+        settings = SpanSettings(
+            n_best=int(rng.integers(1, 26)),
+            max_answer_length=int(rng.integers(1, 9)),
+            max_context=bool(rng.integers(2)),
+        )
         start, end = random_logits(rng, windows, integers=case % 2 == 0)
-        spans = decode(windows, start, end, settings, rng.permutation(len(windows)), int(rng.integers(1, 5)))
+        spans = decode(
+            windows, start, end, settings, rng.permutation(len(windows)), int(rng.integers(1, 5))
+        )
         expected = by_hand(windows, unpack(windows, start, end), settings)
         assert rows_of(spans) == expected, case  # bit for bit
         tied += sum(len({row[0] for row in found}) < len(found) for found, _ in expected)
@@ -143,7 +173,10 @@ def test_order_and_grouping_do_not_matter(mode, integers, monkeypatch):
     monkeypatch.setattr(room, "BUFFER", 100)
     monkeypatch.setattr(room, "BLOCK", 500)
     for calls in (1, 7, len(windows)):
-        assert rows_of(decode(windows, start, end, settings, rng.permutation(len(windows)), calls)) == whole
+        assert (
+            rows_of(decode(windows, start, end, settings, rng.permutation(len(windows)), calls))
+            == whole
+        )
 
 
 def two_windows():
@@ -174,7 +207,9 @@ def test_the_null_score_is_the_minimum_over_windows_with_its_own_logits():
 
 
 @pytest.mark.parametrize("mode", room.MODES)
-@pytest.mark.parametrize("first, last, text", [(0, 0, "aa"), (4, 4, "ee"), (0, 4, "aa bb cc dd ee"), (2, 3, "cc dd")])
+@pytest.mark.parametrize(
+    "first, last, text", [(0, 0, "aa"), (4, 4, "ee"), (0, 4, "aa bb cc dd ee"), (2, 3, "cc dd")]
+)
 def test_answers_at_the_edges(mode, first, last, text):
     windows, examples = lay([["aa", "bb", "cc", "dd", "ee"]], [2], [[(0, 5)]])
     start, end = np.zeros((2, 10), np.float32)
@@ -183,7 +218,7 @@ def test_answers_at_the_edges(mode, first, last, text):
     spans = decode(windows, start, end, SpanSettings(mode=mode))
     answers = best_answers(spans, windows, examples)
     assert answers.texts == [text]
-    assert examples[0].context[answers.starts[0]:answers.ends[0]] == text
+    assert examples[0].context[answers.starts[0] : answers.ends[0]] == text
 
 
 @pytest.mark.parametrize("mode", room.MODES)
@@ -191,8 +226,8 @@ def test_length_limit_and_order(mode):
     windows, examples = lay([["aa", "bb", "cc", "dd"]], [1], [[(0, 4)]])
     start, end = np.zeros((2, 8), np.float32)
     start[3], end[6] = 9, 8  # aa ... dd is too long for 3
-    end[5] = 7               # aa bb cc is not
-    start[6] = 4             # dd alone: 12
+    end[5] = 7  # aa bb cc is not
+    start[6] = 4  # dd alone: 12
     for limit, text in ((4, "aa bb cc dd"), (3, "aa bb cc"), (2, "dd"), (1, "dd")):
         spans = decode(windows, start, end, SpanSettings(max_answer_length=limit, mode=mode))
         assert best_answers(spans, windows, examples).texts == [text], limit
@@ -207,7 +242,11 @@ def test_one_token_and_none(mode):
     assert rows_of(spans) == [([(5, 0, 0, 2, 3)], (2, 1, 1)), ([], (11, 6, 5))]
     assert null_odds(spans).tolist() == [-3, NO_SPAN_ODDS]
     answers = best_answers(spans, windows, examples)
-    assert (answers.texts, answers.starts.tolist(), answers.ends.tolist()) == (["aa", ""], [0, 0], [2, 0])
+    assert (answers.texts, answers.starts.tolist(), answers.ends.tolist()) == (
+        ["aa", ""],
+        [0, 0],
+        [2, 0],
+    )
     files = prediction_files(spans, windows, examples, None)
     assert files["predictions.json"] == {"q0": "aa", "q1": ""}
     nothing = dict(text="", probability=1.0, start_logit=6.0, end_logit=5.0, start=0, end=0)
@@ -220,12 +259,16 @@ def test_no_valid_span_among_the_candidates():
     windows, examples = lay([["aa", "bb"]], [1], [[(0, 2)]])
     start = np.array([0, 0, 0, 1, 2, 0], np.float32)
     end = np.array([0, 0, 0, 2, 1, 0], np.float32)
-    answer, _, _ = reference.run_qa("aa bb", reference.features_of(windows, 0), [(start, end)], n=1, v2=False)
+    answer, _, _ = reference.run_qa(
+        "aa bb", reference.features_of(windows, 0), [(start, end)], n=1, v2=False
+    )
     assert answer == "empty"
     for mode, text in (("hf", ""), ("google", ""), ("exact", "aa")):
         spans = decode(windows, start, end, SpanSettings(n_best=1, mode=mode))
         for threshold in (None, 0.0, 5.0):
-            assert prediction_files(spans, windows, examples, threshold)["predictions.json"] == {"q0": text}
+            assert prediction_files(spans, windows, examples, threshold)["predictions.json"] == {
+                "q0": text
+            }
 
 
 def test_max_context_worked_example():
@@ -237,7 +280,10 @@ def test_max_context_worked_example():
     assert [np.flatnonzero(row).tolist() for row in owns] == [[1, 2, 3, 4, 5], [2, 3, 4, 5, 6], []]
     # equal windows [0..2] and [2..4], and token 2 at the edge of both: the first has it
     windows, _ = two_windows()
-    assert has_max_context(windows, np.arange(2), np.arange(3)[None, :]).tolist() == [[True] * 3, [False, True, True]]
+    assert has_max_context(windows, np.arange(2), np.arange(3)[None, :]).tolist() == [
+        [True] * 3,
+        [False, True, True],
+    ]
 
 
 def test_max_context_equals_googles_rule():
@@ -245,10 +291,20 @@ def test_max_context_equals_googles_rule():
     for _ in range(60):
         windows, _ = random_world(rng, longest=30)
         for q in range(3):
-            features, rows = reference.features_of(windows, q), np.flatnonzero(windows.question == q)
+            features, rows = (
+                reference.features_of(windows, q),
+                np.flatnonzero(windows.question == q),
+            )
             for me, (feature, row) in enumerate(zip(features, rows, strict=True)):
-                expected = [reference.max_context_of(features, me, position) for position in feature.context]
-                assert has_max_context(windows, row[None], np.arange(len(expected))[None, :])[0].tolist() == expected
+                expected = [
+                    reference.max_context_of(features, me, position) for position in feature.context
+                ]
+                assert (
+                    has_max_context(windows, row[None], np.arange(len(expected))[None, :])[
+                        0
+                    ].tolist()
+                    == expected
+                )
 
 
 # ---- the compatible modes ----
@@ -260,14 +316,23 @@ def same_as_reference(windows, examples, logits, settings, spans, questions=None
     empties = 0
     odds = null_odds(spans)
     ours = {v2: list(n_best(spans, windows, examples, no_answer=v2)) for v2 in (True, False)}
-    answers = {v2: prediction_files(spans, windows, examples, 0.5 if v2 else None)["predictions.json"] for v2 in ours}
+    answers = {
+        v2: prediction_files(spans, windows, examples, 0.5 if v2 else None)["predictions.json"]
+        for v2 in ours
+    }
     rows = np.searchsorted(windows.question, np.arange(len(examples) + 1))
     for q in range(len(examples)) if questions is None else questions:
         features = reference.features_of(windows, q)
         for v2 in (True, False):
             answer, entries, difference = script(
-                examples[q].context, features, logits[rows[q]:rows[q + 1]], settings.n_best, settings.max_answer_length,
-                v2, 0.5)
+                examples[q].context,
+                features,
+                logits[rows[q] : rows[q + 1]],
+                settings.n_best,
+                settings.max_answer_length,
+                v2,
+                0.5,
+            )
             found = ours[v2][q]
             if spans.first[q, 0] < 0:
                 empties += 1
@@ -276,10 +341,15 @@ def same_as_reference(windows, examples, logits, settings, spans, questions=None
                 assert odds[q] == NO_SPAN_ODDS
                 continue
             assert answers[v2][examples[q].id] == answer
-            assert [(one["text"], one["start_logit"], one["end_logit"]) for one in found] == \
-                   [(one["text"], one["start_logit"], one["end_logit"]) for one in entries]
-            np.testing.assert_allclose([one["probability"] for one in found],
-                                       [one["probability"] for one in entries], rtol=1e-4, atol=1e-12)
+            assert [(one["text"], one["start_logit"], one["end_logit"]) for one in found] == [
+                (one["text"], one["start_logit"], one["end_logit"]) for one in entries
+            ]
+            np.testing.assert_allclose(
+                [one["probability"] for one in found],
+                [one["probability"] for one in entries],
+                rtol=1e-4,
+                atol=1e-12,
+            )
             if v2:
                 assert odds[q] == difference
     return empties
@@ -290,29 +360,43 @@ def test_compatible_modes_on_small_windows(mode):
     rng = np.random.default_rng(11)
     empties = 0
     for case in range(150):
-        words = "abc" if case % 3 == 0 else "abcdefghijklmnopqrstuvwxyz"  # few words: repeated texts
+        words = (
+            "abc" if case % 3 == 0 else "abcdefghijklmnopqrstuvwxyz"
+        )  # few words: repeated texts
         windows, examples = random_world(rng, words, longest=20)
         settings = SpanSettings(int(rng.choice([3, 8, 20])), int(rng.integers(1, 9)), mode)
         start, end = random_logits(rng, windows, integers=case % 2 == 0)
         spans = decode(windows, start, end, settings, rng.permutation(len(windows)), 3)
-        empties += same_as_reference(windows, examples, unpack(windows, start, end), settings, spans)
+        empties += same_as_reference(
+            windows, examples, unpack(windows, start, end), settings, spans
+        )
     assert empties > 25  # the trap was met
 
 
 def check_real(shared, mode, name, limit=None, max_length=384, stride=128):
     """Windows, and questions without a candidate, once all is found equal on random logits."""
     examples = read_examples(shared / "data" / name).examples[:limit]
-    windows = build_windows(examples, WordPiece.load(shared / "weights" / "all-MiniLM-L6-v2"), max_length=max_length,
-                            **{"overlap" if mode == "hf" else "step": stride})
+    windows = build_windows(
+        examples,
+        WordPiece.load(shared / "weights" / "all-MiniLM-L6-v2"),
+        max_length=max_length,
+        **{"overlap" if mode == "hf" else "step": stride},
+    )
     start, end = random_logits(np.random.default_rng(0), windows, integers=False)
     settings = SpanSettings(mode=mode)
-    spans = decode(windows, start, end, settings, np.random.default_rng(1).permutation(len(windows)), 50)
-    return len(windows), same_as_reference(windows, examples, unpack(windows, start, end), settings, spans)
+    spans = decode(
+        windows, start, end, settings, np.random.default_rng(1).permutation(len(windows)), 50
+    )
+    return len(windows), same_as_reference(
+        windows, examples, unpack(windows, start, end), settings, spans
+    )
 
 
 @pytest.mark.parametrize("mode", ["hf", "google"])
 def test_compatible_modes_on_real_windows(shared, mode):
-    windows, _ = check_real(shared, mode, "squad2-dev-2k.json.gz", limit=150, max_length=128, stride=48)
+    windows, _ = check_real(
+        shared, mode, "squad2-dev-2k.json.gz", limit=150, max_length=128, stride=48
+    )
     assert windows > 250  # at 128 tokens most questions have several
 
 
@@ -337,27 +421,42 @@ def test_files_by_hand():
     assert files["null_odds.json"] == {"q0": -2.0}
     entries = files["nbest_predictions.json"]["q0"]
     assert list(entries[0]) == ["text", "probability", "start_logit", "end_logit", "start", "end"]
-    assert [tuple(one[key] for key in ("text", "start_logit", "end_logit", "start", "end")) for one in entries] == [
-        ("la", 3, 2, 0, 2), ("la la", 3, 2, 0, 5), ("la la do", 3, 1, 0, 8), ("", 1, 2, 0, 0)]
+    assert [
+        tuple(one[key] for key in ("text", "start_logit", "end_logit", "start", "end"))
+        for one in entries
+    ] == [("la", 3, 2, 0, 2), ("la la", 3, 2, 0, 5), ("la la do", 3, 1, 0, 8), ("", 1, 2, 0, 0)]
     shares = np.exp([5, 5, 4, 3])
-    np.testing.assert_allclose([one["probability"] for one in entries], shares / shares.sum(), rtol=1e-12)
+    np.testing.assert_allclose(
+        [one["probability"] for one in entries], shares / shares.sum(), rtol=1e-12
+    )
     # odds of -2 exceed -3 and nothing else changes; None leaves the null answer out
     silent = prediction_files(spans, windows, examples, -3.0)
     assert silent["predictions.json"] == {"q0": ""}
     assert silent["nbest_predictions.json"] == files["nbest_predictions.json"]
     open_ = prediction_files(spans, windows, examples, None)
     assert open_["predictions.json"] == {"q0": "la"}
-    assert [one["text"] for one in open_["nbest_predictions.json"]["q0"]] == ["la", "la la", "la la do"]
+    assert [one["text"] for one in open_["nbest_predictions.json"]["q0"]] == [
+        "la",
+        "la la",
+        "la la do",
+    ]
 
 
 def test_the_null_answer_takes_its_place_or_is_added_last():
     windows, examples = lay([["aa", "bb"]], [1], [[(0, 2)]])
     start, end = np.zeros((2, 6), np.float32)
     start[3], end[3] = 2, 2  # aa 4, aa bb 2, bb 0
-    for null, texts in ((5, ["", "aa"]), (3, ["aa", ""]), (2, ["aa", "aa bb", ""]), (-9, ["aa", "aa bb", ""])):
+    for null, texts in (
+        (5, ["", "aa"]),
+        (3, ["aa", ""]),
+        (2, ["aa", "aa bb", ""]),
+        (-9, ["aa", "aa bb", ""]),
+    ):
         start[0] = null
         spans = decode(windows, start, end, SpanSettings(n_best=2))
-        assert [one["text"] for one in next(n_best(spans, windows, examples, no_answer=True))] == texts, null
+        assert [
+            one["text"] for one in next(n_best(spans, windows, examples, no_answer=True))
+        ] == texts, null
 
 
 def test_non_overlapping_answers():
@@ -380,12 +479,20 @@ def test_text_is_cut_from_the_raw_paragraph(shared):
     rng = np.random.default_rng(0)
     spans = decode(windows, *random_logits(rng, windows, integers=False), SpanSettings(n_best=500))
     starts, ends = characters(spans, windows)
-    for start, end, first, last in zip(starts[0], ends[0], spans.first[0], spans.last[0], strict=True):
+    for start, end, first, last in zip(
+        starts[0], ends[0], spans.first[0], spans.last[0], strict=True
+    ):
         if first >= 0:
             assert (start, end) == (windows.contexts.starts[first], windows.contexts.ends[last])
     entries = next(n_best(spans, windows, [example], no_answer=False))
-    assert all(one["text"] and one["text"] == context[one["start"]:one["end"]] for one in entries)
-    whole = {"Caf\u00e9", "\U0001f469\u200d\U0001f680", "\u6771\u4eac", "\u05e9\u05dc\u05d5\u05dd", "ne\u0301e"}
+    assert all(one["text"] and one["text"] == context[one["start"] : one["end"]] for one in entries)
+    whole = {
+        "Caf\u00e9",
+        "\U0001f469\u200d\U0001f680",
+        "\u6771\u4eac",
+        "\u05e9\u05dc\u05d5\u05dd",
+        "ne\u0301e",
+    }
     assert whole <= {one["text"] for one in entries}
 
 
@@ -426,8 +533,14 @@ def test_added_logits_are_copied():
     assert rows_of(decoder.finish()) == expected
 
 
-@pytest.mark.parametrize("bad, words", [(dict(n_best=0), "n_best is 0"), (dict(max_answer_length=-1), "is -1"),
-                                        (dict(mode="HF"), "'HF'.*exact, hf, google")])
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        (dict(n_best=0), "n_best is 0"),
+        (dict(max_answer_length=-1), "is -1"),
+        (dict(mode="HF"), "'HF'.*exact, hf, google"),
+    ],
+)
 def test_settings_are_checked(bad, words):
     with pytest.raises(UserError, match=words):
         SpanSettings(**bad)

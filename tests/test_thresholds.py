@@ -35,11 +35,13 @@ def test_the_threshold_story():
     -3. The raw answers give 100 at 2.
     """
     windows, examples = lay([["aa", "bb"]] * 3, [1] * 3, [[(0, 2)]] * 3)
-    examples = [Example(e.id, e.question, e.context, gold, (0,) * len(gold))
-                for e, gold in zip(examples, [("aa",), ("aa",), ()], strict=True)]
+    examples = [
+        Example(e.id, e.question, e.context, gold, (0,) * len(gold))
+        for e, gold in zip(examples, [("aa",), ("aa",), ()], strict=True)
+    ]
     start, end = np.zeros((2, 18), np.float32)
-    start[[3, 9, 15]] = end[[3, 9, 15]] = 2     # aa scores 4
-    start[[0, 6, 12]] = (1, 5, 7)               # the null answer 1, 5 and 7
+    start[[3, 9, 15]] = end[[3, 9, 15]] = 2  # aa scores 4
+    start[[0, 6, 12]] = (1, 5, 7)  # the null answer 1, 5 and 7
     spans = decode(windows, start, end)
     odds = null_odds(spans)
     assert odds.tolist() == [-3, 1, 3]
@@ -57,10 +59,17 @@ def test_the_threshold_story():
     assert wrong.best_f1 == pytest.approx(200 / 3)
 
     scores, right = sweep(best_answers(spans, windows, examples).texts)
-    assert (right.best_f1, right.best_f1_thresh, right.best_exact, right.best_exact_thresh) == (100, 2, 100, 2)
+    assert (right.best_f1, right.best_f1_thresh, right.best_exact, right.best_exact_thresh) == (
+        100,
+        2,
+        100,
+        2,
+    )
     settings = tune(odds, scores.exact, scores.f1, scores.has_answer)
     assert settings["null_threshold"] == 2
-    final = prediction_files(spans, windows, examples, settings["null_threshold"])["predictions.json"]
+    final = prediction_files(spans, windows, examples, settings["null_threshold"])[
+        "predictions.json"
+    ]
     assert list(final.values()) == ["aa", "aa", ""]
 
 
@@ -68,8 +77,11 @@ def test_the_threshold_story():
 
 
 def articles(sizes, titles=True):
-    return [Example(f"{a}-{i}", "?", f"paragraph {a}", (), (), f"article {a}" if titles else "")
-            for a, size in enumerate(sizes) for i in range(size)]
+    return [
+        Example(f"{a}-{i}", "?", f"paragraph {a}", (), (), f"article {a}" if titles else "")
+        for a, size in enumerate(sizes)
+        for i in range(size)
+    ]
 
 
 @pytest.mark.parametrize("titles", [True, False])
@@ -121,7 +133,9 @@ def test_tuning_sees_only_its_part():
     silent = odds[~part] > found["null_threshold"]
     assert rest["questions"] == 120
     assert rest["exact"] == pytest.approx(100 * np.where(silent, ~has[~part], exact[~part]).mean())
-    assert rest["exact_at_zero"] == pytest.approx(100 * np.where(odds[~part] > 0, ~has[~part], exact[~part]).mean())
+    assert rest["exact_at_zero"] == pytest.approx(
+        100 * np.where(odds[~part] > 0, ~has[~part], exact[~part]).mean()
+    )
     assert rest["best_exact"] >= rest["exact"]
     assert found["tuning"]["tuned"]["best_f1"] == pytest.approx(found["tuning"]["tuned"]["f1"])
     assert json.loads(json.dumps(found)) == found
@@ -129,8 +143,14 @@ def test_tuning_sees_only_its_part():
 
 def test_data_without_impossible_questions_has_no_threshold():
     found = tune([1.0, -1.0], [1, 0], [1, 0.5], [True, True])
-    assert (found["null_threshold"], found["no_answer_scale"], found["no_answer_bias"]) == (None, None, None)
-    assert found["tuning"]["tuned"]["f1"] == 75 and "calibration_error" not in found["tuning"]["tuned"]
+    assert (found["null_threshold"], found["no_answer_scale"], found["no_answer_bias"]) == (
+        None,
+        None,
+        None,
+    )
+    assert (
+        found["tuning"]["tuned"]["f1"] == 75 and "calibration_error" not in found["tuning"]["tuned"]
+    )
 
 
 def test_only_impossible_questions_have_a_threshold_but_no_probability():
@@ -140,7 +160,12 @@ def test_only_impossible_questions_have_a_threshold_but_no_probability():
 
 def test_questions_without_a_span_do_not_stretch_the_threshold():
     # all should be answered: the threshold stands just above the highest real odds, not at 5,000 or 10,001
-    found = tune([-1.0, 2.0, NO_SPAN_ODDS, NO_SPAN_ODDS], [1, 1, 0, 1], [1, 1, 0, 1], [True, True, True, False])
+    found = tune(
+        [-1.0, 2.0, NO_SPAN_ODDS, NO_SPAN_ODDS],
+        [1, 1, 0, 1],
+        [1, 1, 0, 1],
+        [True, True, True, False],
+    )
     assert found["null_threshold"] == 3
     assert found["tuning"]["tuned"]["exact"] == 75
     assert abs(found["no_answer_scale"] or 0) < 10
@@ -163,13 +188,19 @@ def test_the_fit_recovers_what_made_the_data():
     assert abs(gap.mean()) < 1e-3 and abs((gap * odds).mean()) < 5e-3
 
 
-@pytest.mark.parametrize("odds, has", [
-    ([-2.0, -1.0, 1.0, 2.0], [True, True, False, False]),            # separable: plain maximum likelihood diverges
-    ([-2000.0, -1000.0, 1000.0, 2000.0], [True, True, False, False]),
-    ([2.0, 1.0, -1.0, -2.0], [True, True, False, False]),            # the wrong way round
-    ([3.0, 3.0, 3.0], [True, False, False]),                         # nothing to learn but the share
-    ([0.0, 0.0, 500.0], [True, True, False]),
-])
+@pytest.mark.parametrize(
+    "odds, has",
+    [
+        (
+            [-2.0, -1.0, 1.0, 2.0],
+            [True, True, False, False],
+        ),  # separable: plain maximum likelihood diverges
+        ([-2000.0, -1000.0, 1000.0, 2000.0], [True, True, False, False]),
+        ([2.0, 1.0, -1.0, -2.0], [True, True, False, False]),  # the wrong way round
+        ([3.0, 3.0, 3.0], [True, False, False]),  # nothing to learn but the share
+        ([0.0, 0.0, 500.0], [True, True, False]),
+    ],
+)
 def test_the_fit_is_finite_on_awkward_data(odds, has):
     odds, has = np.array(odds), np.array(has)
     scale, bias = fit_probability(odds, has)
@@ -182,7 +213,9 @@ def test_the_fit_is_finite_on_awkward_data(odds, has):
 
 
 def test_probability_by_hand():
-    np.testing.assert_allclose(no_answer_probability([0, 2, -2], 0.5, 0.0), [0.5, 0.7310586, 0.2689414], atol=1e-7)
+    np.testing.assert_allclose(
+        no_answer_probability([0, 2, -2], 0.5, 0.0), [0.5, 0.7310586, 0.2689414], atol=1e-7
+    )
     with np.errstate(over="raise"):  # no overflow at either end
         assert no_answer_probability([NO_SPAN_ODDS], 1, 0) == 1
     assert no_answer_probability([-NO_SPAN_ODDS], 1, 0) == 0

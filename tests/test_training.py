@@ -32,15 +32,44 @@ from bertqa.training.journal import Journal
 from bertqa.training.loop import LoopSettings, total_steps
 from bertqa.training.optim import OptimSettings, depth_of, freeze, lr_at, make_optimizer, set_lr
 
-SHORT = ["--max-length", "32", "--overlap", "4", "--max-question", "8", "--batch-size", "8", "--lr", "1e-3", "--seed", "1",
-         "--threads", "1"]
+SHORT = [
+    "--max-length",
+    "32",
+    "--overlap",
+    "4",
+    "--max-question",
+    "8",
+    "--batch-size",
+    "8",
+    "--lr",
+    "1e-3",
+    "--seed",
+    "1",
+    "--threads",
+    "1",
+]
 TIMES = ("time", "seconds", "windows_per_s", "tokens_per_s", "peak_memory_mb")
 
 
 def run(out, tiny_model, letters, *more, status=0):
     """Train the tiny model through the verb's own main; the run folder."""
-    assert main(["--train", str(letters), "--dev", str(letters), "--weights", str(tiny_model), "--out", str(out),
-                 *SHORT, *more]) == status
+    assert (
+        main(
+            [
+                "--train",
+                str(letters),
+                "--dev",
+                str(letters),
+                "--weights",
+                str(tiny_model),
+                "--out",
+                str(out),
+                *SHORT,
+                *more,
+            ]
+        )
+        == status
+    )
     return out
 
 
@@ -57,19 +86,43 @@ def close(a, b, atol):
 
 
 def events(run_folder, kind):
-    return [{key: value for key, value in record.items() if key not in TIMES}
-            for record in read_journal(run_folder / "metrics.jsonl") if record["event"] == kind]
+    return [
+        {key: value for key, value in record.items() if key not in TIMES}
+        for record in read_journal(run_folder / "metrics.jsonl")
+        if record["event"] == kind
+    ]
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, tiny_model, letters):
     """An uninterrupted run of 21 steps (3 epochs of 7), evaluated every 5."""
-    return run(tmp_path_factory.mktemp("plain") / "run", tiny_model, letters, "--epochs", "3", "--eval-every", "5")
+    return run(
+        tmp_path_factory.mktemp("plain") / "run",
+        tiny_model,
+        letters,
+        "--epochs",
+        "3",
+        "--eval-every",
+        "5",
+    )
 
 
 def test_it_learns(tmp_path, tiny_model, letters):
-    out = run(tmp_path / "run", tiny_model, letters, "--epochs", "30", "--eval-every", "105", "--lr", "3e-3",
-              "--dropout", "0", "--weight-decay", "0")
+    out = run(
+        tmp_path / "run",
+        tiny_model,
+        letters,
+        "--epochs",
+        "30",
+        "--eval-every",
+        "105",
+        "--lr",
+        "3e-3",
+        "--dropout",
+        "0",
+        "--weight-decay",
+        "0",
+    )
     first, last = events(out, "eval")[0], events(out, "eval")[-1]
     assert first["f1"] < 40 and last["f1"] > 95 and last["loss"] < first["loss"] / 3
 
@@ -78,14 +131,32 @@ def test_the_loss_curve_is_that_of_transformers(tmp_path, tiny_model, letters):
     """The same weights, windows, order and recipe in a plain loop over their model, dropout off on both sides. Theirs gets
     one window at a time: in a padded batch its softmax would run over padding too."""
     transformers = pytest.importorskip("transformers")
-    steps = events(run(tmp_path / "run", tiny_model, letters, "--epochs", "3", "--dropout", "0"), "train")
+    steps = events(
+        run(tmp_path / "run", tiny_model, letters, "--epochs", "3", "--dropout", "0"), "train"
+    )
     hf.export(tiny_model, tmp_path / "theirs")
-    model = transformers.AutoModelForQuestionAnswering.from_pretrained(
-        tmp_path / "theirs", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).float().train()
-    matrices, others = ([p for p in model.parameters() if (p.dim() > 1) == wide] for wide in (True, False))
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}])
-    store = WindowStore(build_windows(read_examples(letters).trainable(), WordPiece.load(tiny_model), max_length=32, overlap=4,
-                                      max_question=8))
+    model = (
+        transformers.AutoModelForQuestionAnswering.from_pretrained(
+            tmp_path / "theirs", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        )
+        .float()
+        .train()
+    )
+    matrices, others = (
+        [p for p in model.parameters() if (p.dim() > 1) == wide] for wide in (True, False)
+    )
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    )
+    store = WindowStore(
+        build_windows(
+            read_examples(letters).trainable(),
+            WordPiece.load(tiny_model),
+            max_length=32,
+            overlap=4,
+            max_question=8,
+        )
+    )
     losses, per_epoch = [], math.ceil(len(store) / 8)
     for number, record in enumerate(steps):
         epoch, step = divmod(number, per_epoch)
@@ -93,8 +164,13 @@ def test_the_loss_curve_is_that_of_transformers(tmp_path, tiny_model, letters):
         for row in rows:
             batch = store.batch(np.array([row]))
             ids, mask, segments = padded(batch)
-            share = model(input_ids=ids, attention_mask=mask, token_type_ids=segments, start_positions=batch.start_labels,
-                          end_positions=batch.end_labels).loss / len(rows)
+            share = model(
+                input_ids=ids,
+                attention_mask=mask,
+                token_type_ids=segments,
+                start_positions=batch.start_labels,
+                end_positions=batch.end_labels,
+            ).loss / len(rows)
             share.backward()
             loss += share.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -109,8 +185,16 @@ def test_the_loss_curve_is_that_of_transformers(tmp_path, tiny_model, letters):
 
 def test_the_run_folder_is_complete(plain):
     assert {path.name for path in plain.iterdir()} >= {
-        "config.json", "metrics.jsonl", "best", "last", "predictions.json", "nbest_predictions.json", "null_odds.json",
-        "rejected.jsonl", "summary.json"}
+        "config.json",
+        "metrics.jsonl",
+        "best",
+        "last",
+        "predictions.json",
+        "nbest_predictions.json",
+        "null_odds.json",
+        "rejected.jsonl",
+        "summary.json",
+    }
     config = json.loads((plain / "config.json").read_text())
     assert config["settings"]["lr"] == 1e-3 and config["versions"]["torch"] == torch.__version__
     train = events(plain, "train")
@@ -127,7 +211,9 @@ def test_the_run_folder_is_complete(plain):
 def test_same_seed_same_bits_other_seed_others(tmp_path, plain, tiny_model, letters):
     again = run(tmp_path / "again", tiny_model, letters, "--epochs", "3", "--eval-every", "5")
     assert same(weights(again), weights(plain)) and events(again, "train") == events(plain, "train")
-    other = run(tmp_path / "other", tiny_model, letters, "--epochs", "3", "--eval-every", "5", "--seed", "2")
+    other = run(
+        tmp_path / "other", tiny_model, letters, "--epochs", "3", "--eval-every", "5", "--seed", "2"
+    )
     assert not same(weights(other), weights(plain))
 
 
@@ -135,32 +221,52 @@ def test_deterministic_changes_nothing_on_a_cpu(tmp_path, plain, tiny_model, let
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     try:
-        out = run(tmp_path / "run", tiny_model, letters, "--epochs", "3", "--eval-every", "5", "--deterministic")
-        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        out = run(
+            tmp_path / "run",
+            tiny_model,
+            letters,
+            "--epochs",
+            "3",
+            "--eval-every",
+            "5",
+            "--deterministic",
+        )
+        assert (
+            torch.are_deterministic_algorithms_enabled()
+            and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        )
     finally:
         torch.use_deterministic_algorithms(False)
     assert same(weights(out), weights(plain))
 
 
 def test_recomputing_layers_gives_the_same_bits(tmp_path, plain, tiny_model, letters):
-    out = run(tmp_path / "run", tiny_model, letters, "--epochs", "3", "--eval-every", "5", "--recompute")
+    out = run(
+        tmp_path / "run", tiny_model, letters, "--epochs", "3", "--eval-every", "5", "--recompute"
+    )
     assert same(weights(out), weights(plain)) and events(out, "train") == events(plain, "train")
 
 
 @pytest.mark.slow
 def test_compiled_run_ends_where_a_plain_one_does(tmp_path, tiny_model, letters):
-    plain, fused = (run(tmp_path / name, tiny_model, letters, "--epochs", "1", "--dropout", "0", *more)
-                    for name, more in (("plain", []), ("fused", ["--compile"])))
+    plain, fused = (
+        run(tmp_path / name, tiny_model, letters, "--epochs", "1", "--dropout", "0", *more)
+        for name, more in (("plain", []), ("fused", ["--compile"]))
+    )
     for one, two in zip(events(plain, "train"), events(fused, "train"), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=1e-3)
 
 
 def test_config_of_a_run_repeats_it(tmp_path, plain):
     assert main(["--config", str(plain / "config.json"), "--out", str(tmp_path / "again")]) == 0
-    assert same(weights(tmp_path / "again"), weights(plain)) and events(tmp_path / "again", "eval") == events(plain, "eval")
+    assert same(weights(tmp_path / "again"), weights(plain)) and events(
+        tmp_path / "again", "eval"
+    ) == events(plain, "eval")
 
 
-def test_config_of_a_run_alone_repeats_it_in_another_folder(tmp_path, tiny_model, letters, monkeypatch):
+def test_config_of_a_run_alone_repeats_it_in_another_folder(
+    tmp_path, tiny_model, letters, monkeypatch
+):
     """Its own folder is not among the settings that are taken from it: nothing is in the way."""
     monkeypatch.chdir(tmp_path)
     out = run(tmp_path / "run", tiny_model, letters, "--max-steps", "2")
@@ -169,22 +275,53 @@ def test_config_of_a_run_alone_repeats_it_in_another_folder(tmp_path, tiny_model
     assert same(weights(again), weights(out)) and events(again, "train") == events(out, "train")
 
 
-@pytest.mark.parametrize(("every", "at"), [
-    ("5steps", [5, 7, 10, 14]), ("10", [7, 14]), ("0", [*range(1, 15)]), ("3", [3, 6, 7, 10, 13, 14]),
-])
-def test_checkpoints_come_by_steps_and_by_minutes(tmp_path, tiny_model, letters, monkeypatch, every, at):
+@pytest.mark.parametrize(
+    ("every", "at"),
+    [
+        ("5steps", [5, 7, 10, 14]),
+        ("10", [7, 14]),
+        ("0", [*range(1, 15)]),
+        ("3", [3, 6, 7, 10, 13, 14]),
+    ],
+)
+def test_checkpoints_come_by_steps_and_by_minutes(
+    tmp_path, tiny_model, letters, monkeypatch, every, at
+):
     """Two epochs of 7 steps, a minute each, evaluated at the end only; the end of an epoch is always saved, nothing twice."""
     update, write, clock, saved = loop.set_lr, checkpoint.save_checkpoint, [0.0], []
-    monkeypatch.setattr(loop, "set_lr", lambda *args: clock.__setitem__(0, clock[0] + 60) or update(*args))
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter))
-    monkeypatch.setattr(checkpoint, "save_checkpoint",
-                        lambda run, model, state: saved.append(state["progress"]["step"]) or write(run, model, state))
-    run(tmp_path / "run", tiny_model, letters, "--epochs", "2", "--eval-every", "99", "--save-every", every)
+    monkeypatch.setattr(
+        loop, "set_lr", lambda *args: clock.__setitem__(0, clock[0] + 60) or update(*args)
+    )
+    monkeypatch.setattr(
+        loop, "time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter)
+    )
+    monkeypatch.setattr(
+        checkpoint,
+        "save_checkpoint",
+        lambda run, model, state: (
+            saved.append(state["progress"]["step"]) or write(run, model, state)
+        ),
+    )
+    run(
+        tmp_path / "run",
+        tiny_model,
+        letters,
+        "--epochs",
+        "2",
+        "--eval-every",
+        "99",
+        "--save-every",
+        every,
+    )
     assert saved == at
 
 
-@pytest.mark.parametrize(("stop_at", "number"), [(1, signal.SIGTERM), (7, signal.SIGINT), (12, signal.SIGUSR1)])
-def test_stopped_and_resumed_equals_never_stopped(tmp_path, plain, tiny_model, letters, stop_at, number, monkeypatch):
+@pytest.mark.parametrize(
+    ("stop_at", "number"), [(1, signal.SIGTERM), (7, signal.SIGINT), (12, signal.SIGUSR1)]
+)
+def test_stopped_and_resumed_equals_never_stopped(
+    tmp_path, plain, tiny_model, letters, stop_at, number, monkeypatch
+):
     """A signal at a step, --resume: same losses, same weights, same predictions, bit for bit."""
     update, calls = loop.set_lr, []
 
@@ -195,14 +332,18 @@ def test_stopped_and_resumed_equals_never_stopped(tmp_path, plain, tiny_model, l
         return update(*args)
 
     monkeypatch.setattr(loop, "set_lr", counted)
-    out = run(tmp_path / "run", tiny_model, letters, "--epochs", "3", "--eval-every", "5", status=130)
+    out = run(
+        tmp_path / "run", tiny_model, letters, "--epochs", "3", "--eval-every", "5", status=130
+    )
     assert len(events(out, "train")) == stop_at
     # What a killed run would have written behind its checkpoint is cut off again.
     with open(out / "metrics.jsonl", "a") as file:
         file.write('{"event": "train", "step": 99}\n{"cut o')
     assert main(["--resume", str(out)]) == 0
     assert same(weights(out), weights(plain)) and same(weights(out, "best"), weights(plain, "best"))
-    assert events(out, "train") == events(plain, "train") and events(out, "eval") == events(plain, "eval")
+    assert events(out, "train") == events(plain, "train") and events(out, "eval") == events(
+        plain, "eval"
+    )
     for name in ("predictions.json", "nbest_predictions.json", "null_odds.json"):
         assert (out / name).read_bytes() == (plain / name).read_bytes()
 
@@ -215,18 +356,26 @@ def test_resume_moves_the_end(tmp_path, tiny_model, letters, capsys):
     assert main(["--resume", str(out), "--max-steps", "9"]) == 0
     said = "At step 5 the run's end was moved from step 5 to 9; the learning rate follows the new schedule from there."
     assert said in capsys.readouterr().err and said in (out / "report.html").read_text()
-    assert said in (out / "best" / "README.md").read_text() and said not in (whole / "best" / "README.md").read_text()
-    measured = ["What it got on its dev set" in (out / which / "README.md").read_text() for which in ("best", "last")]
-    assert measured == [True, False]                                      # last/ goes on where no evaluation has been
+    assert (
+        said in (out / "best" / "README.md").read_text()
+        and said not in (whole / "best" / "README.md").read_text()
+    )
+    measured = [
+        "What it got on its dev set" in (out / which / "README.md").read_text()
+        for which in ("best", "last")
+    ]
+    assert measured == [True, False]  # last/ goes on where no evaluation has been
     assert same(weights(out), weights(whole)) and events(out, "train") == events(whole, "train")
 
     out = run(tmp_path / "linear", tiny_model, letters, "--epochs", "1", "--max-minutes", "1e-9")
     assert main(["--resume", str(out), "--epochs", "2", "--max-minutes", "1e-9"]) == 0
-    assert main(["--resume", str(out), "--max-minutes", "9"]) == 0                        # the new end lasts
+    assert main(["--resume", str(out), "--max-minutes", "9"]) == 0  # the new end lasts
     rates = [event["lr"] for event in events(out, "train")]
     settings = OptimSettings(lr=json.loads((out / "config.json").read_text())["settings"]["lr"])
     assert rates == [lr_at(0, 7, settings), *(lr_at(step, 14, settings) for step in range(1, 14))]
-    with pytest.raises(UserError, match=f"{out}: is at step 14 and cannot end at step 7; give more --epochs"):
+    with pytest.raises(
+        UserError, match=f"{out}: is at step 14 and cannot end at step 7; give more --epochs"
+    ):
         main(["--resume", str(out), "--epochs", "1"])
     assert json.loads((out / "config.json").read_text())["settings"]["epochs"] == 2
 
@@ -238,19 +387,32 @@ def test_resuming_with_ema_and_time_limit(tmp_path, tiny_model, letters):
     assert len(events(out, "train")) == 1
     assert main(["--resume", str(out), "--max-minutes", "60"]) == 0
     assert same(weights(out), weights(whole)) and same(weights(out, "best"), weights(whole, "best"))
-    assert not same(weights(whole, "best"), weights(whole))                       # the average is what is kept
+    assert not same(weights(whole, "best"), weights(whole))  # the average is what is kept
 
 
 def test_accumulation_changes_nothing(tmp_path, tiny_model, letters, monkeypatch):
     """One batch of 32 == 4 of 8 == micro-batches by a token budget, to rounding: weights after 20 steps."""
     # Key biases have no gradient but rounding noise, which Adam would blow up to whole steps: a larger eps keeps it noise.
-    more = ["--batch-size", "32", "--dropout", "0", "--max-steps", "20", "--epochs", "10", "--eps", "1e-4"]
+    more = [
+        "--batch-size",
+        "32",
+        "--dropout",
+        "0",
+        "--max-steps",
+        "20",
+        "--epochs",
+        "10",
+        "--eps",
+        "1e-4",
+    ]
     whole = weights(run(tmp_path / "whole", tiny_model, letters, *more))
     cut = weights(run(tmp_path / "cut", tiny_model, letters, *more, "--micro-tokens", "100"))
     single = weights(run(tmp_path / "single", tiny_model, letters, *more, "--micro-tokens", "1"))
     assert close(whole, cut, 1e-6) and close(whole, single, 1e-6) and not same(whole, cut)
-    monkeypatch.setattr(loop, "split_by_tokens", lambda rows, lengths, most: np.array_split(rows, 4))
-    four = weights(run(tmp_path / "four", tiny_model, letters, *more))                            # 4 x 8
+    monkeypatch.setattr(
+        loop, "split_by_tokens", lambda rows, lengths, most: np.array_split(rows, 4)
+    )
+    four = weights(run(tmp_path / "four", tiny_model, letters, *more))  # 4 x 8
     assert close(whole, four, 1e-6) and not same(whole, four)
 
 
@@ -268,7 +430,9 @@ def test_gradients_are_exchanged_once_a_step(tmp_path, tiny_model, letters, monk
         return model
 
     monkeypatch.setattr(loop.World, "wrap", wrap)
-    monkeypatch.setattr(loop, "split_by_tokens", lambda *args: micros.append(split(*args)) or micros[-1])
+    monkeypatch.setattr(
+        loop, "split_by_tokens", lambda *args: micros.append(split(*args)) or micros[-1]
+    )
     run(tmp_path / "run", tiny_model, letters, "--max-steps", "3", "--micro-tokens", "60")
     assert all(len(micro) > 2 for micro in micros) and len(micros) == 3
     assert [unsynced.count(step) for step in (1, 2, 3)] == [len(micro) - 1 for micro in micros]
@@ -279,7 +443,9 @@ def test_resume_refuses_other_data(tmp_path, tiny_model, letters, capsys):
     data.write_text(letters.read_text())
     out = run(tmp_path / "run", tiny_model, data, "--epochs", "2", "--max-minutes", "1e-9")
     data.write_text(letters.read_text().replace('"where is', '"where is the', 1))
-    with pytest.raises(UserError, match="cannot resume, because train windows was '.*', now '.*'; dev windows was"):
+    with pytest.raises(
+        UserError, match="cannot resume, because train windows was '.*', now '.*'; dev windows was"
+    ):
         main(["--resume", str(out)])
 
 
@@ -288,7 +454,10 @@ def test_resume_needs_the_folder_of_a_run(tmp_path, there):
     run = tmp_path / "run"
     if there:
         run.mkdir()
-    with pytest.raises(UserError, match=f"{run}: not the folder of a run, there is no config.json in it; --resume wants"):
+    with pytest.raises(
+        UserError,
+        match=f"{run}: not the folder of a run, there is no config.json in it; --resume wants",
+    ):
         main(["--resume", str(run)])
 
 
@@ -302,7 +471,10 @@ def test_a_damaged_checkpoint_falls_back(tmp_path, tiny_model, letters, capsys):
     damaged[len(damaged) // 2] ^= 1
     state.write_bytes(damaged)
     assert main(["--resume", str(out), "--max-minutes", "60"]) == 0
-    assert "last/: state.pt is damaged (its checksum differs); going on from previous/" in capsys.readouterr().err
+    assert (
+        "last/: state.pt is damaged (its checksum differs); going on from previous/"
+        in capsys.readouterr().err
+    )
     assert same(weights(out), weights(whole))
     for name in ("last", "previous"):
         (out / name / "state.pt").write_bytes(b"")
@@ -323,7 +495,10 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
 
     with pytest.raises(UserError, match="could not be written .*No space left.*untouched"):
         checkpoint.save_checkpoint(tmp_path, full, {"step": 2})
-    assert checkpoint.load_checkpoint(tmp_path)[1] == {"step": 1} and not (tmp_path / "last.tmp").exists()
+    assert (
+        checkpoint.load_checkpoint(tmp_path)[1] == {"step": 1}
+        and not (tmp_path / "last.tmp").exists()
+    )
 
 
 def test_nan_weights_stop_the_run_before_they_spread(tmp_path, tiny_model, letters):
@@ -332,23 +507,54 @@ def test_nan_weights_stop_the_run_before_they_spread(tmp_path, tiny_model, lette
         model.encoder.layers[1].ffn_in.weight[3, 3] = float("nan")
     folder.save(tmp_path / "nan", model, tokenizer_from=tiny_model, provenance={})
     with pytest.raises(UserError, match="step 1: the loss is nan .*Try a lower --lr"):
-        main(["--train", str(letters), "--dev", str(letters), "--weights", str(tmp_path / "nan"), "--fresh-head",
-              "--out", str(tmp_path / "run"), *SHORT])
+        main(
+            [
+                "--train",
+                str(letters),
+                "--dev",
+                str(letters),
+                "--weights",
+                str(tmp_path / "nan"),
+                "--fresh-head",
+                "--out",
+                str(tmp_path / "run"),
+                *SHORT,
+            ]
+        )
     assert not (tmp_path / "run" / "last").exists()
 
 
 def test_bf16_on_a_cpu_keeps_few_kernels(monkeypatch):
     """They are a megabyte each, and a training would otherwise keep 1,024 of them in each of two places."""
     monkeypatch.setattr(os, "environ", environ := {"LRU_CACHE_CAPACITY": "7"})
-    assert precision.pick_precision("fp32", torch.device("cpu")) == torch.float32 and len(environ) == 1
+    assert (
+        precision.pick_precision("fp32", torch.device("cpu")) == torch.float32 and len(environ) == 1
+    )
     assert precision.pick_precision("bf16", torch.device("cpu")) == torch.bfloat16
-    assert environ == {"LRU_CACHE_CAPACITY": "7", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256"}    # one's own value wins
+    assert environ == {
+        "LRU_CACHE_CAPACITY": "7",
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
+    }  # one's own value wins
 
 
 def test_bf16_autocast_trains_on_cpu(tmp_path, tiny_model, letters):
-    exact = events(run(tmp_path / "fp32", tiny_model, letters, "--max-steps", "6", "--dropout", "0"), "train")
-    mixed = events(run(tmp_path / "bf16", tiny_model, letters, "--max-steps", "6", "--dropout", "0",
-                       "--precision", "bf16"), "train")
+    exact = events(
+        run(tmp_path / "fp32", tiny_model, letters, "--max-steps", "6", "--dropout", "0"), "train"
+    )
+    mixed = events(
+        run(
+            tmp_path / "bf16",
+            tiny_model,
+            letters,
+            "--max-steps",
+            "6",
+            "--dropout",
+            "0",
+            "--precision",
+            "bf16",
+        ),
+        "train",
+    )
     differ = [abs(a["loss"] - b["loss"]) for a, b in zip(exact, mixed, strict=True)]
     assert 0 < max(differ) < 0.05
 
@@ -360,17 +566,39 @@ def test_fp16_counts_skips_and_gives_up(tmp_path, tiny_model, letters):
     assert last["loss_scale"] <= 65536 and last["skipped"] < 8 and math.isfinite(last["loss"])
     model = folder.load(tiny_model)
     with torch.no_grad():
-        model.span.weight.mul_(1e6)                                                # logits beyond float16
+        model.span.weight.mul_(1e6)  # logits beyond float16
         model.encoder.layers[1].ffn_norm.weight.mul_(1e30)
     folder.save(tmp_path / "huge", model, tokenizer_from=tiny_model, provenance={})
     with pytest.raises(UserError, match="25 steps in a row .*--precision bf16 or fp32"):
-        main(["--train", str(letters), "--dev", str(letters), "--weights", str(tmp_path / "huge"), "--fresh-head",
-              "--out", str(tmp_path / "stop"), *SHORT, "--epochs", "9", "--precision", "fp16", "--eval-every", "99"])
+        main(
+            [
+                "--train",
+                str(letters),
+                "--dev",
+                str(letters),
+                "--weights",
+                str(tmp_path / "huge"),
+                "--fresh-head",
+                "--out",
+                str(tmp_path / "stop"),
+                *SHORT,
+                "--epochs",
+                "9",
+                "--precision",
+                "fp16",
+                "--eval-every",
+                "99",
+            ]
+        )
 
 
 def scaled(monkeypatch, scale: float) -> None:
     """Losses are scaled by this from the first step on, whatever the precision."""
-    monkeypatch.setattr(loop, "grad_scaler", lambda device, dtype: torch.amp.GradScaler(device.type, init_scale=scale))
+    monkeypatch.setattr(
+        loop,
+        "grad_scaler",
+        lambda device, dtype: torch.amp.GradScaler(device.type, init_scale=scale),
+    )
 
 
 def test_scaling_the_loss_changes_nothing(tmp_path, plain, tiny_model, letters, monkeypatch):
@@ -379,12 +607,13 @@ def test_scaling_the_loss_changes_nothing(tmp_path, plain, tiny_model, letters, 
     out = run(tmp_path / "run", tiny_model, letters, "--epochs", "3", "--eval-every", "5")
     assert same(weights(out), weights(plain))
     assert [record["grad_norm"] for record in events(out, "train")] == [
-        record["grad_norm"] for record in events(plain, "train")]
+        record["grad_norm"] for record in events(plain, "train")
+    ]
 
 
 def test_fp16_leaves_out_steps_until_the_scale_fits(tmp_path, tiny_model, letters, monkeypatch):
     """A scale of 2^30 overflows: it is halved and nothing is learnt, until it fits; --resume knows the scale."""
-    scaled(monkeypatch, 2.0 ** 30)
+    scaled(monkeypatch, 2.0**30)
     more = ["--precision", "fp16", "--epochs", "3", "--eval-every", "99"]
     out = run(tmp_path / "run", tiny_model, letters, *more)
     steps = events(out, "train")
@@ -392,9 +621,13 @@ def test_fp16_leaves_out_steps_until_the_scale_fits(tmp_path, tiny_model, letter
     few = left_out.index(False)
     assert few >= 3 and sum(left_out) < 18
     assert [record["skipped"] for record in steps] == np.cumsum(left_out).tolist()
-    assert [record["loss_scale"] for record in steps] == [2.0 ** (30 - record["skipped"]) for record in steps]
+    assert [record["loss_scale"] for record in steps] == [
+        2.0 ** (30 - record["skipped"]) for record in steps
+    ]
     state = torch.load(out / "last" / "state.pt", weights_only=True)
-    assert {moments["step"].item() for moments in state["optimizer"]["state"].values()} == {21 - sum(left_out)}
+    assert {moments["step"].item() for moments in state["optimizer"]["state"].values()} == {
+        21 - sum(left_out)
+    }
     still = run(tmp_path / "still", tiny_model, letters, *more, "--max-steps", str(few))
     before = load_file(tiny_model / "model.safetensors")
     assert same(weights(still), before) and not same(weights(out), before)
@@ -405,12 +638,36 @@ def test_fp16_leaves_out_steps_until_the_scale_fits(tmp_path, tiny_model, letter
 
 
 def test_patience_ends_a_run(tmp_path, tiny_model, letters):
-    out = run(tmp_path / "run", tiny_model, letters, "--epochs", "9", "--eval-every", "1", "--patience", "2", "--lr", "1e-9")
+    out = run(
+        tmp_path / "run",
+        tiny_model,
+        letters,
+        "--epochs",
+        "9",
+        "--eval-every",
+        "1",
+        "--patience",
+        "2",
+        "--lr",
+        "1e-9",
+    )
     assert [record["step"] for record in events(out, "eval")] == [0, 1, 2]
 
 
-def test_impossible_windows_can_be_dropped_and_questions_limited(tmp_path, tiny_model, letters, capsys):
-    run(tmp_path / "run", tiny_model, letters, "--max-steps", "1", "--keep-impossible", "0", "--limit-dev", "5")
+def test_impossible_windows_can_be_dropped_and_questions_limited(
+    tmp_path, tiny_model, letters, capsys
+):
+    run(
+        tmp_path / "run",
+        tiny_model,
+        letters,
+        "--max-steps",
+        "1",
+        "--keep-impossible",
+        "0",
+        "--limit-dev",
+        "5",
+    )
     said = capsys.readouterr().err
     assert "train: 39 windows after keeping 0%" in said and "5 examples" in said
 
@@ -421,10 +678,20 @@ def test_impossible_windows_can_be_dropped_and_questions_limited(tmp_path, tiny_
 def test_schedules_by_hand():
     linear = OptimSettings(lr=1.0, warmup=0.2)
     assert [round(lr_at(k, 10, linear), 4) for k in range(10)] == [
-        0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
+        0.5,
+        1.0,
+        1.0,
+        0.875,
+        0.75,
+        0.625,
+        0.5,
+        0.375,
+        0.25,
+        0.125,
+    ]
     assert lr_at(5, 10, OptimSettings(lr=2.0, warmup=0, schedule="constant")) == 2.0
     assert lr_at(5, 10, OptimSettings(lr=1.0, warmup=0, schedule="cosine")) == pytest.approx(0.5)
-    assert lr_at(2, 100, OptimSettings(lr=1.0, warmup=4)) == 0.75                  # a number of steps
+    assert lr_at(2, 100, OptimSettings(lr=1.0, warmup=4)) == 0.75  # a number of steps
 
 
 def test_steps_are_counted_on_windows():
@@ -455,7 +722,7 @@ def test_adam_and_decay_by_hand(correction):
         c1, c2 = (1 - 0.9**t, 1 - 0.999**t) if correction else (1, 1)
         step = m / c1 / (math.sqrt(v / c2) + 1e-6)
         expected["weight"] -= 0.01 * (step + 0.1 * expected["weight"])
-        expected["bias"] -= 0.01 * step                                            # no decay
+        expected["bias"] -= 0.01 * step  # no decay
         for p in model.parameters():
             p.grad = torch.full_like(p, gradient)
         set_lr(optimizer, 0.01, t - 1, settings)
@@ -466,13 +733,22 @@ def test_adam_and_decay_by_hand(correction):
 
 def test_groups_depth_decay_and_freezing(tiny_model):
     model = folder.load(tiny_model)
-    assert depth_of("encoder.embeddings.word.weight", 2) == 0 and depth_of("encoder.layers.1.qkv.bias", 2) == 2
+    assert (
+        depth_of("encoder.embeddings.word.weight", 2) == 0
+        and depth_of("encoder.layers.1.qkv.bias", 2) == 2
+    )
     assert depth_of("span.weight", 2) == 3
     optimizer = make_optimizer(model, OptimSettings(layer_decay=0.5), torch.device("cpu"))
     scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
-    assert [scales[id(p)] for p in (model.span.weight, model.encoder.layers[1].qkv.weight,
-                                    model.encoder.layers[0].qkv.weight, model.encoder.embeddings.word.weight)] == [
-        1.0, 0.5, 0.25, 0.125]
+    assert [
+        scales[id(p)]
+        for p in (
+            model.span.weight,
+            model.encoder.layers[1].qkv.weight,
+            model.encoder.layers[0].qkv.weight,
+            model.encoder.embeddings.word.weight,
+        )
+    ] == [1.0, 0.5, 0.25, 0.125]
     decays = {id(p): group["decay"] for group in optimizer.param_groups for p in group["params"]}
     assert decays[id(model.span.weight)] == 0.01
     assert decays[id(model.span.bias)] == decays[id(model.encoder.layers[0].ffn_norm.weight)] == 0
@@ -487,24 +763,35 @@ def test_groups_depth_decay_and_freezing(tiny_model):
 def test_frozen_parts_do_not_move(tmp_path, tiny_model, letters):
     out = run(tmp_path / "run", tiny_model, letters, "--max-steps", "3", "--freeze", "encoder")
     before, after = load_file(tiny_model / "model.safetensors"), weights(out)
-    assert {name for name in before if not torch.equal(before[name], after[name])} == {"span.weight", "span.bias"}
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        "span.weight",
+        "span.bias",
+    }
 
 
 # ---- the command line ----
 
 
-@pytest.mark.parametrize(("flags", "says"), [
-    (["--doc-stride", "128"], "say --step N or --overlap N"),
-    (["--overlap", "3", "--step", "3"], "not both"),
-    (["--max-length", "65"], "the model has 64 positions"),
-    (["--lr", "-1", "--batch-size", "0", "--dropout", "2", "--max-answer-length", "0"],
-     "batch_size is 0.*; lr is -1.0.*; dropout is 2.0.*; max_answer_length is 0"),
-    (["--epochs", "inf", "--warmup", "inf"], "epochs is inf.*; warmup is inf"),
-    (["--save-every", "often"], "save_every is often, it must be minutes, as in 10, or steps, as in 500steps"),
-    (["--save-every", "-1"], "save_every is -1, it must be"),
-    (["--weights", "/nowhere/at/all"], "/nowhere/at/all"),
-    (["--train", "/nowhere.json"], "/nowhere.json"),
-])
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--doc-stride", "128"], "say --step N or --overlap N"),
+        (["--overlap", "3", "--step", "3"], "not both"),
+        (["--max-length", "65"], "the model has 64 positions"),
+        (
+            ["--lr", "-1", "--batch-size", "0", "--dropout", "2", "--max-answer-length", "0"],
+            "batch_size is 0.*; lr is -1.0.*; dropout is 2.0.*; max_answer_length is 0",
+        ),
+        (["--epochs", "inf", "--warmup", "inf"], "epochs is inf.*; warmup is inf"),
+        (
+            ["--save-every", "often"],
+            "save_every is often, it must be minutes, as in 10, or steps, as in 500steps",
+        ),
+        (["--save-every", "-1"], "save_every is -1, it must be"),
+        (["--weights", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--train", "/nowhere.json"], "/nowhere.json"),
+    ],
+)
 def test_mistakes_are_explained(tmp_path, tiny_model, letters, flags, says):
     with pytest.raises(UserError, match=says):
         run(tmp_path / "run", tiny_model, letters, *flags)
@@ -513,26 +800,55 @@ def test_mistakes_are_explained(tmp_path, tiny_model, letters, flags, says):
 def test_unknown_settings_in_a_file_are_named_all_at_once(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"learning_rate": 1, "batchsize": 2, "lr": 3}))
-    with pytest.raises(UserError, match=r"unknown 'learning_rate', 'batchsize' \(did you mean 'batch_size'\?\)"):
+    with pytest.raises(
+        UserError, match=r"unknown 'learning_rate', 'batchsize' \(did you mean 'batch_size'\?\)"
+    ):
         main(["--config", str(path)])
 
 
 def test_everything_wrong_in_a_file_is_listed_together(tmp_path):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"settings": {
-        "lr": "fast", "epochs": None, "batch_size": 2.5, "schedule": "steep", "ema": True, "freeze": 2, "weights": None,
-        "bias_correction": "no", "betas": 1, "max_steps": None, "dropout": 0, "save_every": 5}}))
+    path.write_text(
+        json.dumps(
+            {
+                "settings": {
+                    "lr": "fast",
+                    "epochs": None,
+                    "batch_size": 2.5,
+                    "schedule": "steep",
+                    "ema": True,
+                    "freeze": 2,
+                    "weights": None,
+                    "bias_correction": "no",
+                    "betas": 1,
+                    "max_steps": None,
+                    "dropout": 0,
+                    "save_every": 5,
+                }
+            }
+        )
+    )
     with pytest.raises(UserError) as error:
         main(["--config", str(path)])
-    for part in ("unknown 'betas' (did you mean 'beta", 'lr is "fast", it must be a number',
-                 "epochs is null, it must be a number", "batch_size is 2.5, it must be a whole number",
-                 'schedule is "steep", it must be one of linear, cosine, ',
-                 "ema is true, it must be a number", "freeze is 2, it must be a text", "weights is null, it must be a text",
-                 'bias_correction is "no", it must be true or false'):
+    for part in (
+        "unknown 'betas' (did you mean 'beta",
+        'lr is "fast", it must be a number',
+        "epochs is null, it must be a number",
+        "batch_size is 2.5, it must be a whole number",
+        'schedule is "steep", it must be one of linear, cosine, ',
+        "ema is true, it must be a number",
+        "freeze is 2, it must be a text",
+        "weights is null, it must be a text",
+        'bias_correction is "no", it must be true or false',
+    ):
         assert part in str(error.value)
-    assert not any(f"{name} is" in str(error.value) for name in ("max_steps", "dropout", "save_every"))
+    assert not any(
+        f"{name} is" in str(error.value) for name in ("max_steps", "dropout", "save_every")
+    )
     path.write_text('{"settings": [1]}')
-    with pytest.raises(UserError, match=r'config.json: its "settings" are \[1\], expected an object'):
+    with pytest.raises(
+        UserError, match=r'config.json: its "settings" are \[1\], expected an object'
+    ):
         main(["--config", str(path)])
 
 
@@ -542,9 +858,14 @@ def test_a_run_folder_is_never_overwritten(plain, tiny_model, letters):
 
 
 def test_errors_are_one_line_and_exit_status_2(tmp_path):
-    said = subprocess.run([sys.executable, "-m", "bertqa.train", "--train", str(tmp_path / "no.json")],
-                          capture_output=True, text=True)
-    assert said.returncode == 2 and said.stderr.count("\n") == 1 and said.stderr.startswith("error: ")
+    said = subprocess.run(
+        [sys.executable, "-m", "bertqa.train", "--train", str(tmp_path / "no.json")],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        said.returncode == 2 and said.stderr.count("\n") == 1 and said.stderr.startswith("error: ")
+    )
 
 
 @pytest.mark.parametrize("name", ["google", "hf", "fast"])
@@ -583,10 +904,8 @@ def test_windows_of_a_batch_do_not_depend_on_rank_count():
         assert sorted(rows) == sorted(order[24:32])
 
 
-
-
 def test_help_shows_every_default(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "a Hub id. [" in said and "[<" not in said    # no Python object where a value belongs
+    assert "a Hub id. [" in said and "[<" not in said  # no Python object where a value belongs

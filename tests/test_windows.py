@@ -18,7 +18,23 @@ from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows, check_window_settings
 from bertqa.errors import UserError
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", "k", "##l", "##m", "who", "?", "cafe", "東", "京", "##s"]
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *"abcdefghij",
+    "k",
+    "##l",
+    "##m",
+    "who",
+    "?",
+    "cafe",
+    "東",
+    "京",
+    "##s",
+]
 
 
 def make_tokenizer(folder, **config) -> WordPiece:
@@ -33,7 +49,13 @@ def tokenizer(tmp_path):
 
 
 def example(question, context, *answers):
-    return Example("q", question, context, answers, tuple(context.index(a) if a in context else -1 for a in answers))
+    return Example(
+        "q",
+        question,
+        context,
+        answers,
+        tuple(context.index(a) if a in context else -1 for a in answers),
+    )
 
 
 def answer_text(windows, examples, row):
@@ -46,25 +68,58 @@ def answer_text(windows, examples, row):
 
 
 def test_offsets_are_python_characters_of_the_raw_text(tokenizer):
-    texts = ["a  b", "Café CAFE", "東京a", "👩‍🔬 a", "a\u200bb", "a\u0301 b", "x", "", " \t\n", "a\ud83d b", "\u00a0a\u00a0"]
+    texts = [
+        "a  b",
+        "Café CAFE",
+        "東京a",
+        "👩‍🔬 a",
+        "a\u200bb",
+        "a\u0301 b",
+        "x",
+        "",
+        " \t\n",
+        "a\ud83d b",
+        "\u00a0a\u00a0",
+    ]
     tokens = tokenizer.encode(texts)
     for text, begin, end in zip(texts, tokens.rows, tokens.rows[1:], strict=False):
         for a, b in zip(tokens.starts[begin:end], tokens.ends[begin:end], strict=True):
             assert 0 <= a < b <= len(text), (text, a, b)
-    spans = [[(int(a), int(b)) for a, b in zip(tokens.starts[i:j], tokens.ends[i:j], strict=True)]
-             for i, j in zip(tokens.rows, tokens.rows[1:], strict=False)]
+    spans = [
+        [(int(a), int(b)) for a, b in zip(tokens.starts[i:j], tokens.ends[i:j], strict=True)]
+        for i, j in zip(tokens.rows, tokens.rows[1:], strict=False)
+    ]
     assert spans[0] == [(0, 1), (3, 4)]
-    assert spans[1] == [(0, 4), (5, 9)] and set(tokens.ids[tokens.rows[1] : tokens.rows[2]]) == {WORDS.index("cafe")}
+    assert spans[1] == [(0, 4), (5, 9)] and set(tokens.ids[tokens.rows[1] : tokens.rows[2]]) == {
+        WORDS.index("cafe")
+    }
     assert spans[2] == [(0, 1), (1, 2), (2, 3)]
-    assert spans[3][-1] == (4, 5)                       # three joined code points and a space stand before it
+    assert spans[3][-1] == (4, 5)  # three joined code points and a space stand before it
     assert spans[7] == [] == spans[8]
-    assert spans[9][-1] == (3, 4)                       # a lone surrogate is one character
+    assert spans[9][-1] == (3, 4)  # a lone surrogate is one character
     assert spans[10] == [(1, 2)]
 
 
-NASTY = ["", " ", "  ",
-         "a b", " a  b ", "[SEP] a", "a[MASK]b [CLS]", "a\u0301 \u0301b", "\ud83d a\udc00", "a\u00a0b c", "a\tb\nc",
-         "東京 a東", "k" + "l" * 130 + " a", "\u200b a \u200b", "a\x00b \x7f c", "👩\u200d🔬 a", "CAFÉ café", "a-b (c) d's"]
+NASTY = [
+    "",
+    " ",
+    "  ",
+    "a b",
+    " a  b ",
+    "[SEP] a",
+    "a[MASK]b [CLS]",
+    "a\u0301 \u0301b",
+    "\ud83d a\udc00",
+    "a\u00a0b c",
+    "a\tb\nc",
+    "東京 a東",
+    "k" + "l" * 130 + " a",
+    "\u200b a \u200b",
+    "a\x00b \x7f c",
+    "👩\u200d🔬 a",
+    "CAFÉ café",
+    "a-b (c) d's",
+]
 
 
 def assert_word_by_word_is_exact(tokenizer, texts):
@@ -81,13 +136,17 @@ def test_word_by_word_equals_whole_texts(tokenizer, shared):
     assert_word_by_word_is_exact(tokenizer, NASTY + [" ".join(NASTY)] + NASTY[::-1] * 9)
     real = WordPiece.load(shared / "weights" / "all-MiniLM-L6-v2")
     data = read_examples(shared / "data" / "squad2-dev-2k.json.gz").examples
-    assert_word_by_word_is_exact(real, NASTY + list({example.context for example in data}) + [e.question for e in data])
+    assert_word_by_word_is_exact(
+        real, NASTY + list({example.context for example in data}) + [e.question for e in data]
+    )
 
 
 def test_another_kind_of_tokenizer_reads_whole_texts(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    backend = Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    backend = Tokenizer(
+        models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     odd = WordPiece(backend, tmp_path)
     assert not odd.word_by_word and odd.encode(["a b"]).starts.tolist() == [0, 2]
@@ -121,25 +180,41 @@ def test_overlap_and_step_by_hand(tokenizer):
 
 @pytest.mark.parametrize(("tokens", "windows"), [(0, 1), (1, 1), (6, 1), (7, 2), (10, 2), (11, 3)])
 def test_number_of_windows(tokenizer, tokens, windows):
-    built = build_windows([example("who?", " ".join("abcdefghij"[i % 10] for i in range(tokens)))], tokenizer,
-                          max_length=11, overlap=2, max_question=2)
-    assert len(built) == windows and built.count.sum() >= tokens and built.count.min() >= min(tokens, 1)
+    built = build_windows(
+        [example("who?", " ".join("abcdefghij"[i % 10] for i in range(tokens)))],
+        tokenizer,
+        max_length=11,
+        overlap=2,
+        max_question=2,
+    )
+    assert (
+        len(built) == windows
+        and built.count.sum() >= tokens
+        and built.count.min() >= min(tokens, 1)
+    )
 
 
 def test_labels_at_both_ends_and_outside(tokenizer):
-    examples = [example("who?", TWELVE, answer) for answer in ("a b c", "j a b", "e f", "a b c d e f g")]
+    examples = [
+        example("who?", TWELVE, answer) for answer in ("a b c", "j a b", "e f", "a b c d e f g")
+    ]
     examples.append(example("who?", TWELVE))
     windows = build_windows(examples, tokenizer, max_length=11, overlap=2, max_question=2)
-    labelled = {(int(windows.question[row]), int(windows.first[row])): answer_text(windows, examples, row)
-                for row in np.flatnonzero(windows.start_label)}
+    labelled = {
+        (int(windows.question[row]), int(windows.first[row])): answer_text(windows, examples, row)
+        for row in np.flatnonzero(windows.start_label)
+    }
     assert labelled == {(0, 0): "a b c", (1, 8): "j a b", (2, 0): "e f", (2, 4): "e f"}
-    assert windows.start_label[0] == 4 and windows.end_label[0] == 6               # behind [CLS] who ? [SEP]
-    assert windows.unlabelled == (3,)                                              # 7 tokens fit no window of 6
+    assert windows.start_label[0] == 4 and windows.end_label[0] == 6  # behind [CLS] who ? [SEP]
+    assert windows.unlabelled == (3,)  # 7 tokens fit no window of 6
     assert (windows.start_label[windows.question == 4] == 0).all()
 
 
 def test_an_answer_inside_a_token_takes_the_whole_token(tokenizer):
-    examples = [Example("q", "who?", "klm b", ("l",), (1,)), Example("r", "who?", "a  b ", (" b ",), (2,))]
+    examples = [
+        Example("q", "who?", "klm b", ("l",), (1,)),
+        Example("r", "who?", "a  b ", (" b ",), (2,)),
+    ]
     windows = build_windows(examples, tokenizer)
     assert answer_text(windows, examples, 0) == "l" and answer_text(windows, examples, 1) == "b"
     whole = [Example("q", "who?", "cafe b", ("af",), (1,))]
@@ -155,8 +230,14 @@ def test_questions_are_cut_never_emptied_or_dropped(tokenizer):
 
 
 def test_a_paragraph_is_tokenised_once(tokenizer):
-    windows = build_windows([example("who?", TWELVE), example("a?", TWELVE), example("b?", "b")], tokenizer)
-    assert windows.contexts.counts.tolist() == [12, 1] and windows.question_context.tolist() == [0, 0, 1]
+    windows = build_windows(
+        [example("who?", TWELVE), example("a?", TWELVE), example("b?", "b")], tokenizer
+    )
+    assert windows.contexts.counts.tolist() == [12, 1] and windows.question_context.tolist() == [
+        0,
+        0,
+        1,
+    ]
 
 
 def test_a_megabyte_of_text(tokenizer):
@@ -166,15 +247,21 @@ def test_a_megabyte_of_text(tokenizer):
     assert windows.first[-1] + windows.count[-1] == 500_000
 
 
-@pytest.mark.parametrize(("settings", "says"), [
-    (dict(max_length=384, overlap=317, step=None, max_question=64), "use 0 to 316"),
-    (dict(max_length=384, overlap=None, step=318, max_question=64), "skipped; use 1 to 317"),
-    (dict(max_length=384, overlap=None, step=0, max_question=64), "read for ever"),
-    (dict(max_length=60, overlap=8, step=None, max_question=64), "at least 68"),
-    (dict(max_length=384, overlap=1, step=1, max_question=64), "not both"),
-    (dict(max_length=600, overlap=1, step=None, max_question=64, max_positions=512), "has 512 positions"),
-    (dict(max_length=384, overlap=-1, step=None, max_question=64), "use 0 to 316"),
-])
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (dict(max_length=384, overlap=317, step=None, max_question=64), "use 0 to 316"),
+        (dict(max_length=384, overlap=None, step=318, max_question=64), "skipped; use 1 to 317"),
+        (dict(max_length=384, overlap=None, step=0, max_question=64), "read for ever"),
+        (dict(max_length=60, overlap=8, step=None, max_question=64), "at least 68"),
+        (dict(max_length=384, overlap=1, step=1, max_question=64), "not both"),
+        (
+            dict(max_length=600, overlap=1, step=None, max_question=64, max_positions=512),
+            "has 512 positions",
+        ),
+        (dict(max_length=384, overlap=-1, step=None, max_question=64), "use 0 to 316"),
+    ],
+)
 def test_settings_that_would_skip_or_hang_are_refused(settings, says):
     with pytest.raises(UserError, match=says):
         check_window_settings(**settings)
@@ -184,13 +271,30 @@ def test_settings_that_would_skip_or_hang_are_refused(settings, says):
 
 
 def test_a_packed_batch_written_out(tokenizer):
-    windows = build_windows([example("who?", "a b", "b"), example("a", TWELVE)], tokenizer,
-                            max_length=11, overlap=2, max_question=2)
+    windows = build_windows(
+        [example("who?", "a b", "b"), example("a", TWELVE)],
+        tokenizer,
+        max_length=11,
+        overlap=2,
+        max_question=2,
+    )
     batch = WindowStore(windows).batch(np.array([2, 0]))
     cls, sep, ids = 2, 3, {word: i for i, word in enumerate(WORDS)}
     assert batch.lengths == (11, 7)
-    assert batch.input_ids.tolist() == [cls, ids["a"], sep, *(ids[w] for w in "fghijab"), sep,
-                                        cls, ids["who"], ids["?"], sep, ids["a"], ids["b"], sep]
+    assert batch.input_ids.tolist() == [
+        cls,
+        ids["a"],
+        sep,
+        *(ids[w] for w in "fghijab"),
+        sep,
+        cls,
+        ids["who"],
+        ids["?"],
+        sep,
+        ids["a"],
+        ids["b"],
+        sep,
+    ]
     assert batch.token_type_ids[11:].tolist() == [0, 0, 0, 0, 1, 1, 1]
     assert batch.start_labels.tolist() == [0, 5] and batch.end_labels.tolist() == [0, 5]
     rows, mask, segments = padded(batch)
@@ -214,12 +318,22 @@ def test_order_is_a_pure_function_and_ranks_share_it():
     assert sorted(order) == list(range(10)) and (order == epoch_order(10, 3, 1)).all()
     assert (order != epoch_order(10, 3, 2)).any() and (order != epoch_order(10, 4, 1)).any()
     line = np.arange(10)
-    assert [step_rows(line, k, 4, rank, 2).tolist() for k in (0, 2) for rank in (0, 1)] == [[0, 2], [1, 3], [8], [9]]
+    assert [step_rows(line, k, 4, rank, 2).tolist() for k in (0, 2) for rank in (0, 1)] == [
+        [0, 2],
+        [1, 3],
+        [8],
+        [9],
+    ]
 
 
 def test_micro_batches_respect_the_budget():
     lengths = np.array([5, 5, 5, 20, 1])
-    assert [part.tolist() for part in split_by_tokens(np.arange(5), lengths, 10)] == [[0, 1], [2], [3], [4]]
+    assert [part.tolist() for part in split_by_tokens(np.arange(5), lengths, 10)] == [
+        [0, 1],
+        [2],
+        [3],
+        [4],
+    ]
     assert split_by_tokens(np.arange(0), lengths, 10) == []
     assert [part.tolist() for part in by_length(lengths, 11)] == [[3], [0, 1], [2, 4]]
 
@@ -227,10 +341,15 @@ def test_micro_batches_respect_the_budget():
 # ---- real data: the numbers of DESIGN.md ----
 
 
-@pytest.mark.parametrize(("name", "stride", "windows"), [
-    ("dev-v1.1", {"overlap": 128}, 10_784), ("dev-v1.1", {"step": 128}, 10_833),
-    ("dev-v2.0", {"overlap": 128}, 12_134), ("dev-v2.0", {"step": 128}, 12_232),
-])
+@pytest.mark.parametrize(
+    ("name", "stride", "windows"),
+    [
+        ("dev-v1.1", {"overlap": 128}, 10_784),
+        ("dev-v1.1", {"step": 128}, 10_833),
+        ("dev-v2.0", {"overlap": 128}, 12_134),
+        ("dev-v2.0", {"step": 128}, 12_232),
+    ],
+)
 def test_window_counts_of_squad(shared, name, stride, windows):
     tokenizer = WordPiece.load(shared / "weights" / "all-MiniLM-L6-v2")
     examples = read_examples(shared / "data" / f"{name}.json.gz").examples
@@ -238,7 +357,10 @@ def test_window_counts_of_squad(shared, name, stride, windows):
     assert len(built) == windows
     assert built.unlabelled == () and built.cut_questions == 0
     # No answer is lost silently: each one that has a label decodes to its own text, but where it ends inside a word.
-    odd = [(text, examples[built.question[row]].answer_texts[0]) for row in np.flatnonzero(built.start_label)
-           if (text := answer_text(built, examples, row)) != examples[built.question[row]].answer_texts[0]]
+    odd = [
+        (text, examples[built.question[row]].answer_texts[0])
+        for row in np.flatnonzero(built.start_label)
+        if (text := answer_text(built, examples, row))
+        != examples[built.question[row]].answer_texts[0]
+    ]
     assert all(gold in text for text, gold in odd) and len(odd) < 40, odd
-

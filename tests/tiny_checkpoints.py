@@ -9,12 +9,30 @@ from bertqa.hf import convert as hf
 from bertqa.model import folder
 from bertqa.model.config import BertConfig
 
-SIZES = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 37,
-         "max_position_embeddings": 512}
+SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 37,
+    "max_position_embeddings": 512,
+}
 """Odd sizes, so that swapped axes fail."""
 
-VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase, *(f"##{c}" for c in string.ascii_lowercase),
-         *string.digits, *string.punctuation[:10], "é", "中", "\u2028"]
+VOCAB = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *string.ascii_lowercase,
+    *(f"##{c}" for c in string.ascii_lowercase),
+    *string.digits,
+    *string.punctuation[:10],
+    "é",
+    "中",
+    "\u2028",
+]
 VOCAB += [f"word{i}" for i in range(99 - len(VOCAB))]
 
 
@@ -23,24 +41,42 @@ def write_vocab(where: Path, tokens=VOCAB) -> None:
     (where / "vocab.txt").write_bytes("".join(token + "\n" for token in tokens).encode())
 
 
-def random_model(model_type: str = "bert", head: str | None = folder.QA, labels=None, seed: int = 0, **changes):
+def random_model(
+    model_type: str = "bert", head: str | None = folder.QA, labels=None, seed: int = 0, **changes
+):
     """A model of ours, every parameter of which is random (norms and biases too, so that none can be swapped)."""
     distil = {"type_vocab_size": 0} if model_type == "distilbert" else {}
     torch.manual_seed(seed)
-    model = folder.build(BertConfig(model_type=model_type, **{**SIZES, **distil, **changes}), head, labels)
+    model = folder.build(
+        BertConfig(model_type=model_type, **{**SIZES, **distil, **changes}), head, labels
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.1 + (".norm.weight" in name or "_norm.weight" in name))
+            parameter.copy_(
+                torch.randn_like(parameter) * 0.1
+                + (".norm.weight" in name or "_norm.weight" in name)
+            )
     return model.eval()
 
 
-def write_checkpoint(where: Path, model_type: str = "bert", head: str | None = folder.QA, labels=None, seed: int = 0,
-                     **changes) -> Path:
+def write_checkpoint(
+    where: Path,
+    model_type: str = "bert",
+    head: str | None = folder.QA,
+    labels=None,
+    seed: int = 0,
+    **changes,
+) -> Path:
     """A Hugging Face folder with a tokenizer of vocab.txt only, and beside it (name + "-ours") the model folder of it."""
     ours = where.with_name(where.name + "-ours")
     write_vocab(where.with_name(where.name + "-vocab"))
     model = random_model(model_type, head, labels, seed, **changes)
-    folder.save(ours, model, tokenizer_from=where.with_name(where.name + "-vocab"), labels=labels,
-                provenance={"source": "tests", "license": "cc0-1.0"})
+    folder.save(
+        ours,
+        model,
+        tokenizer_from=where.with_name(where.name + "-vocab"),
+        labels=labels,
+        provenance={"source": "tests", "license": "cc0-1.0"},
+    )
     hf.export(ours, where)
     return where

@@ -37,7 +37,11 @@ TASKS = ("features", "training", "inference", "embedding", "decoding", "scoring"
 OF_THE_MODEL = ("training", "inference", "embedding")
 SCALES = (1_000, 10_000, 100_000)
 """Questions on which features and decoding are timed beside all that there are: their cost should grow linearly."""
-SHAPES = {"MiniLM-L6": (384, 6, 12, 1536), "BERT-base": (768, 12, 12, 3072), "BERT-large": (1024, 24, 16, 4096)}
+SHAPES = {
+    "MiniLM-L6": (384, 6, 12, 1536),
+    "BERT-base": (768, 12, 12, 3072),
+    "BERT-large": (1024, 24, 16, 4096),
+}
 """Hidden size, layers, heads, feed-forward size of the random models for --device cuda."""
 
 
@@ -69,16 +73,36 @@ class Row:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown. MFU: the share of the matrix products' peak that goes into useful operations."""
+
     def rate(amount: float) -> str:
         return f"{amount:,.0f}" if amount >= 100 else f"{amount:.1f}"
 
-    lines = [("task", "who", "seconds", "questions/s", "useful tokens/s", "MFU", "time, ours = 1", "peak memory, MiB"),
-             ("---", "---", *["---:"] * 6)]
+    lines = [
+        (
+            "task",
+            "who",
+            "seconds",
+            "questions/s",
+            "useful tokens/s",
+            "MFU",
+            "time, ours = 1",
+            "peak memory, MiB",
+        ),
+        ("---", "---", *["---:"] * 6),
+    ]
     for row in rows:
-        lines.append((row.task, row.who, f"{row.median:.3g}", rate(row.questions / row.median) if row.questions else "",
-                      rate(row.tokens / row.median) if row.tokens else "",
-                      f"{row.flops / row.median / row.peak:.0%}" if row.flops and row.peak else "",
-                      "1" if row.ratio is None else f"{row.ratio:.3g}", f"{row.memory / 2**20:,.0f}" if row.memory else ""))
+        lines.append(
+            (
+                row.task,
+                row.who,
+                f"{row.median:.3g}",
+                rate(row.questions / row.median) if row.questions else "",
+                rate(row.tokens / row.median) if row.tokens else "",
+                f"{row.flops / row.median / row.peak:.0%}" if row.flops and row.peak else "",
+                "1" if row.ratio is None else f"{row.ratio:.3g}",
+                f"{row.memory / 2**20:,.0f}" if row.memory else "",
+            )
+        )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -106,6 +130,7 @@ def matrix_peak(bench: Bench) -> float:
     def product():
         torch.mm(a, a)
         bench.wait()
+
     return 2 * size**3 / min(take_turns({"": [product]}, 7)[""])
 
 
@@ -114,7 +139,9 @@ def work_of(bench: Bench, task: str) -> dict:
     if task.startswith("features"):
         return {"questions": len(bench.data.trainable()[: number_in(task)])}
     if task.startswith(("decoding", "scoring", "startup")):
-        return {"questions": 1 if task == "startup" else len(bench.data.examples[: number_in(task)])}
+        return {
+            "questions": 1 if task == "startup" else len(bench.data.examples[: number_in(task)])
+        }
     if task == "training":
         lengths = bench.windows.lengths[np.concatenate(bench.sorted_batches)]
         questions = len(lengths)
@@ -122,14 +149,22 @@ def work_of(bench: Bench, task: str) -> dict:
         questions, lengths = len(bench.texts), bench.text_windows.lengths
     else:
         questions, lengths = len(bench.asked), bench.asked_windows.lengths
-    return {"questions": questions, "tokens": float(lengths.sum()), "peak": matrix_peak(bench),
-            "flops": operations(bench.config, lengths) * (3 if task == "training" else 1)}
+    return {
+        "questions": questions,
+        "tokens": float(lengths.sum()),
+        "peak": matrix_peak(bench),
+        "flops": operations(bench.config, lengths) * (3 if task == "training" else 1),
+    }
 
 
 def operations(config: dict, lengths: np.ndarray) -> float:
     """Of the forward pass of these windows: two for each product of a number and a weight; attention multiplies every
     token with every token twice."""
-    hidden, inner, lengths = config["hidden_size"], config["intermediate_size"], lengths.astype(float)
+    hidden, inner, lengths = (
+        config["hidden_size"],
+        config["intermediate_size"],
+        lengths.astype(float),
+    )
     weights = (4 * hidden**2 + 2 * hidden * inner) * lengths.sum()
     return 2 * config["num_hidden_layers"] * float(weights + 2 * hidden * (lengths**2).sum())
 
@@ -150,15 +185,26 @@ def run_task(bench: Bench, task: str, rounds: int) -> list[Row]:
     makers = makers_of(bench, task)
     if not makers:
         return []
-    print(f"{task} {bench.label} {bench.dtype_name}: {', '.join(makers)} ...", file=sys.stderr, flush=True)
+    print(
+        f"{task} {bench.label} {bench.dtype_name}: {', '.join(makers)} ...",
+        file=sys.stderr,
+        flush=True,
+    )
     seconds = take_turns({who: make() for who, make in makers.items()}, rounds)
     ours, work = next(iter(makers)), work_of(bench, task)
     rows = []
     for who, times in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(times, seconds[ours], strict=True))
-        kind = ", ".join(filter(None, [bench.label, "" if bench.dtype_name == "fp32" else bench.dtype_name]))
-        row = Row(f"{task} ({kind})" if kind else task, who, times, **work,
-                  ratio=None if who == ours else ratio)
+        kind = ", ".join(
+            filter(None, [bench.label, "" if bench.dtype_name == "fp32" else bench.dtype_name])
+        )
+        row = Row(
+            f"{task} ({kind})" if kind else task,
+            who,
+            times,
+            **work,
+            ratio=None if who == ours else ratio,
+        )
         if not bench.quick and task not in ("scoring", "startup"):
             row.memory = memory_of(bench, task, who)
         rows.append(row)
@@ -168,12 +214,15 @@ def run_task(bench: Bench, task: str, rounds: int) -> list[Row]:
 def memory_of(bench: Bench, task: str, who: str) -> float:
     """Peak bytes of a process in which only this contestant works."""
     command = [sys.executable, __file__, "--alone", json.dumps([asdict(bench), task, who])]
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+    return float(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
+    )
 
 
 def alone(given: dict, task: str, who: str) -> int:
     """The main of that process."""
     from bertqa.device import peak_memory
+
     bench = Bench(**given)
     for piece in makers_of(bench, task)[who]()[:2]:
         piece()
@@ -185,25 +234,54 @@ def random_models(bench: Bench, dtypes: Sequence[str]) -> list[Bench]:
     """A bench for each shape and format, on the GPU, with weights drawn at random."""
     from bertqa import BertConfig, BertForQuestionAnswering
     from bertqa.model import folder
+
     benches = []
     for label, (hidden, layers, heads, inner) in SHAPES.items():
-        config = BertConfig(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-                            intermediate_size=inner, attention_probs_dropout_prob=0.0)
+        config = BertConfig(
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=inner,
+            attention_probs_dropout_prob=0.0,
+        )
         where = f"{bench.scratch}/{label}"
-        folder.save(where, BertForQuestionAnswering(config), tokenizer_from=bench.weights,
-                    provenance={"source": "random", "license": "CC0-1.0", "sha256": ""})
-        benches += [Bench(bench.data_path, where, bench.scratch, bench.quick, "cuda", dtype, label, bench.others)
-                    for dtype in dtypes]
+        folder.save(
+            where,
+            BertForQuestionAnswering(config),
+            tokenizer_from=bench.weights,
+            provenance={"source": "random", "license": "CC0-1.0", "sha256": ""},
+        )
+        benches += [
+            Bench(
+                bench.data_path,
+                where,
+                bench.scratch,
+                bench.quick,
+                "cuda",
+                dtype,
+                label,
+                bench.others,
+            )
+            for dtype in dtypes
+        ]
     return benches
 
 
 def machine(bench: Bench) -> dict[str, str]:
     """What the numbers were measured on."""
     import torch
+
     info = Path("/proc/cpuinfo")
-    names = [line.split(": ")[1] for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-    found = {"date": str(datetime.date.today()), "python": platform.python_version(), "processor":
-             f"{(names or [platform.processor()])[0]}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"}
+    names = (
+        [line.split(": ")[1] for line in info.read_text().splitlines() if "model name" in line]
+        if info.exists()
+        else []
+    )
+    found = {
+        "date": str(datetime.date.today()),
+        "python": platform.python_version(),
+        "processor": f"{(names or [platform.processor()])[0]}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+    }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     if hasattr(os, "getloadavg"):
@@ -213,7 +291,9 @@ def machine(bench: Bench) -> dict[str, str]:
     return found | {"data": f"{Path(bench.data_path).name}, {len(bench.data.examples):,} questions"}
 
 
-def run(bench: Bench, tasks: Sequence[str], rounds: int, device: str, dtypes: Sequence[str]) -> list[Row]:
+def run(
+    bench: Bench, tasks: Sequence[str], rounds: int, device: str, dtypes: Sequence[str]
+) -> list[Row]:
     """All rows."""
     rows, models = [], [replace(bench, dtype_name=dtype) for dtype in dtypes]
     if device == "cuda" and set(OF_THE_MODEL) & set(tasks):
@@ -223,21 +303,45 @@ def run(bench: Bench, tasks: Sequence[str], rounds: int, device: str, dtypes: Se
             rows += run_task(one, task, rounds)
         if task in ("features", "decoding") and not bench.quick:
             for count in SCALES:
-                rows += run_task(bench, f"{task} {count}", rounds) if count < len(bench.data.examples) else []
+                rows += (
+                    run_task(bench, f"{task} {count}", rounds)
+                    if count < len(bench.data.examples)
+                    else []
+                )
         if task == "inference" and device == "cpu":
             rows += run_task(bench, "answering", rounds)
     return rows
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=str(ROOT / "bertqa/data/sample/dev.json"), help="questions [the bundled sample]")
-    parser.add_argument("--weights", default=str(ROOT / "weights/minilm-squad2"), help="model folder [the bundled reader]")
-    parser.add_argument("--only", metavar="TASK,...", default=",".join(TASKS), help="some of %(default)s")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        default=str(ROOT / "bertqa/data/sample/dev.json"),
+        help="questions [the bundled sample]",
+    )
+    parser.add_argument(
+        "--weights",
+        default=str(ROOT / "weights/minilm-squad2"),
+        help="model folder [the bundled reader]",
+    )
+    parser.add_argument(
+        "--only", metavar="TASK,...", default=",".join(TASKS), help="some of %(default)s"
+    )
     parser.add_argument("--rounds", type=int, help="turns of each contestant [3]")
-    parser.add_argument("--quick", action="store_true", help="one small round of everything: does it run?")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of training and inference [cpu]")
-    parser.add_argument("--precision", metavar="FORMAT,...", help="of the model's tasks [fp32; with --device cuda bf16,fp16]")
+    parser.add_argument(
+        "--quick", action="store_true", help="one small round of everything: does it run?"
+    )
+    parser.add_argument(
+        "--device", default="cpu", choices=["cpu", "cuda"], help="of training and inference [cpu]"
+    )
+    parser.add_argument(
+        "--precision",
+        metavar="FORMAT,...",
+        help="of the model's tasks [fp32; with --device cuda bf16,fp16]",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads [torch's own choice]")
     parser.add_argument("--json", metavar="FILE", help="write machine and rows there too")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
@@ -253,14 +357,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return alone(*json.loads(args.alone))
     tasks = args.only.split(",")
     if unknown := [task for task in tasks if task not in TASKS]:
-        raise UserError(f"--only {','.join(unknown)}: there is no such task; use some of {','.join(TASKS)}")
+        raise UserError(
+            f"--only {','.join(unknown)}: there is no such task; use some of {','.join(TASKS)}"
+        )
     dtypes = (args.precision or ("bf16,fp16" if args.device == "cuda" else "fp32")).split(",")
     if unknown := [dtype for dtype in dtypes if dtype not in DTYPES]:
-        raise UserError(f"--precision {','.join(unknown)}: there is no such format; use some of {','.join(DTYPES)}")
+        raise UserError(
+            f"--precision {','.join(unknown)}: there is no such format; use some of {','.join(DTYPES)}"
+        )
     if args.threads:
-        os.environ["OMP_NUM_THREADS"] = str(args.threads)  # torch reads it when it is imported, here and in children
+        os.environ["OMP_NUM_THREADS"] = str(
+            args.threads
+        )  # torch reads it when it is imported, here and in children
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        bench = Bench(args.data, args.weights, scratch, args.quick, others=tuple(filter(importable, OTHERS)))
+        bench = Bench(
+            args.data, args.weights, scratch, args.quick, others=tuple(filter(importable, OTHERS))
+        )
         about = machine(bench)
         rows = run(bench, tasks, args.rounds or (1 if args.quick else 3), args.device, dtypes)
     peaks = {f"{row.task}: {row.peak / 1e9:,.0f} GFLOP/s" for row in rows if row.peak}

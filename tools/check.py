@@ -1,6 +1,6 @@
 """All checks: a virtual environment, format, lint, tests.
 
-    python tools/check.py [pytest arguments]
+python tools/check.py [pytest arguments]
 """
 
 import sys

@@ -17,7 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]    # runs from a clone; the old scripts' Python loops stand in tests/
+sys.path[:0] = [
+    str(ROOT),
+    str(ROOT / "tests"),
+]  # runs from a clone; the old scripts' Python loops stand in tests/
 
 import numpy as np  # noqa: E402
 
@@ -102,7 +105,10 @@ class Bench:
     def asked(self) -> list:
         """The questions that the model answers: a random part of all."""
         count = 8 if self.quick else 4096 if self.on_gpu else 160
-        return [self.data.examples[i] for i in np.random.default_rng(2).permutation(len(self.data.examples))[:count]]
+        return [
+            self.data.examples[i]
+            for i in np.random.default_rng(2).permutation(len(self.data.examples))[:count]
+        ]
 
     @cached_property
     def asked_windows(self) -> Windows:
@@ -124,6 +130,7 @@ class Bench:
     @property
     def dtype(self):
         from bertqa.device import DTYPES
+
         return DTYPES[self.dtype_name]
 
     @property
@@ -132,6 +139,7 @@ class Bench:
         import torch
 
         from bertqa.device import autocast, grad_scaler
+
         device = torch.device(self.device_name)
         return device, autocast(device, self.dtype), grad_scaler(device, self.dtype)
 
@@ -139,20 +147,24 @@ class Bench:
         """Until the GPU has done what it was asked to."""
         if self.on_gpu:
             import torch
+
             torch.cuda.synchronize()
 
     def store(self, windows: Windows):
         from bertqa.data.batches import WindowStore
+
         return WindowStore(windows, self.device_name)
 
     def model(self):
         from bertqa.model import folder
+
         return folder.load(self.weights, device=self.device_name)
 
     @cached_property
     def exported(self) -> Path:
         """Our weights as a folder for transformers."""
         from bertqa.hf import convert as hf
+
         where = Path(self.scratch) / f"hf-{self.label}"
         if not where.exists():
             hf.export(self.weights, where)
@@ -160,23 +172,40 @@ class Bench:
 
     def their_model(self, **config):
         from transformers import AutoModelForQuestionAnswering
+
         # Since version 5 it computes in the format of the file, and float16 is no format for a CPU.
-        return AutoModelForQuestionAnswering.from_pretrained(self.exported, **config).float().eval().to(self.device_name)
+        return (
+            AutoModelForQuestionAnswering.from_pretrained(self.exported, **config)
+            .float()
+            .eval()
+            .to(self.device_name)
+        )
 
     def their_tokenizer(self):
         from transformers import PreTrainedTokenizerFast
-        special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
-        return PreTrainedTokenizerFast(tokenizer_file=f"{self.weights}/tokenizer.json", model_max_length=512, **special)
+
+        special = {
+            "pad_token": "[PAD]",
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+            "unk_token": "[UNK]",
+        }
+        return PreTrainedTokenizerFast(
+            tokenizer_file=f"{self.weights}/tokenizer.json", model_max_length=512, **special
+        )
 
     def padded(self, store, rows: np.ndarray, length: int | None) -> dict:
         """The arguments of their model for a batch of windows, padded to `length` or to the longest of them."""
         import torch
 
         from bertqa.data.batches import padded
+
         tensors = padded(store.batch(rows))
         if length:
             tensors = [torch.nn.functional.pad(x, (0, length - x.shape[1])) for x in tensors]
-        names = ("input_ids", "attention_mask", "token_type_ids")[: 3 if self.config["type_vocab_size"] else 2]
+        names = ("input_ids", "attention_mask", "token_type_ids")[
+            : 3 if self.config["type_vocab_size"] else 2
+        ]
         return dict(zip(names, tensors, strict=False))
 
 
@@ -189,19 +218,41 @@ def features(bench: Bench, count: int | None = None) -> Contestants:
 
     def theirs() -> Pieces:
         tokenizer = bench.their_tokenizer()
-        records = [{"question": e.question, "context": e.context, "answers": e.answer_texts, "starts": e.answer_starts}
-                   for e in examples]
-        return [lambda: [len(run_qa_features(tokenizer, records[i : i + 1000])) for i in range(0, len(records), 1000)]]
+        records = [
+            {
+                "question": e.question,
+                "context": e.context,
+                "answers": e.answer_texts,
+                "starts": e.answer_starts,
+            }
+            for e in examples
+        ]
+        return [
+            lambda: [
+                len(run_qa_features(tokenizer, records[i : i + 1000]))
+                for i in range(0, len(records), 1000)
+            ]
+        ]
 
     ours = {"bertqa": lambda: [lambda: bench.windows_of(examples)]}
-    return ours | ({"run_qa, fast tokenizer": theirs} if bench.has("transformers") and count is None else {})
+    return ours | (
+        {"run_qa, fast tokenizer": theirs} if bench.has("transformers") and count is None else {}
+    )
 
 
 def run_qa_features(tokenizer, records: list[dict]) -> list[dict]:
     """What run_qa's prepare_train_features makes of a batch of records, padded to 384."""
-    found = tokenizer([r["question"].lstrip() for r in records], [r["context"] for r in records],
-                      truncation="only_second", max_length=LENGTH, stride=OVERLAP, padding="max_length",
-                      return_overflowing_tokens=True, return_offsets_mapping=True, return_token_type_ids=True)
+    found = tokenizer(
+        [r["question"].lstrip() for r in records],
+        [r["context"] for r in records],
+        truncation="only_second",
+        max_length=LENGTH,
+        stride=OVERLAP,
+        padding="max_length",
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_token_type_ids=True,
+    )
     features = []
     for i, offsets in enumerate(found["offset_mapping"]):
         record, ids = records[found["overflow_to_sample_mapping"][i]], found["input_ids"][i]
@@ -216,8 +267,15 @@ def run_qa_features(tokenizer, records: list[dict]) -> list[dict]:
                 while offsets[last][1] >= stop:
                     last -= 1
                 start, end = first - 1, last + 1
-        features.append({"input_ids": ids, "attention_mask": found["attention_mask"][i], "start_positions": start,
-                         "token_type_ids": found["token_type_ids"][i], "end_positions": end})
+        features.append(
+            {
+                "input_ids": ids,
+                "attention_mask": found["attention_mask"][i],
+                "start_positions": start,
+                "token_type_ids": found["token_type_ids"][i],
+                "end_positions": end,
+            }
+        )
     return features
 
 
@@ -226,8 +284,10 @@ def run_qa_features(tokenizer, records: list[dict]) -> list[dict]:
 
 def training(bench: Bench) -> Contestants:
     """Optimizer steps: forward, backward, clip, AdamW."""
+
     def update(model, optimizer, scaler):
         import torch
+
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         scaler.step(optimizer)
@@ -240,8 +300,12 @@ def training(bench: Bench) -> Contestants:
         from bertqa.model.heads import span_loss
         from bertqa.training.loop import LoopSettings, forward_backward
         from bertqa.training.optim import OptimSettings, make_optimizer
+
         (device, cast, scaler), model = bench.precision, bench.model().train()
-        optimizer, tokens = make_optimizer(model, OptimSettings(), device), LoopSettings().micro_tokens
+        optimizer, tokens = (
+            make_optimizer(model, OptimSettings(), device),
+            LoopSettings().micro_tokens,
+        )
         tokens *= 4 if bench.on_gpu else 1
 
         def loss(model, batch, layout):
@@ -251,11 +315,15 @@ def training(bench: Bench) -> Contestants:
         def step(task, rows):
             forward_backward(model, task, rows, len(rows), tokens, cast, scaler, World())
             update(model, optimizer, scaler)
+
         task = SimpleNamespace(store=bench.store(bench.windows), loss=loss)
         return [partial(step, task, rows) for rows in bench.random_batches]
 
-    def theirs(batches: list[np.ndarray], length: int | None, attention_dropout: float = 0.1) -> Pieces:
+    def theirs(
+        batches: list[np.ndarray], length: int | None, attention_dropout: float = 0.1
+    ) -> Pieces:
         import torch
+
         # 0.1 stands in the configuration of every published BERT; our exports say 0, with which ours was trained.
         model = bench.their_model(attention_probs_dropout_prob=attention_dropout).train()
         _, cast, scaler = bench.precision
@@ -267,36 +335,56 @@ def training(bench: Bench) -> Contestants:
                 loss = model(**inputs, start_positions=labels[0], end_positions=labels[1]).loss
             scaler.scale(loss).backward()
             update(model, optimizer, scaler)
-        batches = [(bench.padded(store, rows, length), store.batch(rows)) for rows in batches]
-        return [partial(step, inputs, (batch.start_labels, batch.end_labels)) for inputs, batch in batches]
 
-    return {"bertqa": ours} | ({
-        "transformers, padded to 384": lambda: theirs(bench.random_batches, LENGTH),
-        "transformers, dynamic padding": lambda: theirs(bench.random_batches, None),
-        "transformers, length-grouped": lambda: theirs(bench.sorted_batches, None),
-        "the same without attention dropout, as ours": lambda: theirs(bench.sorted_batches, None, 0.0),
-    } if bench.has("transformers") else {})
+        batches = [(bench.padded(store, rows, length), store.batch(rows)) for rows in batches]
+        return [
+            partial(step, inputs, (batch.start_labels, batch.end_labels))
+            for inputs, batch in batches
+        ]
+
+    return {"bertqa": ours} | (
+        {
+            "transformers, padded to 384": lambda: theirs(bench.random_batches, LENGTH),
+            "transformers, dynamic padding": lambda: theirs(bench.random_batches, None),
+            "transformers, length-grouped": lambda: theirs(bench.sorted_batches, None),
+            "the same without attention dropout, as ours": lambda: theirs(
+                bench.sorted_batches, None, 0.0
+            ),
+        }
+        if bench.has("transformers")
+        else {}
+    )
 
 
 def inference(bench: Bench) -> Contestants:
     """Windows to start and end logits on the host."""
+
     def ours(int8: bool = False) -> Pieces:
         from bertqa.inference import forward_all
         from bertqa.model import prepack
+
         (device, cast, _), model, windows = bench.precision, bench.model(), bench.asked_windows
         model = prepack.int8(model) if int8 else prepack.pack(model, bench.dtype)
 
         def compute(batch, layout):
-            return tuple(model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout))
-        return [lambda: [len(rows) for rows, _ in forward_all(compute, windows, device, autocast=cast)]]
+            return tuple(
+                model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
+            )
+
+        return [
+            lambda: [len(rows) for rows, _ in forward_all(compute, windows, device, autocast=cast)]
+        ]
 
     def batches(length: int | None) -> list[dict]:
         store, size = bench.store(bench.asked_windows), 2 * bench.batch_size
         order = np.arange(len(store)) if length else np.argsort(-store.lengths, kind="stable")
-        return [bench.padded(store, order[i : i + size], length) for i in range(0, len(order), size)]
+        return [
+            bench.padded(store, order[i : i + size], length) for i in range(0, len(order), size)
+        ]
 
     def theirs(length: int | None) -> Pieces:
         import torch
+
         (_, cast, _), model = bench.precision, bench.their_model()
 
         @torch.inference_mode()
@@ -304,74 +392,129 @@ def inference(bench: Bench) -> Contestants:
             with cast:
                 out = model(**batch)
             return out.start_logits.float().cpu().numpy(), out.end_logits.float().cpu().numpy()
+
         return [partial(answer, batch) for batch in batches(length)]
 
     def onnx() -> Pieces:
         import onnxruntime
-        session = onnxruntime.InferenceSession(export_onnx(bench), providers=["CPUExecutionProvider"])
-        return [partial(session.run, None, {name: x.numpy() for name, x in batch.items()}) for batch in batches(None)]
 
-    found = {"bertqa": ours} | ({} if bench.on_gpu or bench.dtype_name != "fp32" else {"bertqa --int8": lambda: ours(True)})
+        session = onnxruntime.InferenceSession(
+            export_onnx(bench), providers=["CPUExecutionProvider"]
+        )
+        return [
+            partial(session.run, None, {name: x.numpy() for name, x in batch.items()})
+            for batch in batches(None)
+        ]
+
+    found = {"bertqa": ours} | (
+        {} if bench.on_gpu or bench.dtype_name != "fp32" else {"bertqa --int8": lambda: ours(True)}
+    )
     if bench.has("transformers"):
-        found |= {"transformers, padded to 384": lambda: theirs(LENGTH), "transformers, length-sorted": lambda: theirs(None)}
-    if bench.has("transformers", "onnxruntime", "onnx", "onnxscript") and not bench.on_gpu and bench.dtype_name == "fp32":
+        found |= {
+            "transformers, padded to 384": lambda: theirs(LENGTH),
+            "transformers, length-sorted": lambda: theirs(None),
+        }
+    if (
+        bench.has("transformers", "onnxruntime", "onnx", "onnxscript")
+        and not bench.on_gpu
+        and bench.dtype_name == "fp32"
+    ):
         found["onnxruntime, length-sorted"] = onnx
     return found
 
 
 def embedding(bench: Bench) -> Contestants:
     """Texts to mean-pooled vectors of length 1, tokens included."""
+
     def ours() -> Pieces:
         from bertqa.embed import embed_texts
         from bertqa.model import folder, prepack
-        encoder = prepack.pack(folder.load_encoder(bench.weights, device=bench.device_name), bench.dtype)
+
+        encoder = prepack.pack(
+            folder.load_encoder(bench.weights, device=bench.device_name), bench.dtype
+        )
         options = {"normalize": True, "max_length": LENGTH, "dtype": bench.dtype}
         return [lambda: embed_texts(encoder, bench.tokenizer, bench.texts, **options)]
 
     def theirs() -> Pieces:
         import torch
-        (device, cast, _), model, tokenizer = bench.precision, bench.their_model().base_model, bench.their_tokenizer()
+
+        (device, cast, _), model, tokenizer = (
+            bench.precision,
+            bench.their_model().base_model,
+            bench.their_tokenizer(),
+        )
 
         @torch.inference_mode()
         def embed(texts):
-            found = tokenizer(texts, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt").to(device)
+            found = tokenizer(
+                texts, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt"
+            ).to(device)
             with cast:
                 hidden = model(**found).last_hidden_state.float()
             mask = found["attention_mask"][..., None]
-            return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).cpu().numpy()
+            return (
+                torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+                .cpu()
+                .numpy()
+            )
+
         return [partial(embed, bench.texts[i : i + 32]) for i in range(0, len(bench.texts), 32)]
 
-    return {"bertqa": ours} | ({"transformers, batches of 32": theirs} if bench.has("transformers") else {})
+    return {"bertqa": ours} | (
+        {"transformers, batches of 32": theirs} if bench.has("transformers") else {}
+    )
 
 
 def export_onnx(bench: Bench) -> str:
     """Their model as an ONNX file with free batch size and length."""
     import torch
+
     path, model = str(Path(bench.scratch) / "model.onnx"), bench.their_model()
     model.config.return_dict = False
     sample = bench.padded(bench.store(bench.asked_windows), np.arange(2), None)
     free = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in sample}
-    torch.onnx.export(model, (), path, kwargs=sample, dynamic_shapes=free, dynamo=True, verbose=False)
+    torch.onnx.export(
+        model, (), path, kwargs=sample, dynamic_shapes=free, dynamo=True, verbose=False
+    )
     return path
 
 
 def answering(bench: Bench) -> Contestants:
     """Texts to answers, tokens and decoding included; where there is the pipeline, which went with transformers 5."""
-    if not bench.has("transformers") or int(__import__("transformers").__version__.split(".")[0]) > 4:
+    if (
+        not bench.has("transformers")
+        or int(__import__("transformers").__version__.split(".")[0]) > 4
+    ):
         return {}
 
     def ours() -> Pieces:
         from bertqa import Reader
+
         reader = Reader.load(bench.weights, device="cpu")
         return [lambda: list(reader.answer_many([(e.question, e.context) for e in bench.asked]))]
 
     def theirs(size: int) -> Pieces:
         from transformers import pipeline
-        ask = pipeline("question-answering", model=bench.their_model(), tokenizer=bench.their_tokenizer(), batch_size=size)
-        records = [{"question": e.question, "context": e.context} for e in bench.asked]
-        return [lambda: ask(records, handle_impossible_answer=True, max_seq_len=LENGTH, doc_stride=OVERLAP)]
 
-    return {"bertqa.Reader": ours, "transformers 4 pipeline": lambda: theirs(1), "the same, batch 32": lambda: theirs(32)}
+        ask = pipeline(
+            "question-answering",
+            model=bench.their_model(),
+            tokenizer=bench.their_tokenizer(),
+            batch_size=size,
+        )
+        records = [{"question": e.question, "context": e.context} for e in bench.asked]
+        return [
+            lambda: ask(
+                records, handle_impossible_answer=True, max_seq_len=LENGTH, doc_stride=OVERLAP
+            )
+        ]
+
+    return {
+        "bertqa.Reader": ours,
+        "transformers 4 pipeline": lambda: theirs(1),
+        "the same, batch 32": lambda: theirs(32),
+    }
 
 
 # ---- behind the model ----
@@ -397,18 +540,31 @@ def decoding(bench: Bench, count: int | None = None) -> Contestants:
         def decode():
             decoder = SpanDecoder(windows, SpanSettings(mode=mode))
             decoder.add(np.arange(len(windows)), start, end)
-            return sum(len(answers) for answers in n_best(decoder.finish(), windows, examples, no_answer=True))
+            return sum(
+                len(answers)
+                for answers in n_best(decoder.finish(), windows, examples, no_answer=True)
+            )
+
         return [decode]
 
     def theirs() -> Pieces:
         from reference_postprocess import features_of, run_qa
+
         logits = list(zip(np.split(start, stops[:-1]), np.split(end, stops[:-1]), strict=True))
-        work = [(e.context, features_of(windows, q), [logits[row] for row in np.flatnonzero(windows.question == q)])
-                for q, e in enumerate(examples)]
+        work = [
+            (
+                e.context,
+                features_of(windows, q),
+                [logits[row] for row in np.flatnonzero(windows.question == q)],
+            )
+            for q, e in enumerate(examples)
+        ]
         return [lambda: [run_qa(*one)[0] for one in work]]
 
     found = {"bertqa, exact": lambda: ours("exact")}
-    return found | ({"bertqa, hf": lambda: ours("hf"), "run_qa's Python loop": theirs} if count is None else {})
+    return found | (
+        {"bertqa, hf": lambda: ours("hf"), "run_qa's Python loop": theirs} if count is None else {}
+    )
 
 
 OFFICIAL = """import json, sys; sys.path.insert(0, sys.argv[1]); from official_squad import evaluate_v2
@@ -424,33 +580,70 @@ print(out.start_logits.argmax(), out.end_logits.argmax())"""
 def process(*arguments) -> Pieces:
     """A whole Python process, its output thrown away."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return [lambda: subprocess.run([sys.executable, *map(str, arguments)], check=True, env={**os.environ, "PYTHONPATH": path},
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)]
+    return [
+        lambda: subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            check=True,
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    ]
 
 
 def scoring(bench: Bench) -> Contestants:
     """Data and prediction files to the official v2.0 numbers with the threshold sweep: whole processes."""
-    paragraphs = [{"context": e.context, "qas": [{
-        "id": e.id, "question": e.question, "is_impossible": not e.answer_texts,
-        "answers": [{"text": text, "answer_start": at} for text, at in zip(e.answer_texts, e.answer_starts, strict=True)]}]}
-        for e in bench.data.examples]
+    paragraphs = [
+        {
+            "context": e.context,
+            "qas": [
+                {
+                    "id": e.id,
+                    "question": e.question,
+                    "is_impossible": not e.answer_texts,
+                    "answers": [
+                        {"text": text, "answer_start": at}
+                        for text, at in zip(e.answer_texts, e.answer_starts, strict=True)
+                    ],
+                }
+            ],
+        }
+        for e in bench.data.examples
+    ]
     odds = np.random.default_rng(4).normal(size=len(paragraphs)).tolist()
-    contents = {"data": {"version": "v2.0", "data": [{"title": "", "paragraphs": paragraphs}]},
-                "answers": {e.id: (e.answer_texts or (e.context[:20],))[-1] for e in bench.data.examples},
-                "odds": dict(zip((e.id for e in bench.data.examples), odds, strict=True))}
+    contents = {
+        "data": {"version": "v2.0", "data": [{"title": "", "paragraphs": paragraphs}]},
+        "answers": {e.id: (e.answer_texts or (e.context[:20],))[-1] for e in bench.data.examples},
+        "odds": dict(zip((e.id for e in bench.data.examples), odds, strict=True)),
+    }
     data, answers, odds = (Path(bench.scratch) / f"{name}.json" for name in contents)
     for path, content in zip((data, answers, odds), contents.values(), strict=True):
         path.write_text(json.dumps(content))
-    return {"bertqa.score": lambda: process("-m", "bertqa.score", data, answers, "-n", odds),
-            "evaluate-v2.0, written anew": lambda: process("-c", OFFICIAL, ROOT / "tests", data, answers, odds)}
+    return {
+        "bertqa.score": lambda: process("-m", "bertqa.score", data, answers, "-n", odds),
+        "evaluate-v2.0, written anew": lambda: process(
+            "-c", OFFICIAL, ROOT / "tests", data, answers, odds
+        ),
+    }
 
 
 def startup(bench: Bench) -> Contestants:
     """From the command line to the answer to one question: whole processes."""
-    ask = ("--model", bench.weights, "--question", "Who came?", "--context", "Ada came at noon.", "--device", "cpu")
-    found = {"bertqa.predict": lambda: process("-m", "bertqa.predict", *ask),
-             "import torch": lambda: process("-c", "import torch"),
-             "bertqa.score --help": lambda: process("-m", "bertqa.score", "--help")}
+    ask = (
+        "--model",
+        bench.weights,
+        "--question",
+        "Who came?",
+        "--context",
+        "Ada came at noon.",
+        "--device",
+        "cpu",
+    )
+    found = {
+        "bertqa.predict": lambda: process("-m", "bertqa.predict", *ask),
+        "import torch": lambda: process("-c", "import torch"),
+        "bertqa.score --help": lambda: process("-m", "bertqa.score", "--help"),
+    }
     if bench.has("transformers"):
         found["transformers, one question"] = lambda: process("-c", ONE_QUESTION, bench.exported)
     return found

@@ -41,35 +41,64 @@ class WindowStore:
 
         self.device, self.lengths = torch.device(device), windows.lengths
         # One array of ids: the two special tokens, then all questions, then all paragraphs.
-        self.ids = resident(np.concatenate(
-            [np.array([windows.cls_id, windows.sep_id], np.int32), windows.questions.ids, windows.contexts.ids]))
-        question_at = 2 + windows.questions.rows[windows.question]                              # (W,)
+        self.ids = resident(
+            np.concatenate(
+                [
+                    np.array([windows.cls_id, windows.sep_id], np.int32),
+                    windows.questions.ids,
+                    windows.contexts.ids,
+                ]
+            )
+        )
+        question_at = 2 + windows.questions.rows[windows.question]  # (W,)
         paragraph = windows.question_context[windows.question]
-        context_at = 2 + len(windows.questions.ids) + windows.contexts.rows[paragraph] + windows.first
-        self.window = resident(np.stack([question_at, windows.questions.counts[windows.question], context_at,
-                                         windows.start_label, windows.end_label], axis=1).astype(np.int64))   # (W, 5)
+        context_at = (
+            2 + len(windows.questions.ids) + windows.contexts.rows[paragraph] + windows.first
+        )
+        self.window = resident(
+            np.stack(
+                [
+                    question_at,
+                    windows.questions.counts[windows.question],
+                    context_at,
+                    windows.start_label,
+                    windows.end_label,
+                ],
+                axis=1,
+            ).astype(np.int64)
+        )  # (W, 5)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def batch(self, rows: np.ndarray) -> Batch:
         """The windows `rows` (S,), packed in that order. Nothing here makes the host wait for the device."""
-        lengths = self.lengths[rows].astype(np.int64)                                           # (S,)
+        lengths = self.lengths[rows].astype(np.int64)  # (S,)
         ends = lengths.cumsum()
         total = int(ends[-1])
         to_device = torch.from_numpy(np.stack([rows.astype(np.int64), lengths, ends - lengths]))
-        picked, length, begin = to_device.to(self.device, non_blocking=True)                    # 3 x (S,)
-        fields = self.window[picked]                                                            # (S, 5)
+        picked, length, begin = to_device.to(self.device, non_blocking=True)  # 3 x (S,)
+        fields = self.window[picked]  # (S, 5)
         per_token = torch.repeat_interleave(
-            torch.cat([fields[:, :3], length[:, None], begin[:, None]], 1), length, 0, output_size=total)
-        question_at, asked, context_at, length, begin = per_token.unbind(1)                     # 5 x (N,)
-        position = torch.arange(total, device=self.device) - begin                              # (N,)
-        in_context = position - asked - 2                                   # [CLS] question [SEP] stand before it
+            torch.cat([fields[:, :3], length[:, None], begin[:, None]], 1),
+            length,
+            0,
+            output_size=total,
+        )
+        question_at, asked, context_at, length, begin = per_token.unbind(1)  # 5 x (N,)
+        position = torch.arange(total, device=self.device) - begin  # (N,)
+        in_context = position - asked - 2  # [CLS] question [SEP] stand before it
         source = torch.where(in_context < 0, question_at + position - 1, context_at + in_context)
         separator = (in_context == -1) | (position == length - 1)
         source = torch.where(separator, 1, torch.where(position == 0, 0, source))
-        return Batch(rows, tuple(lengths.tolist()), self.ids[source].long(), (in_context >= 0).long(),
-                     fields[:, 3], fields[:, 4])
+        return Batch(
+            rows,
+            tuple(lengths.tolist()),
+            self.ids[source].long(),
+            (in_context >= 0).long(),
+            fields[:, 3],
+            fields[:, 4],
+        )
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
@@ -77,7 +106,9 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def step_rows(order: np.ndarray, step: int, batch_size: int, rank: int = 0, world: int = 1) -> np.ndarray:
+def step_rows(
+    order: np.ndarray, step: int, batch_size: int, rank: int = 0, world: int = 1
+) -> np.ndarray:
     """The windows of this rank in optimizer step `step` of an epoch. Ranks share a batch; the last one may be smaller.
 
     Example: order 0..9, batch_size 4, world 2: step 0 gives rank 0 windows [0, 2], rank 1 [1, 3]; step 2 gives [8], [9].
@@ -106,7 +137,11 @@ def by_length(lengths: np.ndarray, most: int) -> Iterator[np.ndarray]:
 
 def padded(batch: Batch, pad_id: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """The same batch as people know it: input_ids, attention_mask, token_type_ids, each (S, L)."""
-    return tuple(torch.nn.utils.rnn.pad_sequence(x.split(batch.lengths), True, fill)
-                 for x, fill in ((batch.input_ids, pad_id), (torch.ones_like(batch.input_ids), 0),
-                                 (batch.token_type_ids, 0)))
-
+    return tuple(
+        torch.nn.utils.rnn.pad_sequence(x.split(batch.lengths), True, fill)
+        for x, fill in (
+            (batch.input_ids, pad_id),
+            (torch.ones_like(batch.input_ids), 0),
+            (batch.token_type_ids, 0),
+        )
+    )

@@ -20,7 +20,11 @@ from pathlib import Path
 
 from bertqa.errors import UserError
 
-PAUSES = (0.5, 1, 2)  # seconds before each further attempt, counted anew whenever an attempt brought something
+PAUSES = (
+    0.5,
+    1,
+    2,
+)  # seconds before each further attempt, counted anew whenever an attempt brought something
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,10 @@ class Official:
 
     @property
     def url(self) -> str:
-        base = os.environ.get("BERTQA_SQUAD_URL") or "https://rajpurkar.github.io/SQuAD-explorer/dataset"
+        base = (
+            os.environ.get("BERTQA_SQUAD_URL")
+            or "https://rajpurkar.github.io/SQuAD-explorer/dataset"
+        )
         if not base.startswith(("http://", "https://")):
             raise UserError(f"BERTQA_SQUAD_URL is {base!r}; it must start with http:// or https://")
         return f"{base.rstrip('/')}/{self.name}"
@@ -42,7 +49,10 @@ class Official:
     def path(self) -> Path:
         """Where it lies once it was fetched."""
         xdg = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return Path(os.environ.get("BERTQA_CACHE") or Path(xdg, "bertqa")).expanduser().absolute() / self.name
+        return (
+            Path(os.environ.get("BERTQA_CACHE") or Path(xdg, "bertqa")).expanduser().absolute()
+            / self.name
+        )
 
     def fault(self, path: Path) -> str | None:
         """What tells the file at `path` from this one; None where they are the same."""
@@ -53,15 +63,29 @@ class Official:
 
     def error(self, problem: str) -> UserError:
         """The problem, and the ways out that are always there."""
-        return UserError(f"{self.url}: {problem}; or set BERTQA_SQUAD_URL to a mirror, or put the official file at "
-                         f"{self.path} yourself (sha256 {self.sha256})")
+        return UserError(
+            f"{self.url}: {problem}; or set BERTQA_SQUAD_URL to a mirror, or put the official file at "
+            f"{self.path} yourself (sha256 {self.sha256})"
+        )
 
 
 FILES = {
-    "squad1-train": Official("train-v1.1.json", 30288272, "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955"),
-    "squad1-dev": Official("dev-v1.1.json", 4854279, "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9"),
-    "squad2-train": Official("train-v2.0.json", 42123633, "68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002"),
-    "squad2-dev": Official("dev-v2.0.json", 4370528, "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8"),
+    "squad1-train": Official(
+        "train-v1.1.json",
+        30288272,
+        "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
+    ),
+    "squad1-dev": Official(
+        "dev-v1.1.json", 4854279, "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9"
+    ),
+    "squad2-train": Official(
+        "train-v2.0.json",
+        42123633,
+        "68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002",
+    ),
+    "squad2-dev": Official(
+        "dev-v2.0.json", 4370528, "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8"
+    ),
 }
 
 
@@ -86,7 +110,9 @@ def locate(name: str | Path, split: str = "dev") -> Path:
             if not file.path.exists():  # another process may have fetched it while this one waited
                 _fetch(file)
     elif fault := file.fault(file.path):
-        raise UserError(f"{file.path}: this is not the official {file.name}: {fault}; delete it, and it is fetched again")
+        raise UserError(
+            f"{file.path}: this is not the official {file.name}: {fault}; delete it, and it is fetched again"
+        )
     return file.path
 
 
@@ -114,8 +140,17 @@ def _fetch(file: Official) -> None:
     from tqdm import tqdm
 
     part = file.path.with_name(file.name + ".part")
-    with open(part, "ab") as out, tqdm(total=file.size, initial=out.tell(), desc=file.name, unit="B", unit_scale=True,
-                                       dynamic_ncols=True) as bar:
+    with (
+        open(part, "ab") as out,
+        tqdm(
+            total=file.size,
+            initial=out.tell(),
+            desc=file.name,
+            unit="B",
+            unit_scale=True,
+            dynamic_ncols=True,
+        ) as bar,
+    ):
         most, pauses = out.tell(), list(PAUSES)
         while out.tell() < file.size:
             try:
@@ -128,13 +163,17 @@ def _fetch(file: Official) -> None:
                 if out.tell() > most:
                     most, pauses = out.tell(), list(PAUSES)
                 if not pauses:
-                    raise file.error(f"cannot be fetched ({reason}), {out.tell():,} of {file.size:,} bytes are here; "
-                                     "run the same command again to go on") from None
+                    raise file.error(
+                        f"cannot be fetched ({reason}), {out.tell():,} of {file.size:,} bytes are here; "
+                        "run the same command again to go on"
+                    ) from None
                 bar.write(f"{file.name}: {reason}; trying again", file=sys.stderr)
                 time.sleep(pauses.pop(0))
     if fault := file.fault(part):
         part.unlink()
-        raise file.error(f"what came is not the official {file.name}: {fault}; it was deleted, run the same command again")
+        raise file.error(
+            f"what came is not the official {file.name}: {fault}; it was deleted, run the same command again"
+        )
     os.replace(part, file.path)
 
 
@@ -144,11 +183,15 @@ def _receive(file: Official, out, bar) -> None:
     from urllib.request import Request, urlopen
 
     ranged = {"Range": f"bytes={out.tell()}-"} if out.tell() else {}
-    with urlopen(Request(file.url, headers={"User-Agent": "bertqa", **ranged}), timeout=30) as answer:
+    with urlopen(
+        Request(file.url, headers={"User-Agent": "bertqa", **ranged}), timeout=30
+    ) as answer:
         start = out.tell() if answer.status == 206 else 0
         announced = start + int(answer.headers["Content-Length"] or file.size - start)
         if announced != file.size:  # the login page of a network, another version on a mirror
-            raise file.error(f"the server has {announced:,} bytes under that name, not the official {file.size:,}")
+            raise file.error(
+                f"the server has {announced:,} bytes under that name, not the official {file.size:,}"
+            )
         out.seek(start)
         out.truncate()  # a server that knows no Range sends everything
         while out.tell() < file.size and (block := answer.read(1 << 16)):

@@ -43,6 +43,7 @@ from bertqa.files import decode, read_bytes, show
 
 NEARBY = 20  # characters; offsets slip by a few through stripped blanks, byte order marks and UTF-16 counting
 
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One question about one paragraph. A start >= 0 promises: context[start : start + len(text)] == text."""
@@ -118,9 +119,13 @@ def read_examples(path: str | Path, limit: int | None = None) -> Dataset:
         seen: dict[str, str] = {}  # id -> where
         contexts: dict[str, str] = {}
         for where, record, context, title in islice(questions, limit):
-            example, repaired, reason = _example(where, record, contexts.setdefault(context, context), title)
+            example, repaired, reason = _example(
+                where, record, contexts.setdefault(context, context), title
+            )
             if example.id in seen:
-                raise UserError(f"{where}: id {show(example.id)} was used by {seen[example.id]}; make every id unique")
+                raise UserError(
+                    f"{where}: id {show(example.id)} was used by {seen[example.id]}; make every id unique"
+                )
             seen[example.id] = where
             data.examples.append(example)
             data.repaired += repaired
@@ -143,7 +148,10 @@ def write_rejected(dataset: Dataset, path: str | Path) -> None:
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as file:
         for question in dataset.rejected:
-            line = json.dumps({**question.record, "reason": question.reason}, ensure_ascii=False) + "\n"
+            line = (
+                json.dumps({**question.record, "reason": question.reason}, ensure_ascii=False)
+                + "\n"
+            )
             # UTF-8 has no lone surrogates; backslashreplace writes \udXXX, which is just how JSON spells them
             file.write(line.encode("utf-8", "backslashreplace"))
     os.replace(part, path)
@@ -188,10 +196,15 @@ def _locate(context: str, text: str, start: int) -> tuple[str, int, bool]:
     if not bare:
         return bare, -1, False
     if start >= 0:
-        for offset in (start + text.index(bare), start):  # files strip the text after counting, or never
+        for offset in (
+            start + text.index(bare),
+            start,
+        ):  # files strip the text after counting, or never
             if context.startswith(bare, offset):
                 return bare, offset, False
-    found = [match.start() for match in re.finditer(f"(?={re.escape(bare)})", context)]  # lookahead: may overlap
+    found = [
+        match.start() for match in re.finditer(f"(?={re.escape(bare)})", context)
+    ]  # lookahead: may overlap
     if len(found) == 1:
         return bare, found[0], start >= 0
     if found and start >= 0:
@@ -214,15 +227,27 @@ def _answers(where: str, record: dict) -> list[tuple[str, int]]:
     answers = record.get("answers")
     if answers is None and record.get("answer_text") is not None:
         answers = [{"text": record["answer_text"], "answer_start": record.get("answer_start")}]
-    elif answers is None and "answer" in record:  # or a file of answers would quietly train as all impossible
-        raise UserError(f'{where}: unknown key "answer"; write "answers", or "answer_text" and "answer_start"')
+    elif (
+        answers is None and "answer" in record
+    ):  # or a file of answers would quietly train as all impossible
+        raise UserError(
+            f'{where}: unknown key "answer"; write "answers", or "answer_text" and "answer_start"'
+        )
     where += ".answers"
     if isinstance(answers, dict):
         texts = field(where, answers, "text", list)
-        starts = field(where, answers, "answer_start", list) if "answer_start" in answers else [None] * len(texts)
+        starts = (
+            field(where, answers, "answer_start", list)
+            if "answer_start" in answers
+            else [None] * len(texts)
+        )
         if len(texts) != len(starts):
-            raise UserError(f"{where}: {len(texts)} in text but {len(starts)} in answer_start; they must pair up")
-        answers = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+            raise UserError(
+                f"{where}: {len(texts)} in text but {len(starts)} in answer_start; they must pair up"
+            )
+        answers = [
+            {"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)
+        ]
     elif not isinstance(answers or [], list):
         raise UserError(f"{where}: must be a list or an object, not {show(answers)}")
     pairs = []
@@ -232,6 +257,8 @@ def _answers(where: str, record: dict) -> list[tuple[str, int]]:
         if isinstance(start, float) and start.is_integer():  # a pandas column with empty cells
             start = int(start)
         if start is not None and type(start) is not int:
-            raise UserError(f'{where}[{i}]: "answer_start" must be a whole number, not {show(start)}')
+            raise UserError(
+                f'{where}[{i}]: "answer_start" must be a whole number, not {show(start)}'
+            )
         pairs.append((text, -1 if start is None else max(start, -1)))
     return pairs

@@ -47,7 +47,9 @@ def csv_rows(text: str, delimiter: str, keep_blank: bool = False) -> list[tuple[
             last = reader.line_num
     except csv.Error as error:
         cut = "cut off: " if "unexpected end" in str(error) else ""
-        raise UserError(f"{cut}the CSV row that begins on line {last + 1} cannot be read: {error}") from None
+        raise UserError(
+            f"{cut}the CSV row that begins on line {last + 1} cannot be read: {error}"
+        ) from None
     finally:
         csv.field_size_limit(usual_limit)
     return rows

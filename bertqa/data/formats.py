@@ -33,8 +33,14 @@ def questions_in(text: str) -> tuple[str, Iterator[Question]]:
         items = ((f"{name}[{i}]", record) for i, record in enumerate(records))
         if not records:
             return kind, _flat(items)
-        keyed = (item for item in records if isinstance(item, dict) and item.keys() & {"paragraphs", "question"})
-        head = next(keyed, records[0])  # a first record without its key is that record's mistake, not another format
+        keyed = (
+            item
+            for item in records
+            if isinstance(item, dict) and item.keys() & {"paragraphs", "question"}
+        )
+        head = next(
+            keyed, records[0]
+        )  # a first record without its key is that record's mistake, not another format
     keys = head.keys() if isinstance(head, dict) else set()
     if keys & {"header", "qas"}:
         return "mrqa", _mrqa(items)
@@ -69,9 +75,16 @@ def _mrqa(entries: Iterator[tuple[str, dict]]) -> Iterator[Question]:
             here = f"{where}, qas[{k}]"
             record = {"id": name_in(here, qa, "qid"), "question": field(here, qa, "question", str)}
             detected = field(here, qa, "detected_answers", list) if "detected_answers" in qa else []
-            answers = [_span(f"{here}.detected_answers[{i}]", found, context) for i, found in enumerate(detected)]
+            answers = [
+                _span(f"{here}.detected_answers[{i}]", found, context)
+                for i, found in enumerate(detected)
+            ]
             others = field(here, qa, "answers", list) if "answers" in qa else []
-            answers += [{"text": text} for text in others if text not in [answer["text"] for answer in answers]]
+            answers += [
+                {"text": text}
+                for text in others
+                if text not in [answer["text"] for answer in answers]
+            ]
             yield here, {**record, "answers": answers}, context, ""
 
 
@@ -81,8 +94,14 @@ def _span(where: str, detected: dict, context: str) -> dict:
     if not spans:
         return {"text": text}
     pair = spans[0]
-    if not (isinstance(pair, list) and len(pair) == 2 and all(type(end) is int and end >= 0 for end in pair)):
-        raise UserError(f'{where}: "char_spans" must hold [first, last] character offsets, not {show(pair)}')
+    if not (
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(type(end) is int and end >= 0 for end in pair)
+    ):
+        raise UserError(
+            f'{where}: "char_spans" must hold [first, last] character offsets, not {show(pair)}'
+        )
     piece = context[pair[0] : pair[1] + 1]
     same = piece.casefold().split() == text.casefold().split()
     return {"text": piece if same else text, "answer_start": pair[0]}
@@ -92,19 +111,27 @@ def _csv_records(text: str) -> Iterator[tuple[str, dict]]:
     """-> where a row begins, and the row as the flat record that JSON would hold."""
     first = re.split("[\r\n]", text.lstrip(), maxsplit=1)[0]
     for delimiter in ",;\t":
-        if {"id", "question", "context"} <= {name.strip(' "').lower() for name in first.split(delimiter)}:
+        if {"id", "question", "context"} <= {
+            name.strip(' "').lower() for name in first.split(delimiter)
+        }:
             break
     else:
-        raise UserError(f"wrong shape: neither JSON nor a CSV header: {show(first)}; accepted are {ACCEPTED}")
+        raise UserError(
+            f"wrong shape: neither JSON nor a CSV header: {show(first)}; accepted are {ACCEPTED}"
+        )
     (_, header), *rows = csv_rows(text, delimiter)
     header = [name.strip().lower() for name in header]
     for where, row in rows:
         if len(row) != len(header):
-            raise UserError(f"{where}: has {len(row)} cells, the header {len(header)}; cut off, or a quote missing?")
+            raise UserError(
+                f"{where}: has {len(row)} cells, the header {len(header)}; cut off, or a quote missing?"
+            )
         record: dict = dict(zip(header, row, strict=True))
         if "is_impossible" in record:
             flags = {"": None, "true": True, "1": True, "false": False, "0": False}
-            record["is_impossible"] = flags.get(record["is_impossible"].strip().lower(), record["is_impossible"])
+            record["is_impossible"] = flags.get(
+                record["is_impossible"].strip().lower(), record["is_impossible"]
+            )
         if "answers" in record:
             record["answers"] = _literal(where, record["answers"])
         elif "answer_text" in record:
@@ -126,10 +153,15 @@ def _literal(where: str, cell: str) -> object:
     try:
         tree = ast.parse(cell.strip(), mode="eval").body
         if isinstance(tree, ast.Dict):
-            tree.values = [node.args[0] if isinstance(node, ast.Call) and node.args else node for node in tree.values]
+            tree.values = [
+                node.args[0] if isinstance(node, ast.Call) and node.args else node
+                for node in tree.values
+            ]
         return ast.literal_eval(tree)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        raise UserError(f'{where}: "answers" is neither JSON nor a Python literal: {show(cell)}') from None
+        raise UserError(
+            f'{where}: "answers" is neither JSON nor a Python literal: {show(cell)}'
+        ) from None
 
 
 def _first_line(text: str) -> dict | None:

@@ -47,7 +47,9 @@ class Tokens:
 
     def cut(self, most: "int | np.ndarray") -> "Tokens":
         """Every text cut to its first `most` tokens: one number for all, or (R,)."""
-        within = np.arange(len(self.ids)) - np.repeat(self.rows[:-1], self.counts)          # (T,) position in its text
+        within = np.arange(len(self.ids)) - np.repeat(
+            self.rows[:-1], self.counts
+        )  # (T,) position in its text
         keep = within < np.repeat(np.broadcast_to(most, self.counts.shape), self.counts)
         rows = np.concatenate([[0], np.minimum(self.counts, most).cumsum()])
         return Tokens(self.ids[keep], self.starts[keep], self.ends[keep], rows)
@@ -73,8 +75,10 @@ class WordPiece:
     def _special(self, token: str) -> int:
         found = self.backend.token_to_id(token)
         if found is None:
-            raise UserError(f"{self.folder}: the vocabulary has no {token}; BERT needs one, so this is another kind of "
-                            "tokenizer or a damaged file")
+            raise UserError(
+                f"{self.folder}: the vocabulary has no {token}; BERT needs one, so this is another kind of "
+                "tokenizer or a damaged file"
+            )
         return found
 
     @classmethod
@@ -83,25 +87,38 @@ class WordPiece:
         from tokenizers import BertWordPieceTokenizer, Tokenizer
 
         folder = Path(folder)
-        ready, vocabulary, settings = (folder / name for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"))
+        ready, vocabulary, settings = (
+            folder / name for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
+        )
         try:
             if ready.exists():
                 return cls(Tokenizer.from_file(str(ready)), folder)
             if vocabulary.exists():
-                config = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+                config = (
+                    json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
+                )
                 if "do_lower_case" not in config:
-                    raise UserError(f"{folder}: vocab.txt alone does not say whether the model is cased; put "
-                                    'tokenizer_config.json with "do_lower_case": true or false beside it')
+                    raise UserError(
+                        f"{folder}: vocab.txt alone does not say whether the model is cased; put "
+                        'tokenizer_config.json with "do_lower_case": true or false beside it'
+                    )
                 built = BertWordPieceTokenizer(
-                    str(vocabulary), lowercase=config["do_lower_case"], strip_accents=config.get("strip_accents"),
-                    handle_chinese_chars=config.get("tokenize_chinese_chars", True))
+                    str(vocabulary),
+                    lowercase=config["do_lower_case"],
+                    strip_accents=config.get("strip_accents"),
+                    handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+                )
                 return cls(built._tokenizer, folder)
         except UserError:
             raise
         except Exception as error:  # the library raises plain Exception for a damaged file
-            raise UserError(f"{folder}: cannot read the tokenizer ({error}); copy its files anew") from None
-        raise UserError(f"{folder}: neither tokenizer.json nor vocab.txt is there; is it a model folder? "
-                        "tools/convert_weights.py makes one")
+            raise UserError(
+                f"{folder}: cannot read the tokenizer ({error}); copy its files anew"
+            ) from None
+        raise UserError(
+            f"{folder}: neither tokenizer.json nor vocab.txt is there; is it a model folder? "
+            "tools/convert_weights.py makes one"
+        )
 
     def encode(self, texts: Sequence[str], progress: str | None = None) -> Tokens:
         """Tokenise texts; a progress bar of this name is shown where `progress` is given.
@@ -117,26 +134,34 @@ class WordPiece:
             parts = text.split(" ")
             words += [known.setdefault(part, len(known)) for part in parts]
             counts.append(len(parts))
-        table = self._encode_words(list(known), progress)                                   # one row a distinct word
-        word = np.array(words, np.int64)                                                    # (w,) over all texts
-        sizes = np.array([len(part) + 1 for part in known], np.int64)                       # with the space behind it
-        begins, heads = _running(sizes[word]), _running(counts)                             # (w+1,), (R+1,)
-        shift = begins[:-1] - np.repeat(begins[heads[:-1]], counts)                         # (w,) its place in its text
+        table = self._encode_words(list(known), progress)  # one row a distinct word
+        word = np.array(words, np.int64)  # (w,) over all texts
+        sizes = np.array([len(part) + 1 for part in known], np.int64)  # with the space behind it
+        begins, heads = _running(sizes[word]), _running(counts)  # (w+1,), (R+1,)
+        shift = begins[:-1] - np.repeat(begins[heads[:-1]], counts)  # (w,) its place in its text
         tokens = table.counts[word]
-        rows = _running(tokens)                                                             # (w+1,)
-        source = np.arange(rows[-1]) + np.repeat(table.rows[word] - rows[:-1], tokens)      # (T,)
+        rows = _running(tokens)  # (w+1,)
+        source = np.arange(rows[-1]) + np.repeat(table.rows[word] - rows[:-1], tokens)  # (T,)
         shift = np.repeat(shift, tokens).astype(np.int32)
-        return Tokens(table.ids[source], table.starts[source] + shift, table.ends[source] + shift, rows[heads])
+        return Tokens(
+            table.ids[source], table.starts[source] + shift, table.ends[source] + shift, rows[heads]
+        )
 
     def _encode_words(self, words: list[str], progress: str | None) -> Tokens:
         """A row for each word. They are tokenised as lines of `LINE` words and told apart by their offsets."""
-        lines = self._encode_texts([" ".join(words[i : i + LINE]) for i in range(0, len(words), LINE)], progress)
+        lines = self._encode_texts(
+            [" ".join(words[i : i + LINE]) for i in range(0, len(words), LINE)], progress
+        )
         begins = _running([len(word) + 1 for word in words])
-        shift = np.repeat(begins[:-1:LINE], lines.counts)                                   # (T,)
+        shift = np.repeat(begins[:-1:LINE], lines.counts)  # (T,)
         word = np.searchsorted(begins, lines.starts + shift, side="right") - 1
         inside = (begins[word] - shift).astype(np.int32)
-        return Tokens(lines.ids, lines.starts - inside, lines.ends - inside,
-                      _running(np.bincount(word, minlength=len(words))))
+        return Tokens(
+            lines.ids,
+            lines.starts - inside,
+            lines.ends - inside,
+            _running(np.bincount(word, minlength=len(words))),
+        )
 
     def _encode_texts(self, texts: Sequence[str], progress: str | None) -> Tokens:
         """Tokenise texts as they are, on all cores."""
@@ -144,14 +169,22 @@ class WordPiece:
         ids, spans = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
         for chunk in _chunks(texts, progress):
             # A lone surrogate is a legal Python character but not legal UTF-8: a stand-in keeps the offsets.
-            clean = [text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text) for text in chunk]
+            clean = [
+                text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
+                for text in chunk
+            ]
             encodings = self.backend.encode_batch(clean, add_special_tokens=False)
             counts += map(len, encodings)
             # One pass over a chunk: an array for each text would cost more than the numbers in it.
             ids.append(np.fromiter(flat(one.ids for one in encodings), np.int32))
             spans.append(np.fromiter(flat(flat(one.offsets for one in encodings)), np.int32))
-        starts_ends = np.concatenate(spans)                                                 # (2T,) start, end, start, ...
-        return Tokens(np.concatenate(ids), starts_ends[0::2].copy(), starts_ends[1::2].copy(), _running(counts))
+        starts_ends = np.concatenate(spans)  # (2T,) start, end, start, ...
+        return Tokens(
+            np.concatenate(ids),
+            starts_ends[0::2].copy(),
+            starts_ends[1::2].copy(),
+            _running(counts),
+        )
 
 
 def _running(counts: Sequence[int]) -> np.ndarray:
@@ -165,8 +198,14 @@ def _chunks(texts: Sequence[str], progress: str | None) -> Iterable[Sequence[str
         return
     from tqdm import tqdm
 
-    with tqdm(total=len(texts), desc=progress, unit=" texts", leave=False, dynamic_ncols=True,
-              mininterval=0.2 if sys.stderr.isatty() else 30) as bar:
+    with tqdm(
+        total=len(texts),
+        desc=progress,
+        unit=" texts",
+        leave=False,
+        dynamic_ncols=True,
+        mininterval=0.2 if sys.stderr.isatty() else 30,
+    ) as bar:
         for i in range(0, len(texts), CHUNK):
             yield texts[i : i + CHUNK]
             bar.update(min(CHUNK, len(texts) - i))

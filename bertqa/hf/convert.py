@@ -71,13 +71,15 @@ def convert(src: str | Path, dest: str | Path, *, fresh_head=None, seed: int = 0
 def _new_folder(dest: str | Path) -> Path:
     dest = Path(dest)
     if dest.is_file() or dest.is_dir() and any(dest.iterdir()):
-        raise UserError(f"{dest}: exists and is not an empty folder; name another, or remove it first")
+        raise UserError(
+            f"{dest}: exists and is not an empty folder; name another, or remove it first"
+        )
     return dest
 
 
 def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
     raw = read_hf_config(place.folder)
-    model_type_of(raw, ())    # refuse what is no BERT before opening a file that may be in any form
+    model_type_of(raw, ())  # refuse what is no BERT before opening a file that may be in any form
     weights = open_weights(place.weights)
     plain = _plain_names(weights)
     if fresh_head is None:
@@ -88,7 +90,9 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
         shape = weights.shapes[plain["classifier.weight"]] if "classifier.weight" in plain else ()
         labels = class_labels(raw, next(iter(shape), None))
     config = architecture_of(raw, plain, head)
-    empty = build_empty({"architecture": dataclasses.asdict(config), "head": head, "labels": labels}).state_dict()
+    empty = build_empty(
+        {"architecture": dataclasses.asdict(config), "head": head, "labels": labels}
+    ).state_dict()
     parts, rows = _match(weights, plain, empty, config, head, fresh=fresh_head is not None)
 
     generator, broken = torch.Generator().manual_seed(seed), []
@@ -98,38 +102,71 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
         if ours not in parts:
             return _draw(ours, empty[ours].shape, config, generator)
         pieces = [weights.get(name) for name in parts[ours]]
-        broken.extend(name for name, piece in zip(parts[ours], pieces, strict=True) if not piece.isfinite().all())
+        broken.extend(
+            name
+            for name, piece in zip(parts[ours], pieces, strict=True)
+            if not piece.isfinite().all()
+        )
         return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(dtypes[ours])
 
     with staged(dest) as new:
         remarks = vocabulary.install(place.folder, new, config.vocab_size)
         source_sha256 = weights.sha256()
-        sha256 = write_safetensors(new / "model.safetensors", dtypes, {n: tuple(t.shape) for n, t in empty.items()}, read)
+        sha256 = write_safetensors(
+            new / "model.safetensors", dtypes, {n: tuple(t.shape) for n, t in empty.items()}, read
+        )
         if broken:
-            raise UserError(f"{len(broken)} of its tensors hold NaN or infinite numbers: {', '.join(fold(broken)[:8])}; "
-                            "the checkpoint was broken where it was made")
-        provenance = {"source": place.source, "revision": place.revision, "license": read_license(place.folder),
-                      "sha256": source_sha256}
+            raise UserError(
+                f"{len(broken)} of its tensors hold NaN or infinite numbers: {', '.join(fold(broken)[:8])}; "
+                "the checkpoint was broken where it was made"
+            )
+        provenance = {
+            "source": place.source,
+            "revision": place.revision,
+            "license": read_license(place.folder),
+            "sha256": source_sha256,
+        }
         if fresh_head is not None:
-            provenance["fresh_head"] = seed    # these weights answer nothing before they are trained
+            provenance["fresh_head"] = seed  # these weights answer nothing before they are trained
         elif head == QA and (place.folder / "qa.json").exists():
             write_qa(new, read_object(place.folder / "qa.json"))
-            remarks.append("qa.json taken over: the threshold and windows that its maker tuned with bertqa")
+            remarks.append(
+                "qa.json taken over: the threshold and windows that its maker tuned with bertqa"
+            )
         write_config(new, config, head, labels, provenance)
         parameters = sum(tensor.numel() for tensor in empty.values())
-        (new / "README.md").write_text(plain_card(config, head, parameters, provenance), encoding="utf-8")
-    return Report(place.source, str(dest), config.model_type, head, parameters, _dtype_name(dtypes.values()),
-                  source_sha256, sha256, rows, remarks)
+        (new / "README.md").write_text(
+            plain_card(config, head, parameters, provenance), encoding="utf-8"
+        )
+    return Report(
+        place.source,
+        str(dest),
+        config.model_type,
+        head,
+        parameters,
+        _dtype_name(dtypes.values()),
+        source_sha256,
+        sha256,
+        rows,
+        remarks,
+    )
 
 
 def read_hf_config(folder: Path) -> dict:
     """config.json of a Hugging Face folder (bert_config.json in Google's and the oldest)."""
-    path = next((folder / name for name in ("config.json", "bert_config.json") if (folder / name).exists()), None)
+    path = next(
+        (folder / name for name in ("config.json", "bert_config.json") if (folder / name).exists()),
+        None,
+    )
     if path is None:
-        raise UserError(f"{folder}: has no config.json, so the shape of the model is unknown; fetch it too")
+        raise UserError(
+            f"{folder}: has no config.json, so the shape of the model is unknown; fetch it too"
+        )
     raw = read_object(path)
     if "architecture" in raw and "model_type" not in raw:
-        raise UserError(f"{folder}: is a model folder of bertqa already; use it as it is, or add --to-hf to export it")
+        raise UserError(
+            f"{folder}: is a model folder of bertqa already; use it as it is, or add --to-hf to export it"
+        )
     return raw
 
 
@@ -139,19 +176,29 @@ def _plain_names(weights: Weights) -> dict[str, str]:
     for stored in weights.shapes:
         name = plain_name(stored)
         if name in plain and not ignored(name):
-            raise UserError(f"{plain[name]} and {stored} are two tensors for one place; which is right cannot be told")
+            raise UserError(
+                f"{plain[name]} and {stored} are two tensors for one place; which is right cannot be told"
+            )
         plain[name] = stored
     return plain
 
 
-def _match(weights: Weights, plain: dict[str, str], empty: dict[str, Tensor], config: BertConfig, head: str | None,
-           fresh: bool) -> tuple[dict[str, list[str]], list[Row]]:
+def _match(
+    weights: Weights,
+    plain: dict[str, str],
+    empty: dict[str, Tensor],
+    config: BertConfig,
+    head: str | None,
+    fresh: bool,
+) -> tuple[dict[str, list[str]], list[Row]]:
     """Which stored tensors make which of ours; or one UserError that lists all that does not fit."""
     parts: dict[str, list[str]] = {}
     rows, missing, misshapen, used = [], [], [], set()
     for ours, tensor in empty.items():
         theirs = their_names(ours, config.model_type)
-        in_head = HEAD.match(ours) or fresh and head == CLASSES and ours.startswith("encoder.pooler.")
+        in_head = (
+            HEAD.match(ours) or fresh and head == CLASSES and ours.startswith("encoder.pooler.")
+        )
         if fresh and (HEAD.match(ours) or in_head and theirs[0] not in plain):
             rows.append(Row("fresh", None, ours, tuple(tensor.shape)))
             continue
@@ -163,9 +210,13 @@ def _match(weights: Weights, plain: dict[str, str], empty: dict[str, Tensor], co
                 continue
             stored, used = plain[name], used | {name}
             if weights.shapes[stored] != shape:
-                misshapen.append(f"{stored} is {weights.shapes[stored]}, config.json asks for {shape}")
+                misshapen.append(
+                    f"{stored} is {weights.shapes[stored]}, config.json asks for {shape}"
+                )
             elif weights.dtypes[stored] not in DTYPES:
-                misshapen.append(f"{stored} is stored as {weights.dtypes[stored]}, which is no plain number type")
+                misshapen.append(
+                    f"{stored} is stored as {weights.dtypes[stored]}, which is no plain number type"
+                )
             place = f"{ours}[{i * size}:{(i + 1) * size}]" if len(theirs) > 1 else ours
             rows.append(Row("renamed", stored, place, shape))
             parts.setdefault(ours, []).append(stored)
@@ -186,13 +237,26 @@ def _match(weights: Weights, plain: dict[str, str], empty: dict[str, Tensor], co
 
 
 def _misfit(config: BertConfig, head: str | None, missing, unexpected, misshapen) -> str:
-    said = [f"{len(names)} {what} ({', '.join(fold(names)[:12])}{', ...' if len(fold(names)) > 12 else ''})"
-            for what, names in (("missing", missing), ("unexpected", unexpected), ("of the wrong shape or type", misshapen))
-            if names]
-    only_head = missing and not unexpected and not misshapen and all(HEAD.match(name) for name in missing)
-    return (f"the tensors are not those of a {config.model_type} with {head or 'no'} head: {'; '.join(said)}. "
-            + ("It has no trained head: --fresh-head draws a new one" if only_head else
-               "Is config.json of this checkpoint?"))
+    said = [
+        f"{len(names)} {what} ({', '.join(fold(names)[:12])}{', ...' if len(fold(names)) > 12 else ''})"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of the wrong shape or type", misshapen),
+        )
+        if names
+    ]
+    only_head = (
+        missing and not unexpected and not misshapen and all(HEAD.match(name) for name in missing)
+    )
+    return (
+        f"the tensors are not those of a {config.model_type} with {head or 'no'} head: {'; '.join(said)}. "
+        + (
+            "It has no trained head: --fresh-head draws a new one"
+            if only_head
+            else "Is config.json of this checkpoint?"
+        )
+    )
 
 
 def _draw(ours: str, shape, config: BertConfig, generator: torch.Generator) -> Tensor:
@@ -231,7 +295,10 @@ def export(src: str | Path, dest: str | Path) -> Report:
     stem = f"{config.model_type}." if head else ""
     rows, origin, dtypes, shapes = [], {}, {}, {}
     for ours, tensor in empty.items():
-        names = [name if HEAD.match(name) else stem + name for name in their_names(ours, config.model_type)]
+        names = [
+            name if HEAD.match(name) else stem + name
+            for name in their_names(ours, config.model_type)
+        ]
         size = len(tensor) // len(names)
         for i, name in enumerate(names):
             origin[name] = (ours, slice(i * size, (i + 1) * size))
@@ -241,16 +308,36 @@ def export(src: str | Path, dest: str | Path) -> Report:
     dtype = _dtype_name(dtypes.values())
     with staged(dest) as new:
         vocab = vocabulary.install(src, new, config.vocab_size, complete=True)
-        sha256 = write_safetensors(new / "model.safetensors", dtypes, shapes,
-                                   lambda name: weights.get(origin[name][0])[origin[name][1]])
-        write_json(new / "config.json", write_architecture(config, head, labels, dtype, vocabulary.pad_id(new)))
+        sha256 = write_safetensors(
+            new / "model.safetensors",
+            dtypes,
+            shapes,
+            lambda name: weights.get(origin[name][0])[origin[name][1]],
+        )
+        write_json(
+            new / "config.json",
+            write_architecture(config, head, labels, dtype, vocabulary.pad_id(new)),
+        )
         if (src / "qa.json").exists():
             write_qa(new, read_qa(src))
-        (new / "README.md").write_text(exported_card(src, config.model_type, TASKS[head], provenance), encoding="utf-8")
+        (new / "README.md").write_text(
+            exported_card(src, config.model_type, TASKS[head], provenance), encoding="utf-8"
+        )
     if config.model_type == "bert" and head is None and not config.pooler:
         vocab.append("it has no pooler: transformers' BertModel will draw one at random and say so")
     parameters = sum(tensor.numel() for tensor in empty.values())
-    return Report(str(src), str(dest), config.model_type, head, parameters, dtype, weights.sha256(), sha256, rows, vocab)
+    return Report(
+        str(src),
+        str(dest),
+        config.model_type,
+        head,
+        parameters,
+        dtype,
+        weights.sha256(),
+        sha256,
+        rows,
+        vocab,
+    )
 
 
 def resolve_weights(name_or_path: str | Path, cache: str | Path = "weights") -> Path:
@@ -264,7 +351,9 @@ def resolve_weights(name_or_path: str | Path, cache: str | Path = "weights") -> 
         UserError: as `convert`, and where `cache` holds other checkpoints under that name.
     """
     path = Path(name_or_path)
-    if path.is_dir() and "architecture" in (read_object(path / "config.json") if (path / "config.json").exists() else {}):
+    if path.is_dir() and "architecture" in (
+        read_object(path / "config.json") if (path / "config.json").exists() else {}
+    ):
         return path
     if path.exists():
         place = hub.locate(path)
@@ -273,7 +362,10 @@ def resolve_weights(name_or_path: str | Path, cache: str | Path = "weights") -> 
     else:
         source, revision = hub.parse_id(name_or_path)
         at = f"@{revision.replace('/', '-')}" if revision else ""
-        names, same = [source.split("/")[1] + at, source.replace("/", "--") + at], {"source": source}
+        names, same = (
+            [source.split("/")[1] + at, source.replace("/", "--") + at],
+            {"source": source},
+        )
     for dest in (Path(cache) / name for name in names):
         if not (dest / "config.json").exists():
             print(f"converting {name_or_path} into {dest} (once)", file=sys.stderr)
@@ -283,5 +375,7 @@ def resolve_weights(name_or_path: str | Path, cache: str | Path = "weights") -> 
         if same.items() <= before.items() and "fresh_head" not in before:
             print(f"using {dest}, converted from {name_or_path} before", file=sys.stderr)
             return dest
-    raise UserError(f"{name_or_path}: {Path(cache) / names[0]} is of another checkpoint of that name; convert it yourself: "
-                    f"python tools/convert_weights.py {name_or_path} NEW_FOLDER")
+    raise UserError(
+        f"{name_or_path}: {Path(cache) / names[0]} is of another checkpoint of that name; convert it yourself: "
+        f"python tools/convert_weights.py {name_or_path} NEW_FOLDER"
+    )

@@ -35,18 +35,29 @@ def install(source: Path, dest: Path, vocab_size: int, complete: bool = False) -
     vocab_path, fast_path = source / "vocab.txt", source / "tokenizer.json"
     config = _read_object(source / "tokenizer_config.json") or {}
     vocab, fast = _read_vocab(vocab_path), _read_object(fast_path)
-    wrong = [f"{name} {config[name]!r}" for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
-             if not isinstance(config.get(name), bool | None)]
+    wrong = [
+        f"{name} {config[name]!r}"
+        for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
+        if not isinstance(config.get(name), bool | None)
+    ]
     if wrong:
-        raise UserError(f"{source}/tokenizer_config.json: {', '.join(wrong)}; expected true, false or null")
+        raise UserError(
+            f"{source}/tokenizer_config.json: {', '.join(wrong)}; expected true, false or null"
+        )
     if vocab is None and fast is None:
-        raise UserError(f"{source}: has no vocab.txt and no tokenizer.json; fetch the tokenizer of this checkpoint too, "
-                        "for weights are of no use without it")
+        raise UserError(
+            f"{source}: has no vocab.txt and no tokenizer.json; fetch the tokenizer of this checkpoint too, "
+            "for weights are of no use without it"
+        )
     remarks = []
     if fast is None:
         lowercase, remark = _casing_without_fast(source, vocab, config)
-        fast = make_fast(vocab, lowercase=lowercase, strip_accents=config.get("strip_accents"),
-                         chinese=config.get("tokenize_chinese_chars", True))
+        fast = make_fast(
+            vocab,
+            lowercase=lowercase,
+            strip_accents=config.get("strip_accents"),
+            chinese=config.get("tokenize_chinese_chars", True),
+        )
         remarks += [remark, "tokenizer.json made from vocab.txt"]
     else:
         fast_vocab = _fast_vocab(fast_path, fast)
@@ -56,29 +67,45 @@ def install(source: Path, dest: Path, vocab_size: int, complete: bool = False) -
             remarks.append("vocab.txt made from tokenizer.json")
         at = next((i for i, token in enumerate(vocab) if fast_vocab.get(i, token) != token), None)
         if at is not None:
-            raise UserError(f"{source}: vocab.txt and tokenizer.json are of different vocabularies: token {at} is "
-                            f"{vocab[at]!r} in one and {fast_vocab[at]!r} in the other; delete the wrong one")
+            raise UserError(
+                f"{source}: vocab.txt and tokenizer.json are of different vocabularies: token {at} is "
+                f"{vocab[at]!r} in one and {fast_vocab[at]!r} in the other; delete the wrong one"
+            )
         remarks.append(_check_fast(source, fast, config))
         dropped = [name for name in ("truncation", "padding") if fast.get(name)]
         if dropped:
-            remarks.append(f"tokenizer.json: {' and '.join(dropped)} dropped (windows are cut by bertqa)")
+            remarks.append(
+                f"tokenizer.json: {' and '.join(dropped)} dropped (windows are cut by bertqa)"
+            )
         fast = {**fast, "truncation": None, "padding": None}
     tokens = _check_tokens(source, vocab, fast, vocab_size)
     if tokens < vocab_size:
-        remarks.append(f"{tokens:,} tokens; the last {vocab_size - tokens} of the embedding's {vocab_size:,} rows are unused")
+        remarks.append(
+            f"{tokens:,} tokens; the last {vocab_size - tokens} of the embedding's {vocab_size:,} rows are unused"
+        )
     remarks += _check_capitals(source, vocab, _traits(fast)[0])
     if vocab_path.exists():
         (dest / "vocab.txt").write_bytes(vocab_path.read_bytes())
     else:
-        (dest / "vocab.txt").write_text("".join(token + "\n" for token in vocab), encoding="utf-8", newline="\n")
+        (dest / "vocab.txt").write_text(
+            "".join(token + "\n" for token in vocab), encoding="utf-8", newline="\n"
+        )
     (dest / "tokenizer.json").write_text(json.dumps(fast, ensure_ascii=False), encoding="utf-8")
     if config:
-        (dest / "tokenizer_config.json").write_bytes((source / "tokenizer_config.json").read_bytes())
+        (dest / "tokenizer_config.json").write_bytes(
+            (source / "tokenizer_config.json").read_bytes()
+        )
     elif complete:
         lowercase, strip, chinese = _traits(fast)
-        stated = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase, "strip_accents": strip,
-                  "tokenize_chinese_chars": chinese}
-        (dest / "tokenizer_config.json").write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
+        stated = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": lowercase,
+            "strip_accents": strip,
+            "tokenize_chinese_chars": chinese,
+        }
+        (dest / "tokenizer_config.json").write_text(
+            json.dumps(stated, indent=2) + "\n", encoding="utf-8"
+        )
     return remarks
 
 
@@ -88,27 +115,54 @@ def pad_id(folder: Path) -> int:
     return vocab.index("[PAD]") if "[PAD]" in vocab else 0
 
 
-def make_fast(vocab: list[str], *, lowercase: bool, strip_accents: bool | None, chinese: bool) -> dict:
+def make_fast(
+    vocab: list[str], *, lowercase: bool, strip_accents: bool | None, chinese: bool
+) -> dict:
     """The tokenizer.json of a BERT WordPiece vocabulary (what transformers' BertTokenizer has always done)."""
     ids = {token: i for i, token in enumerate(vocab)}
     cls, sep = ({"SpecialToken": {"id": token, "type_id": 0}} for token in ("[CLS]", "[SEP]"))
     first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
     return {
-        "version": "1.0", "truncation": None, "padding": None,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
         "added_tokens": [
-            {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
-             "special": True} for i, token in sorted((ids[token], token) for token in SPECIAL if token in ids)],
-        "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": chinese,
-                       "strip_accents": strip_accents, "lowercase": lowercase},
+            {
+                "id": i,
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for i, token in sorted((ids[token], token) for token in SPECIAL if token in ids)
+        ],
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": chinese,
+            "strip_accents": strip_accents,
+            "lowercase": lowercase,
+        },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": {
-            "type": "TemplateProcessing", "single": [cls, first, sep],
+            "type": "TemplateProcessing",
+            "single": [cls, first, sep],
             "pair": [cls, first, sep, second, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}],
-            "special_tokens": {token: {"id": token, "ids": [ids.get(token, 0)], "tokens": [token]}
-                               for token in ("[CLS]", "[SEP]")}},
+            "special_tokens": {
+                token: {"id": token, "ids": [ids.get(token, 0)], "tokens": [token]}
+                for token in ("[CLS]", "[SEP]")
+            },
+        },
         "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
-                  "max_input_chars_per_word": 100, "vocab": ids},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": ids,
+        },
     }
 
 
@@ -141,8 +195,10 @@ def _fast_vocab(path: Path, fast: dict) -> dict[int, str]:
     model = fast.get("model")
     kind = model.get("type", "WordPiece") if isinstance(model, dict) else "nameless"
     if kind != "WordPiece":
-        raise UserError(f"{path}: is a {kind} tokenizer; bertqa reads BERT's WordPiece vocabularies only")
-    _traits(fast)    # the tokenizers library checks the rest of the file
+        raise UserError(
+            f"{path}: is a {kind} tokenizer; bertqa reads BERT's WordPiece vocabularies only"
+        )
+    _traits(fast)  # the tokenizers library checks the rest of the file
     return {i: token for token, i in model["vocab"].items()}
 
 
@@ -153,11 +209,16 @@ def _traits(fast: dict) -> tuple[bool, bool, bool]:
     try:
         normalizer = Tokenizer.from_str(json.dumps(fast)).normalizer
     except Exception as error:  # the library raises a bare Exception
-        raise UserError(f"tokenizer.json: the tokenizers library cannot read it ({error})") from error
+        raise UserError(
+            f"tokenizer.json: the tokenizers library cannot read it ({error})"
+        ) from error
     if normalizer is None:
         return False, False, False
-    return (normalizer.normalize_str("A") == "a", normalizer.normalize_str("é") == "e",
-            normalizer.normalize_str("中").strip() != normalizer.normalize_str("中"))
+    return (
+        normalizer.normalize_str("A") == "a",
+        normalizer.normalize_str("é") == "e",
+        normalizer.normalize_str("中").strip() != normalizer.normalize_str("中"),
+    )
 
 
 def _check_fast(source: Path, fast: dict, config: dict) -> str:
@@ -167,11 +228,15 @@ def _check_fast(source: Path, fast: dict, config: dict) -> str:
     for name, does in stated.items():
         says = config.get(name)
         if says is not None and says != does:
-            raise UserError(f"{source}: the tokenizer files contradict each other: tokenizer_config.json has {name} "
-                            f"{json.dumps(says)}, but tokenizer.json {'does' if does else 'does not do'} that; find out "
-                            "how the model was trained and correct the other file")
-    return f"{'uncased' if lowercase else 'cased'}{'' if strip == lowercase else ', accents kept' if lowercase else ''} " \
-           "(from tokenizer.json)"
+            raise UserError(
+                f"{source}: the tokenizer files contradict each other: tokenizer_config.json has {name} "
+                f"{json.dumps(says)}, but tokenizer.json {'does' if does else 'does not do'} that; find out "
+                "how the model was trained and correct the other file"
+            )
+    return (
+        f"{'uncased' if lowercase else 'cased'}{'' if strip == lowercase else ', accents kept' if lowercase else ''} "
+        "(from tokenizer.json)"
+    )
 
 
 def _casing_without_fast(source: Path, vocab: list[str], config: dict) -> tuple[bool, str]:
@@ -179,8 +244,10 @@ def _casing_without_fast(source: Path, vocab: list[str], config: dict) -> tuple[
         lowercase = bool(config["do_lower_case"])
         return lowercase, f"{'uncased' if lowercase else 'cased'} (from tokenizer_config.json)"
     lowercase = _capitals(vocab) <= CASED_SHARE
-    return lowercase, (f"{'uncased' if lowercase else 'cased'} (no file says so; {_capitals(vocab):.0%} of the tokens of "
-                       "vocab.txt have capitals)")
+    return lowercase, (
+        f"{'uncased' if lowercase else 'cased'} (no file says so; {_capitals(vocab):.0%} of the tokens of "
+        "vocab.txt have capitals)"
+    )
 
 
 def _capitals(vocab: list[str]) -> float:
@@ -193,11 +260,15 @@ def _check_capitals(source: Path, vocab: list[str], lowercase: bool) -> list[str
     """Lower-casing text for a vocabulary with capitals loses a part of it: the files contradict each other."""
     share = _capitals(vocab)
     if lowercase and share > CASED_SHARE:
-        raise UserError(f"{source}: the tokenizer lower-cases, but {share:.0%} of the tokens of its vocabulary have capitals "
-                        "and could never be used: casing contradicts the vocabulary; set do_lower_case to false in "
-                        "tokenizer_config.json (and \"lowercase\" in tokenizer.json), or bring the right vocabulary")
+        raise UserError(
+            f"{source}: the tokenizer lower-cases, but {share:.0%} of the tokens of its vocabulary have capitals "
+            "and could never be used: casing contradicts the vocabulary; set do_lower_case to false in "
+            'tokenizer_config.json (and "lowercase" in tokenizer.json), or bring the right vocabulary'
+        )
     if not lowercase and share == 0:
-        return ["warning: the tokenizer keeps capitals, but its vocabulary has none; capitalised words become [UNK]"]
+        return [
+            "warning: the tokenizer keeps capitals, but its vocabulary has none; capitalised words become [UNK]"
+        ]
     return []
 
 
@@ -206,11 +277,17 @@ def _check_tokens(source: Path, vocab: list[str], fast: dict, vocab_size: int) -
     last = max([len(vocab) - 1] + [token["id"] for token in fast.get("added_tokens") or []])
     lost = [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in vocab]
     if lost:
-        raise UserError(f"{source}: the vocabulary has no {' and no '.join(lost)}; bertqa needs BERT's special tokens")
+        raise UserError(
+            f"{source}: the vocabulary has no {' and no '.join(lost)}; bertqa needs BERT's special tokens"
+        )
     if last >= vocab_size:
-        raise UserError(f"{source}: the vocabulary has {last + 1:,} tokens, but the word embedding only {vocab_size:,} rows; "
-                        "vocabulary and weights are of different models")
+        raise UserError(
+            f"{source}: the vocabulary has {last + 1:,} tokens, but the word embedding only {vocab_size:,} rows; "
+            "vocabulary and weights are of different models"
+        )
     if last + 1 <= vocab_size - PADDING_ROWS:
-        raise UserError(f"{source}: the vocabulary has {last + 1:,} tokens, but the word embedding {vocab_size:,} rows: "
-                        f"{vocab_size - last - 1:,} too many for rounding up; vocabulary and weights are of different models")
+        raise UserError(
+            f"{source}: the vocabulary has {last + 1:,} tokens, but the word embedding {vocab_size:,} rows: "
+            f"{vocab_size - last - 1:,} too many for rounding up; vocabulary and weights are of different models"
+        )
     return last + 1

@@ -36,10 +36,10 @@ class Layout:
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Layout":
         """The layout of sequences with these lengths (each at least 1), its index tensors on `device`."""
         lengths = tuple(int(length) for length in lengths)
-        on_host = torch.tensor(lengths)                                            # (S,)
-        cu_seqlens = F.pad(on_host.cumsum(0), (1, 0))                              # (S+1,)
-        sequence = torch.repeat_interleave(on_host)                                # (N,)
-        positions = torch.arange(len(sequence)) - cu_seqlens[sequence]             # (N,)
+        on_host = torch.tensor(lengths)  # (S,)
+        cu_seqlens = F.pad(on_host.cumsum(0), (1, 0))  # (S+1,)
+        sequence = torch.repeat_interleave(on_host)  # (N,)
+        positions = torch.arange(len(sequence)) - cu_seqlens[sequence]  # (N,)
         move = functools.partial(torch.Tensor.to, device=device, non_blocking=True)
         return cls(lengths, move(cu_seqlens.to(torch.int32)), move(positions), move(sequence))
 
@@ -70,7 +70,9 @@ class Layout:
 Attention = Callable[[Tensor, Tensor, Tensor, Layout, float], Tensor]
 
 
-def reference_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0) -> Tensor:
+def reference_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0
+) -> Tensor:
     """softmax(Q K^T / sqrt(D)) V written out (Vaswani et al. 2017, equation 1): slow, plain, what the others must equal."""
     return reference_attention_with_maps(query, key, value, layout, dropout)[0]
 
@@ -79,16 +81,20 @@ def reference_attention_with_maps(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Like `reference_attention`, and the attention maps (S, A, L, L): row = asking token, zero outside the sequence."""
-    query, key, value = (layout.pad(x).transpose(1, 2) for x in (query, key, value))   # (N, A, D) -> (S, A, L, D)
-    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5                    # (S, A, L, L)
-    real = layout.mask()                                                               # (S, L)
+    query, key, value = (
+        layout.pad(x).transpose(1, 2) for x in (query, key, value)
+    )  # (N, A, D) -> (S, A, L, D)
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # (S, A, L, L)
+    real = layout.mask()  # (S, L)
     # A row of padding asks about the sequence too: a fully masked row would be a softmax of nothing, NaN.
     scores = scores.masked_fill(~real[:, None, None, :], float("-inf"))
-    maps = F.dropout(scores.softmax(-1), dropout) * real[:, None, :, None]             # (S, A, L, L)
-    return layout.unpad((maps @ value).transpose(1, 2)), maps                          # (N, A, D)
+    maps = F.dropout(scores.softmax(-1), dropout) * real[:, None, :, None]  # (S, A, L, L)
+    return layout.unpad((maps @ value).transpose(1, 2)), maps  # (N, A, D)
 
 
-def per_sequence_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0) -> Tensor:
+def per_sequence_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0
+) -> Tensor:
     """One attention call for each run of neighbours of equal length, no mask at all: the fastest way on a CPU.
 
     In batches sorted by length a run is many sequences; otherwise it is mostly one, and a call costs little.
@@ -97,32 +103,42 @@ def per_sequence_attention(query: Tensor, key: Tensor, value: Tensor, layout: La
     tokens = [length * count for length, count in runs]
     # On CPUs torch's fused body does not use their units for 16-bit products: its backward takes 4 times as long. With
     # dropout torch has no fused body for them, and draws a random number for each weight.
-    slow = query.device.type == "cpu" and (dropout > 0 or query.dtype in (torch.bfloat16, torch.float16))
+    slow = query.device.type == "cpu" and (
+        dropout > 0 or query.dtype in (torch.bfloat16, torch.float16)
+    )
     attend = written_out if slow else F.scaled_dot_product_attention
     mixed = [
         attend(*(x.unflatten(0, run[::-1]).transpose(1, 2) for x in qkv), dropout_p=dropout)
         for run, *qkv in zip(runs, *(x.split(tokens) for x in (query, key, value)), strict=True)
-    ]                                                                              # (count, A, length, D) each
-    return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in mixed])             # (N, A, D)
+    ]  # (count, A, length, D) each
+    return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in mixed])  # (N, A, D)
 
 
 def written_out(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
     """`F.scaled_dot_product_attention` of (S, A, L, D) tensors, step by step."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)             # (S, A, L, L)
-    return cheap_dropout(scores.softmax(-1), dropout_p, True) @ value              # (S, A, L, D)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (S, A, L, L)
+    return cheap_dropout(scores.softmax(-1), dropout_p, True) @ value  # (S, A, L, D)
 
 
-def padded_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0) -> Tensor:
+def padded_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0
+) -> Tensor:
     """One fused attention call over padded rows with a mask: for devices without the variable-length kernel."""
-    query, key, value = (layout.pad(x).transpose(1, 2) for x in (query, key, value))   # (N, A, D) -> (S, A, L, D)
-    keep = layout.mask()[:, None, None, :]                                             # (S, 1, 1, L)
+    query, key, value = (
+        layout.pad(x).transpose(1, 2) for x in (query, key, value)
+    )  # (N, A, D) -> (S, A, L, D)
+    keep = layout.mask()[:, None, None, :]  # (S, 1, 1, L)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=keep, dropout_p=dropout)
-    return layout.unpad(mixed.transpose(1, 2))                                         # (N, A, D)
+    return layout.unpad(mixed.transpose(1, 2))  # (N, A, D)
 
 
-def varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0) -> Tensor:
+def varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0
+) -> Tensor:
     """Flash attention over the packed tokens themselves (CUDA, 16-bit, no attention dropout)."""
-    assert dropout == 0, "the variable-length kernel has no dropout; choose_attention never sends any here"
+    assert dropout == 0, (
+        "the variable-length kernel has no dropout; choose_attention never sends any here"
+    )
     from torch.nn.attention.varlen import (
         varlen_attn,  # newer than the oldest torch that the other bodies need
     )

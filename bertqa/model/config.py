@@ -44,15 +44,25 @@ class BertConfig:
     def __post_init__(self):
         problems = [
             f"{name} is {getattr(self, name)}, it must be positive"
-            for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                         "max_position_embeddings")
+            for name in (
+                "vocab_size",
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "intermediate_size",
+                "max_position_embeddings",
+            )
             if getattr(self, name) < 1
         ]
         if not problems and self.hidden_size % self.num_attention_heads:
-            problems.append(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                            f"{self.num_attention_heads}")
+            problems.append(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
         if self.hidden_act not in ACTIVATIONS:
-            problems.append(f"hidden_act is {self.hidden_act!r}, known are {', '.join(ACTIVATIONS)}")
+            problems.append(
+                f"hidden_act is {self.hidden_act!r}, known are {', '.join(ACTIVATIONS)}"
+            )
         if self.model_type not in ("bert", "distilbert"):
             problems.append(f"model_type is {self.model_type!r}, known are bert, distilbert")
         if problems:

@@ -50,10 +50,14 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = config.hidden_dropout_prob
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None, positions: Tensor) -> Tensor:
-        x = self.word(input_ids) + self.position(positions)                        # (N,) -> (N, H)
+    def forward(
+        self, input_ids: Tensor, token_type_ids: Tensor | None, positions: Tensor
+    ) -> Tensor:
+        x = self.word(input_ids) + self.position(positions)  # (N,) -> (N, H)
         if hasattr(self, "segment"):
-            x = x + (self.segment.weight[0] if token_type_ids is None else self.segment(token_type_ids))
+            x = x + (
+                self.segment.weight[0] if token_type_ids is None else self.segment(token_type_ids)
+            )
         return dropout(self.norm(x), self.dropout, self.training)
 
 
@@ -71,13 +75,18 @@ class Layer(nn.Module):
         self.ffn_out = nn.Linear(config.intermediate_size, hidden)
         self.ffn_norm = nn.LayerNorm(hidden, eps=eps)
         self.activation = ACTIVATION[config.hidden_act]
-        self.dropout, self.attention_dropout = config.hidden_dropout_prob, config.attention_probs_dropout_prob
+        self.dropout, self.attention_dropout = (
+            config.hidden_dropout_prob,
+            config.attention_probs_dropout_prob,
+        )
 
-    def forward(self, x: Tensor, layout: Layout, attention: Attention | None) -> Tensor | tuple[Tensor, Tensor]:
-        qkv = self.qkv(x).view(len(x), 3, self.heads, -1)                          # (N, H) -> (N, 3, A, D)
+    def forward(
+        self, x: Tensor, layout: Layout, attention: Attention | None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        qkv = self.qkv(x).view(len(x), 3, self.heads, -1)  # (N, H) -> (N, 3, A, D)
         drop = self.attention_dropout if self.training else 0.0
         body = attention or choose_attention(qkv.device, qkv.dtype, drop)
-        mixed, maps = body(*qkv.unbind(1), layout, drop), None                     # (N, A, D)
+        mixed, maps = body(*qkv.unbind(1), layout, drop), None  # (N, A, D)
         if isinstance(mixed, tuple):
             mixed, maps = mixed
         x = self.behind_attention(x, mixed)
@@ -85,9 +94,9 @@ class Layer(nn.Module):
 
     def behind_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
         """(N, H), (N, A, D) -> (N, H): the rest of the layer, every token by itself."""
-        mixed = self.attention_out(mixed.reshape(len(x), -1))                      # (N, A, D) -> (N, H)
+        mixed = self.attention_out(mixed.reshape(len(x), -1))  # (N, A, D) -> (N, H)
         x = self.attention_norm(x + dropout(mixed, self.dropout, self.training))
-        inner = self.ffn_out(self.activation(self.ffn_in(x)))                      # (N, H) -> (N, F) -> (N, H)
+        inner = self.ffn_out(self.activation(self.ffn_in(x)))  # (N, H) -> (N, F) -> (N, H)
         return self.ffn_norm(x + dropout(inner, self.dropout, self.training))
 
 
@@ -138,10 +147,12 @@ class BertEncoder(nn.Module):
             UserError: for sequences longer than the positions, and for a mask or lengths that do not fit the ids.
         """
         if input_ids.dim() == 2:
-            return self._padded(input_ids, attention_mask, token_type_ids, output_hidden_states, output_attentions)
+            return self._padded(
+                input_ids, attention_mask, token_type_ids, output_hidden_states, output_attentions
+            )
         layout = lengths if isinstance(lengths, Layout) else self._layout(lengths, input_ids)
         attention = reference_attention_with_maps if output_attentions else self.attention
-        x = self.embeddings(input_ids, token_type_ids, layout.positions)           # (N,) -> (N, H)
+        x = self.embeddings(input_ids, token_type_ids, layout.positions)  # (N,) -> (N, H)
         hidden_states, attentions = [x], []
         for layer in self.layers:
             if self.recompute and self.training:
@@ -153,9 +164,15 @@ class BertEncoder(nn.Module):
                 attentions.append(maps)
             if output_hidden_states:
                 hidden_states.append(x)
-        pooled = torch.tanh(self.pooler(x[layout.first_tokens])) if self.config.pooler else None     # (S, H)
-        return EncoderOutput(x, pooled, tuple(hidden_states) if output_hidden_states else None,
-                             tuple(attentions) if output_attentions else None)
+        pooled = (
+            torch.tanh(self.pooler(x[layout.first_tokens])) if self.config.pooler else None
+        )  # (S, H)
+        return EncoderOutput(
+            x,
+            pooled,
+            tuple(hidden_states) if output_hidden_states else None,
+            tuple(attentions) if output_attentions else None,
+        )
 
     def fuse(self) -> None:
         """Let torch.compile fuse what stands behind attention in each layer: bias and GELU; bias, dropout, residual and
@@ -166,11 +183,15 @@ class BertEncoder(nn.Module):
 
     def _layout(self, lengths, input_ids: Tensor) -> Layout:
         if lengths is None or sum(lengths) != len(input_ids) or min(lengths) < 1:
-            raise UserError(f"packed input of {len(input_ids)} tokens needs lengths=[...], each at least 1, that sum to "
-                            f"{len(input_ids)}; got {lengths if lengths is None else f'a sum of {sum(lengths)}'}")
+            raise UserError(
+                f"packed input of {len(input_ids)} tokens needs lengths=[...], each at least 1, that sum to "
+                f"{len(input_ids)}; got {lengths if lengths is None else f'a sum of {sum(lengths)}'}"
+            )
         if max(lengths) > self.config.max_position_embeddings:
-            raise UserError(f"a sequence has {max(lengths)} tokens, but this model has "
-                            f"{self.config.max_position_embeddings} positions; cut it into shorter windows")
+            raise UserError(
+                f"a sequence has {max(lengths)} tokens, but this model has "
+                f"{self.config.max_position_embeddings} positions; cut it into shorter windows"
+            )
         return Layout.of(lengths, input_ids.device)
 
     def _padded(self, input_ids, attention_mask, token_type_ids, *flags) -> EncoderOutput:
@@ -178,20 +199,33 @@ class BertEncoder(nn.Module):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if attention_mask.shape != input_ids.shape:
-            raise UserError(f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}; "
-                            "they must be the same, 1 on tokens and 0 on padding")
-        keep = attention_mask.bool()                                               # (B, L)
+            raise UserError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}; "
+                "they must be the same, 1 on tokens and 0 on padding"
+            )
+        keep = attention_mask.bool()  # (B, L)
         layout = self._layout(keep.sum(1).tolist(), input_ids[keep])
-        segments = None if token_type_ids is None else token_type_ids[keep]        # (N,)
-        out = self(input_ids[keep], token_type_ids=segments, lengths=layout,
-                   output_hidden_states=flags[0], output_attentions=flags[1])
+        segments = None if token_type_ids is None else token_type_ids[keep]  # (N,)
+        out = self(
+            input_ids[keep],
+            token_type_ids=segments,
+            lengths=layout,
+            output_hidden_states=flags[0],
+            output_attentions=flags[1],
+        )
 
-        def back(x: Tensor) -> Tensor:                                             # (N, H) -> (B, L, H)
-            return x.new_zeros(*input_ids.shape, x.shape[-1]).index_put((keep.nonzero(as_tuple=True)), x)
+        def back(x: Tensor) -> Tensor:  # (N, H) -> (B, L, H)
+            return x.new_zeros(*input_ids.shape, x.shape[-1]).index_put(
+                (keep.nonzero(as_tuple=True)), x
+            )
 
         # A mask may have holes or padding on the left, so the maps (over positions without padding) stay as they are.
-        return EncoderOutput(back(out.last_hidden_state), out.pooled,
-                             out.hidden_states and tuple(back(x) for x in out.hidden_states), out.attentions)
+        return EncoderOutput(
+            back(out.last_hidden_state),
+            out.pooled,
+            out.hidden_states and tuple(back(x) for x in out.hidden_states),
+            out.attentions,
+        )
 
 
 def init_weights(module: nn.Module, std: float) -> None:

@@ -1,10 +1,10 @@
 """A model on disk: load a folder as the module it describes, save a module as a folder, whole or not at all.
 
-    model.safetensors     the tensors, under our names
-    config.json           "architecture" (BertConfig), "head", "labels", "provenance" (source, license, sha256 ...)
-    vocab.txt, tokenizer.json, tokenizer_config.json
-    qa.json               no-answer threshold and window settings, once they are known
-    README.md             the model card
+model.safetensors     the tensors, under our names
+config.json           "architecture" (BertConfig), "head", "labels", "provenance" (source, license, sha256 ...)
+vocab.txt, tokenizer.json, tokenizer_config.json
+qa.json               no-answer threshold and window settings, once they are known
+README.md             the model card
 """
 
 import dataclasses
@@ -35,7 +35,11 @@ def build(config: BertConfig, head: str | None, labels=None) -> nn.Module:
     """The module that a folder's config describes, freshly initialised."""
     if head == QA:
         return BertForQuestionAnswering(config)
-    return BertForSequenceClassification(config, len(labels)) if head == CLASSES else BertEncoder(config)
+    return (
+        BertForSequenceClassification(config, len(labels))
+        if head == CLASSES
+        else BertEncoder(config)
+    )
 
 
 def build_empty(config: dict) -> nn.Module:
@@ -44,7 +48,9 @@ def build_empty(config: dict) -> nn.Module:
         return build(BertConfig(**config["architecture"]), config["head"], config.get("labels"))
 
 
-def load(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> nn.Module:
+def load(
+    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> nn.Module:
     """The model of a folder, in eval mode: a BertEncoder, or the encoder with the head that config.json names.
 
     Args:
@@ -57,8 +63,9 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch
     return fill(folder, build_empty(read_config(folder)), device, dtype)
 
 
-def load_encoder(folder: str | Path, *, device: str | torch.device = "cpu",
-                 dtype: torch.dtype | None = None) -> BertEncoder:
+def load_encoder(
+    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+) -> BertEncoder:
     """The encoder alone, in eval mode, whatever head the folder has; see `load`."""
     config = read_config(folder)
     prefix = "encoder." if config["head"] else ""
@@ -82,7 +89,13 @@ class _NoInit(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def fill(folder: str | Path, model: nn.Module, device="cpu", dtype: torch.dtype | None = None, prefix: str = "") -> nn.Module:
+def fill(
+    folder: str | Path,
+    model: nn.Module,
+    device="cpu",
+    dtype: torch.dtype | None = None,
+    prefix: str = "",
+) -> nn.Module:
     """Put the stored tensors in the place of an `empty` model's, each read straight to the device; in eval mode.
 
     Args:
@@ -96,11 +109,13 @@ def fill(folder: str | Path, model: nn.Module, device="cpu", dtype: torch.dtype 
         return tensor.to(dtype or (torch.float32 if tensor.dtype.itemsize < 4 else tensor.dtype))
 
     model.load_state_dict({name: read(name) for name in model.state_dict()}, assign=True)
-    model.folder = Path(folder)    # where its tokenizer is, should it be saved
+    model.folder = Path(folder)  # where its tokenizer is, should it be saved
     return model.eval()
 
 
-def open_model_weights(folder: str | Path, empty: dict[str, Tensor], device="cpu", prefix: str = "") -> Weights:
+def open_model_weights(
+    folder: str | Path, empty: dict[str, Tensor], device="cpu", prefix: str = ""
+) -> Weights:
     """The weights of a model folder, which must be those of `empty` (all that start with `prefix`).
 
     Raises:
@@ -108,22 +123,42 @@ def open_model_weights(folder: str | Path, empty: dict[str, Tensor], device="cpu
     """
     path = Path(folder) / "model.safetensors"
     if not path.exists():
-        raise UserError(f"{path} is missing, so this is only half a model folder; convert or copy it again")
+        raise UserError(
+            f"{path} is missing, so this is only half a model folder; convert or copy it again"
+        )
     stored = open_safetensors(path, device)
-    found = {name.removeprefix(prefix): shape for name, shape in stored.shapes.items() if name.startswith(prefix)}
+    found = {
+        name.removeprefix(prefix): shape
+        for name, shape in stored.shapes.items()
+        if name.startswith(prefix)
+    }
     problems = [f"{name} is missing" for name in empty if name not in found]
     problems += [f"{name} is not of this architecture" for name in found if name not in empty]
-    problems += [f"{name} has shape {found[name]}, config.json asks for {tuple(tensor.shape)}"
-                 for name, tensor in empty.items() if found.get(name, tensor.shape) != tensor.shape]
+    problems += [
+        f"{name} has shape {found[name]}, config.json asks for {tuple(tensor.shape)}"
+        for name, tensor in empty.items()
+        if found.get(name, tensor.shape) != tensor.shape
+    ]
     if problems:
-        raise UserError(f"{path}: does not fit its config.json: " + "; ".join(problems[:8])
-                        + (f"; and {len(problems) - 8} more" if len(problems) > 8 else ""))
+        raise UserError(
+            f"{path}: does not fit its config.json: "
+            + "; ".join(problems[:8])
+            + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        )
     return stored
 
 
-def save(folder: str | Path, model: nn.Module, *, tokenizer_from: str | Path | None = None,
-         provenance: dict | None = None, qa: dict | None = None, labels=None, dtype: torch.dtype | None = None,
-         card: str | None = None) -> str:
+def save(
+    folder: str | Path,
+    model: nn.Module,
+    *,
+    tokenizer_from: str | Path | None = None,
+    provenance: dict | None = None,
+    qa: dict | None = None,
+    labels=None,
+    dtype: torch.dtype | None = None,
+    card: str | None = None,
+) -> str:
     """Write a model folder, in place of an older one of that name, and return the sha256 of its weights.
 
     Args:
@@ -140,8 +175,10 @@ def save(folder: str | Path, model: nn.Module, *, tokenizer_from: str | Path | N
     if tokenizer_from is None:
         tokenizer_from = getattr(model, "folder", None)
         if tokenizer_from is None:
-            raise UserError(f"{folder}: this model was not loaded from a folder, so say where its tokenizer is: "
-                            "save(..., tokenizer_from=FOLDER)")
+            raise UserError(
+                f"{folder}: this model was not loaded from a folder, so say where its tokenizer is: "
+                "save(..., tokenizer_from=FOLDER)"
+            )
         before = read_config(tokenizer_from)
         provenance, labels = provenance or before.get("provenance"), labels or before.get("labels")
         qa = qa or read_qa(tokenizer_from) or None
@@ -151,8 +188,12 @@ def save(folder: str | Path, model: nn.Module, *, tokenizer_from: str | Path | N
     state = model.state_dict()
     dtypes = {name: dtype or tensor.dtype for name, tensor in state.items()}
     with staged(folder) as new:
-        sha256 = write_safetensors(new / "model.safetensors", dtypes, {n: tuple(t.shape) for n, t in state.items()},
-                                   lambda name: state[name].to(dtypes[name]))
+        sha256 = write_safetensors(
+            new / "model.safetensors",
+            dtypes,
+            {n: tuple(t.shape) for n, t in state.items()},
+            lambda name: state[name].to(dtypes[name]),
+        )
         for name in TOKENIZER_FILES:
             if (Path(tokenizer_from) / name).exists():
                 shutil.copyfile(Path(tokenizer_from) / name, new / name)
@@ -160,20 +201,28 @@ def save(folder: str | Path, model: nn.Module, *, tokenizer_from: str | Path | N
         if qa is not None:
             write_qa(new, qa)
         parameters = sum(tensor.numel() for tensor in state.values())
-        (new / "README.md").write_text(card or plain_card(model.config, head, parameters, provenance or {}), encoding="utf-8")
+        (new / "README.md").write_text(
+            card or plain_card(model.config, head, parameters, provenance or {}), encoding="utf-8"
+        )
     return sha256
 
 
 def _head_of(model: nn.Module) -> str | None:
     """The head of a model, as config.json names it."""
-    heads = {BertForQuestionAnswering: QA, BertForSequenceClassification: CLASSES, BertEncoder: None}
+    heads = {
+        BertForQuestionAnswering: QA,
+        BertForSequenceClassification: CLASSES,
+        BertEncoder: None,
+    }
     for kind, head in heads.items():
         if isinstance(model, kind):
             return head
     raise TypeError(f"a {type(model).__name__} is none of our models; unwrap it first")
 
 
-def write_config(folder: Path, config: BertConfig, head: str | None, labels, provenance: dict) -> None:
+def write_config(
+    folder: Path, config: BertConfig, head: str | None, labels, provenance: dict
+) -> None:
     """Write config.json."""
     record = {"architecture": dataclasses.asdict(config), "head": head}
     if head == CLASSES:
@@ -190,23 +239,52 @@ def read_config(folder: str | Path) -> dict:
     folder = Path(folder)
     path = folder / "config.json"
     if not path.exists():
-        raise UserError(f"{folder}: {'has no config.json' if folder.is_dir() else 'there is no such folder'}; expected a "
-                        "model folder, as training and tools/convert_weights.py write it")
+        raise UserError(
+            f"{folder}: {'has no config.json' if folder.is_dir() else 'there is no such folder'}; expected a "
+            "model folder, as training and tools/convert_weights.py write it"
+        )
     config = read_object(path)
-    if "architecture" not in config and config.keys() & {"model_type", "hidden_size", "dim", "architectures"}:
-        raise UserError(f"{folder}: is a Hugging Face folder; convert it first: python tools/convert_weights.py {folder} "
-                        f"weights/{folder.resolve().name}")
-    shape, head, labels = config.get("architecture"), config.setdefault("head", None), config.get("labels")
+    if "architecture" not in config and config.keys() & {
+        "model_type",
+        "hidden_size",
+        "dim",
+        "architectures",
+    }:
+        raise UserError(
+            f"{folder}: is a Hugging Face folder; convert it first: python tools/convert_weights.py {folder} "
+            f"weights/{folder.resolve().name}"
+        )
+    shape, head, labels = (
+        config.get("architecture"),
+        config.setdefault("head", None),
+        config.get("labels"),
+    )
     known = {field.name: type(field.default) for field in dataclasses.fields(BertConfig)}
-    strange = [f"{name} {value!r}" for name, value in shape.items()
-               if not isinstance(value, (float, int) if known.get(name) is float else known.get(name, ()))
-               ] if isinstance(shape, dict) else ["it is no object"]
+    strange = (
+        [
+            f"{name} {value!r}"
+            for name, value in shape.items()
+            if not isinstance(
+                value, (float, int) if known.get(name) is float else known.get(name, ())
+            )
+        ]
+        if isinstance(shape, dict)
+        else ["it is no object"]
+    )
     if strange:
-        raise UserError(f"{path}: \"architecture\" does not describe a BERT: {', '.join(strange)}; known are "
-                        f"{', '.join(known)}")
-    if head not in (None, QA, CLASSES) or head == CLASSES and not (isinstance(labels, list) and labels):
-        raise UserError(f"{path}: head is {head!r} with labels {labels!r}; known are null, {QA!r}, and {CLASSES!r} with "
-                        "a list of labels")
+        raise UserError(
+            f'{path}: "architecture" does not describe a BERT: {", ".join(strange)}; known are '
+            f"{', '.join(known)}"
+        )
+    if (
+        head not in (None, QA, CLASSES)
+        or head == CLASSES
+        and not (isinstance(labels, list) and labels)
+    ):
+        raise UserError(
+            f"{path}: head is {head!r} with labels {labels!r}; known are null, {QA!r}, and {CLASSES!r} with "
+            "a list of labels"
+        )
     return config
 
 
@@ -219,5 +297,3 @@ def read_qa(folder: str | Path) -> dict:
 def write_qa(folder: str | Path, qa: dict) -> None:
     """Write or replace qa.json."""
     write_json(Path(folder) / "qa.json", qa)
-
-

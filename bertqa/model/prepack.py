@@ -16,10 +16,14 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype):
         super().__init__()
         self.dtype, self.bias = dtype, bias.detach().to(dtype)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), None)  # (out, in), in blocks
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(
+            weight.detach().to(dtype), None
+        )  # (out, in), in blocks
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")  # -> (N, out)
+        return torch.ops.mkldnn._linear_pointwise(
+            x.to(self.dtype), self.weight, self.bias, "none", [], ""
+        )  # -> (N, out)
 
     def __reduce__(self):
         """Copied and pickled by its plain weights: the blocks cannot be."""
@@ -36,19 +40,28 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        weight = linear.weight.detach().float()                                    # (out, in)
-        scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127                # (out,)
-        with warnings.catch_warnings():  # torch plans to move these tensor types elsewhere, and says so every time
+        weight = linear.weight.detach().float()  # (out, in)
+        scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127  # (out,)
+        with (
+            warnings.catch_warnings()
+        ):  # torch plans to move these tensor types elsewhere, and says so every time
             warnings.simplefilter("ignore")
-            rounded = torch.quantize_per_channel(weight, scale, torch.zeros(len(weight), dtype=torch.int64), 0, torch.qint8)
-        self.packed, self.bias = torch.ops.quantized.linear_prepack(rounded, None), linear.bias.detach().float()
+            rounded = torch.quantize_per_channel(
+                weight, scale, torch.zeros(len(weight), dtype=torch.int64), 0, torch.qint8
+            )
+        self.packed, self.bias = (
+            torch.ops.quantized.linear_prepack(rounded, None),
+            linear.bias.detach().float(),
+        )
         # Without VNNI the processor adds pairs of products in 16 bits, which holds 7-bit inputs only.
         self.seven_bits = not torch.cpu._is_vnni_supported()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.float()                                                              # (N, in)
-        largest = x.abs().amax(1, keepdim=True).clamp(min=1e-8)                    # (N, 1)
-        products = torch.ops.quantized.linear_dynamic(x / largest, self.packed, self.seven_bits)    # (N, out)
+        x = x.float()  # (N, in)
+        largest = x.abs().amax(1, keepdim=True).clamp(min=1e-8)  # (N, 1)
+        products = torch.ops.quantized.linear_dynamic(
+            x / largest, self.packed, self.seven_bits
+        )  # (N, out)
         return torch.addcmul(self.bias, products, largest)
 
 
@@ -61,9 +74,14 @@ def pack(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     Args:
         dtype: of the products: torch.float32, or torch.bfloat16 for a model that is called under autocast to it.
     """
-    device, own = next(model.parameters()).device, {parameter.dtype for parameter in model.parameters()}
-    fast = {torch.float32: torch.backends.cpu.get_cpu_capability().startswith("AVX"),
-            torch.bfloat16: torch.cpu._is_avx512_bf16_supported()}
+    device, own = (
+        next(model.parameters()).device,
+        {parameter.dtype for parameter in model.parameters()},
+    )
+    fast = {
+        torch.float32: torch.backends.cpu.get_cpu_capability().startswith("AVX"),
+        torch.bfloat16: torch.cpu._is_avx512_bf16_supported(),
+    }
     if device.type != "cpu" or own != {torch.float32} or not fast.get(dtype) or not _has_onednn():
         return model
     return _with_linears(model, lambda linear: PackedLinear(linear.weight, linear.bias, dtype))
@@ -79,20 +97,27 @@ def int8(model: nn.Module) -> nn.Module:
     """
     device = next(model.parameters()).device
     if device.type != "cpu":
-        raise UserError(f"int8 is for CPUs, but the model is on {device}; use --device cpu, or leave out --int8")
+        raise UserError(
+            f"int8 is for CPUs, but the model is on {device}; use --device cpu, or leave out --int8"
+        )
     if torch.backends.quantized.engine == "none":
-        raise UserError(f"int8: torch {torch.__version__} was built without int8 products for this processor; "
-                        "leave out --int8")
+        raise UserError(
+            f"int8: torch {torch.__version__} was built without int8 products for this processor; "
+            "leave out --int8"
+        )
     return _with_linears(model, Int8Linear)
 
 
 def _with_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> nn.Module:
     """A copy of the model in eval mode, with something made of each Linear of its encoder in the place of that."""
-    linears = [module for module in getattr(model, "encoder", model).modules() if type(module) is nn.Linear]
+    linears = [
+        module for module in getattr(model, "encoder", model).modules() if type(module) is nn.Linear
+    ]
     return copy.deepcopy(model, {id(linear): make(linear) for linear in linears}).eval()
 
 
 def _has_onednn() -> bool:
     """Whether this build of torch has the two functions of oneDNN that its own compiler uses."""
     return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
+        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+    )

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bertqa.errors import UserError, first_sentence
+from bertqa.files import sha256
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """safetensors' names of the number types that weights may have."""
@@ -32,20 +33,34 @@ class Weights:
     get: Callable[[str], Tensor]
     """Name -> tensor, as stored."""
 
+    def sha256(self) -> str:
+        """Of all files in order, as `cat FILES | sha256sum` prints it."""
+        return sha256(*self.files)
+
 
 def open_safetensors(path: Path, device) -> Weights:
     try:
         file = safe_open(path, framework="pt", device=str(device))
         slices = {name: file.get_slice(name) for name in file.keys()}
-        return Weights([path], {name: tuple(s.get_shape()) for name, s in slices.items()},
-                       {name: str(s.get_dtype()) for name, s in slices.items()}, file.get_tensor)
+        return Weights(
+            [path],
+            {name: tuple(s.get_shape()) for name, s in slices.items()},
+            {name: str(s.get_dtype()) for name, s in slices.items()},
+            file.get_tensor,
+        )
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({first_sentence(error)}); it was cut off or damaged on "
-                        "its way: fetch it again") from error
+        raise UserError(
+            f"{path}: not a whole safetensors file ({first_sentence(error)}); it was cut off or damaged on "
+            "its way: fetch it again"
+        ) from error
 
 
-def write_safetensors(path: Path, dtypes: dict[str, torch.dtype], shapes: dict[str, tuple[int, ...]],
-                      get: Callable[[str], Tensor]) -> str:
+def write_safetensors(
+    path: Path,
+    dtypes: dict[str, torch.dtype],
+    shapes: dict[str, tuple[int, ...]],
+    get: Callable[[str], Tensor],
+) -> str:
     """Write a safetensors file one tensor at a time and return its sha256.
 
     The library's own writer wants all tensors in memory first. The format: 8 bytes with the length of a JSON header,
@@ -56,11 +71,17 @@ def write_safetensors(path: Path, dtypes: dict[str, torch.dtype], shapes: dict[s
         get: name -> tensor on any device, of that dtype and shape; called once each.
     """
     spelled = {dtype: name for name, dtype in DTYPES.items()}
-    names = sorted(dtypes, key=lambda name: -dtypes[name].itemsize)    # wide numbers first keeps all of them aligned
+    names = sorted(
+        dtypes, key=lambda name: -dtypes[name].itemsize
+    )  # wide numbers first keeps all of them aligned
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name in names:
         start, end = end, end + dtypes[name].itemsize * torch.Size(shapes[name]).numel()
-        header[name] = {"dtype": spelled[dtypes[name]], "shape": list(shapes[name]), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": spelled[dtypes[name]],
+            "shape": list(shapes[name]),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()

@@ -16,7 +16,7 @@ from bertqa.qa.thresholds import NO_SPAN_ODDS, abstain
 
 def characters(spans: Spans, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
     """(Q, n) first character of each span in its paragraph, and one past its last; 0, 0 where there is no span."""
-    base = windows.contexts.rows[windows.question_context][:, None]                            # (Q, 1)
+    base = windows.contexts.rows[windows.question_context][:, None]  # (Q, 1)
     there = spans.first >= 0
     starts, ends = np.zeros((2, *there.shape), np.int32)
     starts[there] = windows.contexts.starts[(spans.first + base)[there]]
@@ -48,14 +48,25 @@ class BestAnswers:
 
 def best_answers(spans: Spans, windows: Windows, examples: Sequence[Example]) -> BestAnswers:
     """The raw best spans, cut from the paragraphs; `examples` are those that were windowed, in that order."""
-    assert len(examples) == len(spans.first), f"{len(examples)} examples for {len(spans.first)} questions"
+    assert len(examples) == len(spans.first), (
+        f"{len(examples)} examples for {len(spans.first)} questions"
+    )
     starts, ends = (side[:, 0].copy() for side in characters(spans, windows))
-    texts = [example.context[a:b] for example, a, b in zip(examples, starts.tolist(), ends.tolist(), strict=True)]
+    texts = [
+        example.context[a:b]
+        for example, a, b in zip(examples, starts.tolist(), ends.tolist(), strict=True)
+    ]
     return BestAnswers(texts, starts, ends)
 
 
-def n_best(spans: Spans, windows: Windows, examples: Sequence[Example], *, no_answer: bool,
-           non_overlapping: bool = False) -> Iterator[list[dict]]:
+def n_best(
+    spans: Spans,
+    windows: Windows,
+    examples: Sequence[Example],
+    *,
+    no_answer: bool,
+    non_overlapping: bool = False,
+) -> Iterator[list[dict]]:
     """For each question its answers, best first: {text, probability, start_logit, end_logit, start, end}.
 
     The list holds the n best spans by position, without those whose text a better one has (hf keeps them, as run_qa
@@ -70,9 +81,11 @@ def n_best(spans: Spans, windows: Windows, examples: Sequence[Example], *, no_an
     starts, ends = characters(spans, windows)
     found = np.count_nonzero(spans.first >= 0, axis=1)
     for q, example in enumerate(examples):
-        columns = (side[q, :found[q]].tolist() for side in
-                   (spans.score, spans.first, spans.last, spans.start, spans.end, starts, ends))
-        entries, seen = [], set()                                        # score, first and last token, answer
+        columns = (
+            side[q, : found[q]].tolist()
+            for side in (spans.score, spans.first, spans.last, spans.start, spans.end, starts, ends)
+        )
+        entries, seen = [], set()  # score, first and last token, answer
         for score, first, last, start, end, a, b in zip(*columns, strict=True):
             text = example.context[a:b]
             if repeats or text not in seen:
@@ -82,8 +95,8 @@ def n_best(spans: Spans, windows: Windows, examples: Sequence[Example], *, no_an
         if no_answer or not entries:
             null = spans.null_score[q].item()
             place = sum(entry[0] >= null for entry in entries)
-            if place < n:                                                # then it takes one of the n places
-                entries = entries[:n - 1]
+            if place < n:  # then it takes one of the n places
+                entries = entries[: n - 1]
             answer = _answer("", spans.null_start[q].item(), spans.null_end[q].item(), 0, 0)
             entries.insert(place, (null, 0, -1, answer))
         scores = np.array([entry[0] for entry in entries])
@@ -94,7 +107,14 @@ def n_best(spans: Spans, windows: Windows, examples: Sequence[Example], *, no_an
 
 
 def _answer(text, start_logit, end_logit, start, end):
-    return dict(text=text, probability=0.0, start_logit=start_logit, end_logit=end_logit, start=start, end=end)
+    return dict(
+        text=text,
+        probability=0.0,
+        start_logit=start_logit,
+        end_logit=end_logit,
+        start=start,
+        end=end,
+    )
 
 
 def _without_overlap(entries):
@@ -105,8 +125,9 @@ def _without_overlap(entries):
     return kept
 
 
-def prediction_files(spans: Spans, windows: Windows, examples: Sequence[Example],
-                     threshold: float | None) -> dict[str, dict]:
+def prediction_files(
+    spans: Spans, windows: Windows, examples: Sequence[Example], threshold: float | None
+) -> dict[str, dict]:
     """File name -> content of predictions.json, nbest_predictions.json and null_odds.json, as the old scripts had them.
 
     A question is answered "" where its null odds exceed `threshold`; None never abstains, and leaves the null answer
@@ -114,8 +135,13 @@ def prediction_files(spans: Spans, windows: Windows, examples: Sequence[Example]
     """
     texts, odds = best_answers(spans, windows, examples).texts, null_odds(spans)
     ids = [example.id for example in examples]
-    answers = ["" if silent else text for text, silent in zip(texts, abstain(odds, threshold).tolist(), strict=True)]
+    answers = [
+        "" if silent else text
+        for text, silent in zip(texts, abstain(odds, threshold).tolist(), strict=True)
+    ]
     lists = n_best(spans, windows, examples, no_answer=threshold is not None)
-    return {"predictions.json": dict(zip(ids, answers, strict=True)),
-            "nbest_predictions.json": dict(zip(ids, lists, strict=True)),
-            "null_odds.json": dict(zip(ids, odds.tolist(), strict=True))}
+    return {
+        "predictions.json": dict(zip(ids, answers, strict=True)),
+        "nbest_predictions.json": dict(zip(ids, lists, strict=True)),
+        "null_odds.json": dict(zip(ids, odds.tolist(), strict=True)),
+    }

@@ -20,7 +20,10 @@ from bertqa.qa import metrics
 from bertqa.qa.metrics import Scores, normalise_answer, token_f1
 
 UNPLACED, NO_TOKEN, NO_WINDOW, TOO_LONG, INSIDE = FAULTS = (
-    "not found in its paragraph", "has no token", "in no window", "too many tokens",
+    "not found in its paragraph",
+    "has no token",
+    "in no window",
+    "too many tokens",
     "not on token boundaries",
 )
 
@@ -68,9 +71,20 @@ def place(example: Example, view: View, most: int) -> list[Placed]:
         i = int(np.searchsorted(view.ends, start, "right"))
         j = int(np.searchsorted(view.starts, start + len(text))) - 1
         nearest = example.context[view.starts[i] : view.ends[j]] if i <= j else ""
-        faults = ((i > j, NO_TOKEN), (j >= i and j >= view.reach(i), NO_WINDOW), (j - i >= most, TOO_LONG),
-                  (nearest != text, INSIDE))
-        answers.append(Placed(text, next((name for wrong, name in faults if wrong), ""), max(j - i + 1, 0), nearest))
+        faults = (
+            (i > j, NO_TOKEN),
+            (j >= i and j >= view.reach(i), NO_WINDOW),
+            (j - i >= most, TOO_LONG),
+            (nearest != text, INSIDE),
+        )
+        answers.append(
+            Placed(
+                text,
+                next((name for wrong, name in faults if wrong), ""),
+                max(j - i + 1, 0),
+                nearest,
+            )
+        )
     return answers
 
 
@@ -96,6 +110,7 @@ def search(context: str, view: View, golds: list[str], most: int, v1: bool) -> s
     reach never falls. The same holds at the end. A span that can lose such a piece is skipped: the shorter one is
     either scored or skipped for one that is shorter yet, and that must end.
     """
+
     def blank(character: int) -> bool:
         return 0 <= character < len(context) and context[character].isspace()
 
@@ -105,13 +120,20 @@ def search(context: str, view: View, golds: list[str], most: int, v1: bool) -> s
     wanted = {word for gold in golds for word in gold.split()}
     starts, ends = view.starts.tolist(), view.ends.tolist()
     total = len(starts)
-    behind, before = [total] * total, [-1] * total  # next token that follows a blank; last that one follows
+    behind, before = (
+        [total] * total,
+        [-1] * total,
+    )  # next token that follows a blank; last that one follows
     for i in range(total - 2, -1, -1):
         behind[i] = i + 1 if blank(starts[i + 1] - 1) else behind[i + 1]
     for j in range(1, total):
         before[j] = j - 1 if blank(ends[j - 1]) else before[j - 1]
 
-    best, text, seen = (int("" in golds), max(token_f1(gold.split(), [], v1) for gold in golds)), "", set()
+    best, text, seen = (
+        (int("" in golds), max(token_f1(gold.split(), [], v1) for gold in golds)),
+        "",
+        set(),
+    )
     skip_end: dict[int, bool] = {}
     for i in range(total):
         stop = min(i + most, view.reach(i))
@@ -127,7 +149,10 @@ def search(context: str, view: View, golds: list[str], most: int, v1: bool) -> s
             if guess in seen:
                 continue
             seen.add(guess)
-            score = int(guess in golds), max(token_f1(gold.split(), guess.split(), v1) for gold in golds)
+            score = (
+                int(guess in golds),
+                max(token_f1(gold.split(), guess.split(), v1) for gold in golds),
+            )
             if score > best:
                 best, text = score, context[starts[i] : ends[j]]
                 if score == (1, 1):
@@ -135,13 +160,22 @@ def search(context: str, view: View, golds: list[str], most: int, v1: bool) -> s
     return text
 
 
-def ceiling(examples: Sequence[Example], placed: list[list[Placed]], scores: Scores, v1: bool) -> dict:
+def ceiling(
+    examples: Sequence[Example], placed: list[list[Placed]], scores: Scores, v1: bool
+) -> dict:
     """The official numbers of the best answers, and every question below 100 EM with what stands in its way."""
     below = [
-        {"id": example.id, "question": example.question, "best": text, "f1": 100.0 * f1,
-         "answers": [asdict(answer) for answer in answers]}
-        for example, answers, text, exact, f1
-        in zip(examples, placed, scores.texts, scores.exact, scores.f1, strict=True) if not exact
+        {
+            "id": example.id,
+            "question": example.question,
+            "best": text,
+            "f1": 100.0 * f1,
+            "answers": [asdict(answer) for answer in answers],
+        }
+        for example, answers, text, exact, f1 in zip(
+            examples, placed, scores.texts, scores.exact, scores.f1, strict=True
+        )
+        if not exact
     ]
     figures = metrics.evaluate_v1(scores) if v1 else metrics.evaluate_v2(scores)
     return {"rules": "v1.1" if v1 else "v2.0", "figures": figures, "below": below}

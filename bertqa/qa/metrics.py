@@ -21,12 +21,16 @@ from typing import TYPE_CHECKING
 
 from bertqa.errors import UserError
 
-if TYPE_CHECKING:  # importing numpy takes longer than scoring dev-v2.0, so only the functions that need it do
+if (
+    TYPE_CHECKING
+):  # importing numpy takes longer than scoring dev-v2.0, so only the functions that need it do
     import numpy as np
 
     from bertqa.data.examples import Example
 
-PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII only, as the official scripts have it
+PUNCTUATION = str.maketrans(
+    "", "", string.punctuation
+)  # ASCII only, as the official scripts have it
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 # Thai to Myanmar, Khmer, kana, ideographs: scripts that put no spaces between words. Hangul does, so it is not here.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
@@ -75,9 +79,15 @@ class Scores:
     """Scores of a predictions file: a row per question in the order of the data, as plain lists (see above)."""
 
     ids: list[str] = field(default_factory=list)
-    has_answer: list[bool] = field(default_factory=list)  # the data gives at least one answer, even one without words
-    texts: list[str | None] = field(default_factory=list)  # the prediction; None = missing and counted as wrong
-    exact: list[int] = field(default_factory=list)  # best over the accepted answers, before any threshold
+    has_answer: list[bool] = field(
+        default_factory=list
+    )  # the data gives at least one answer, even one without words
+    texts: list[str | None] = field(
+        default_factory=list
+    )  # the prediction; None = missing and counted as wrong
+    exact: list[int] = field(
+        default_factory=list
+    )  # best over the accepted answers, before any threshold
     f1: list[float] = field(default_factory=list)
     char_f1: list[float] = field(default_factory=list)  # empty unless asked for
 
@@ -104,7 +114,9 @@ def score_answers(
     """
     assert missing in ("wrong", "skip"), missing
     normalise = functools.cache(normalise_answer)  # answers repeat; the cache dies with this call
-    examples = list(examples) if v1 else list({example.id: example for example in examples}.values())
+    examples = (
+        list(examples) if v1 else list({example.id: example for example in examples}.values())
+    )
     if not any(example.id in predictions for example in examples):
         ids = [example.id for example in examples]
         raise UserError(
@@ -138,7 +150,9 @@ def _some(ids: Iterable[str]) -> str:
     return ", ".join(map(repr, itertools.islice(ids, 3))) or "nothing"
 
 
-def _best_f1(golds: list[str], guess: str | None, tokens: Callable[[str], list[str]], v1: bool) -> float:
+def _best_f1(
+    golds: list[str], guess: str | None, tokens: Callable[[str], list[str]], v1: bool
+) -> float:
     if guess is None:
         return 0
     if guess and guess in golds:  # by far the commonest way to score
@@ -155,11 +169,17 @@ def evaluate_v1(scores: Scores) -> dict[str, float]:
     f1 = 0
     for value in scores.f1:  # not sum(): see the module's docstring
         f1 += value
-    return {"exact_match": 100.0 * sum(scores.exact) / len(scores.ids), "f1": 100.0 * f1 / len(scores.ids)}
+    return {
+        "exact_match": 100.0 * sum(scores.exact) / len(scores.ids),
+        "f1": 100.0 * f1 / len(scores.ids),
+    }
 
 
 def evaluate_v2(
-    scores: Scores, na_probs: Mapping[str, float] | None = None, threshold: float = 1.0, curves: bool = False
+    scores: Scores,
+    na_probs: Mapping[str, float] | None = None,
+    threshold: float = 1.0,
+    curves: bool = False,
 ) -> dict[str, float]:
     """The keys of evaluate-v2.0.py, in its order; `na_probs` is its --na-prob-file, `curves` adds --out-image-dir's.
 
@@ -182,7 +202,9 @@ def evaluate_v2(
             result |= {f"best_{name}": best, f"best_{name}_thresh": at}
         if curves and any(scores.has_answer):
             for name, values in curve_values(scores).items():
-                result[f"pr_{name}_ap"] = precision_recall(values, scores.has_answer, odds, order)[2]
+                result[f"pr_{name}_ap"] = precision_recall(values, scores.has_answer, odds, order)[
+                    2
+                ]
     return result
 
 
@@ -190,7 +212,11 @@ def odds_of(scores: Scores, na_probs: Mapping[str, float] | None) -> list[float 
     """No-answer odds of each row, all 0.0 without `na_probs`; None where a missing prediction has (and needs) none."""
     if na_probs is None:
         return [0.0] * len(scores.ids)
-    absent = [i for i, t in zip(scores.ids, scores.texts, strict=True) if t is not None and i not in na_probs]
+    absent = [
+        i
+        for i, t in zip(scores.ids, scores.texts, strict=True)
+        if t is not None and i not in na_probs
+    ]
     if absent:
         raise UserError(
             f"{len(absent)} of {len(scores.ids)} questions have no no-answer probability, e.g. {absent[0]!r}; give the "
@@ -204,10 +230,15 @@ def apply_threshold(
 ) -> list[float]:
     """Scores after every answer with odds > threshold is replaced by no answer. A missing prediction stays at 0."""
     rows = zip(values, scores.texts, odds, scores.has_answer, strict=True)
-    return [float(not has) if text is not None and o > threshold else value for value, text, o, has in rows]
+    return [
+        float(not has) if text is not None and o > threshold else value
+        for value, text, o, has in rows
+    ]
 
 
-def averages(exact: Sequence[float], f1: Sequence[float], has_answer: Sequence[bool]) -> dict[str, float]:
+def averages(
+    exact: Sequence[float], f1: Sequence[float], has_answer: Sequence[bool]
+) -> dict[str, float]:
     """exact, f1 and total, over all questions and under HasAns_ and NoAns_ over the two kinds (a kind must occur)."""
     result = {}
     for prefix, kind in (("", (True, False)), ("HasAns_", (True,)), ("NoAns_", (False,))):
@@ -242,7 +273,9 @@ def find_best_thresh(
 ) -> tuple[float, float]:
     """The official sweep, for its numbers only: (best score in percent, threshold). Use `thresholds.tune_threshold`."""
     known = [text is not None for text in scores.texts]
-    score = best = sum(k and not has for k, has in zip(known, scores.has_answer, strict=True))  # answering nothing
+    score = best = sum(
+        k and not has for k, has in zip(known, scores.has_answer, strict=True)
+    )  # answering nothing
     threshold = 0.0
     for row in order:
         if not known[row]:
@@ -255,11 +288,18 @@ def find_best_thresh(
 
 def curve_values(scores: Scores) -> dict[str, Sequence[float]]:
     """What each of the three curves credits an answered question with; "oracle" asks only whether it has an answer."""
-    return {"exact": scores.exact, "f1": scores.f1, "oracle": [float(has) for has in scores.has_answer]}
+    return {
+        "exact": scores.exact,
+        "f1": scores.f1,
+        "oracle": [float(has) for has in scores.has_answer],
+    }
 
 
 def precision_recall(
-    values: Sequence[float], has_answer: Sequence[bool], odds: Sequence[float | None], order: Sequence[int]
+    values: Sequence[float],
+    has_answer: Sequence[bool],
+    odds: Sequence[float | None],
+    order: Sequence[int],
 ) -> tuple[list[float], list[float], float]:
     """Precisions, recalls (fractions, starting at 1 and 0) and average precision in percent, answering down `order`.
 
@@ -282,7 +322,9 @@ def precision_recall(
 # ---- arrays ----
 
 
-def bootstrap(values: np.ndarray, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> np.ndarray:
+def bootstrap(
+    values: np.ndarray, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> np.ndarray:
     """Percentile confidence intervals of column means (Efron 1979): values (Q, K) -> low and high (K, 2).
 
     Questions are drawn with replacement, and all columns see the same draws. So the columns are paired by question: to
@@ -294,7 +336,11 @@ def bootstrap(values: np.ndarray, resamples: int = 1000, level: float = 0.95, se
     rng = np.random.default_rng(seed)
     means = np.empty((resamples, values.shape[1]))
     for mean in means:
-        mean[:] = np.bincount(rng.integers(len(values), size=len(values)), minlength=len(values)) @ values / len(values)
+        mean[:] = (
+            np.bincount(rng.integers(len(values), size=len(values)), minlength=len(values))
+            @ values
+            / len(values)
+        )
     return np.quantile(means, ((1 - level) / 2, (1 + level) / 2), axis=0).T
 
 

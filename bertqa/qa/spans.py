@@ -55,8 +55,14 @@ class SpanSettings:
     """A span counts only in the window that shows most context around its first token; google implies it."""
 
     def __post_init__(self):
-        problems = [f"{name} is {value}; use 1 or more" for name, value in
-                    (("n_best", self.n_best), ("max_answer_length", self.max_answer_length)) if value < 1]
+        problems = [
+            f"{name} is {value}; use 1 or more"
+            for name, value in (
+                ("n_best", self.n_best),
+                ("max_answer_length", self.max_answer_length),
+            )
+            if value < 1
+        ]
         if self.mode not in MODES:
             problems.append(f"mode is {self.mode!r}; use one of {', '.join(MODES)}")
         if problems:
@@ -97,9 +103,11 @@ class SpanDecoder:
 
     def __init__(self, windows: Windows, settings: SpanSettings = SpanSettings()):
         self.windows, self.settings = windows, settings
-        self.lengths = windows.lengths                                                         # (W,)
-        self.head = self.lengths - windows.count - 1                           # (W,) where the paragraph part begins
-        self.alone = np.bincount(windows.question, minlength=len(windows.question_context)) == 1   # (Q,) has one window
+        self.lengths = windows.lengths  # (W,)
+        self.head = self.lengths - windows.count - 1  # (W,) where the paragraph part begins
+        self.alone = (
+            np.bincount(windows.question, minlength=len(windows.question_context)) == 1
+        )  # (Q,) has one window
         google = settings.mode == "google"
         self.sum_type = np.float64 if google else np.float32
         self.kept = settings.n_best * (SPARE if google else 1)
@@ -108,11 +116,18 @@ class SpanDecoder:
         wide = [(name, type_, (self.kept,)) for name, type_ in types.items()]
         self.none = np.zeros((), wide)
         self.none["score"], self.none["first"], self.none["last"] = -np.inf, -1, -1
-        self.table = np.full(len(self.alone), self.none)                                       # (Q,)
-        self.null = np.zeros(len(self.alone), [("score", self.sum_type), ("row", np.int64), ("start", np.float32),
-                                               ("end", np.float32)])                           # (Q,)
+        self.table = np.full(len(self.alone), self.none)  # (Q,)
+        self.null = np.zeros(
+            len(self.alone),
+            [
+                ("score", self.sum_type),
+                ("row", np.int64),
+                ("start", np.float32),
+                ("end", np.float32),
+            ],
+        )  # (Q,)
         self.null["score"] = np.inf
-        self.waiting = np.ones(len(windows.question), bool)                                    # (W,)
+        self.waiting = np.ones(len(windows.question), bool)  # (W,)
         self.buffer: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.buffered = 0
 
@@ -130,8 +145,12 @@ class SpanDecoder:
         rows = np.array(rows, np.int64)
         start, end = np.array(start_logits, np.float32), np.array(end_logits, np.float32)
         tokens = int(self.lengths[rows].sum())
-        assert start.shape == end.shape == (tokens,), f"{start.shape} and {end.shape} logits for {tokens} tokens"
-        assert self.waiting[rows].all() and (np.diff(np.sort(rows)) > 0).all(), "a window was added twice"
+        assert start.shape == end.shape == (tokens,), (
+            f"{start.shape} and {end.shape} logits for {tokens} tokens"
+        )
+        assert self.waiting[rows].all() and (np.diff(np.sort(rows)) > 0).all(), (
+            "a window was added twice"
+        )
         self._check_finite(rows, start, end)
         self.waiting[rows] = False
         self.buffer.append((rows, start, end))
@@ -141,21 +160,30 @@ class SpanDecoder:
 
     def finish(self) -> Spans:
         """The spans, once every window was added."""
-        assert not self.waiting.any(), f"{self.waiting.sum()} windows never added, e.g. row {self.waiting.argmax()}"
+        assert not self.waiting.any(), (
+            f"{self.waiting.sum()} windows never added, e.g. row {self.waiting.argmax()}"
+        )
         self._search()
         assert np.isfinite(self.null["score"]).all(), "every question needs a window"
         names = ("first", "last", "start", "end", "score")
-        return Spans(self.settings, **{name: self.table[name] for name in names},
-                     **{f"null_{name}": self.null[name] for name in names[2:]})
+        return Spans(
+            self.settings,
+            **{name: self.table[name] for name in names},
+            **{f"null_{name}": self.null[name] for name in names[2:]},
+        )
 
     def _check_finite(self, rows, start, end):
-        good = (np.abs(start) < LARGEST_LOGIT) & (np.abs(end) < LARGEST_LOGIT)                 # False for NaN too
+        good = (np.abs(start) < LARGEST_LOGIT) & (np.abs(end) < LARGEST_LOGIT)  # False for NaN too
         if not good.all():
             token = int(good.argmin())
-            question = self.windows.question[rows[np.searchsorted(self.lengths[rows].cumsum(), token, side="right")]]
-            raise UserError(f"question {question} (counted from 0): the model gave start logit {start[token]} and end "
-                            f"logit {end[token]}; logits must be finite, so its weights are damaged, or training "
-                            "diverged, or half precision overflowed: try float32")
+            question = self.windows.question[
+                rows[np.searchsorted(self.lengths[rows].cumsum(), token, side="right")]
+            ]
+            raise UserError(
+                f"question {question} (counted from 0): the model gave start logit {start[token]} and end "
+                f"logit {end[token]}; logits must be finite, so its weights are damaged, or training "
+                "diverged, or half precision overflowed: try float32"
+            )
 
     def _search(self):
         """Empty the buffer into the table."""
@@ -163,11 +191,13 @@ class SpanDecoder:
             return
         rows, start, end = (np.concatenate(part) for part in zip(*self.buffer, strict=True))
         self.buffer, self.buffered = [], 0
-        at = self.lengths[rows].cumsum() - self.lengths[rows]                                  # (S,) where each begins
+        at = self.lengths[rows].cumsum() - self.lengths[rows]  # (S,) where each begins
         self._add_null(rows, start[at], end[at])
         find = self._exact if self.settings.mode == "exact" else self._candidates
         for block in _blocks(self.windows.count[rows], self.settings):
-            self._merge(self.windows.question[rows[block]], find(rows[block], at[block], start, end))
+            self._merge(
+                self.windows.question[rows[block]], find(rows[block], at[block], start, end)
+            )
 
     def _add_null(self, rows, start, end):
         """Lower the null score of each question to that of its windows, the first window winning ties."""
@@ -179,7 +209,9 @@ class SpanDecoder:
         best = best[_heads(question[best])]
         new, question = new[best], question[best]
         old = self.null[question]
-        lower = (new["score"] < old["score"]) | ((new["score"] == old["score"]) & (new["row"] < old["row"]))
+        lower = (new["score"] < old["score"]) | (
+            (new["score"] == old["score"]) & (new["row"] < old["row"])
+        )
         self.null[question[lower]] = new[lower]
 
     def _exact(self, rows, at, start, end):
@@ -193,28 +225,36 @@ class SpanDecoder:
         if L == 0:
             return np.full(B, self.none)
         reach = min(self.settings.max_answer_length, L)
-        column = np.arange(L + reach - 1)                     # with room behind, so that every start sees `reach` ends
-        where = (at + self.head[rows])[:, None] + column                                       # (B, L+reach-1)
+        column = np.arange(L + reach - 1)  # with room behind, so that every start sees `reach` ends
+        where = (at + self.head[rows])[:, None] + column  # (B, L+reach-1)
         outside = column >= self.windows.count[rows][:, None]
         start, end = start.take(where[:, :L], mode="clip"), end.take(where, mode="clip")
-        np.copyto(start, -np.inf, where=outside[:, :L])                                        # (B, L)
-        np.copyto(end, -np.inf, where=outside)                                                 # (B, L+reach-1)
+        np.copyto(start, -np.inf, where=outside[:, :L])  # (B, L)
+        np.copyto(end, -np.inf, where=outside)  # (B, L+reach-1)
         if self.settings.max_context:
-            start[~has_max_context(self.windows, rows, np.broadcast_to(column[:L], (B, L)))] = -np.inf
-        largest, width = end, 1                                               # largest[i] over `width` ends from i on
+            start[
+                ~has_max_context(self.windows, rows, np.broadcast_to(column[:L], (B, L)))
+            ] = -np.inf
+        largest, width = end, 1  # largest[i] over `width` ends from i on
         while width < reach:
             more = min(width, reach - width)
             largest, width = np.maximum(largest[:, :-more], largest[:, more:]), width + more
-        starts = _largest(start + largest, self.kept)                                          # (B, n)
+        starts = _largest(start + largest, self.kept)  # (B, n)
         line = np.arange(B)[:, None]
-        score = sliding_window_view(end, reach, axis=1)[line, starts]                          # (B, n, reach)
+        score = sliding_window_view(end, reach, axis=1)[line, starts]  # (B, n, reach)
         score += start[line, starts][:, :, None]
-        pick, score = _best(score.reshape(B, -1), self.kept)                                   # (B, n)
+        pick, score = _best(score.reshape(B, -1), self.kept)  # (B, n)
         first = starts[line, pick // reach]
         last = first + pick % reach
         ahead = self.windows.first[rows][:, None]
-        return self._records(score, (first + ahead) << 32 | (last + ahead), first + ahead, last + ahead,
-                             start[line, first], end[line, last])
+        return self._records(
+            score,
+            (first + ahead) << 32 | (last + ahead),
+            first + ahead,
+            last + ahead,
+            start[line, first],
+            end[line, last],
+        )
 
     def _candidates(self, rows, at, start, end):
         """Like `_exact`, but from the best starts x best ends of each window, in the order of the old scripts."""
@@ -222,18 +262,24 @@ class SpanDecoder:
         head, count = self.head[rows][:, None], self.windows.count[rows][:, None]
         by_start, by_end = (self._ranked(logits, at, self.lengths[rows]) for logits in (start, end))
         start, end = start[at[:, None] + by_start], end[at[:, None] + by_end]
-        first, last = by_start - head, by_end - head                                           # (B, n)
+        first, last = by_start - head, by_end - head  # (B, n)
         good_start, good_end = (first >= 0) & (first < count), (last >= 0) & (last < count)
         if self.settings.max_context:
             good_start &= has_max_context(self.windows, rows, first)
-        size = last[:, None, :] - first[:, :, None] + 1                                        # (B, n, n)
+        size = last[:, None, :] - first[:, :, None] + 1  # (B, n, n)
         valid = good_start[:, :, None] & good_end[:, None, :]
         valid &= (size >= 1) & (size <= self.settings.max_answer_length)
         score = np.where(valid, start[:, :, None].astype(self.sum_type) + end[:, None, :], -np.inf)
         pick, score = _best(score.reshape(len(rows), -1), self.kept)
         i, j, ahead = pick // n, pick % n, self.windows.first[rows][:, None]
-        return self._records(score, rows[:, None] << 32 | pick, first[line, i] + ahead, last[line, j] + ahead,
-                             start[line, i], end[line, j])
+        return self._records(
+            score,
+            rows[:, None] << 32 | pick,
+            first[line, i] + ahead,
+            last[line, j] + ahead,
+            start[line, i],
+            end[line, j],
+        )
 
     def _ranked(self, logits, at, lengths):
         """(B, n) positions of the largest logits of each window, best first; -1 where it has fewer tokens."""
@@ -242,8 +288,10 @@ class SpanDecoder:
         for line, (begin, length) in enumerate(zip(at.tolist(), lengths.tolist(), strict=True)):
             window = logits[begin : begin + length]
             # run_qa's own call leaves ties to numpy and the processor; Google's sort is stable
-            best = np.argsort(window)[:-n - 1:-1] if hf else np.argsort(-window, kind="stable")[:n]
-            ranked[line, :len(best)] = best
+            best = (
+                np.argsort(window)[: -n - 1 : -1] if hf else np.argsort(-window, kind="stable")[:n]
+            )
+            ranked[line, : len(best)] = best
         return ranked
 
     def _records(self, *columns):
@@ -251,7 +299,7 @@ class SpanDecoder:
         records = np.full(len(columns[0]), self.none)
         real = columns[0] > -np.inf
         for name, values in zip(self.table.dtype.names, columns, strict=True):
-            np.copyto(records[name][:, :real.shape[1]], values, where=real, casting="same_kind")
+            np.copyto(records[name][:, : real.shape[1]], values, where=real, casting="same_kind")
         return records
 
     def _merge(self, questions, records):
@@ -262,12 +310,16 @@ class SpanDecoder:
             return
         questions = questions[~alone]
         own = np.sort(questions)
-        own = own[_heads(own)]                                                                 # each question once
+        own = own[_heads(own)]  # each question once
         pool = np.concatenate([self.table[own], records[~alone]])
-        line = np.searchsorted(own, np.concatenate([own, questions])).repeat(self.kept)        # of `own`, for each span
+        line = np.searchsorted(own, np.concatenate([own, questions])).repeat(
+            self.kept
+        )  # of `own`, for each span
         score, order = pool["score"].ravel(), pool["order"].ravel()
         spans = np.flatnonzero(score > -np.inf)
-        if self.settings.mode == "exact":  # of a span that several windows saw the highest score, then start, then end
+        if (
+            self.settings.mode == "exact"
+        ):  # of a span that several windows saw the highest score, then start, then end
             start, end = (-pool[name].ravel()[spans] for name in ("start", "end"))
             spans = spans[np.lexsort((end, start, -score[spans], order[spans], line[spans]))]
             spans = spans[_heads(line[spans], order[spans])]
@@ -285,7 +337,11 @@ def _blocks(counts: np.ndarray, settings: SpanSettings) -> Iterator[np.ndarray]:
     order, begin = np.argsort(-counts, kind="stable"), 0
     while begin < len(order):
         largest = int(counts[order[begin]])
-        reach = min(settings.max_answer_length, largest) if settings.mode == "exact" else settings.n_best
+        reach = (
+            min(settings.max_answer_length, largest)
+            if settings.mode == "exact"
+            else settings.n_best
+        )
         stop = begin + max(1, BLOCK // (largest + settings.n_best * reach + 1))
         yield order[begin:stop]
         begin = stop
@@ -303,9 +359,9 @@ def _largest(values: np.ndarray, n: int) -> np.ndarray:
     B, K = values.shape
     if n >= K:
         return np.broadcast_to(np.arange(K), (B, K))
-    least = np.partition(values, K - n, axis=1)[:, K - n, None]                                # (B, 1) the n-th largest
+    least = np.partition(values, K - n, axis=1)[:, K - n, None]  # (B, 1) the n-th largest
     keep = values >= least
-    if np.count_nonzero(keep) > n * B:                                                         # some rows keep too many
+    if np.count_nonzero(keep) > n * B:  # some rows keep too many
         tied = np.flatnonzero(np.count_nonzero(keep, axis=1) > n)
         equal = values[tied] == least[tied]
         room = n - np.count_nonzero(values[tied] > least[tied], axis=1)[:, None]
@@ -332,7 +388,10 @@ def has_max_context(windows: Windows, rows: np.ndarray, tokens: np.ndarray) -> n
         rows: (B,) rows of `windows`.
         tokens: (B, k) tokens counted from the window's first paragraph token; others than the window's give False.
     """
-    def context(row, token):  # (B, 1), (B, k) in the paragraph -> (B, k), -inf outside of the window
+
+    def context(
+        row, token
+    ):  # (B, 1), (B, k) in the paragraph -> (B, k), -inf outside of the window
         left, count = token - windows.first[row], windows.count[row]
         right = count - 1 - left
         return np.where((left >= 0) & (right >= 0), np.minimum(left, right) + 0.01 * count, -np.inf)
@@ -349,7 +408,7 @@ def has_max_context(windows: Windows, rows: np.ndarray, tokens: np.ndarray) -> n
             todo, other = todo[near], other[near]
             near = windows.question[other[:, 0]] == windows.question[row[todo, 0]]
             left, right = np.minimum(other, row[todo])[:, 0], np.maximum(other, row[todo])[:, 0]
-            near &= windows.first[left] + windows.count[left] > windows.first[right]           # they overlap
+            near &= windows.first[left] + windows.count[left] > windows.first[right]  # they overlap
             todo, other = todo[near], other[near]
             theirs = context(other, token[todo])
             best[todo] &= mine[todo] > theirs if sign < 0 else mine[todo] >= theirs

@@ -37,7 +37,9 @@ class Sweep:
     best_f1_thresh: float
 
 
-def tune_threshold(odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answer: np.ndarray) -> Sweep:
+def tune_threshold(
+    odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answer: np.ndarray
+) -> Sweep:
     """The no-answer threshold that scores best, given each question's raw best non-null answer. All arrays are (Q,).
 
     `exact` and `f1` score the raw answers (`score_answers` of the best non-null texts): once a threshold has emptied
@@ -54,29 +56,51 @@ def tune_threshold(odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answ
     assert odds.shape == exact.shape == f1.shape == has_answer.shape and odds.ndim == 1
     if len(odds) == 0 or not np.isfinite(odds).all():
         bad = int(np.count_nonzero(~np.isfinite(odds)))
-        raise UserError(f"a threshold needs no-answer odds that are finite numbers: {bad} of {len(odds)} are not")
+        raise UserError(
+            f"a threshold needs no-answer odds that are finite numbers: {bad} of {len(odds)} are not"
+        )
     order = np.argsort(odds, kind="stable")
-    levels, first = np.unique(odds[order], return_index=True)  # (K-1,) distinct odds and where each starts
+    levels, first = np.unique(
+        odds[order], return_index=True
+    )  # (K-1,) distinct odds and where each starts
     below, above = levels[:-1], levels[1:]
     middle = below + (above - below) / 2
-    middle = np.where(middle < above, middle, below)  # neighbouring floats have nothing between them
+    middle = np.where(
+        middle < above, middle, below
+    )  # neighbouring floats have nothing between them
     thresholds = np.concatenate(([levels[0] - 1.0], middle, [levels[-1] + 1.0]))
     answered = np.append(first, len(odds))  # (K,) questions answered at each threshold
     nothing = (~has_answer).astype(np.float64)
 
     def curve(values: np.ndarray) -> np.ndarray:
-        gains = np.concatenate(([0.0], np.cumsum((values - nothing)[order])))  # answering this one more question
+        gains = np.concatenate(
+            ([0.0], np.cumsum((values - nothing)[order]))
+        )  # answering this one more question
         return 100.0 * (nothing.sum() + gains[answered]) / len(odds)
 
     exact, f1 = curve(exact), curve(f1)
     at_exact, at_f1 = int(exact.argmax()), int(f1.argmax())
     return Sweep(
-        thresholds, exact, f1,
-        float(exact[at_exact]), float(thresholds[at_exact]), float(f1[at_f1]), float(thresholds[at_f1]))
+        thresholds,
+        exact,
+        f1,
+        float(exact[at_exact]),
+        float(thresholds[at_exact]),
+        float(f1[at_f1]),
+        float(thresholds[at_f1]),
+    )
 
 
-def tune(odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answer: np.ndarray, *,
-         examples: Sequence[Example] | None = None, tune_on: float | None = None, seed: int = 0) -> dict:
+def tune(
+    odds: np.ndarray,
+    exact: np.ndarray,
+    f1: np.ndarray,
+    has_answer: np.ndarray,
+    *,
+    examples: Sequence[Example] | None = None,
+    tune_on: float | None = None,
+    seed: int = 0,
+) -> dict:
     """The threshold of best F1 and the calibration of the null odds, as entries for qa.json.
 
     Without `tune_on` both are fitted and reported on all questions, which flatters them. With it, they are fitted on
@@ -98,15 +122,24 @@ def tune(odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answer: np.nda
     part = np.ones(len(odds), bool) if tune_on is None else hold_out(examples, tune_on, seed)
     threshold = scale = bias = None
     if not has_answer[part].all():
-        threshold = tune_threshold(odds[part], exact[part], f1[part], has_answer[part]).best_f1_thresh
+        threshold = tune_threshold(
+            odds[part], exact[part], f1[part], has_answer[part]
+        ).best_f1_thresh
         fit = part & found
         if has_answer[fit].any() and not has_answer[fit].all():
             scale, bias = fit_probability(odds[fit], has_answer[fit])
     tuning = {"tune_on": tune_on, "seed": seed}
     for name, rows in (("tuned", part), ("held_out", ~part)):
         if rows.any():
-            tuning[name] = _report(odds[rows], exact[rows], f1[rows], has_answer[rows], threshold, scale, bias)
-    return {"null_threshold": threshold, "no_answer_scale": scale, "no_answer_bias": bias, "tuning": tuning}
+            tuning[name] = _report(
+                odds[rows], exact[rows], f1[rows], has_answer[rows], threshold, scale, bias
+            )
+    return {
+        "null_threshold": threshold,
+        "no_answer_scale": scale,
+        "no_answer_bias": bias,
+        "tuning": tuning,
+    }
 
 
 def _report(odds, exact, f1, has_answer, threshold, scale, bias) -> dict:
@@ -116,12 +149,21 @@ def _report(odds, exact, f1, has_answer, threshold, scale, bias) -> dict:
     report = {"questions": len(odds)}
     for suffix, value in (("", threshold), ("_at_zero", 0.0)):
         silent = abstain(odds, value)
-        report |= {name + suffix: 100.0 * float(np.where(silent, ~has_answer, values).mean())
-                   for name, values in (("exact", exact), ("f1", f1))}
-    report |= {name: getattr(sweep, name) for name in ("best_f1", "best_f1_thresh", "best_exact", "best_exact_thresh")}
+        report |= {
+            name + suffix: 100.0 * float(np.where(silent, ~has_answer, values).mean())
+            for name, values in (("exact", exact), ("f1", f1))
+        }
+    report |= {
+        name: getattr(sweep, name)
+        for name in ("best_f1", "best_f1_thresh", "best_exact", "best_exact_thresh")
+    }
     if scale is not None:
-        report["calibration_error_before"] = calibration_error(no_answer_probability(odds, 1.0, 0.0), has_answer)
-        report["calibration_error"] = calibration_error(no_answer_probability(odds, scale, bias), has_answer)
+        report["calibration_error_before"] = calibration_error(
+            no_answer_probability(odds, 1.0, 0.0), has_answer
+        )
+        report["calibration_error"] = calibration_error(
+            no_answer_probability(odds, scale, bias), has_answer
+        )
     return report
 
 
@@ -135,14 +177,20 @@ def hold_out(examples: Sequence[Example], fraction: float, seed: int = 0) -> np.
         UserError: for a fraction outside of (0, 1), or fewer than two articles.
     """
     if not 0.0 < fraction < 1.0:
-        raise UserError(f"tune_on is {fraction}; it is the fraction of the questions to tune on, above 0 and below 1")
-    names, article = np.unique([example.title or example.context for example in examples], return_inverse=True)
+        raise UserError(
+            f"tune_on is {fraction}; it is the fraction of the questions to tune on, above 0 and below 1"
+        )
+    names, article = np.unique(
+        [example.title or example.context for example in examples], return_inverse=True
+    )
     if len(names) < 2:
-        raise UserError(f"tune_on {fraction} holds out whole articles, but all {len(examples)} questions are of "
-                        f"{len(names)} article; tune on all of them, or give data with more articles")
+        raise UserError(
+            f"tune_on {fraction} holds out whole articles, but all {len(examples)} questions are of "
+            f"{len(names)} article; tune on all of them, or give data with more articles"
+        )
     order = np.random.default_rng(seed).permutation(len(names))
-    total = np.bincount(article)[order].cumsum()                                           # questions in the first k+1
-    chosen = 1 + int(np.abs(total[:-1] - fraction * len(examples)).argmin())               # never all articles
+    total = np.bincount(article)[order].cumsum()  # questions in the first k+1
+    chosen = 1 + int(np.abs(total[:-1] - fraction * len(examples)).argmin())  # never all articles
     return np.isin(article, order[:chosen])
 
 
@@ -160,7 +208,7 @@ def fit_probability(odds: np.ndarray, has_answer: np.ndarray) -> tuple[float, fl
     none = ~np.asarray(has_answer, bool)
     assert none.any() and not none.all(), "a probability needs questions with and without an answer"
     target = np.where(none, (none.sum() + 1) / (none.sum() + 2), 1 / ((~none).sum() + 2))
-    inputs = np.stack([odds, np.ones(len(odds))])                                          # (2, Q)
+    inputs = np.stack([odds, np.ones(len(odds))])  # (2, Q)
 
     def loss(weights):
         logit = weights @ inputs
@@ -169,7 +217,9 @@ def fit_probability(odds: np.ndarray, has_answer: np.ndarray) -> tuple[float, fl
     weights = np.array([1.0, 0.0])
     for _ in range(100):
         p = no_answer_probability(odds, *weights)
-        hessian = (inputs * (p * (1 - p))) @ inputs.T + 1e-9 * np.eye(2)                   # constant odds stay solvable
+        hessian = (inputs * (p * (1 - p))) @ inputs.T + 1e-9 * np.eye(
+            2
+        )  # constant odds stay solvable
         step = np.linalg.solve(hessian, inputs @ (target - p))
         while loss(weights + step) > loss(weights) and np.abs(step).max() > 1e-9:
             step /= 2

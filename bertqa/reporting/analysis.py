@@ -35,7 +35,9 @@ KINDS = {
 # ---- one question ----
 
 
-def kind_of(example: Example, text: str | None, exact: float, f1: float, span: tuple[int, int] | None) -> str:
+def kind_of(
+    example: Example, text: str | None, exact: float, f1: float, span: tuple[int, int] | None
+) -> str:
     """The key of `KINDS` for a prediction; `span` is where it stands in the context, None where that is not known.
 
     Places decide between boundary and wrong span, for a wrong answer may share a word with the right one by chance.
@@ -49,8 +51,11 @@ def kind_of(example: Example, text: str | None, exact: float, f1: float, span: t
         return "false_answer"
     if text == "":
         return "false_silence"
-    golds = [(start, start + len(gold)) for gold, start in zip(example.answer_texts, example.answer_starts, strict=True)
-             if start >= 0]
+    golds = [
+        (start, start + len(gold))
+        for gold, start in zip(example.answer_texts, example.answer_starts, strict=True)
+        if start >= 0
+    ]
     if span and any(span[0] < end and start < span[1] for start, end in golds):
         return "boundary"
     placed = span is not None and len(golds) == len(example.answer_texts)
@@ -88,12 +93,19 @@ def group(examples: Sequence[Example], windows: np.ndarray | None = None) -> lis
     Lengths are in words. Labels that no question has are left out, and a group of fewer than two labels with them.
     """
     words = [QUESTION_WORDS.index(question_word(example.question)) for example in examples]
-    answer = [len(example.answer_texts[0].split()) if example.answer_texts else -1 for example in examples]
+    answer = [
+        len(example.answer_texts[0].split()) if example.answer_texts else -1 for example in examples
+    ]
     length = {example.context: len(example.context.split()) for example in examples}
-    groups = [Group("Question word", list(QUESTION_WORDS), np.array(words)),
-              _buckets("Words in the answer", answer, (1, 2, 3, 4, 6, 11)),
-              _buckets("Words in the context", [length[example.context] for example in examples],
-                       (0, 80, 120, 160, 240, 400, 800, 1600))]
+    groups = [
+        Group("Question word", list(QUESTION_WORDS), np.array(words)),
+        _buckets("Words in the answer", answer, (1, 2, 3, 4, 6, 11)),
+        _buckets(
+            "Words in the context",
+            [length[example.context] for example in examples],
+            (0, 80, 120, 160, 240, 400, 800, 1600),
+        ),
+    ]
     if windows is not None:
         groups.append(_buckets("Windows", windows, (1, 2, 3, 4, 6, 11)))
     return [small for small in map(_without_empty, groups) if len(small.labels) > 1]
@@ -101,7 +113,9 @@ def group(examples: Sequence[Example], windows: np.ndarray | None = None) -> lis
 
 def _buckets(name: str, counts, starts: tuple[int, ...]) -> Group:
     labels = [f"{a}" if b - a == 1 else f"{a}–{b - 1}" for a, b in itertools.pairwise(starts)]
-    return Group(name, [*labels, f"{starts[-1]}+"], np.searchsorted(starts, counts, side="right") - 1)
+    return Group(
+        name, [*labels, f"{starts[-1]}+"], np.searchsorted(starts, counts, side="right") - 1
+    )
 
 
 def _without_empty(old: Group) -> Group:
@@ -117,16 +131,23 @@ def group_rows(parted: Group, systems: Sequence[tuple[np.ndarray, np.ndarray]]) 
     for index in range(len(parted.labels)):
         inside = parted.of == index
         n = int(inside.sum())
-        rows.append({"n": n, "exact": [_percent(exact[inside].mean()) for exact, _ in systems],
-                     "f1": [_percent(f1[inside].mean()) for _, f1 in systems],
-                     "margin": [_percent(1.96 * f1[inside].std() / math.sqrt(n)) for _, f1 in systems]})
+        rows.append(
+            {
+                "n": n,
+                "exact": [_percent(exact[inside].mean()) for exact, _ in systems],
+                "f1": [_percent(f1[inside].mean()) for _, f1 in systems],
+                "margin": [_percent(1.96 * f1[inside].std() / math.sqrt(n)) for _, f1 in systems],
+            }
+        )
     return rows
 
 
 # ---- tables ----
 
 
-def score_table(has_answer: np.ndarray, systems: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[dict]:
+def score_table(
+    has_answer: np.ndarray, systems: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> list[dict]:
     """Rows for all questions, those with and those without an answer: n, exact and f1 as [mean, low, high] per system.
 
     Intervals are 95 % bootstrap intervals over questions. With two systems `difference` holds that of the second minus
@@ -134,18 +155,27 @@ def score_table(has_answer: np.ndarray, systems: Sequence[tuple[np.ndarray, np.n
     """
     names = ("exact", "f1")
     rows = []
-    for label, inside in (("All questions", np.ones(len(has_answer), bool)), ("With an answer", has_answer),
-                          ("Without an answer", ~has_answer)):
+    for label, inside in (
+        ("All questions", np.ones(len(has_answer), bool)),
+        ("With an answer", has_answer),
+        ("Without an answer", ~has_answer),
+    ):
         if not inside.any() or label != "All questions" and inside.all():
             continue
         columns = [np.asarray(values, float)[inside] for system in systems for values in system]
         if len(systems) == 2:
             columns += [columns[2] - columns[0], columns[3] - columns[1]]
-        columns = np.stack(columns, 1)                              # (q, 2) exact and f1, or (q, 6) with two differences
+        columns = np.stack(columns, 1)  # (q, 2) exact and f1, or (q, 6) with two differences
         limits = bootstrap(columns)
-        cells = [[_percent(value) for value in (mean, *pair)] for mean, pair in zip(columns.mean(0), limits, strict=True)]
+        cells = [
+            [_percent(value) for value in (mean, *pair)]
+            for mean, pair in zip(columns.mean(0), limits, strict=True)
+        ]
         row = {"label": label, "n": int(inside.sum())}
-        row |= {name: [cells[2 * system + i] for system in range(len(systems))] for i, name in enumerate(names)}
+        row |= {
+            name: [cells[2 * system + i] for system in range(len(systems))]
+            for i, name in enumerate(names)
+        }
         if len(systems) == 2:
             row["difference"] = dict(zip(names, cells[4:], strict=True))
         rows.append(row)
@@ -155,8 +185,13 @@ def score_table(has_answer: np.ndarray, systems: Sequence[tuple[np.ndarray, np.n
 def kind_rows(kinds: Sequence[str], f1: np.ndarray) -> list[dict]:
     """Per kind in the order of `KINDS`: n, and the F1 points it costs; these add up to 100 - F1."""
     kinds = np.array(kinds)
-    return [{"n": int((kinds == kind).sum()), "lost": _percent((1 - f1)[kinds == kind].sum() / len(kinds))}
-            for kind in KINDS]
+    return [
+        {
+            "n": int((kinds == kind).sum()),
+            "lost": _percent((1 - f1)[kinds == kind].sum() / len(kinds)),
+        }
+        for kind in KINDS
+    ]
 
 
 def mcnemar(only_first: int, only_second: int) -> tuple[float, str]:
@@ -183,15 +218,25 @@ def verdict(row: dict, exact: Sequence[np.ndarray], names: Sequence[str]) -> dic
     p, method = mcnemar(only_first, only_second)
     better = None if low <= 0 <= high else int(gap > 0)
     if better is None:
-        text = (f"No significant difference: {names[1]} − {names[0]} = {_signed(gap)} F1 "
-                f"[{_signed(low)}, {_signed(high)}]")
+        text = (
+            f"No significant difference: {names[1]} − {names[0]} = {_signed(gap)} F1 "
+            f"[{_signed(low)}, {_signed(high)}]"
+        )
     else:
         low, high = (low, high) if better else (-high, -low)
         text = f"{names[better]} is better by {abs(gap):.2f} F1 [{low:.2f}, {high:.2f}]"
     shown = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    detail = (f"Exact match: {only_first:,} questions only {names[0]} gets right, {only_second:,} only {names[1]}; that "
-              f"is {'' if p < 0.05 else 'not '}significant (McNemar's test, {method}: {shown}).")
-    return {"text": text, "detail": detail, "better": better, "p": p, "only": [only_first, only_second]}
+    detail = (
+        f"Exact match: {only_first:,} questions only {names[0]} gets right, {only_second:,} only {names[1]}; that "
+        f"is {'' if p < 0.05 else 'not '}significant (McNemar's test, {method}: {shown})."
+    )
+    return {
+        "text": text,
+        "detail": detail,
+        "better": better,
+        "p": p,
+        "only": [only_first, only_second],
+    }
 
 
 def _signed(points: float) -> str:
@@ -205,13 +250,24 @@ def thin(most: int, *columns: Sequence[float]) -> list[list[float]]:
     """At most `most` points of each column: means over neighbours, so that noise shrinks and no trend is lost."""
     n = len(columns[0])
     edges = np.unique(np.linspace(0, n, min(n, most) + 1).astype(int))
-    return [[_short(value) for value in np.add.reduceat(np.asarray(column, float), edges[:-1]) / np.diff(edges)]
-            for column in columns] if n else [[] for _ in columns]
+    return (
+        [
+            [
+                _short(value)
+                for value in np.add.reduceat(np.asarray(column, float), edges[:-1]) / np.diff(edges)
+            ]
+            for column in columns
+        ]
+        if n
+        else [[] for _ in columns]
+    )
 
 
 def pick(most: int, *columns: Sequence[float]) -> list[list[float]]:
     """At most `most` of the points, evenly spaced, both ends among them: for curves whose every point is exact."""
-    rows = np.unique(np.linspace(0, len(columns[0]) - 1, min(len(columns[0]), most)).round().astype(int))
+    rows = np.unique(
+        np.linspace(0, len(columns[0]) - 1, min(len(columns[0]), most)).round().astype(int)
+    )
     return [[_short(value) for value in np.asarray(column, float)[rows]] for column in columns]
 
 
@@ -220,8 +276,12 @@ def sweep(odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answer: np.nd
     odds = np.where(odds < NO_SPAN_ODDS, odds, odds[odds < NO_SPAN_ODDS].max(initial=0.0))
     found = tune_threshold(odds, exact, f1, has_answer)
     threshold, exact, f1 = pick(300, found.thresholds, found.exact, found.f1)
-    return {"threshold": threshold, "exact": exact, "f1": f1,
-            "best": [_short(found.best_f1_thresh), _short(found.best_f1)]}
+    return {
+        "threshold": threshold,
+        "exact": exact,
+        "f1": f1,
+        "best": [_short(found.best_f1_thresh), _short(found.best_f1)],
+    }
 
 
 def odds_histogram(odds: np.ndarray, has_answer: np.ndarray, bins: int = 30) -> dict:
@@ -229,17 +289,28 @@ def odds_histogram(odds: np.ndarray, has_answer: np.ndarray, bins: int = 30) -> 
     real = odds[odds < NO_SPAN_ODDS]
     low, high = (float(real.min()), float(real.max())) if len(real) else (0.0, 1.0)
     high = high if high > low else low + 1.0
-    counts = [np.histogram(np.clip(odds[rows], low, high), bins=bins, range=(low, high))[0].tolist()
-              for rows in (has_answer, ~has_answer)]
-    return {"edges": [_short(edge) for edge in np.linspace(low, high, bins + 1)], "has": counts[0], "none": counts[1]}
+    counts = [
+        np.histogram(np.clip(odds[rows], low, high), bins=bins, range=(low, high))[0].tolist()
+        for rows in (has_answer, ~has_answer)
+    ]
+    return {
+        "edges": [_short(edge) for edge in np.linspace(low, high, bins + 1)],
+        "has": counts[0],
+        "none": counts[1],
+    }
 
 
-def reliability(odds: np.ndarray, has_answer: np.ndarray, scale: float, bias: float, bins: int = 10) -> dict:
+def reliability(
+    odds: np.ndarray, has_answer: np.ndarray, scale: float, bias: float, bins: int = 10
+) -> dict:
     """Promised and actual share of questions without an answer, [mean probability, share, n] per bin that is used."""
     probability = no_answer_probability(odds, scale, bias)
     place = np.minimum((probability * bins).astype(int), bins - 1)
     inside = [place == i for i in range(bins) if (place == i).any()]
-    points = [[_short(probability[rows].mean()), _short((~has_answer)[rows].mean()), int(rows.sum())] for rows in inside]
+    points = [
+        [_short(probability[rows].mean()), _short((~has_answer)[rows].mean()), int(rows.sum())]
+        for rows in inside
+    ]
     return {"points": points, "error": _short(calibration_error(probability, has_answer))}
 
 

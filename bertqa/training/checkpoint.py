@@ -1,8 +1,8 @@
 """The training state on disk: written beside, checked, renamed; a kill at any moment leaves a whole one.
 
-    last/       a model folder, and state.pt: everything else that the next step depends on
-    previous/   the checkpoint before it, for when last/ is damaged
-    damaged/    a last/ that was found damaged
+last/       a model folder, and state.pt: everything else that the next step depends on
+previous/   the checkpoint before it, for when last/ is damaged
+damaged/    a last/ that was found damaged
 """
 
 import json
@@ -52,8 +52,10 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         shutil.rmtree(path, ignore_errors=True)
-        raise UserError(f"{path}: could not be written ({error}); the last checkpoint is untouched. "
-                        "Make room or permit writing, then go on with --resume") from None
+        raise UserError(
+            f"{path}: could not be written ({error}); the last checkpoint is untouched. "
+            "Make room or permit writing, then go on with --resume"
+        ) from None
 
 
 def load_checkpoint(run: Path, world: World = World()) -> tuple[Path | None, dict | None]:
@@ -63,11 +65,23 @@ def load_checkpoint(run: Path, world: World = World()) -> tuple[Path | None, dic
     Raises:
         UserError: where there are checkpoints but none is whole, naming what is wrong with each.
     """
-    folder = world.gather(_whole_checkpoint(run) if world.first else None)[0]  # one process looks, and moves
+    folder = world.gather(_whole_checkpoint(run) if world.first else None)[
+        0
+    ]  # one process looks, and moves
     return folder, folder and torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
 
 
+def _sweep(run: Path) -> None:
+    """Remove what a killed process had half written, or half replaced."""
+    for path in [*run.glob("*.tmp"), *run.glob("*.old")]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def _whole_checkpoint(run: Path) -> Path | None:
+    _sweep(run)
     last, previous = run / "last", run / "previous"
     problem = _damage(last)
     if problem is None:
@@ -77,8 +91,10 @@ def _whole_checkpoint(run: Path) -> Path | None:
         return None
     worse = _damage(previous)
     if worse is not None:
-        raise UserError(f"{run}: no whole checkpoint to resume (last/: {problem}; previous/: {worse}); start afresh with "
-                        "another --out")
+        raise UserError(
+            f"{run}: no whole checkpoint to resume (last/: {problem}; previous/: {worse}); start afresh with "
+            "another --out"
+        )
     print(f"warning: last/: {problem}; going on from previous/ instead", file=sys.stderr)
     if last.exists():
         shutil.rmtree(run / "damaged", ignore_errors=True)
@@ -127,10 +143,16 @@ def check_same(saved: dict, now: dict, run: Path) -> None:
     Raises:
         UserError: listing each difference with both values.
     """
-    differ = [f"{name} was {saved[name]!r}, now {now[name]!r}" for name in now if name in saved and saved[name] != now[name]]
+    differ = [
+        f"{name} was {saved[name]!r}, now {now[name]!r}"
+        for name in now
+        if name in saved and saved[name] != now[name]
+    ]
     if differ:
-        raise UserError(f"{run}: cannot resume, because {'; '.join(differ)}. Give what the run was started with, "
-                        "or start a new run with another --out")
+        raise UserError(
+            f"{run}: cannot resume, because {'; '.join(differ)}. Give what the run was started with, "
+            "or start a new run with another --out"
+        )
 
 
 def _flush(path: Path) -> None:

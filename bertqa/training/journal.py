@@ -34,16 +34,20 @@ class Journal:
             UserError: where the disk is full.
         """
         record = {"event": event, "time": round(time.time(), 3)}
-        record |= {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-                   for key, value in fields.items()}
+        record |= {
+            key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in fields.items()
+        }
         if self.file:
             line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
             try:
                 while line:
-                    line = line[self.file.write(line):]
+                    line = line[self.file.write(line) :]
             except OSError as error:
-                raise UserError(f"{self.path}: could not be written ({error}); make room, then go on from the last "
-                                "checkpoint with --resume") from None
+                raise UserError(
+                    f"{self.path}: could not be written ({error}); make room, then go on from the last "
+                    "checkpoint with --resume"
+                ) from None
         if self.board:
             self._show(record)
         return record
@@ -62,8 +66,14 @@ class Journal:
 
     def _show(self, record: dict) -> None:
         for name, value in record.items():
-            if isinstance(value, (int, float)) and name not in ("step", "time") and "step" in record:
-                self.board.add_scalar(f"{record['event']}/{name}", value, record["step"], walltime=record["time"])
+            if (
+                isinstance(value, (int, float))
+                and name not in ("step", "time")
+                and "step" in record
+            ):
+                self.board.add_scalar(
+                    f"{record['event']}/{name}", value, record["step"], walltime=record["time"]
+                )
 
     @property
     def size(self) -> int:

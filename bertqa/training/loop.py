@@ -74,19 +74,35 @@ class LoopSettings:
         """Everything that is wrong with these values, one phrase each."""
         rules = [
             (0 < self.epochs < math.inf, f"epochs is {self.epochs}, it must be positive"),
-            (self.max_steps is None or self.max_steps > 0, f"max_steps is {self.max_steps}, it must be positive"),
-            (self.max_minutes is None or self.max_minutes > 0, f"max_minutes is {self.max_minutes}, it must be positive"),
+            (
+                self.max_steps is None or self.max_steps > 0,
+                f"max_steps is {self.max_steps}, it must be positive",
+            ),
+            (
+                self.max_minutes is None or self.max_minutes > 0,
+                f"max_minutes is {self.max_minutes}, it must be positive",
+            ),
             (self.batch_size > 0, f"batch_size is {self.batch_size}, it must be positive"),
             (self.micro_tokens > 0, f"micro_tokens is {self.micro_tokens}, it must be positive"),
             (0 <= self.ema < 1, f"ema is {self.ema}, it must lie in [0, 1)"),
-            (self.eval_every >= 0, f"eval_every is {self.eval_every}, it must be a number of steps, or 0"),
-            (SAVE_EVERY.fullmatch(str(self.save_every)),
-             f"save_every is {self.save_every}, it must be minutes, as in 10, or steps, as in 500steps, or 0"),
-            (self.patience >= 0, f"patience is {self.patience}, it must be a number of evaluations, or 0"),
+            (
+                self.eval_every >= 0,
+                f"eval_every is {self.eval_every}, it must be a number of steps, or 0",
+            ),
+            (
+                SAVE_EVERY.fullmatch(str(self.save_every)),
+                f"save_every is {self.save_every}, it must be minutes, as in 10, or steps, as in 500steps, or 0",
+            ),
+            (
+                self.patience >= 0,
+                f"patience is {self.patience}, it must be a number of evaluations, or 0",
+            ),
             (self.threads >= 0, f"threads is {self.threads}, it must be positive, or 0"),
             (self.seed >= 0, f"seed is {self.seed}, it must not be negative"),
-            (not self.tensorboard or find_spec("tensorboard"),
-             "tensorboard is on, but that package is not installed; pip install tensorboard"),
+            (
+                not self.tensorboard or find_spec("tensorboard"),
+                "tensorboard is on, but that package is not installed; pip install tensorboard",
+            ),
         ]
         return [problem for fine, problem in rules if not fine]
 
@@ -150,9 +166,21 @@ def total_steps(windows: int, settings: LoopSettings) -> int:
     return min(steps, settings.max_steps or steps)
 
 
-def train(model: nn.Module, task: Task, settings: LoopSettings, optim: OptimSettings, *, run: Path, device: torch.device,
-          dtype: torch.dtype, journal: Journal, world: World = World(), fingerprints: dict | None = None,
-          resumed: dict | None = None, evaluate_first: bool = False) -> Outcome:
+def train(
+    model: nn.Module,
+    task: Task,
+    settings: LoopSettings,
+    optim: OptimSettings,
+    *,
+    run: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    journal: Journal,
+    world: World = World(),
+    fingerprints: dict | None = None,
+    resumed: dict | None = None,
+    evaluate_first: bool = False,
+) -> Outcome:
     """Train `model` on `task`, keep the best weights in run/best and the whole state in run/last.
 
     Args:
@@ -165,8 +193,16 @@ def train(model: nn.Module, task: Task, settings: LoopSettings, optim: OptimSett
         UserError: for a loss or gradient that is not finite (in fp16: many steps in a row), with what to try.
     """
     steps_per_epoch = math.ceil(len(task.store) / settings.batch_size)
-    total, wrapped, cast = total_steps(len(task.store), settings), world.wrap(model, device), autocast(device, dtype)
-    optimizer, scaler, average = make_optimizer(model, optim, device), grad_scaler(device, dtype), Average(model, settings.ema)
+    total, wrapped, cast = (
+        total_steps(len(task.store), settings),
+        world.wrap(model, device),
+        autocast(device, dtype),
+    )
+    optimizer, scaler, average = (
+        make_optimizer(model, optim, device),
+        grad_scaler(device, dtype),
+        Average(model, settings.ema),
+    )
     state = Progress()
     state_parts = {"optimizer": optimizer, "scaler": scaler, "average": average}
     if resumed:
@@ -197,9 +233,18 @@ def train(model: nn.Module, task: Task, settings: LoopSettings, optim: OptimSett
         if world.first:
             with logs.paused():
                 parts = {name: part.state_dict() for name, part in state_parts.items()}
-                checkpoint.save_checkpoint(run, lambda folder: task.save_model(model, folder, evaluated=False), {
-                    **parts, "progress": asdict(state), "rng": generators, "world": world.size,
-                    "fingerprints": fingerprints or {}, "journal_bytes": journal.size})
+                checkpoint.save_checkpoint(
+                    run,
+                    lambda folder: task.save_model(model, folder, evaluated=False),
+                    {
+                        **parts,
+                        "progress": asdict(state),
+                        "rng": generators,
+                        "world": world.size,
+                        "fingerprints": fingerprints or {},
+                        "journal_bytes": journal.size,
+                    },
+                )
         saved_at = time.monotonic()
 
     def tired() -> bool:
@@ -217,11 +262,15 @@ def train(model: nn.Module, task: Task, settings: LoopSettings, optim: OptimSett
             lr = lr_at(state.step, total, optim)
             set_lr(optimizer, lr, state.step - state.skipped, optim)
 
-            loss = forward_backward(wrapped, task, mine, len(everyone), settings.micro_tokens, cast, scaler, world)
+            loss = forward_backward(
+                wrapped, task, mine, len(everyone), settings.micro_tokens, cast, scaler, world
+            )
             scaler.unscale_(optimizer)
             norm = nn.utils.clip_grad_norm_(model.parameters(), optim.clip or math.inf)
             if device.type != "cuda" and dtype != torch.float16:
-                require_finite(float(loss), float(norm), state.step, run)  # costs nothing here, and saves the weights
+                require_finite(
+                    float(loss), float(norm), state.step, run
+                )  # costs nothing here, and saves the weights
             scale = scaler.get_scale()
             scaler.step(optimizer)
             scaler.update()
@@ -236,25 +285,41 @@ def train(model: nn.Module, task: Task, settings: LoopSettings, optim: OptimSett
             state.tokens += int(task.store.lengths[everyone].sum())
             logs.step(loss, norm, lr, scaler.get_scale() if scaler.is_enabled() else None)
             at_end, epoch_over = state.step == total, state.step % steps_per_epoch == 0
-            if evaluated := at_end or (state.step % settings.eval_every == 0 if settings.eval_every else epoch_over):
+            if evaluated := at_end or (
+                state.step % settings.eval_every == 0 if settings.eval_every else epoch_over
+            ):
                 evaluate()
                 save()
             minutes = (time.monotonic() - began) / 60
             late = settings.max_minutes is not None and minutes >= settings.max_minutes
-            due = (epoch_over or save_steps and state.step % save_steps == 0
-                   or time.monotonic() - saved_at >= 60 * save_minutes)
+            due = (
+                epoch_over
+                or save_steps
+                and state.step % save_steps == 0
+                or time.monotonic() - saved_at >= 60 * save_minutes
+            )
             interrupted, late, due = world.any(bool(stop), late, due)
             if (interrupted or late or due) and not evaluated:
                 save()
             if interrupted or late:
-                why = (stop[0] if stop else "a signal to another process") if interrupted else (
-                    f"the time limit of {settings.max_minutes:g} minutes")
+                why = (
+                    (stop[0] if stop else "a signal to another process")
+                    if interrupted
+                    else (f"the time limit of {settings.max_minutes:g} minutes")
+                )
                 return Outcome(state, last, at_end, why)
     logs.flush()
-    return Outcome(state, last, True, f"{state.stale} evaluations without a better {task.key}" if tired() else "")
+    return Outcome(
+        state,
+        last,
+        True,
+        f"{state.stale} evaluations without a better {task.key}" if tired() else "",
+    )
 
 
-def forward_backward(model: nn.Module, task: Task, rows, windows: int, micro_tokens: int, cast, scaler, world: World):
+def forward_backward(
+    model: nn.Module, task: Task, rows, windows: int, micro_tokens: int, cast, scaler, world: World
+):
     """Gradients of the mean loss over `windows` windows, of which this rank has `rows`; returns its share of that mean."""
     micros, total = split_by_tokens(rows, task.store.lengths, micro_tokens), 0.0
     # A rank without windows (the last batch was too small for all) still takes part in the exchange of gradients.
@@ -277,9 +342,11 @@ def count_skip(state: Progress, skipped: bool, scale: float, run: Path) -> None:
     state.skipped += skipped
     state.skipped_in_row = state.skipped_in_row + 1 if skipped else 0
     if state.skipped_in_row >= SKIPS:
-        raise UserError(f"fp16: {SKIPS} steps in a row had gradients that are not finite; the loss scale is down to "
-                        f"{scale:g} and the last good step was {state.step - SKIPS + 1}. The last sound state is in "
-                        f"{run / 'last'}. Try --precision bf16 or fp32, or a lower --lr")
+        raise UserError(
+            f"fp16: {SKIPS} steps in a row had gradients that are not finite; the loss scale is down to "
+            f"{scale:g} and the last good step was {state.step - SKIPS + 1}. The last sound state is in "
+            f"{run / 'last'}. Try --precision bf16 or fp32, or a lower --lr"
+        )
 
 
 def restore(resumed: dict, parts: dict, device: torch.device, world: World) -> Progress:
@@ -319,8 +386,15 @@ def summary(outcome: Outcome, key: str, device: torch.device) -> dict:
     """The closing figures of a run: time, speed, memory, best score."""
     state = outcome.progress
     took = max(1e-9, state.seconds)
-    return {"steps": state.step, "windows": state.windows, "seconds": round(state.seconds, 1),
-            "windows_per_s": round(state.windows / took, 2), "tokens_per_s": round(state.tokens / took, 1),
-            "peak_memory_mb": round(peak_memory(device) / 2**20), "skipped": state.skipped,
-            f"best_{key}": state.best, "best_step": state.best_step, "finished": outcome.finished}
-
+    return {
+        "steps": state.step,
+        "windows": state.windows,
+        "seconds": round(state.seconds, 1),
+        "windows_per_s": round(state.windows / took, 2),
+        "tokens_per_s": round(state.tokens / took, 1),
+        "peak_memory_mb": round(peak_memory(device) / 2**20),
+        "skipped": state.skipped,
+        f"best_{key}": state.best,
+        "best_step": state.best_step,
+        "finished": outcome.finished,
+    }

@@ -42,15 +42,26 @@ class OptimSettings:
         """Everything that is wrong with these values, one phrase each."""
         rules = [
             (self.lr > 0, f"lr is {self.lr}, it must be positive"),
-            (0 <= self.warmup < math.inf, f"warmup is {self.warmup}, it must be a fraction below 1 or a number of steps"),
-            (self.weight_decay >= 0, f"weight_decay is {self.weight_decay}, it must not be negative"),
+            (
+                0 <= self.warmup < math.inf,
+                f"warmup is {self.warmup}, it must be a fraction below 1 or a number of steps",
+            ),
+            (
+                self.weight_decay >= 0,
+                f"weight_decay is {self.weight_decay}, it must not be negative",
+            ),
             (self.clip >= 0, f"clip is {self.clip}, it must be positive, or 0 for no clipping"),
             (0 <= self.beta1 < 1, f"beta1 is {self.beta1}, it must lie in [0, 1)"),
             (0 < self.beta2 < 1, f"beta2 is {self.beta2}, it must lie in (0, 1)"),
             (self.eps > 0, f"eps is {self.eps}, it must be positive"),
-            (0 < self.layer_decay <= 1, f"layer_decay is {self.layer_decay}, it must lie in (0, 1]"),
-            (self.freeze in ("none", "embeddings", "encoder") or self.freeze.isdigit(),
-             f"freeze is {self.freeze!r}, use none, embeddings, encoder or a number of layers"),
+            (
+                0 < self.layer_decay <= 1,
+                f"layer_decay is {self.layer_decay}, it must lie in (0, 1]",
+            ),
+            (
+                self.freeze in ("none", "embeddings", "encoder") or self.freeze.isdigit(),
+                f"freeze is {self.freeze!r}, use none, embeddings, encoder or a number of layers",
+            ),
         ]
         return [problem for fine, problem in rules if not fine]
 
@@ -61,11 +72,18 @@ def lr_at(step: int, total: int, settings: OptimSettings) -> float:
     It rises linearly over the warm-up (the first step already moves), peaks at `lr`, then follows the schedule, which
     would reach zero at step `total`.
     """
-    warm = min(total, math.ceil(settings.warmup * total) if settings.warmup < 1 else int(settings.warmup))
+    warm = min(
+        total, math.ceil(settings.warmup * total) if settings.warmup < 1 else int(settings.warmup)
+    )
     if step < warm:
         return settings.lr * (step + 1) / warm
     left = (total - step) / max(1, total - warm)  # 1 just behind the warm-up, 0 at the end
-    return settings.lr * {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2, "constant": 1.0}[settings.schedule]
+    return (
+        settings.lr
+        * {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2, "constant": 1.0}[
+            settings.schedule
+        ]
+    )
 
 
 def depth_of(name: str, layers: int) -> int:
@@ -83,13 +101,19 @@ def freeze(model: nn.Module, what: str) -> None:
     """
     layers = model.config.num_hidden_layers
     if what.isdigit() and int(what) > layers:
-        raise UserError(f"freeze is {what} layers, but this model has {layers}; use 0 to {layers}, or encoder")
-    top = {"none": -1, "embeddings": 0, "encoder": layers}.get(what, int(what) if what.isdigit() else -1)
+        raise UserError(
+            f"freeze is {what} layers, but this model has {layers}; use 0 to {layers}, or encoder"
+        )
+    top = {"none": -1, "embeddings": 0, "encoder": layers}.get(
+        what, int(what) if what.isdigit() else -1
+    )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(depth_of(name, layers) > top)
 
 
-def make_optimizer(model: nn.Module, settings: OptimSettings, device: torch.device) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, settings: OptimSettings, device: torch.device
+) -> torch.optim.AdamW:
     """AdamW over the trainable parameters: one group for each pair of depth and decay; `lr_scale` is the depth's factor."""
     layers = model.config.num_hidden_layers
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -97,11 +121,19 @@ def make_optimizer(model: nn.Module, settings: OptimSettings, device: torch.devi
         if parameter.requires_grad:
             scale = settings.layer_decay ** (layers + 1 - depth_of(name, layers))
             # Everything of one dimension is a bias or a LayerNorm.
-            groups.setdefault((scale, settings.weight_decay if parameter.dim() > 1 else 0.0), []).append(parameter)
+            groups.setdefault(
+                (scale, settings.weight_decay if parameter.dim() > 1 else 0.0), []
+            ).append(parameter)
     return torch.optim.AdamW(
-        [{"params": members, "lr_scale": scale, "weight_decay": decay, "decay": decay}
-         for (scale, decay), members in groups.items()],
-        lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=device.type in ("cpu", "cuda"))
+        [
+            {"params": members, "lr_scale": scale, "weight_decay": decay, "decay": decay}
+            for (scale, decay), members in groups.items()
+        ],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        fused=device.type in ("cpu", "cuda"),
+    )
 
 
 def set_lr(optimizer: torch.optim.AdamW, lr: float, updates: int, settings: OptimSettings) -> None:
@@ -110,8 +142,11 @@ def set_lr(optimizer: torch.optim.AdamW, lr: float, updates: int, settings: Opti
     Without bias correction (Google's optimizer) the update is lr * m / (sqrt(v) + eps). torch divides m by c1 and
     sqrt(v) by sqrt(c2), c = 1 - beta^t; scaling lr, eps and decay by the inverse gives just that formula.
     """
-    c1, c2 = (1.0, 1.0) if settings.bias_correction else (
-        1 - settings.beta1 ** (updates + 1), 1 - settings.beta2 ** (updates + 1))
+    c1, c2 = (
+        (1.0, 1.0)
+        if settings.bias_correction
+        else (1 - settings.beta1 ** (updates + 1), 1 - settings.beta2 ** (updates + 1))
+    )
     scale = c1 / math.sqrt(c2)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"] * scale

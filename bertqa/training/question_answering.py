@@ -54,17 +54,39 @@ class QuestionAnsweringSettings:
     def problems(self, max_positions: int | None = None) -> list[str]:
         """Everything that is wrong with these values, one phrase each."""
         rules = [
-            (self.max_answer_length > 0, f"max_answer_length is {self.max_answer_length}, it must be positive"),
-            (self.limit_train is None or self.limit_train > 0, f"limit_train is {self.limit_train}, it must be positive"),
-            (self.limit_dev is None or self.limit_dev > 0, f"limit_dev is {self.limit_dev}, it must be positive"),
-            (0 <= self.keep_impossible <= 1, f"keep_impossible is {self.keep_impossible}, it must lie in [0, 1]"),
-            (0 <= self.label_smoothing < 1, f"label_smoothing is {self.label_smoothing}, it must lie in [0, 1)"),
-            (self.tune_on is None or 0 < self.tune_on < 1, f"tune_on is {self.tune_on}, it must lie in (0, 1)"),
+            (
+                self.max_answer_length > 0,
+                f"max_answer_length is {self.max_answer_length}, it must be positive",
+            ),
+            (
+                self.limit_train is None or self.limit_train > 0,
+                f"limit_train is {self.limit_train}, it must be positive",
+            ),
+            (
+                self.limit_dev is None or self.limit_dev > 0,
+                f"limit_dev is {self.limit_dev}, it must be positive",
+            ),
+            (
+                0 <= self.keep_impossible <= 1,
+                f"keep_impossible is {self.keep_impossible}, it must lie in [0, 1]",
+            ),
+            (
+                0 <= self.label_smoothing < 1,
+                f"label_smoothing is {self.label_smoothing}, it must lie in [0, 1)",
+            ),
+            (
+                self.tune_on is None or 0 < self.tune_on < 1,
+                f"tune_on is {self.tune_on}, it must lie in (0, 1)",
+            ),
         ]
         found = [problem for fine, problem in rules if not fine]
         try:
-            check_window_settings(self.max_length, max_question=self.max_question, max_positions=max_positions,
-                                  **self.stride)
+            check_window_settings(
+                self.max_length,
+                max_question=self.max_question,
+                max_positions=max_positions,
+                **self.stride,
+            )
         except UserError as error:
             found.append(str(error).removeprefix("windows: "))
         return found
@@ -77,14 +99,24 @@ class QuestionAnsweringSettings:
 
     def windows_of(self, examples, tokenizer: WordPiece, progress: str | None) -> Windows:
         """The windows of these examples under these settings."""
-        return build_windows(examples, tokenizer, max_length=self.max_length, max_question=self.max_question,
-                             progress=progress, **self.stride)
+        return build_windows(
+            examples,
+            tokenizer,
+            max_length=self.max_length,
+            max_question=self.max_question,
+            progress=progress,
+            **self.stride,
+        )
 
     def saved(self) -> dict:
         """What qa.json must say so that `predict` makes the same windows."""
         stride = {name: value for name, value in self.stride.items() if value is not None}
-        return {"max_length": self.max_length, **stride, "max_question": self.max_question,
-                "max_answer_length": self.max_answer_length}
+        return {
+            "max_length": self.max_length,
+            **stride,
+            "max_question": self.max_question,
+            "max_answer_length": self.max_answer_length,
+        }
 
 
 class QuestionAnswering:
@@ -92,27 +124,49 @@ class QuestionAnswering:
 
     key, head, labels = "f1", folder.QA, None
 
-    def __init__(self, train: str, dev: str, weights: Path, settings: QuestionAnsweringSettings, *, seed: int,
-                 device: torch.device, say=print, progress: bool = True, recipe: dict | None = None,
-                 world: World = World()):
+    def __init__(
+        self,
+        train: str,
+        dev: str,
+        weights: Path,
+        settings: QuestionAnsweringSettings,
+        *,
+        seed: int,
+        device: torch.device,
+        say=print,
+        progress: bool = True,
+        recipe: dict | None = None,
+        world: World = World(),
+    ):
         """Read and tokenise. `say` takes one line at a time for people; `recipe` is what the model card tells of the run.
         The ranks of `world` share evaluations.
 
         Raises:
             UserError: for files that cannot be read or hold nothing to train or evaluate on.
         """
-        self.settings, self.device, self.weights, self.progress = settings, device, weights, progress
+        self.settings, self.device, self.weights, self.progress = (
+            settings,
+            device,
+            weights,
+            progress,
+        )
         self.recipe, self.world = recipe or {}, world
         self.tokenizer = WordPiece.load(weights)
-        train_file, dev_file = self.world.in_turn(lambda: (locate(train, "train"), locate(dev, "dev")))
+        train_file, dev_file = self.world.in_turn(
+            lambda: (locate(train, "train"), locate(dev, "dev"))
+        )
         self.train = read_examples(train_file, settings.limit_train)
         self.dev = read_examples(dev_file, settings.limit_dev)
-        stride = ", ".join(f"{name} {value}" for name, value in settings.stride.items() if value is not None)
+        stride = ", ".join(
+            f"{name} {value}" for name, value in settings.stride.items() if value is not None
+        )
         windows = self._windows(self.train, self.train.trainable(), "train", stride, say)
         if settings.keep_impossible < 1:
             drawn = np.random.default_rng([seed, 1]).random(len(windows)) < settings.keep_impossible
             windows = windows.select((windows.start_label > 0) | drawn)
-            say(f"train: {len(windows):,} windows after keeping {settings.keep_impossible:.0%} of those without an answer")
+            say(
+                f"train: {len(windows):,} windows after keeping {settings.keep_impossible:.0%} of those without an answer"
+            )
         self.dev_windows = self._windows(self.dev, self.dev.examples, "dev", stride, say)
         self.train_fingerprint = windows.fingerprint()
         self.store = WindowStore(windows, device)
@@ -121,32 +175,53 @@ class QuestionAnswering:
     def _windows(self, data: Dataset, examples, name: str, stride: str, say) -> Windows:
         say(f"{name}: {data.path}: {data.summary()}")
         if not examples:
-            raise UserError(f"{data.path}: not one question is usable for {name}; rejected, for example: "
-                            f"{data.rejected[0].reason if data.rejected else 'nothing'}")
-        windows = self.settings.windows_of(examples, self.tokenizer, name if self.progress else None)
+            raise UserError(
+                f"{data.path}: not one question is usable for {name}; rejected, for example: "
+                f"{data.rejected[0].reason if data.rejected else 'nothing'}"
+            )
+        windows = self.settings.windows_of(
+            examples, self.tokenizer, name if self.progress else None
+        )
         extra = f", {windows.cut_questions} questions cut" if windows.cut_questions else ""
         if windows.unlabelled:
             extra += f", {len(windows.unlabelled)} answers that no window holds"
-        say(f"{name}: {len(windows):,} windows of at most {self.settings.max_length} tokens, {stride}, "
-            f"{windows.lengths.mean():.0f} tokens on average{extra}")
+        say(
+            f"{name}: {len(windows):,} windows of at most {self.settings.max_length} tokens, {stride}, "
+            f"{windows.lengths.mean():.0f} tokens on average{extra}"
+        )
         return windows
 
     def fingerprints(self) -> dict[str, str]:
         """What a resumed run must have in common with this one."""
-        return {"train windows": self.train_fingerprint, "dev windows": self.dev_windows.fingerprint(),
-                "train file": self.train.sha256[:16], "dev file": self.dev.sha256[:16]}
+        return {
+            "train windows": self.train_fingerprint,
+            "dev windows": self.dev_windows.fingerprint(),
+            "train file": self.train.sha256[:16],
+            "dev file": self.dev.sha256[:16],
+        }
 
     def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
         """Summed span loss of a packed batch."""
         logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
-        return span_loss(logits, layout, batch.start_labels, batch.end_labels, self.settings.label_smoothing)
+        return span_loss(
+            logits, layout, batch.start_labels, batch.end_labels, self.settings.label_smoothing
+        )
 
     def evaluate(self, model: nn.Module, autocast) -> dict[str, float]:
         """EM, F1 (at the tuned threshold, and at 0) and loss on dev."""
         search = SpanSettings(max_answer_length=self.settings.max_answer_length)
-        spans, loss = find_spans(model, self.dev_windows, self.device, search, autocast=autocast,
-                                 progress="dev" if self.progress else None, world=self.world)
-        self.evaluation = Evaluation.of(spans, self.dev_windows, self.dev, loss, self.settings.tune_on)
+        spans, loss = find_spans(
+            model,
+            self.dev_windows,
+            self.device,
+            search,
+            autocast=autocast,
+            progress="dev" if self.progress else None,
+            world=self.world,
+        )
+        self.evaluation = Evaluation.of(
+            spans, self.dev_windows, self.dev, loss, self.settings.tune_on
+        )
         return self.evaluation.metrics
 
     def describe(self, found: dict) -> str:
@@ -158,16 +233,33 @@ class QuestionAnswering:
         """A model folder; qa.json holds the threshold of the last evaluation, the card the numbers of an evaluated model."""
         found = self.evaluation.qa if self.evaluation else {"null_threshold": None}
         source = folder.read_config(self.weights)["provenance"]
-        provenance = {**source, "fine_tuned_on": f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}"}
-        card = model_card(where, provenance, self.recipe, self.evaluation.metrics, found) if evaluated else None
-        folder.save(where, model, tokenizer_from=self.weights, qa={**found, **self.settings.saved()},
-                    provenance=provenance, card=card)
+        provenance = {
+            **source,
+            "fine_tuned_on": f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}",
+        }
+        card = (
+            model_card(where, provenance, self.recipe, self.evaluation.metrics, found)
+            if evaluated
+            else None
+        )
+        folder.save(
+            where,
+            model,
+            tokenizer_from=self.weights,
+            qa={**found, **self.settings.saved()},
+            provenance=provenance,
+            card=card,
+        )
 
     def save_predictions(self, run: Path) -> None:
         """predictions.json (at the tuned threshold), nbest_predictions.json, null_odds.json."""
         assert self.evaluation, "nothing has been evaluated yet"
-        files = prediction_files(self.evaluation.spans, self.dev_windows, self.dev.examples,
-                                 self.evaluation.qa["null_threshold"])
+        files = prediction_files(
+            self.evaluation.spans,
+            self.dev_windows,
+            self.dev.examples,
+            self.evaluation.qa["null_threshold"],
+        )
         for name, content in files.items():
             write_json(run / name, content)
 
@@ -188,7 +280,14 @@ class Evaluation:
     """null_threshold and calibration, as qa.json keeps them."""
 
     @classmethod
-    def of(cls, spans: Spans, windows: Windows, data: Dataset, loss: float, tune_on: float | None = None) -> "Evaluation":
+    def of(
+        cls,
+        spans: Spans,
+        windows: Windows,
+        data: Dataset,
+        loss: float,
+        tune_on: float | None = None,
+    ) -> "Evaluation":
         """Score the spans of `data`, tuning the threshold on raw best non-null answers."""
         answers, odds = best_answers(spans, windows, data.examples), null_odds(spans)
         ids = [example.id for example in data.examples]
