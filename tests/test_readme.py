@@ -172,6 +172,7 @@ def clone(tmp_path_factory):
     (folder / "bertqa").symlink_to(ROOT / "bertqa")
     shutil.copytree(ROOT / "tools", folder / "tools", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "setup.cfg", folder)
+    shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "tests").mkdir()
     (folder / "tests" / "test_nothing.py").write_text("def test_nothing():\n    pass\n")
     (folder / "weights").mkdir()
