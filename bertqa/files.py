@@ -138,6 +138,15 @@ def sha256(*paths: Path) -> str:
     return digest.hexdigest()
 
 
+def cache_folder() -> Path:
+    """Where files are kept between runs: BERTQA_CACHE, else bertqa/ in XDG_CACHE_HOME or ~/.cache. It may not exist yet."""
+    own = os.environ.get("BERTQA_CACHE")
+    if own:
+        return Path(own).expanduser().absolute()
+    common = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(common, "bertqa").expanduser().absolute()
+
+
 # Writing
 
 

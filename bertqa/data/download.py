@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertqa.errors import UserError
+from bertqa.files import cache_folder
 
 PAUSES = (
     0.5,
@@ -48,11 +49,7 @@ class Official:
     @property
     def path(self) -> Path:
         """Where it lies once it was fetched."""
-        xdg = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        return (
-            Path(os.environ.get("BERTQA_CACHE") or Path(xdg, "bertqa")).expanduser().absolute()
-            / self.name
-        )
+        return cache_folder() / self.name
 
     def fault(self, path: Path) -> str | None:
         """What tells the file at `path` from this one; None where they are the same."""
