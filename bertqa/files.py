@@ -127,6 +127,11 @@ def show(value: object) -> str:
     return text
 
 
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two names are those of one file that exists."""
+    return one.exists() and other.exists() and one.samefile(other)
+
+
 def sha256(*paths: Path) -> str:
     """Of the content of files, one behind the other, as `cat FILES | sha256sum` prints it."""
     digest = hashlib.sha256()

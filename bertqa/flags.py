@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import os
 import sys
 import textwrap
 import types
@@ -24,25 +25,61 @@ Main = Callable[[Sequence[str] | None], int]
 def run_verb(main: Main) -> int:
     """Run `main(argv)` as a command: exit status 0 fine, 2 the user's mistake, 130 interrupted.
 
-    Prints `error: ...` on stderr, without a traceback, for a UserError and for files that the system refuses.
+    Prints `error: ...` on stderr, without a traceback, for a UserError, for files that the system
+    refuses, and where memory or the disk is full.
     """
+    prepare_streams()
     try:
         return main(sys.argv[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        message = str(error)
     except BrokenPipeError:
         # The reader of our output (head, less) has gone: not an error, and nothing is left to say.
         sys.stderr.close()
         return 0
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        message = f"{error.strerror or error}{where}"
+    except MemoryError:
+        message = "the memory is full; give less at once, or close other programs"
+    except RecursionError:
+        message = "something in the input is nested too deeply for Python"
+    except RuntimeError as error:
+        message = full_disk(error)
+        if not message:
+            raise
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted" if sys.stderr.isatty() else "interrupted", file=sys.stderr
-        )  # behind the terminal's ^C
+        # behind the terminal's ^C
+        print("\ninterrupted" if sys.stderr.isatty() else "interrupted", file=sys.stderr)
         return 130
+    print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def prepare_streams() -> None:
+    """Make every answer printable, and a stream that is closed (`<&-`) look empty.
+
+    Answers may hold characters that the encoding of stdout lacks, or half a surrogate pair. Into a
+    pipe or a file goes UTF-8, whatever the locale says; a terminal shows what it lacks as \\u0141.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif not stream.isatty():
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+        else:
+            stream.reconfigure(errors="backslashreplace")
+
+
+def full_disk(error: RuntimeError) -> str:
+    """What torch.save's error means where the disk is full; "" for any other error."""
+    words = str(error)
+    if "unexpected pos" in words or "failed writing file" in words:
+        return f"a file could not be written whole: the disk is full? ({words.splitlines()[0]})"
+    return ""
 
 
 def field_docs(cls: type) -> dict[str, str]:

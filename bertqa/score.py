@@ -7,22 +7,21 @@ flag and has keys of its own, so what is printed without such a flag can be comp
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
-import io
 import json
 import math
-import os
 import sys
-import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bertqa.data.examples import Dataset, Example, read_examples
+from bertqa.data.examples import Dataset, read_examples
 from bertqa.errors import UserError
+from bertqa.files import same_file, write_text
 from bertqa.flags import run_verb
 from bertqa.qa import metrics
 from bertqa.qa.metrics import Scores
+from bertqa.qa.predictions import Predictions, read_odds, read_predictions, threshold_of
+from bertqa.reporting.score_files import details, load_matplotlib, plot, write_details
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -37,7 +36,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "and squad2 are the official dev files, fetched once",
     )
     parser.add_argument(
-        "pred_file", metavar="PREDICTIONS", type=Path, help="JSON object {question id: answer text}"
+        "pred_file",
+        metavar="PREDICTIONS",
+        type=Path,
+        help="JSON object {question id: answer text}; or records "
+        "of id and prediction_text as JSON, JSONL or CSV",
     )
     official = parser.add_argument_group("as in evaluate-v2.0.py")
     official.add_argument(
@@ -96,57 +99,63 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@dataclass
+class Inputs:
+    """All that is scored, and by which rules."""
+
+    data: Dataset
+    predictions: Predictions
+    na_probs: dict[str, float] | None
+    """No-answer odds by question id; None: none were given."""
+    threshold: float
+    """An answer whose odds exceed it counts as no answer."""
+    v1: bool
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     check(args)
-    data = read_examples(args.data_file)
-    predictions = read_mapping(args.pred_file, str)
-    na_probs = read_mapping(args.na_prob_file, float) if args.na_prob_file else None
-    threshold = 1.0 if args.na_prob_thresh is None else args.na_prob_thresh
-    v1 = args.v1 or not args.v2 and na_probs is None and args.na_prob_thresh is None and is_v1(data)
+    inputs = read_inputs(args)
+    na_probs = inputs.na_probs
     scores = metrics.score_answers(
-        data.examples, predictions, missing=args.missing, v1=v1, characters=args.char_f1
+        inputs.data.examples,
+        inputs.predictions.texts,
+        missing=args.missing,
+        v1=inputs.v1,
+        characters=args.char_f1,
     )
-    say_what_is_odd(args, data, predictions, na_probs, v1)
+    warn_of_missing(args, inputs)
+    if na_probs:
+        warn_of_odds(args, inputs)
+    if args.out_image_dir and na_probs is None:
+        say(
+            "note: --out-image-dir plots no-answer odds and needs --na-prob-file; nothing is plotted"
+        )
+    if args.verbose:
+        tell_what_was_read(args, inputs)
 
-    result = (
-        metrics.evaluate_v1(scores)
-        if v1
-        else metrics.evaluate_v2(
-            scores,
-            na_probs,
-            threshold,
-            curves=na_probs is not None and args.out_image_dir is not None,
-        )
-    )
+    with_curves = na_probs is not None and args.out_image_dir is not None
+    if inputs.v1:
+        result = metrics.evaluate_v1(scores)
+    else:
+        result = metrics.evaluate_v2(scores, na_probs, inputs.threshold, curves=with_curves)
     odds = metrics.odds_of(scores, na_probs)
-    final = Scores(
-        scores.ids,
-        scores.has_answer,
-        scores.texts,
-        *(
-            metrics.apply_threshold(v, scores, odds, threshold)
-            for v in (scores.exact, scores.f1, scores.char_f1)
-            if v
-        ),
-    )
-    result |= extras(args, final, odds, threshold, v1)
+    final = after_threshold(scores, odds, inputs.threshold)
+    result |= extras(args, final, odds, inputs.threshold, inputs.v1)
     if args.details:
-        given = metrics.answered(final, odds, threshold)
-        write_details(
-            args.details, data.examples, final, given, odds if na_probs is not None else None
-        )
-    if na_probs is not None and args.out_image_dir:
+        rows = details(inputs.data.examples, final, odds, inputs.threshold, na_probs is not None)
+        write_details(args.details, rows)
+    if with_curves:
         plot(args.out_image_dir, scores, na_probs)
     if args.out_file:
-        replace_file(args.out_file, json.dumps(result))
+        write_text(args.out_file, json.dumps(result))
     else:
-        print(json.dumps(result, indent=None if v1 else 2))
+        print(json.dumps(result, indent=None if inputs.v1 else 2))
     return 0
 
 
 def check(args: argparse.Namespace) -> None:
-    """What can be refused before anything is read."""
+    """Refuse what can be refused before anything is read."""
     if args.v1 and (args.na_prob_file or args.na_prob_thresh is not None):
         raise UserError(
             "--v1 has no no-answer threshold: leave out --na-prob-file and --na-prob-thresh, or --v1"
@@ -161,93 +170,85 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(
             f"--details {args.details}: the name must end in .csv or .jsonl, the two forms there are"
         )
+    for flag, out in (("--out-file", args.out_file), ("--details", args.details)):
+        for source in (args.data_file, args.pred_file, args.na_prob_file):
+            if out and source and same_file(out, source):
+                raise UserError(f"{flag} {out} would overwrite {source}; give another name")
     if args.out_image_dir and args.na_prob_file:
         load_matplotlib()
 
 
-def is_v1(data: Dataset) -> bool:
-    """Whether v1.1 rules apply: no question is impossible, and the file has not even the key `is_impossible`.
-
-    A part of a v2 file with answerable questions only is still v2 data, and gets v2 keys.
-    """
-    if data.has_impossible:
-        return False
-    raw = Path(data.path).read_bytes()
-    return b'"is_impossible"' not in (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)
-
-
-def read_mapping(path: Path, kind: type) -> dict:
-    """A JSON object from question id to `kind` (str: answer texts, float: numbers, but not NaN), gzipped or not."""
-    wanted = "{question id: answer text}" if kind is str else "{question id: no-answer odds}"
-    raw = path.read_bytes()
-    try:
-        found = json.loads(
-            (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
-        )
-    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error, RecursionError) as error:
-        raise UserError(
-            f"{path}: not a JSON file ({error}); it must hold one object {wanted}"
-        ) from None
-    if not isinstance(found, dict):
-        raise UserError(
-            f"{path}: holds a JSON {type(found).__name__}; it must hold one object {wanted}"
-        )
-    for id, value in found.items():
-        number = type(value) is int or (type(value) is float and not math.isnan(value))
-        if not (isinstance(value, str) if kind is str else number):
-            hint = (
-                "; this looks like an n-best file: give predictions.json"
-                if isinstance(value, list)
-                else ""
-            )
-            shown = json.dumps(value)
-            shown = shown if len(shown) < 80 else shown[:77] + "..."
-            raise UserError(
-                f"{path}: question {id!r} has {shown}; the file must be one object {wanted}{hint}"
-            )
-    return found
+def read_inputs(args: argparse.Namespace) -> Inputs:
+    """Read each file once, for it may be a pipe."""
+    data = read_examples(args.data_file)
+    predictions = read_predictions(args.pred_file)
+    na_probs = None
+    if args.na_prob_file:
+        na_probs = read_odds(args.na_prob_file)
+    elif predictions.odds and len(predictions.odds) == len(predictions.texts) and not args.v1:
+        na_probs = predictions.odds
+    threshold = 1.0 if args.na_prob_thresh is None else args.na_prob_thresh
+    asks_for_v2 = args.v2 or na_probs is not None or args.na_prob_thresh is not None
+    v1 = args.v1 or (data.is_v1 and not asks_for_v2)
+    return Inputs(data, predictions, na_probs, threshold, v1)
 
 
-def say_what_is_odd(
-    args: argparse.Namespace, data: Dataset, predictions: dict, na_probs: dict | None, v1: bool
-) -> None:
-    """What makes the numbers mean something else than one may think, on stderr."""
-    ids = {example.id for example in data.examples}
-    absent = [example.id for example in data.examples if example.id not in predictions]
+# What makes the numbers mean something else than one may think, on stderr
+
+
+def warn_of_missing(args: argparse.Namespace, inputs: Inputs) -> None:
+    """Say which questions have no prediction, and which predictions no question."""
+    examples = inputs.data.examples
+    predictions = inputs.predictions.texts
+    absent = [example.id for example in examples if example.id not in predictions]
     if absent:
-        fate = (
-            "count as wrong (--missing skip leaves them out)"
-            if args.missing == "wrong"
-            else "are left out"
-        )
+        fate = "are left out"
+        if args.missing == "wrong":
+            fate = "count as wrong (--missing skip leaves them out)"
         say(
-            f"warning: {len(absent)} of {len(data.examples)} questions have no prediction and {fate}: {few(absent)}"
+            f"warning: {len(absent)} of {len(examples)} questions have no prediction and {fate}: "
+            f"{few(absent)}"
         )
+    ids = {example.id for example in examples}
     extra = [id for id in predictions if id not in ids]
     if extra:
         say(
             f"note: {len(extra)} of {len(predictions)} predictions belong to no question: {few(extra)}"
         )
-    if args.out_image_dir and na_probs is None:
+
+
+def warn_of_odds(args: argparse.Namespace, inputs: Inputs) -> None:
+    """Say what the no-answer odds do to the scores where that is not what one may think."""
+    texts = inputs.predictions.texts
+    odds = inputs.na_probs
+    are_probabilities = all(0.0 <= value <= 1.0 for value in odds.values())
+    if args.na_prob_thresh is None and not are_probabilities:
+        made_at = threshold_of(texts, odds)
+        advice = "--na-prob-thresh 0, above which no answer is the likelier"
+        if made_at is not None:
+            advice = (
+                f"--na-prob-thresh {made_at:g}, at which these answers were made, to score them"
+            )
         say(
-            "note: --out-image-dir plots no-answer odds and needs --na-prob-file; nothing is plotted"
+            "note: the no-answer odds are no probabilities, and the threshold is still 1.0; "
+            f"give {advice}"
         )
-    if na_probs:
-        if args.na_prob_thresh is None and not all(
-            0.0 <= value <= 1.0 for value in na_probs.values()
-        ):
-            say(
-                "note: the no-answer odds are no probabilities, and the threshold is still 1.0; see --na-prob-thresh"
-            )
-        empty = sum(predictions.get(id) == "" for id in ids)
-        if empty:
-            say(
-                f"note: {empty} predictions are empty; best_* and pr_* are right only for raw best non-null answers"
-            )
-    if args.verbose:
-        say(f"{args.data_file}: {data.summary()}")
-        say(f"{args.pred_file}: answers {len(ids) - len(absent)} of {len(ids)} questions")
-        say(f"rules of SQuAD {'v1.1' if v1 else 'v2.0'}")
+    empty = sum(texts.get(example.id) == "" for example in inputs.data.examples)
+    if empty:
+        say(
+            f"note: {empty} predictions are empty; best_* and pr_* are right only for raw best non-null answers"
+        )
+
+
+def tell_what_was_read(args: argparse.Namespace, inputs: Inputs) -> None:
+    """--verbose: sizes and rules."""
+    ids = [example.id for example in inputs.data.examples]
+    answered = sum(id in inputs.predictions.texts for id in ids)
+    say(f"{args.data_file}: {inputs.data.summary()}")
+    say(f"{args.pred_file}: answers {answered} of {len(ids)} questions")
+    if inputs.na_probs is inputs.predictions.odds:
+        say(f"{args.pred_file}: has no-answer odds too")
+    say(f"rules of SQuAD {'v1.1' if inputs.v1 else 'v2.0'}")
 
 
 def say(message: str) -> None:
@@ -255,7 +256,26 @@ def say(message: str) -> None:
 
 
 def few(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
+    """The first three, and whether there are more."""
+    shown = ", ".join(ids[:3])
+    return f"{shown}, ..." if len(ids) > 3 else shown
+
+
+# What no official script has
+
+
+def after_threshold(scores: Scores, odds: list, threshold: float) -> Scores:
+    """The scores once every answer with odds above the threshold is replaced by no answer."""
+
+    def applied(values: list[float]) -> list[float]:
+        return metrics.apply_threshold(values, scores, odds, threshold)
+
+    return replace(
+        scores,
+        exact=applied(scores.exact),
+        f1=applied(scores.f1),
+        char_f1=applied(scores.char_f1) if scores.char_f1 else [],
+    )
 
 
 def extras(args: argparse.Namespace, final: Scores, odds: list, threshold: float, v1: bool) -> dict:
@@ -266,116 +286,13 @@ def extras(args: argparse.Namespace, final: Scores, odds: list, threshold: float
     if args.char_f1:
         result["char_f1"] = 100.0 * sum(final.char_f1) / len(final.ids)
     if args.confidence:
-        columns = {
-            "exact_match" if v1 else "exact": final.exact,
-            "f1": final.f1,
-            "char_f1": final.char_f1,
-        }
-        columns = {name: values for name, values in columns.items() if values}
-        limits = metrics.bootstrap(list(zip(*columns.values(), strict=True)), args.confidence)
-        result |= {
-            f"{name}_ci95": [100.0 * float(x) for x in pair]
-            for name, pair in zip(columns, limits, strict=True)
-        }
-    return result
-
-
-def write_details(
-    path: Path, examples: list[Example], final: Scores, given: list, odds: list | None
-) -> None:
-    """One row per scored question: all that its scores were made from. `answered` is null for a missing prediction."""
-    by_id = {example.id: example for example in examples}
-    rows = []
-    for i, id in enumerate(final.ids):
-        row = {
-            "id": id,
-            "title": by_id[id].title,
-            "question": by_id[id].question,
-            "prediction": final.texts[i],
-        }
-        row |= {"answers": list(by_id[id].answer_texts), "answered": given[i]}
-        row |= {"exact": final.exact[i], "f1": final.f1[i]}
+        columns = {"exact_match" if v1 else "exact": final.exact, "f1": final.f1}
         if final.char_f1:
-            row["char_f1"] = final.char_f1[i]
-        if odds is not None:
-            row["na_prob"] = odds[i]
-        rows.append(row)
-    out = io.StringIO()
-    if path.suffix == ".jsonl":
-        out.writelines(json.dumps(row) + "\n" for row in rows)
-    else:
-        writer = csv.DictWriter(out, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            row | {"answers": json.dumps(row["answers"], ensure_ascii=False)} for row in rows
-        )
-    replace_file(path, out.getvalue())
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: nobody ever reads half a file."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
-    os.replace(part, path)
-
-
-# ---- plots ----
-
-
-def load_matplotlib():
-    """matplotlib's Figure class: without pyplot there is no global state. Raises UserError where it is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError(
-            "--out-image-dir needs matplotlib, which is not installed: pip install 'bertqa[plots]', or leave it out"
-        ) from None
-    return Figure
-
-
-def plot(folder: Path, scores: Scores, na_probs: dict[str, float]) -> None:
-    """Precision-recall curves and no-answer histograms, under the official script's file names."""
-    figure_class = load_matplotlib()
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def draw(name: str, title: str, x: str, y: str, paint) -> None:
-        figure = figure_class()
-        axes = figure.subplots()
-        paint(axes)
-        axes.set(title=title, xlabel=x, ylabel=y)
-        figure.savefig(folder / name)
-
-    odds, order = metrics.odds_of(scores, na_probs), metrics.ranking(scores, na_probs)
-    titles = {"exact": "exact match", "f1": "F1", "oracle": "having an answer at all"}
-    for name, values in metrics.curve_values(scores).items() if any(scores.has_answer) else ():
-        precisions, recalls, ap = metrics.precision_recall(values, scores.has_answer, odds, order)
-
-        def curve(axes, precisions=precisions, recalls=recalls) -> None:
-            axes.step(recalls, precisions, where="post")
-            axes.fill_between(recalls, precisions, step="post", alpha=0.2)
-            axes.set(xlim=(0, 1.05), ylim=(0, 1.05))
-
-        draw(
-            f"pr_{name}.png",
-            f"{titles[name]} (average precision {ap:.1f})",
-            "recall",
-            "precision",
-            curve,
-        )
-    for name, kind in (("hasAns", True), ("noAns", False)):
-        chosen = [
-            o
-            for o, has in zip(odds, scores.has_answer, strict=True)
-            if has is kind and o is not None
-        ]
-        if chosen:
-            shares, edges = metrics.histogram(chosen)
-
-            def bars(axes, shares=shares, edges=edges) -> None:
-                axes.stairs(shares, edges, fill=True)
-
-            title = "questions with an answer" if kind else "questions without an answer"
-            draw(f"na_prob_hist_{name}.png", title, "no-answer odds", "proportion", bars)
+            columns["char_f1"] = final.char_f1
+        limits = metrics.bootstrap(list(zip(*columns.values(), strict=True)), args.confidence)
+        for name, (low, high) in zip(columns, limits, strict=True):
+            result[f"{name}_ci95"] = [100.0 * float(low), 100.0 * float(high)]
+    return result
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,9 @@ from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
 from bertqa.errors import UserError
 from bertqa.qa.ceiling import search, views
+from bertqa.qa.checkup import percentiles, token_report
 from bertqa.qa.metrics import normalise_answer, token_f1
+from bertqa.reporting.question_view import marked, marks_for
 
 WORDS = [
     "[PAD]",
@@ -386,7 +389,7 @@ def test_ceiling_of_squad(shared, name, exact, f1, below):
     vocabulary = WordPiece.load(shared / "weights" / "all-MiniLM-L6-v2")
     for stride in ({"overlap": 128}, {"step": 128}):
         options = {"max_length": 384, **stride, "max_question": 64, "max_answer_length": 30}
-        found = doctor.token_report(data, vocabulary, options)
+        found = token_report(data, vocabulary, options)
         ceiling, faulty = found["ceiling"], found["answers"]["faulty"]
         assert ceiling["figures"].get(
             "exact", ceiling["figures"].get("exact_match")
@@ -503,9 +506,9 @@ def test_marks_for_a_terminal(monkeypatch):
         isatty = staticmethod(lambda: True)
 
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert doctor.marked(example, None, doctor.marks_for(Terminal)) == "a \ufffd\x1b[7mb\x1b[27m"
+    assert marked(example, None, marks_for(Terminal)) == "a \ufffd\x1b[7mb\x1b[27m"
     monkeypatch.setenv("NO_COLOR", "1")
-    assert doctor.marked(example, None, doctor.marks_for(Terminal)) == "a \ufffd[[b]]"
+    assert marked(example, None, marks_for(Terminal)) == "a \ufffd[[b]]"
 
 
 def test_show_is_random_but_seeded(sick, capsys):
@@ -519,9 +522,17 @@ def test_show_is_random_but_seeded(sick, capsys):
     assert ids(0, 99) == ["fine", "shifted", "lost", "again", "none", "some", "bears"]
 
 
-def test_lone_surrogates_can_be_printed(tmp_path, capsys):
-    path = write(tmp_path / "data.json", ("a\ud83d b", [question("q", "who \ud83d?", ("b", 3))]))
-    assert "a\\ud83d [[b]]" in table(capsys, path, "--id", "q")
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+def test_what_an_encoding_lacks_can_be_printed(tmp_path, encoding):
+    path = write(tmp_path / "data.json", ("a\ud83d Łb", [question("q", "who \ud83d?", ("Łb", 3))]))
+    done = subprocess.run(
+        [sys.executable, "-m", "bertqa.doctor", path, "--id", "q"],
+        capture_output=True,
+        cwd=Path(doctor.__file__).parents[1],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "a\\ud83d [[Łb]]" in done.stdout.decode("utf-8")
 
 
 # ---- --fix ----
@@ -567,7 +578,7 @@ def test_fix_never_overwrites_its_input_and_never_writes_nothing(sick, tmp_path,
 
 
 def test_percentiles_are_values_that_occur():
-    assert doctor.percentiles(np.arange(1, 201)) == {
+    assert percentiles(np.arange(1, 201)) == {
         "least": 1,
         "median": 100,
         "90 %": 180,

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import random
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from bertqa import score
 from bertqa.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[1]
 CONTEXT = "The red panda lives in Nepal. It eats bamboo."
 DATA = {
     "version": "v2.0",
@@ -327,6 +329,82 @@ def test_plots(files, capsys):
     )
 
 
+RECORDS = [{"id": id, "prediction_text": text} for id, text in PREDICTIONS.items()]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps(RECORDS),
+        json.dumps({**PREDICTIONS, "who": None}),
+        json.dumps(
+            [{"question_id": r["id"], "answer": r["prediction_text"] or None} for r in RECORDS]
+        ),
+        "".join(json.dumps(record) + "\n" for record in RECORDS),
+        "id,prediction_text\n" + "".join(f'{id},"{text}"\n' for id, text in PREDICTIONS.items()),
+        "\ufeffid;text\r\n" + "".join(f"{id};{text}\r\n" for id, text in PREDICTIONS.items()),
+    ],
+    ids=["list", "null", "own names", "jsonl", "csv", "excel"],
+)
+def test_predictions_as_other_programs_write_them(files, capsys, content):
+    plain = run(capsys, files / "data.json", files / "pred.json")
+    (files / "other").write_text(content, encoding="utf-8", newline="")
+    assert run(capsys, files / "data.json", files / "other") == plain
+
+
+@pytest.mark.parametrize("csv", [False, True])
+def test_odds_beside_the_predictions_are_used(files, capsys, csv):
+    expected = run(capsys, files / "data.json", files / "pred.json", "-n", files / "odds.json")[0]
+    if csv:
+        rows = [f"{id},{text},{NA_PROBS[id]}" for id, text in PREDICTIONS.items()]
+        text = "\n".join(["id,prediction_text,no_answer_probability", *rows])
+    else:
+        text = json.dumps([{**r, "no_answer_probability": NA_PROBS[r["id"]]} for r in RECORDS])
+    (files / "other").write_text(text)
+    out, err = run(capsys, files / "data.json", files / "other", "-v")
+    assert out == expected and "has no-answer odds too" in err
+
+
+def test_a_pipe_is_read_once(files):
+    """`score <(cat v2.json) <(cat pred.json)`, of data whose rules are told by a key alone."""
+    data = without_impossible()
+    data["data"][0]["paragraphs"][0]["qas"][0]["is_impossible"] = False
+    write(files / "data.json", data)
+    command = f"{sys.executable} -m bertqa.score <(cat data.json) <(cat pred.json)"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=files,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "HasAns_exact" in done.stdout
+
+
+def test_the_note_names_the_threshold_to_give(files, capsys):
+    """Odds are no probabilities: with the threshold that the note names, thresholded answers keep their scores."""
+    plain = json.loads(run(capsys, files / "data.json", files / "pred.json")[0])
+    odds = {"where": -3.0, "what": 2.0, "who": 5.0, "when": 1.5}
+    argv = (files / "data.json", files / "pred.json", "-n", write(files / "odds.json", odds))
+    out, err = run(capsys, *argv)
+    assert json.loads(out)["exact"] != plain["exact"]  # the official keys, at the official 1.0
+    assert "the threshold is still 1.0; give --na-prob-thresh 3.5, at which" in err
+    again = json.loads(run(capsys, *argv, "-t", "3.5")[0])
+    assert {key: again[key] for key in plain} == plain
+    write(files / "odds.json", {**odds, "who": 1.0})
+    assert "give --na-prob-thresh 0, above which" in run(capsys, *argv)[1]
+
+
+@pytest.mark.parametrize("flag", ["-o", "--details"])
+def test_nothing_that_is_read_is_overwritten(files, flag):
+    (files / "data.jsonl").symlink_to(files / "data.json")
+    name = "pred.json" if flag == "-o" else "data.jsonl"
+    with pytest.raises(UserError, match="would overwrite"):
+        score.main([str(files / "data.json"), str(files / "pred.json"), flag, str(files / name)])
+    assert json.loads((files / "pred.json").read_text()) == PREDICTIONS
+
+
 # ---- refusals ----
 
 
@@ -341,7 +419,14 @@ def test_plots(files, capsys):
             {"where": [{"text": "Nepal"}]},
             "question 'where' has .*looks like an n-best file: give predictions.json",
         ),
-        ({"where": None}, "question 'where' has null"),
+        ({"where": ["Nepal"]}, "question 'where' has .*; give each question one text, not a list"),
+        ([{"id": "where"}], 'entry 1: has no "prediction_text", its keys are'),
+        ([{"answer": "Nepal"}], 'entry 1: has no "id", its keys are'),
+        ([{"id": 1, "answer": "a"}, 3], "entry 2: must be an object, not 3"),
+        (
+            [{"id": "where", "text": "a"}, {"id": "where", "text": "b"}],
+            "entry 2: question 'where' is answered a second time",
+        ),
         ({"where": float("nan")}, "question 'where' has NaN"),
         ({"nowhere": "Nepal"}, "none of the 1 predictions belongs to one of the 4 questions"),
         ({}, "none of the 0 predictions"),

@@ -75,6 +75,7 @@ class Dataset:
     examples: list[Example]
     repaired: int  # answers whose offset was off and was repaired
     rejected: list[Rejected]
+    flagged: bool = False  # whether a record has the key is_impossible
 
     @property
     def has_impossible(self) -> bool:
@@ -84,6 +85,14 @@ class Dataset:
     def version(self) -> str:
         """The SQuAD version that these data are like: "2.0" if a question is impossible, otherwise "1.1"."""
         return "2.0" if self.has_impossible else "1.1"
+
+    @property
+    def is_v1(self) -> bool:
+        """Whether SQuAD v1.1's rules of scoring apply.
+
+        A part of a v2 file with answerable questions only is still v2 data: its records have the key is_impossible.
+        """
+        return not self.has_impossible and not self.flagged
 
     def trainable(self) -> list[Example]:
         """The examples that have a located answer or are impossible, in file order, without the rejected ones."""
@@ -129,6 +138,7 @@ def read_examples(path: str | Path, limit: int | None = None) -> Dataset:
             seen[example.id] = where
             data.examples.append(example)
             data.repaired += repaired
+            data.flagged |= "is_impossible" in record
             if reason:
                 record = {**record, "id": example.id, "context": context, "title": title}
                 data.rejected.append(Rejected(example.id, reason, record))

@@ -1,0 +1,165 @@
+"""Predictions and no-answer odds as files hold them, whoever wrote them.
+
+    {question id: answer text}                                    SQuAD's own, and what predict writes
+    [{"id", "prediction_text", "no_answer_probability"}, ...]     as the metrics of datasets and evaluate take them
+    one such object a line (JSONL), or a CSV with these columns
+
+null stands for no answer, as "" does. The keys may have the other names of ID_KEYS, TEXT_KEYS and ODDS_KEYS.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bertqa.data.fields import csv_rows
+from bertqa.errors import UserError
+from bertqa.files import decode, json_lines, parse_json, read_bytes, show
+
+ID_KEYS = ("id", "question_id", "qid", "query_id", "guid", "_id")
+TEXT_KEYS = ("prediction_text", "answer_text", "answer", "prediction", "text")
+ODDS_KEYS = ("no_answer_probability", "na_prob", "null_odds")
+
+TEXTS_WANTED = "it must hold one object {question id: answer text}"
+ODDS_WANTED = "it must hold one object {question id: no-answer odds}"
+
+
+@dataclass
+class Predictions:
+    """Answers by question id, and the no-answer odds that stood beside them."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    odds: dict[str, float] = field(default_factory=dict)
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a predictions file, gzipped or not. Raises UserError that names the file."""
+    try:
+        text = decode(read_bytes(path))
+        if text.lstrip()[0] in "{[":
+            found, is_lines = json_or_lines(text)
+        else:
+            found, is_lines = csv_records(text), True
+    except UserError as error:
+        raise UserError(f"{path}: not a JSON file ({error}); {TEXTS_WANTED}") from None
+    if isinstance(found, dict):
+        return Predictions({id: checked_text(path, id, text) for id, text in found.items()})
+    if not found or not isinstance(found[0], dict):
+        raise UserError(
+            f"{path}: holds a JSON {type(found).__name__}; {TEXTS_WANTED}, or a list of objects "
+            '{"id", "prediction_text"}'
+        )
+    place = "line" if is_lines else "entry"
+    return from_records(path, ((f"{place} {n}", record) for n, record in enumerate(found, 1)))
+
+
+def json_or_lines(text: str) -> tuple[object, bool]:
+    """The value of a JSON text, or the list of the values on its lines; and whether it was lines."""
+    first, _, rest = text.strip().partition("\n")
+    if first.startswith("{") and first.rstrip().endswith("}") and rest:
+        return [value for _, value in json_lines(text)], True
+    return parse_json(text), False
+
+
+def csv_records(text: str) -> list[dict]:
+    """The rows of a CSV as records; what separates cells is what the header has most of."""
+    header = text.lstrip().partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    (_, names), *rows = csv_rows(text, delimiter)
+    names = [name.strip().lower() for name in names]
+    if not set(names) & set(ID_KEYS) or not set(names) & set(TEXT_KEYS):
+        raise UserError(
+            f"neither JSON nor a CSV with the columns id and prediction_text: {show(header[:60])}"
+        )
+    records = []
+    for where, row in rows:
+        if len(row) != len(names):
+            raise UserError(f"{where}: has {len(row)} cells, the header {len(names)}")
+        records.append(dict(zip(names, row, strict=True)))
+    return records
+
+
+def from_records(path: Path, records: Iterable[tuple[str, object]]) -> Predictions:
+    """Predictions out of records; each comes with its place in the file, for messages."""
+    found = Predictions()
+    for where, record in records:
+        if not isinstance(record, dict):
+            raise UserError(f"{path}: {where}: must be an object, not {show(record)}")
+        id_key = next((key for key in ID_KEYS if key in record), None)
+        text_key = next((key for key in TEXT_KEYS if key in record), None)
+        if id_key is None or text_key is None:
+            missing = "prediction_text" if id_key else "id"
+            raise UserError(
+                f'{path}: {where}: has no "{missing}", its keys are {show(list(record))}'
+            )
+        id = str(record[id_key])
+        if id in found.texts:
+            raise UserError(f"{path}: {where}: question {id!r} is answered a second time")
+        found.texts[id] = checked_text(path, id, record[text_key])
+        odds_key = next((key for key in ODDS_KEYS if record.get(key) not in (None, "")), None)
+        if odds_key:
+            found.odds[id] = checked_odds(path, id, number_in(record[odds_key]))
+    return found
+
+
+def number_in(cell: object) -> object:
+    """The number that a CSV cell spells; anything else as it is."""
+    if isinstance(cell, str):
+        try:
+            return float(cell)
+        except ValueError:
+            return cell
+    return cell
+
+
+def checked_text(path: Path, id: str, value: object) -> str:
+    """An answer; null is no answer. Raises UserError for anything else that is no text."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    hint = ""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        hint = "; this looks like an n-best file: give predictions.json"
+    elif isinstance(value, list):
+        hint = "; give each question one text, not a list"
+    raise UserError(f"{path}: question {id!r} has {spelled(value)}; {TEXTS_WANTED}{hint}")
+
+
+def read_odds(path: Path) -> dict[str, float]:
+    """Read {question id: no-answer odds}, numbers that are not NaN. Raises UserError that names the file."""
+    try:
+        found = parse_json(decode(read_bytes(path)))
+    except UserError as error:
+        raise UserError(f"{path}: not a JSON file ({error}); {ODDS_WANTED}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds a JSON {type(found).__name__}; {ODDS_WANTED}")
+    return {id: checked_odds(path, id, value) for id, value in found.items()}
+
+
+def checked_odds(path: Path, id: str, value: object) -> float:
+    is_number = type(value) in (int, float) and not math.isnan(value)
+    if not is_number:
+        raise UserError(f"{path}: question {id!r} has {spelled(value)}; {ODDS_WANTED}")
+    return value
+
+
+def spelled(value: object) -> str:
+    """The value as JSON, cut to 80 characters."""
+    text = json.dumps(value)
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+def threshold_of(texts: Mapping[str, str], odds: Mapping[str, float]) -> float | None:
+    """The no-answer threshold at which these answers were made; None where no threshold explains them.
+
+    It does where every empty answer has higher odds than every other: with odds {a: -3, b: 1.5, c: 4}
+    and only c empty, thresholds from 1.5 up to 4 all give these answers, and 2.75 is returned.
+    """
+    given = [odds[id] for id, text in texts.items() if text and id in odds]
+    silent = [odds[id] for id, text in texts.items() if not text and id in odds]
+    if not given or not silent or max(given) >= min(silent):
+        return None
+    middle = round((max(given) + min(silent)) / 2, 4)
+    return middle if max(given) <= middle < min(silent) else max(given)

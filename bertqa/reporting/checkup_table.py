@@ -1,0 +1,187 @@
+"""The doctor's report as lines of text: what qa/checkup.py counted, for people."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from bertqa.qa.ceiling import FAULTS, INSIDE, NO_WINDOW, TOO_LONG
+from bertqa.reporting.question_view import printable
+
+
+def table(report: dict, most: int) -> Iterator[str]:
+    """The report as lines of at most 100 columns (a long path may take more).
+
+    Args:
+        most: questions to list of each problem.
+    """
+    yield from data_table(report)
+    yield from problem_table(report, most)
+    if "overlap" in report:
+        yield from overlap_table(report["overlap"])
+    if "settings" in report:
+        yield from token_table(report)
+        yield from ceiling_table(report, most)
+    else:
+        yield (
+            "Tokens, windows and the ceiling are left out: they need a vocabulary. "
+            "Give --weights FOLDER."
+        )
+    if "fixed" in report:
+        yield ""
+        yield fixed_line(report["fixed"])
+
+
+def row(label: str, number: int | str, note: str = "") -> str:
+    """One line: what is counted, how many, and a note."""
+    shown = number if isinstance(number, str) else f"{number:,}"
+    return f"{label:<26}{shown:>10}   {note}".rstrip()
+
+
+def brief(text: str, width: int) -> str:
+    """The text on one line of at most this width."""
+    text = printable(" ".join(text.split()))
+    if len(text) > width:
+        return text[: width - 3] + "..."
+    return text
+
+
+def quoted(text: str, width: int) -> str:
+    return brief(json.dumps(text, ensure_ascii=False), width)
+
+
+def data_table(report: dict) -> Iterator[str]:
+    """What is in the file."""
+    questions = report["questions"]
+    impossible = report["impossible"]
+    yield f"{report['file']}   ({report['format']}, sha256 {report['sha256'][:12]})"
+    yield row("SQuAD version", report["version"], "2.0 has impossible questions, 1.1 has none")
+    yield row("questions", questions, f"{impossible:,} impossible ({impossible / questions:.1%})")
+    articles = f"in {report['articles']:,} articles" if report["articles"] else ""
+    yield row("paragraphs", report["paragraphs"], articles)
+
+    spread = Counter(report["answers_per_question"])
+    given = sum(answers * count for answers, count in spread.items())
+    note = ""
+    answerable = questions - impossible
+    if answerable:
+        note = f"at most {max(spread)} a question, {given / answerable:.1f} on average"
+    yield row("answers", given, note)
+
+
+def problem_table(report: dict, most: int) -> Iterator[str]:
+    """What is wrong with answers and questions."""
+    rejected = report["rejected"]
+    yield row("offsets repaired", report["repaired"])
+    yield row(
+        "answers without a place",
+        report["unplaced_answers"],
+        "they count in scores, but cannot be trained on",
+    )
+    yield row("questions rejected", len(rejected), "training leaves them out, scores do not")
+    for reason, count in Counter(map(kind_of_rejection, rejected)).most_common(5):
+        yield f"  {count:,} x {brief(reason, 85)}"
+    for question in rejected[:most]:
+        yield f"  {question['id']}   {brief(question['reason'], 60)}"
+
+    again = sum(len(ids) - 1 for ids in report["duplicates"])
+    yield row("asked again", again, "same question, same paragraph")
+    yield row(
+        "contradictions",
+        len(report["contradictions"]),
+        "such questions with answers that exclude each other",
+    )
+    for pair in report["contradictions"][:most]:
+        yield f"  {brief(' '.join(pair['ids']), 66)}   {pair['kind']}"
+
+
+def kind_of_rejection(question: dict) -> str:
+    """The reason without the answer that it quotes, so that equal reasons can be counted."""
+    return re.sub(
+        r'the answer ".*?(?= does not occur| occurs more)', "an answer", question["reason"]
+    )
+
+
+def overlap_table(shared: dict) -> Iterator[str]:
+    """What is shared with the other file."""
+    same = len(shared["questions_and_paragraphs"])
+    yield f"\nshared with {shared['file']}   ({shared['questions_in_it']:,} questions)"
+    yield row("ids", len(shared["ids"]))
+    yield row("articles", shared["articles"], "by title")
+    yield row(
+        "paragraphs",
+        shared["paragraphs"],
+        f"{shared['questions_on_them']:,} questions are about them",
+    )
+    yield row("questions", len(shared["questions"]), f"{same:,} of them about the same paragraph")
+
+
+def token_table(report: dict) -> Iterator[str]:
+    """Lengths, windows, and answers that no span can hit."""
+    settings = report["settings"]
+    windows = report["windows"]
+    lengths = report["tokens"]
+    yield f"\ntokens of {report['vocabulary']}"
+    yield " " * 26 + "".join(f"{name:>10}" for name in lengths["paragraph"])
+    for name, values in lengths.items():
+        yield f"{name:<26}" + "".join(f"{value:>10,}" for value in values.values())
+    yield ""
+
+    stride = f"step {settings['step']}" if "step" in settings else f"overlap {settings['overlap']}"
+    yield row(
+        "windows",
+        windows["count"],
+        f"of {settings['max_length']} tokens, {stride}; {windows['filled']:.1%} filled",
+    )
+    yield row("questions with several", windows["questions_with_several"])
+    yield row("questions cut", report["questions_cut"], f"after {settings['max_question']} tokens")
+    yield row("distinct answers", report["answers"]["distinct"])
+    notes = {
+        NO_WINDOW: "no window holds them whole",
+        TOO_LONG: f"more than {settings['max_answer_length']}",
+        INSIDE: "no span hits them exactly; scoring may forgive it",
+    }
+    for fault in FAULTS:
+        yield row(f"  {fault}", len(report["answers"]["faulty"][fault]), notes.get(fault, ""))
+
+
+def ceiling_table(report: dict, most: int) -> Iterator[str]:
+    """The best that any model could score, and the questions in its way."""
+    figures = report["ceiling"]["figures"]
+    below = report["ceiling"]["below"]
+    exact = figures.get("exact_match", figures.get("exact"))
+    yield row(
+        "ceiling",
+        f"{exact:.3f}",
+        f"EM and {figures['f1']:.3f} F1: the best that any model could score",
+    )
+    if "HasAns_exact" in figures:
+        with_answer = f"{figures['HasAns_exact']:.3f}"
+        yield row("  with answer", with_answer, f"EM and {figures['HasAns_f1']:.3f} F1")
+    yield row("  questions below 100 EM", len(below))
+    for question in below[:most]:
+        yield f"  {question['id']}   {brief(question['question'], 66)}"
+        for answer in question["answers"]:
+            yield f"    {quoted(answer['text'], 38)}: {why(answer, report['settings'])}"
+        yield f"    best: {quoted(question['best'], 60)}, F1 {question['f1']:.1f}"
+    if len(below) > most:
+        yield f"  ... and {len(below) - most:,} more: --explain {len(below)}, or --json"
+
+
+def why(answer: dict, settings: dict) -> str:
+    """What stands between an answer and the windows, in a few words."""
+    if answer["fault"] == TOO_LONG:
+        return f"{answer['tokens']} tokens, --max-answer-length is {settings['max_answer_length']}"
+    if answer["fault"] == INSIDE:
+        return f"tokens can only give {quoted(answer['nearest'], 35)}"
+    return answer["fault"] or "without words"
+
+
+def fixed_line(fixed: dict) -> str:
+    """What --fix wrote and left out."""
+    return (
+        f"wrote {fixed['file']}: {fixed['questions']:,} questions, "
+        f"{fixed['repaired']:,} offsets repaired; "
+        f"left out: {fixed['rejected_left_out']:,} rejected questions, "
+        f"{fixed['answers_left_out']:,} answers without a place"
+    )
