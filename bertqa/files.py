@@ -8,11 +8,14 @@ import contextlib
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+import sys
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,47 +44,108 @@ def read_bytes(path: Path) -> bytes:
         ) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}") from None
+    except MemoryError:
+        raise UserError("does not fit into memory") from None
     if not content:
         raise UserError("is empty (0 bytes)")
+    refuse_lfs_pointer(content)
     return content
 
 
+def refuse_lfs_pointer(content: bytes) -> None:
+    """Raise UserError where the content is what Git LFS leaves in the place of a file."""
+    if content.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise UserError(
+            "is a Git LFS pointer: the file itself was not fetched; run git lfs pull in its repository"
+        )
+
+
 def decode(content: bytes) -> str:
-    """The text that these bytes are in UTF-8, without its byte order mark."""
+    """The text that these bytes are in UTF-8, without its byte order mark; line ends stay as they are."""
     try:
         text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        where = f"byte {content[error.start]:#04x} at offset {error.start} (line {line})"
-        if error.reason == "unexpected end of data":
-            raise UserError(
-                f"cut off in the middle of a character: {where}; fetch it again"
-            ) from None
-        if b"\0" in content[:64] or content[:2] in (b"BZ", b"\xfd7", b"PK"):
-            raise UserError(
-                f"not text in UTF-8: {where}; UTF-16, or packed? Needed is UTF-8, plain or .gz"
-            ) from None
-        raise UserError(
-            f"not UTF-8: {where}, probably Latin-1; save it as UTF-8 (iconv -f latin1 -t utf-8)"
-        ) from None
+        raise UserError(_why_not_utf8(content, error)) from None
     if not text.strip():
         raise UserError("holds only white space")
     return text
 
 
-def parse_json(text: str, line: int = 1) -> object:
-    """The value of a JSON text that begins on this line of its file."""
+def _why_not_utf8(content: bytes, error: UnicodeDecodeError) -> str:
+    """Where UTF-8 ends, which encoding the bytes may be in, and how to convert them."""
+    line = content.count(b"\n", 0, error.start) + 1
+    where = f"byte {content[error.start]:#04x} at offset {error.start} (line {line})"
+    if error.reason == "unexpected end of data":
+        return f"cut off in the middle of a character: {where}; fetch it again"
+    if b"\0" in content[:64] or content[:2] in (b"BZ", b"\xfd7", b"PK"):
+        return f"not text in UTF-8: {where}; UTF-16, or packed? Needed is UTF-8, plain or .gz"
+    # Latin-1 has no character in 0x80 to 0x9f, where Windows-1252 has its quotes, dashes and the euro.
+    high = set(content) & set(range(0x80, 0xA0))
+    if high & {0x81, 0x8D, 0x8F, 0x90, 0x9D}:
+        return (
+            f"not UTF-8: {where}, nor Windows-1252; save it as UTF-8 (iconv -f ENCODING -t utf-8)"
+        )
+    if high:
+        return (
+            f"not UTF-8: {where}, probably Windows-1252; save it as UTF-8 "
+            "(iconv -f windows-1252 -t utf-8)"
+        )
+    return f"not UTF-8: {where}, probably Latin-1; save it as UTF-8 (iconv -f latin1 -t utf-8)"
+
+
+def read_text(path: str | Path) -> str:
+    """A file of text, or standard input where the path is "-". Raises UserError that names it."""
     try:
-        return json.loads(text)
+        if str(path) == "-":
+            return decode(sys.stdin.buffer.read())
+        return decode(read_bytes(Path(path)))
+    except UserError as error:
+        name = "standard input" if str(path) == "-" else path
+        raise UserError(f"{name}: {error}") from None
+
+
+def parse_json(text: str, line: int | None = None, *, allow_nan: bool = False) -> object:
+    """The value of a JSON text: a whole file, or what begins on this line of it.
+
+    A key that stands twice in an object is refused: of two values one would be lost. So are NaN
+    and infinities, which JSON does not have, unless `allow_nan` (pandas writes them into data).
+    """
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_without_repeats,
+            parse_constant=None if allow_nan else _finite,
+            parse_float=None if allow_nan else _finite,
+        )
     except json.JSONDecodeError as error:
-        where = f"line {line + error.lineno - 1}, column {error.colno}"
+        where = f"line {(line or 1) + error.lineno - 1}, column {error.colno}"
         rest = text[error.pos :].rstrip()
         if _ends_early(error.msg, rest):
             raise UserError(f"cut off: the JSON ends early, {where}; fetch it again") from None
         raise UserError(f"not JSON: {where}: {error.msg}, near {show(rest[:30])}") from None
-    except (ValueError, RecursionError) as error:
-        # a number of thousands of digits, or brackets thousands deep
-        raise UserError(f"line {line}: JSON that Python cannot read: {error}") from None
+    except UserError as error:
+        raise UserError(f"line {line}: {error}" if line else str(error)) from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        # a number of thousands of digits, brackets thousands deep, a file larger than memory
+        why = str(error) or "it does not fit into memory"
+        raise UserError(f"line {line or 1}: JSON that Python cannot read: {why}") from None
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
+    """An object of JSON, from its keys and values."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise UserError(f"the key {show(name)} stands twice in one object; leave one out")
+    return found
+
+
+def _finite(number: str) -> float:
+    """A number of JSON with a point or an exponent, or NaN and the like, which are refused."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise UserError(f"JSON has no {number}; write a number of usual size, or null")
+    return value
 
 
 def _ends_early(message: str, rest: str) -> bool:
@@ -94,18 +158,18 @@ def _ends_early(message: str, rest: str) -> bool:
     return message.startswith("Unterminated")
 
 
-def json_lines(text: str) -> Iterator[tuple[str, object]]:
+def json_lines(text: str, *, allow_nan: bool = False) -> Iterator[tuple[str, object]]:
     """-> "line 3" and the value on it, for each line that is not blank."""
     # not splitlines: U+2028 may stand inside a JSON string
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield f"line {number}", parse_json(line, number)
+            yield f"line {number}", parse_json(line, number, allow_nan=allow_nan)
 
 
-def read_json(path: str | Path) -> object:
+def read_json(path: str | Path, *, allow_nan: bool = False) -> object:
     """The value that a JSON file holds. Raises UserError that names the file."""
     try:
-        return parse_json(decode(read_bytes(Path(path))))
+        return parse_json(decode(read_bytes(Path(path))), allow_nan=allow_nan)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -120,7 +184,10 @@ def read_object(path: str | Path) -> dict:
 
 def show(value: object) -> str:
     """The value as JSON, on one line that any terminal can print, cut to 80 characters."""
-    text = json.dumps(value, ensure_ascii=False, default=repr)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=repr)
+    except (TypeError, ValueError, RecursionError):  # keys that are no text; too large; too deep
+        text = f"a {type(value).__name__} that JSON cannot show"
     text = text.encode("utf-8", "backslashreplace").decode()
     if len(text) > 80:
         return text[:77] + "..."

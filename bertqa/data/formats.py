@@ -24,8 +24,8 @@ def questions_in(text: str) -> tuple[str, Iterator[Question]]:
         return "csv", _flat(_csv_records(text))
     kind, head = "jsonl", _first_line(text)
     if head is not None and "data" not in head:
-        items = json_lines(text)
-    elif isinstance(document := parse_json(text), dict) and "data" not in document:
+        items = json_lines(text, allow_nan=True)
+    elif isinstance(document := parse_json(text, allow_nan=True), dict) and "data" not in document:
         head, items = document, iter([("the only record", document)])
     else:
         kind, name = "flat json", "data" if isinstance(document, dict) else "records"

@@ -150,9 +150,12 @@ def _require(where: str, wanted: list[str], found: Sequence[str]) -> None:
 
 def _objects(text: str, wanted: list[str]):
     if text.lstrip().startswith("["):
-        rows = ((f"record {number}", row) for number, row in enumerate(parse_json(text), 1))
+        rows = (
+            (f"record {number}", row)
+            for number, row in enumerate(parse_json(text, allow_nan=True), 1)
+        )
     else:
-        rows = json_lines(text)
+        rows = json_lines(text, allow_nan=True)
     for where, row in rows:
         if not isinstance(row, dict):
             raise UserError(f"{where}: must be an object, not {show(row)}")

@@ -1,0 +1,230 @@
+"""Reading and writing of files: what damaged, foreign and hostile bytes and JSON become, and what a crash leaves."""
+
+import gzip
+import io
+import json
+import os
+import re
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from bertqa.errors import UserError
+from bertqa.files import (
+    decode,
+    json_lines,
+    locked,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_object,
+    read_text,
+    replacing,
+    sha256,
+    show,
+    staged,
+    to_json,
+    write_json,
+    write_text,
+)
+
+# ---- bytes and text
+
+
+def refusal(read, *given, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        read(*given, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_same_text_through_a_file_a_pipe_and_standard_input(tmp_path, monkeypatch):
+    """A byte order mark is no character of the text, and Windows line ends are two, however it is given."""
+    path = tmp_path / "text"
+    path.write_bytes("\ufeffThe pier.\r\nIt was built\r\nby Elin Varga in 1904.\r\n".encode())
+    text = "The pier.\r\nIt was built\r\nby Elin Varga in 1904.\r\n"
+    assert read_text(path) == text
+    assert decode(read_bytes(path)) == text
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+    assert read_text("-") == text
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=[gzip.compress(text.encode())])
+    writer.start()
+    assert read_text(pipe) == text
+    writer.join()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            "café!".encode("latin-1"),
+            "probably Latin-1; save it as UTF-8 (iconv -f latin1 -t utf-8)",
+        ),
+        (
+            "\u201cdon\u2019t\u201d \u2013 \u20ac5 café".encode("cp1252"),
+            "probably Windows-1252; save it as UTF-8 (iconv -f windows-1252 -t utf-8)",
+        ),
+        (
+            "日本語".encode("shift-jis") + b"\x81",
+            "nor Windows-1252; save it as UTF-8 (iconv -f ENCODING -t utf-8)",
+        ),
+        ("a".encode("utf-16"), "UTF-16, or packed? Needed is UTF-8, plain or .gz"),
+    ],
+)
+def test_other_encodings(content, says):
+    message = refusal(decode, content)
+    assert message.endswith(says)
+    if "iconv -f windows-1252" in message:
+        assert content.decode("windows-1252") == "\u201cdon\u2019t\u201d \u2013 \u20ac5 café"
+
+
+def test_git_lfs_pointers(tmp_path):
+    path = tmp_path / "data.json"
+    path.write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 45144140\n"
+    )
+    assert refusal(read_bytes, path) == (
+        "is a Git LFS pointer: the file itself was not fetched; run git lfs pull in its repository"
+    )
+
+
+# ---- JSON
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[" * 100_000, "line 1: JSON that Python cannot read: "),
+        ("9" * 5000, "line 1: JSON that Python cannot read: "),
+        ('{"data": [1], "data": [2]}', 'the key "data" stands twice in one object; leave one out'),
+        ('[{"a": {"b": 1, "c": 2, "b": 1}}]', 'the key "b" stands twice'),
+        ("[NaN]", "JSON has no NaN; write a number of usual size, or null"),
+        ("-Infinity", "JSON has no -Infinity"),
+        ("1e999", "JSON has no 1e999"),
+        ('{"a": 1', "cut off: the JSON ends early, line 1, column 8"),
+        ("{'a': 1}", "not JSON: line 1, column 2"),
+    ],
+)
+def test_json_that_is_refused(text, says):
+    assert refusal(parse_json, text).startswith(says)
+
+
+def test_an_object_with_very_many_keys_and_one_of_them_twice():
+    pairs = ", ".join(f'"{n}": 0' for n in range(200_000))
+    assert "stands twice" in refusal(parse_json, "{" + pairs + ', "7": 1}')
+
+
+def test_nan_of_pandas_where_data_may_have_it():
+    assert parse_json("[1.5, NaN]", allow_nan=True)[1] != 1
+    assert list(json_lines('{"a": NaN}\n\n{"a": 1}', allow_nan=True))[1] == ("line 3", {"a": 1})
+    assert refusal(list, json_lines('{"a": 1}\n{"a": NaN}')).startswith("line 2: JSON has no NaN")
+    assert refusal(list, json_lines('1\n{"a": 1, "a": 2}')).startswith('line 2: the key "a" stands')
+
+
+def test_a_line_separator_inside_a_string_ends_no_line():
+    assert list(json_lines('"a\u2028b"\n2')) == [("line 1", "a\u2028b"), ("line 2", 2)]
+
+
+def test_messages_name_the_file(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"a": 1, "a": 2}')
+    assert refusal(read_json, path).startswith(f'{path}: the key "a" stands twice')
+    path.write_text("[1]")
+    assert refusal(read_object, path) == f"{path}: holds a JSON list, expected an object"
+    assert refusal(read_text, tmp_path / "none") == f"{tmp_path / 'none'}: there is no such file"
+    assert read_json(path) == [1]
+
+
+def test_any_value_can_be_shown():
+    class Odd:
+        def __repr__(self):
+            return "odd"
+
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert show({(1, 2): 3}) == "a dict that JSON cannot show"
+    assert show({"a": {1, 2}, "b": Odd()}) == '{"a": "{1, 2}", "b": "odd"}'
+    assert show(deep) == "a list that JSON cannot show"
+    assert show("x" * 100) == '"' + "x" * 76 + "..."
+
+
+NOT_YET = {
+    "data/formats.py",
+    "data/tokenizer.py",
+    "flags.py",
+    "hf/hub.py",
+    "hf/vocabulary.py",
+    "hf/weights.py",
+    "prompt.py",
+    "reporting/run_folder.py",
+    "score.py",
+    "training/checkpoint.py",
+}
+"""Modules that still read JSON by themselves; this must become empty."""
+
+
+def test_no_json_from_outside_is_read_elsewhere():
+    """files.py's reader knows the traps: depth, digits, memory, NaN, repeated keys."""
+    package = Path(__file__).resolve().parents[1] / "bertqa"
+    others = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search(r"json\.loads?\(", path.read_text(encoding="utf-8"))
+    }
+    assert others - NOT_YET == {"files.py"}
+
+
+# ---- writing
+
+
+def test_what_is_written_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"half": "\ud800", "é": [1]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"half": "\ud800", "é": [1]}
+    with pytest.raises(ZeroDivisionError), replacing(path) as fresh:
+        fresh.write_text("half of it")
+        raise ZeroDivisionError
+    assert json.loads(path.read_text(encoding="utf-8"))["é"] == [1]
+    write_text(path, "a\r\nb\n")
+    assert path.read_bytes() == b"a\r\nb\n" and [p.name for p in tmp_path.iterdir()] == ["x.json"]
+    assert sha256(path, path) == sha256(path, path) != sha256(path)
+    assert to_json("\udc00é") == '"\\udc00é"'
+
+
+def test_a_folder_is_replaced_whole_and_nothing_foreign_is_deleted(tmp_path):
+    for name in ("model", "model.tmp", "model.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text(name)
+    with staged(tmp_path / "model") as fresh:
+        (fresh / "new").write_text("1")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.old", "model.tmp"]
+    with pytest.raises(ZeroDivisionError), staged(tmp_path / "model") as fresh:
+        raise ZeroDivisionError
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file, expected a folder"), staged(tmp_path / "file"):
+        pass
+
+
+def test_one_at_a_time(tmp_path):
+    pytest.importorskip("fcntl")
+    inside, most = [], []
+
+    def work():
+        with locked(tmp_path):
+            inside.append(1)
+            most.append(len(inside))
+            inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 8
