@@ -258,12 +258,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from bertqa.data.tokenizer import WordPiece
     from bertqa.device import pick_device, pick_precision
-    from bertqa.hf import convert as hf
+    from bertqa.hf.resolve import resolve_weights
     from bertqa.model import folder, prepack
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    where, device = hf.resolve_weights(args.model), pick_device(args.device)
+    where, device = resolve_weights(args.model), pick_device(args.device)
     dtype, tokenizer = pick_precision(args.precision, device), WordPiece.load(where)
     encoder, began = (
         prepack.pack(folder.load_encoder(where, device=device), dtype),

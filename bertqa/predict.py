@@ -161,11 +161,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if ask:
         return answer_asked(args)
     from bertqa.distributed import world_of_torchrun
-    from bertqa.hf import convert as hf
+    from bertqa.hf.resolve import resolve_weights
     from bertqa.model import folder
 
     with world_of_torchrun() as world:
-        args.model = Path(world.in_turn(lambda: hf.resolve_weights(args.model)))
+        args.model = Path(world.in_turn(lambda: resolve_weights(args.model)))
         config = folder.read_config(args.model)
         verb = answer_file if args.data and config["head"] != folder.CLASSES else classify
         return verb(args, config, world)

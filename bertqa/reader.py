@@ -77,10 +77,10 @@ class Reader:
         Raises:
             UserError: where there is no such model, or no such device, or the model has no answer head.
         """
-        from bertqa.hf import convert as hf
+        from bertqa.hf.resolve import resolve_weights
         from bertqa.model import folder, prepack
 
-        where = Path(hf.resolve_weights(name))
+        where = Path(resolve_weights(name))
         device = _device("cpu" if int8 and device in (None, "auto") else device)
         if int8 and device.type != "cpu":
             raise UserError(

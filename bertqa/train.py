@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         from bertqa.device import pick_device, pick_precision
         from bertqa.files import sha256
-        from bertqa.hf import convert as hf
+        from bertqa.hf.resolve import resolve_weights
         from bertqa.model import folder
         from bertqa.training.checkpoint import check_same, load_checkpoint, load_weights
         from bertqa.training.classification import Classification
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if world.first:
                 print(line, file=sys.stderr, flush=True)
 
-        weights = Path(world.in_turn(lambda: hf.resolve_weights(files.weights)))
+        weights = Path(world.in_turn(lambda: resolve_weights(files.weights)))
         model_config = folder.read_config(weights)
         positions = model_config["architecture"]["max_position_embeddings"]
         problems = [

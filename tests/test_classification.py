@@ -17,7 +17,8 @@ from bertqa.data.batches import WindowStore
 from bertqa.data.texts import Texts, label_names, label_rows, read_texts, split
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import text_windows
-from bertqa.hf import convert as hf
+from bertqa.hf.convert import convert
+from bertqa.hf.export import export
 from bertqa.model import folder
 from bertqa.predict import main as predict
 from bertqa.reporting.run_folder import read_journal
@@ -346,9 +347,9 @@ def test_exported_logits_are_the_same_in_transformers(tmp_path, model_type, word
     from tiny_checkpoints import write_checkpoint
 
     write_checkpoint(tmp_path / "hf", model_type, head=None)
-    hf.convert(tmp_path / "hf", tmp_path / "start")
+    convert(tmp_path / "hf", tmp_path / "start")
     out = run(tmp_path / "run", tmp_path / "start", words, "--max-steps", "3")
-    hf.export(out / "best", tmp_path / "exported")
+    export(out / "best", tmp_path / "exported")
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "exported"
     ).eval()
@@ -365,7 +366,7 @@ def test_exported_logits_are_the_same_in_transformers(tmp_path, model_type, word
             packed.input_ids, token_type_ids=packed.token_type_ids, lengths=packed.lengths
         )
     assert (ours - expected).abs().max() < 1e-5
-    hf.convert(tmp_path / "exported", tmp_path / "again")
+    convert(tmp_path / "exported", tmp_path / "again")
     assert same(tmp_path / "again", out / "best") and folder.read_config(tmp_path / "again")[
         "labels"
     ] == ["ex", "why", "zed"]
@@ -656,7 +657,7 @@ def test_the_sample_is_learnt(shared, tmp_path, freeze, flags, least):
     weights = shared / "weights" / "all-MiniLM-L6-v2"
     if not weights.is_dir():
         pytest.skip("all-MiniLM-L6-v2 is missing")
-    hf.convert(weights, tmp_path / "minilm")
+    convert(weights, tmp_path / "minilm")
     assert (
         main(
             [

@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from tiny_checkpoints import SIZES, VOCAB, random_model, write_checkpoint, write_vocab
 
 from bertqa.errors import UserError
-from bertqa.hf import convert as hf
 from bertqa.hf import weights as weight_files
-from bertqa.hf.names import architecture_of, plain_name, their_names
+from bertqa.hf.architecture import architecture_of
+from bertqa.hf.convert import convert
+from bertqa.hf.export import export
+from bertqa.hf.names import plain_name, their_names
 from bertqa.model import folder
 from bertqa.model.config import BertConfig
 from bertqa.model.folder import CLASSES, QA
@@ -68,7 +70,7 @@ def edit_tensors(source: Path, change) -> None:
 def refused(source, dest, **options) -> str:
     """The message with which a conversion fails; nothing may be left at its destination."""
     with pytest.raises(UserError) as caught:
-        hf.convert(source, dest, **options)
+        convert(source, dest, **options)
     assert "\n" not in str(caught.value)
     assert not dest.exists() and not dest.with_name(dest.name + ".tmp").exists()
     return str(caught.value)
@@ -241,8 +243,8 @@ def test_one_file_and_index(copy, tmp_path):
     tensors = load_file(source / "model.safetensors")
     torch.save({name: tensor + 1 for name, tensor in tensors.items()}, source / "other.bin")
     plain, other = (
-        hf.convert(source, tmp_path / "a"),
-        hf.convert(source / "other.bin", tmp_path / "b"),
+        convert(source, tmp_path / "a"),
+        convert(source / "other.bin", tmp_path / "b"),
     )
     a, b = (
         load_file(tmp_path / "a" / "model.safetensors"),
@@ -255,7 +257,7 @@ def test_one_file_and_index(copy, tmp_path):
 def test_16_bit_stays_16_bit(copy, tmp_path):
     source = copy()
     edit_tensors(source, lambda tensors: tensors.update({k: v.half() for k, v in tensors.items()}))
-    assert hf.convert(source, tmp_path / "mine").dtype == "float16"
+    assert convert(source, tmp_path / "mine").dtype == "float16"
     assert {t.dtype for t in load_file(tmp_path / "mine" / "model.safetensors").values()} == {
         torch.float16
     }
@@ -269,7 +271,7 @@ def test_fresh_head(originals, tmp_path):
     """Drawn as BERT draws, the same for the same seed, and in place of a head that is there."""
     heads = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        report = hf.convert(originals / "bert-qa", tmp_path / name, fresh_head="qa", seed=seed)
+        report = convert(originals / "bert-qa", tmp_path / name, fresh_head="qa", seed=seed)
         heads.append(folder.load(tmp_path / name).span)
     assert torch.equal(heads[0].weight, heads[1].weight) and not torch.equal(
         heads[0].weight, heads[2].weight
@@ -284,7 +286,7 @@ def test_fresh_head(originals, tmp_path):
 @pytest.mark.parametrize("name, fresh", [("bert-qa", 4), ("bert-bare", 2), ("distilbert-qa", 4)])
 def test_fresh_classes(originals, tmp_path, name, fresh):
     """BERT's pooler is a part of that head: kept where there is one, else drawn; DistilBERT's dense layer always is."""
-    report = hf.convert(
+    report = convert(
         originals / name, tmp_path / "mine", fresh_head=("classification", ["a", "b", "c"])
     )
     assert sum(row.what == "fresh" for row in report.rows) == fresh
@@ -425,15 +427,15 @@ def test_exported_card_and_settings(originals, tmp_path):
         provenance={"source": "google-bert/bert-base-uncased", "license": "apache-2.0"},
         qa={"null_threshold": 1.5},
     )
-    hf.export(tmp_path / "mine", tmp_path / "theirs")
+    export(tmp_path / "mine", tmp_path / "theirs")
     assert (tmp_path / "theirs" / "README.md").read_text() == (
         "---\nlibrary_name: transformers\npipeline_tag: question-answering\nbase_model: google-bert/bert-base-uncased\n"
         "tags: [a, b]\nlicense: mit\n---\n\n# Mine\n\n--- a rule ---\n"
     )
-    hf.convert(tmp_path / "theirs", tmp_path / "back")
+    convert(tmp_path / "theirs", tmp_path / "back")
     assert folder.read_qa(tmp_path / "back") == {"null_threshold": 1.5}
     assert folder.read_config(tmp_path / "back")["provenance"]["license"] == "mit"
-    hf.convert(tmp_path / "theirs", tmp_path / "fresh", fresh_head="qa")
+    convert(tmp_path / "theirs", tmp_path / "fresh", fresh_head="qa")
     assert folder.read_qa(tmp_path / "fresh") == {}, (
         "a threshold belongs to the head that it was tuned for"
     )
@@ -443,8 +445,8 @@ def test_mixed_precision_export(copy, tmp_path):
     """A float32 head on a float16 encoder: transformers is told to open all of it as float32."""
     source = copy("bert-bare")
     edit_tensors(source, lambda tensors: tensors.update({k: v.half() for k, v in tensors.items()}))
-    assert hf.convert(source, tmp_path / "mine", fresh_head="qa").dtype == "float16 and float32"
-    hf.export(tmp_path / "mine", tmp_path / "back")
+    assert convert(source, tmp_path / "mine", fresh_head="qa").dtype == "float16 and float32"
+    export(tmp_path / "mine", tmp_path / "back")
     assert json.loads((tmp_path / "back" / "config.json").read_text())["torch_dtype"] == "float32"
 
 
@@ -629,7 +631,7 @@ def only_vocab(source: Path, tokens=VOCAB, **config) -> Path:
     ],
 )
 def test_tokenizer_from_vocab(copy, tmp_path, tokens, config, remark, text, expected):
-    report = hf.convert(only_vocab(copy(), tokens, **config), tmp_path / "mine")
+    report = convert(only_vocab(copy(), tokens, **config), tmp_path / "mine")
     assert remark in report.remarks and "tokenizer.json made from vocab.txt" in report.remarks
     assert ids_of(tmp_path / "mine", text) == [
         2,
@@ -663,7 +665,7 @@ def test_vocab_from_tokenizer_json(copy, tmp_path):
         },
     )
     assert len(ids_of(source, "a b c d")) == 9
-    report = hf.convert(source, tmp_path / "mine")
+    report = convert(source, tmp_path / "mine")
     assert (
         "tokenizer.json: truncation and padding dropped (windows are cut by bertqa)"
         in report.remarks
@@ -712,11 +714,11 @@ def test_nonsense_in_tokenizer_json(copy, tmp_path, model):
 def test_a_token_twice(copy, tmp_path):
     """Vocabularies like that exist: the second line counts, the first id has no token; and it goes there and back."""
     source = only_vocab(copy(), [*VOCAB[:95], "a", *VOCAB[96:]])
-    hf.convert(source, tmp_path / "mine")
+    convert(source, tmp_path / "mine")
     assert ids_of(tmp_path / "mine", "a b") == [2, 95, 6, 3]
-    hf.export(tmp_path / "mine", tmp_path / "theirs")
+    export(tmp_path / "mine", tmp_path / "theirs")
     (tmp_path / "theirs" / "vocab.txt").unlink()
-    hf.convert(tmp_path / "theirs", tmp_path / "back")
+    convert(tmp_path / "theirs", tmp_path / "back")
     lines = (tmp_path / "back" / "vocab.txt").read_text(encoding="utf-8").split("\n")
     assert lines[5] == "[none5]" and lines[95] == "a" and len(lines) == 100
 
@@ -973,16 +975,16 @@ def test_wrong_folders(originals, tmp_path):
     with pytest.raises(
         UserError, match="is a model folder of bertqa already; use it as it is, or add --to-hf"
     ):
-        hf.convert(originals / "bert-qa-ours", tmp_path / "mine")
+        convert(originals / "bert-qa-ours", tmp_path / "mine")
     with pytest.raises(
         UserError,
         match="is a Hugging Face folder; convert it first: python tools/convert_weights.py",
     ):
-        hf.export(originals / "bert-qa", tmp_path / "mine")
+        export(originals / "bert-qa", tmp_path / "mine")
     with pytest.raises(UserError, match="there is no such folder; expected a model folder"):
         folder.load(tmp_path / "nothing")
     with pytest.raises(UserError, match="exists and is not an empty folder"):
-        hf.convert(originals / "bert-qa", originals / "bert-bare")
+        convert(originals / "bert-qa", originals / "bert-bare")
     assert not (tmp_path / "mine").exists()
 
 
@@ -1078,9 +1080,9 @@ torch.save([out.start_logits, out.end_logits], {str(tmp_path / "expected.pt")!r}
     )
     write_vocab(source, [*VOCAB, *(f"filler{i}" for i in range(30522 - len(VOCAB)))])
     both = measured(
-        "from bertqa.model import folder; from bertqa.hf import convert as hf",
+        "from bertqa.model import folder; from bertqa.hf.convert import convert",
         f"""
-hf.convert({str(source)!r}, {str(dest)!r})
+convert({str(source)!r}, {str(dest)!r})
 model = folder.load({str(dest)!r})
 """,
     )

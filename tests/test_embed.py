@@ -12,7 +12,7 @@ from tiny_checkpoints import write_checkpoint
 from bertqa import UserError, load_encoder
 from bertqa.data.tokenizer import WordPiece
 from bertqa.embed import embed_texts, main
-from bertqa.hf import convert as hf
+from bertqa.hf.convert import convert
 from bertqa.model import folder
 
 TEXTS = [
@@ -39,7 +39,7 @@ def ours(checkpoint):
 def converted(checkpoint):
     """(encoder, tokenizer, model folder) of a Hugging Face folder."""
     where = checkpoint.with_name(checkpoint.name + "-converted")
-    hf.convert(checkpoint, where)
+    convert(checkpoint, where)
     return load_encoder(where), WordPiece.load(where), where
 
 
@@ -94,7 +94,7 @@ def test_sentence_vectors_of_minilm(shared, tmp_path):
     expected = torch.nn.functional.normalize(
         (out.last_hidden_state * weight).sum(1) / weight.sum(1), p=2, dim=1
     )
-    hf.convert(shared / "weights" / "all-MiniLM-L6-v2", tmp_path / "minilm")
+    convert(shared / "weights" / "all-MiniLM-L6-v2", tmp_path / "minilm")
     found = embed_texts(
         load_encoder(tmp_path / "minilm"),
         WordPiece.load(tmp_path / "minilm"),

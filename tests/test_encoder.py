@@ -396,12 +396,12 @@ def test_real_minilm_equals_transformers(shared, tmp_path):
     )
     from bertqa.data.examples import read_examples
     from bertqa.data.tokenizer import WordPiece
-    from bertqa.hf import convert as hf
+    from bertqa.hf.convert import convert
     from bertqa.model import folder
 
     source = shared / "weights" / "all-MiniLM-L6-v2"
     theirs = transformers.AutoModel.from_pretrained(source).eval()
-    hf.convert(source, tmp_path / "minilm")
+    convert(source, tmp_path / "minilm")
     ours = folder.load_encoder(tmp_path / "minilm")
     questions = [
         e.question

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import SIZES, write_vocab
 
-from bertqa.hf import convert as hf
+from bertqa.hf.convert import convert
+from bertqa.hf.export import export
 from bertqa.model import folder
 from bertqa.model.folder import CLASSES, QA
 
@@ -234,7 +235,7 @@ def distance(ours, model_type: str, head: str | None, hidden_act: str = "gelu") 
 def test_equals_transformers(tmp_path, model_type, head, form):
     reference = hf_model(model_type, head)
     write_form(reference, tmp_path / "theirs", form)
-    report = hf.convert(tmp_path / "theirs", tmp_path / "ours")
+    report = convert(tmp_path / "theirs", tmp_path / "ours")
     assert (report.model_type, report.head) == (model_type, head)
     ours = folder.load(tmp_path / "ours")
     assert all(parameter.dtype == torch.float32 for parameter in ours.parameters())
@@ -254,9 +255,9 @@ def test_equals_transformers(tmp_path, model_type, head, form):
 @pytest.mark.parametrize("model_type", ["bert", "distilbert"])
 def test_activations(tmp_path, model_type, name):
     write_form(hf_model(model_type, QA, name), tmp_path / "theirs", "safetensors")
-    hf.convert(tmp_path / "theirs", tmp_path / "ours")
+    convert(tmp_path / "theirs", tmp_path / "ours")
     assert distance(folder.load(tmp_path / "ours"), model_type, QA, name) < 1e-5
-    hf.export(tmp_path / "ours", tmp_path / "back")
+    export(tmp_path / "ours", tmp_path / "back")
     back = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "back").eval()
     assert distance(back, model_type, QA, name) < 1e-5
 
@@ -265,7 +266,7 @@ def test_packed_equals_transformers(tmp_path):
     """The four sequences in one packed batch, against the reference one by one."""
     reference = hf_model("bert", QA)
     write_form(reference, tmp_path / "theirs", "safetensors")
-    hf.convert(tmp_path / "theirs", tmp_path / "ours")
+    convert(tmp_path / "theirs", tmp_path / "ours")
     batch = [inputs("bert", length) for length in LENGTHS]
     ids, segments = (
         torch.cat([given[name][0] for given in batch]) for name in ("input_ids", "token_type_ids")
@@ -291,9 +292,9 @@ def test_there_and_back(tmp_path, model_type, head, form):
     same, and what transformers saves of it reloads here."""
     reference = rounded(hf_model(model_type, head), form)
     write_form(reference, tmp_path / "theirs", form)
-    first = hf.convert(tmp_path / "theirs", tmp_path / "ours")
-    hf.export(tmp_path / "ours", tmp_path / "exported")
-    second = hf.convert(tmp_path / "exported", tmp_path / "again")
+    first = convert(tmp_path / "theirs", tmp_path / "ours")
+    export(tmp_path / "ours", tmp_path / "exported")
+    second = convert(tmp_path / "exported", tmp_path / "again")
     assert first.sha256 == second.sha256
     for name in ("vocab.txt", "tokenizer.json"):
         assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
@@ -314,7 +315,7 @@ def test_there_and_back(tmp_path, model_type, head, form):
     transformers.AutoTokenizer.from_pretrained(tmp_path / "exported").save_pretrained(
         tmp_path / "saved by transformers"
     )
-    hf.convert(tmp_path / "saved by transformers", tmp_path / "last")
+    convert(tmp_path / "saved by transformers", tmp_path / "last")
     back, last = (
         run(back.float(), model_type, head, True),
         run(folder.load(tmp_path / "last"), model_type, head, True),
@@ -337,8 +338,8 @@ def test_exported_tokenizer(tmp_path, settings):
 
     write_form(hf_model("bert", QA), tmp_path / "theirs", "safetensors")
     (tmp_path / "theirs" / "tokenizer_config.json").write_text(json.dumps(settings))
-    hf.convert(tmp_path / "theirs", tmp_path / "ours")
-    hf.export(tmp_path / "ours", tmp_path / "exported")
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    export(tmp_path / "ours", tmp_path / "exported")
     text = "Cafe CAFÉ café ab中c 42! wôrd1 \u2028 [SEP] xyz"
     ours = Tokenizer.from_file(str(tmp_path / "ours" / "tokenizer.json")).encode(text).ids
     classic = (
@@ -356,8 +357,8 @@ def test_exported_tokenizer(tmp_path, settings):
 def test_real_checkpoint(shared, tmp_path):
     """all-MiniLM-L6-v2: last hidden state and pooled vector, converted and exported again."""
     source = shared / "weights" / "all-MiniLM-L6-v2"
-    hf.convert(source, tmp_path / "ours")
-    hf.export(tmp_path / "ours", tmp_path / "exported")
+    convert(source, tmp_path / "ours")
+    export(tmp_path / "ours", tmp_path / "exported")
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     given = tokenizer(
         ["Who wrote it?", "The bridge at Åmål was built in 1869, of stone."],

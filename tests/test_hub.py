@@ -17,8 +17,9 @@ from servers import COMMITS, MIB, ROOT, Hub, etag, hub_client, serving
 from tiny_checkpoints import write_checkpoint
 
 from bertqa.errors import UserError
-from bertqa.hf import convert as hf
 from bertqa.hf import hub
+from bertqa.hf.convert import convert
+from bertqa.hf.resolve import resolve_weights
 from bertqa.model import folder
 
 
@@ -248,27 +249,26 @@ def test_what_is_no_id(text, tmp_path, monkeypatch):
 def test_model_folder_is_taken_as_it_is(checkpoint, tmp_path):
     ours = checkpoint.with_name("tiny-ours")
     assert (
-        hf.resolve_weights(ours, tmp_path / "weights") == ours
-        and not (tmp_path / "weights").exists()
+        resolve_weights(ours, tmp_path / "weights") == ours and not (tmp_path / "weights").exists()
     )
 
 
 def test_local_folder_is_converted_once(checkpoint, tmp_path, capsys):
     cache, source = tmp_path / "weights", Path(shutil.copytree(checkpoint, tmp_path / "tiny"))
-    first = hf.resolve_weights(source, cache)
+    first = resolve_weights(source, cache)
     assert (
         first == cache / "tiny"
         and capsys.readouterr().err == f"converting {source} into {first} (once)\n"
     )
     written = (first / "config.json").stat().st_mtime_ns
     assert (
-        hf.resolve_weights(source, cache) == first
+        resolve_weights(source, cache) == first
         and (first / "config.json").stat().st_mtime_ns == written
     )
     assert capsys.readouterr().err == f"using {first}, converted from {source} before\n"
     tensors = load_file(source / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, source / "model.safetensors")
-    second = hf.resolve_weights(
+    second = resolve_weights(
         source, cache
     )  # other weights of the same name must not be taken for these
     assert second == cache / "tiny-converted"
@@ -277,15 +277,14 @@ def test_local_folder_is_converted_once(checkpoint, tmp_path, capsys):
     with pytest.raises(
         UserError, match="tiny is of another checkpoint of that name; convert it yourself"
     ):
-        hf.resolve_weights(source, cache)
+        resolve_weights(source, cache)
 
 
 def test_fresh_heads_are_not_taken_for_trained_ones(checkpoint, tmp_path):
     """Somebody converted the same checkpoint with --fresh-head under the name that would be used."""
-    hf.convert(checkpoint, tmp_path / "weights" / "tiny", fresh_head="qa")
+    convert(checkpoint, tmp_path / "weights" / "tiny", fresh_head="qa")
     assert (
-        hf.resolve_weights(checkpoint, tmp_path / "weights")
-        == tmp_path / "weights" / "tiny-converted"
+        resolve_weights(checkpoint, tmp_path / "weights") == tmp_path / "weights" / "tiny-converted"
     )
 
 
@@ -296,12 +295,12 @@ def test_hub_id_is_converted_once(server, tmp_path, monkeypatch, capsys, checkpo
         hub, "download", lambda repo, revision: asked.append((repo, revision)) or checkpoint
     )
     monkeypatch.chdir(tmp_path)
-    assert hf.resolve_weights("org/tiny") == Path("weights/tiny")
-    assert hf.resolve_weights("other/tiny") == Path("weights/other--tiny")
-    assert hf.resolve_weights("org/tiny@v1") == Path("weights/tiny@v1")
+    assert resolve_weights("org/tiny") == Path("weights/tiny")
+    assert resolve_weights("other/tiny") == Path("weights/other--tiny")
+    assert resolve_weights("org/tiny@v1") == Path("weights/tiny@v1")
     assert (
-        hf.resolve_weights("org/tiny") == Path("weights/tiny")
-        and hf.resolve_weights("other/tiny").name == "other--tiny"
+        resolve_weights("org/tiny") == Path("weights/tiny")
+        and resolve_weights("other/tiny").name == "other--tiny"
     )
     assert asked == [("org/tiny", None), ("other/tiny", None), ("org/tiny", "v1")]
     assert folder.read_config("weights/tiny@v1")["provenance"]["source"] == "org/tiny"

@@ -22,7 +22,7 @@ from bertqa.data.batches import WindowStore, epoch_order, padded, step_rows
 from bertqa.data.examples import read_examples
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
-from bertqa.hf import convert as hf
+from bertqa.hf.export import export
 from bertqa.model import folder
 from bertqa.reporting.run_folder import read_journal
 from bertqa.settings import PRESETS, parse, sections, settings_of
@@ -134,7 +134,7 @@ def test_the_loss_curve_is_that_of_transformers(tmp_path, tiny_model, letters):
     steps = events(
         run(tmp_path / "run", tiny_model, letters, "--epochs", "3", "--dropout", "0"), "train"
     )
-    hf.export(tiny_model, tmp_path / "theirs")
+    export(tiny_model, tmp_path / "theirs")
     model = (
         transformers.AutoModelForQuestionAnswering.from_pretrained(
             tmp_path / "theirs", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from bertqa.hf import convert as hf
+from bertqa.hf.export import export
 from bertqa.model import folder
 from bertqa.model.config import BertConfig
 
@@ -78,5 +78,5 @@ def write_checkpoint(
         labels=labels,
         provenance={"source": "tests", "license": "cc0-1.0"},
     )
-    hf.export(ours, where)
+    export(ours, where)
     return where

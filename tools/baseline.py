@@ -29,7 +29,8 @@ from bertqa.data.batches import padded
 from bertqa.device import autocast, pick_device, pick_precision
 from bertqa.errors import UserError
 from bertqa.flags import run_verb
-from bertqa.hf import convert as hf
+from bertqa.hf.export import export
+from bertqa.hf.resolve import resolve_weights
 from bertqa.model import folder
 from bertqa.model.heads import SpanLogits
 from bertqa.settings import parse
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = pick_device(loop.device)
     cast = autocast(device, pick_precision(loop.precision, device))
     torch.manual_seed(loop.seed)
-    weights = Path(hf.resolve_weights(files.weights))
+    weights = Path(resolve_weights(files.weights))
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder.save(
             f"{scratch}/ours", ours, tokenizer_from=weights, provenance={"source": files.weights}
         )
-        hf.export(f"{scratch}/ours", f"{scratch}/theirs")
+        export(f"{scratch}/ours", f"{scratch}/theirs")
         model = transformers.AutoModelForQuestionAnswering.from_pretrained(
             f"{scratch}/theirs", attention_probs_dropout_prob=0.1
         ).float()

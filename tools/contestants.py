@@ -163,11 +163,11 @@ class Bench:
     @cached_property
     def exported(self) -> Path:
         """Our weights as a folder for transformers."""
-        from bertqa.hf import convert as hf
+        from bertqa.hf.export import export
 
         where = Path(self.scratch) / f"hf-{self.label}"
         if not where.exists():
-            hf.export(self.weights, where)
+            export(self.weights, where)
         return where
 
     def their_model(self, **config):

@@ -46,12 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
 
-    from bertqa.hf import convert as hf  # after parsing: --help need not wait for torch
+    from bertqa.hf.convert import convert  # after parsing: --help need not wait for torch
+    from bertqa.hf.export import export  # after parsing: --help need not wait for torch
 
     if args.to_hf:
-        report = hf.export(args.src, args.dest)
+        report = export(args.src, args.dest)
     else:
-        report = hf.convert(
+        report = convert(
             args.src, args.dest, fresh_head="qa" if args.fresh_head else None, seed=args.seed
         )
     print(json.dumps(report.as_dict(), ensure_ascii=False) if args.json else report)

@@ -2,7 +2,11 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+KINDS = ("renamed", "ignored", "fresh")
+"""What can become of a tensor."""
 
 
 @dataclass
@@ -10,7 +14,7 @@ class Row:
     """What became of one tensor."""
 
     what: str
-    """"renamed", "ignored" or "fresh"."""
+    """One of KINDS."""
     theirs: str | None
     ours: str | None
     shape: tuple[int, ...]
@@ -38,57 +42,82 @@ class Report:
 
     def __str__(self) -> str:
         """A table, with one line for a tensor that all layers have, and then what else there is to say."""
-        folded: dict[tuple, list[Row]] = {}
-        for row in self.rows:
-            alike = (row.what, *fold([row.theirs or ""], "{}"), *fold([row.ours or ""], "{}"))
-            folded.setdefault(alike, []).append(row)
+        counts = [f"{sum(row.what == what for row in self.rows)} {what}" for what in KINDS]
+        head = self.head or "no head"
         lines = [
-            (
-                rows[0].what,
-                *fold([r.theirs or "-" for r in rows]),
-                "".join(fold([r.ours for r in rows])) if rows[0].ours else f"({rows[0].why})",
-                "x".join(map(str, rows[0].shape)),
-            )
-            for rows in folded.values()
+            *_table(self.rows),
+            "",
+            f"tensors: {', '.join(counts)}, 0 missing, 0 unexpected",
+            f"model: {self.model_type}, {head}, {self.parameters:,} parameters, {self.dtype}",
+            *self.remarks,
+            f"sha256 of the source: {self.source_sha256}",
+            f"sha256 of {self.dest}/model.safetensors: {self.sha256}",
         ]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ]
-        counts = ", ".join(
-            f"{sum(row.what == what for row in self.rows)} {what}"
-            for what in ("renamed", "ignored", "fresh")
-        )
-        return "\n".join(
-            [
-                *table,
-                "",
-                f"tensors: {counts}, 0 missing, 0 unexpected",
-                f"model: {self.model_type}, {self.head or 'no head'}, {self.parameters:,} parameters, {self.dtype}",
-                *self.remarks,
-                f"sha256 of the source: {self.source_sha256}",
-                f"sha256 of {self.dest}/model.safetensors: {self.sha256}",
-            ]
-        )
+        return "\n".join(lines)
 
 
-def fold(names: list[str], layers: str | None = None) -> list[str]:
-    """Names that differ in the layer only become one, with {0..5} (or `layers`) for its number."""
-    groups: dict[tuple[str, str], list[int]] = {}
+def _table(rows: list[Row]) -> list[str]:
+    """Aligned lines, one for all rows that differ in the layer only."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        alike = (row.what, _any_layer(row.theirs), _any_layer(row.ours))
+        groups.setdefault(alike, []).append(row)
+    lines = [_cells(group) for group in groups.values()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = []
+    for line in lines:
+        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        table.append("  ".join(padded).rstrip())
+    return table
+
+
+def _cells(group: list[Row]) -> list[str]:
+    """What, theirs, ours or the reason why there is none, shape: of rows that differ in the layer only."""
+    first = group[0]
+    theirs = fold([row.theirs or "-" for row in group])
+    ours = fold([row.ours for row in group]) if first.ours else [f"({first.why})"]
+    return [first.what, "".join(theirs), "".join(ours), "x".join(map(str, first.shape))]
+
+
+LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+"""The number of a layer in a tensor's name, theirs or ours."""
+
+
+def _any_layer(name: str | None) -> str:
+    """The name without the number of its layer."""
+    return LAYER.sub("{}", name or "", count=1)
+
+
+def fold(names: Sequence[str]) -> list[str]:
+    """Names that differ in the layer only become one.
+
+    >>> fold(["layer.0.bias", "layer.1.bias", "layer.2.bias", "norm.bias"])
+    ['layer.{0..2}.bias', 'norm.bias']
+    """
+    layers: dict[str, list[int]] = {}
     for name in names:
-        number = re.search(r"(?<=\.)\d+(?=\.)", name)
-        key = (name[: number.start()], name[number.end() :]) if number else (name, "")
-        groups.setdefault(key, []).extend([int(number[0])] if number else [])
-    folded = []
-    for (before, after), numbers in groups.items():
-        low, high = (min(numbers), max(numbers)) if numbers else (0, 0)
-        run = (
-            str(low)
-            if low == high
-            else f"{{{low}..{high}}}"
-            if len(set(numbers)) == high - low + 1
-            else "{" + ",".join(map(str, sorted(set(numbers)))) + "}"
-        )
-        folded.append(before + (layers or run if numbers else "") + after)
-    return folded
+        number = LAYER.search(name)
+        found = layers.setdefault(_any_layer(name), [])
+        if number:
+            found.append(int(number[0]))
+    return [name.replace("{}", _range(numbers), 1) for name, numbers in layers.items()]
+
+
+def _range(numbers: list[int]) -> str:
+    """4, {0..5} or {0,2,5}."""
+    if not numbers:
+        return ""
+    distinct = sorted(set(numbers))
+    low, high = distinct[0], distinct[-1]
+    if low == high:
+        return str(low)
+    if len(distinct) == high - low + 1:
+        return f"{{{low}..{high}}}"
+    return "{" + ",".join(map(str, distinct)) + "}"
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Names folded and with commas between them, the first ones where there are many."""
+    folded = fold(names)
+    rest = ", ..." if len(folded) > most else ""
+    return ", ".join(folded[:most]) + rest

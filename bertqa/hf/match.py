@@ -1,0 +1,216 @@
+"""Which stored tensors make which of ours: each is renamed, ignored for a stated reason, or an error."""
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bertqa.errors import UserError
+from bertqa.hf.architecture import architecture_of, class_labels, find_head
+from bertqa.hf.names import HEAD, ignored, plain_name, their_names
+from bertqa.hf.table import Row, listed
+from bertqa.model.config import BertConfig
+from bertqa.model.folder import CLASSES, QA, build_empty
+from bertqa.model.tensors import DTYPES, Weights
+
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts of names that DataParallel, DistributedDataParallel, torch.compile and FSDP put in."""
+
+TIED = {
+    "embeddings.word_embeddings.weight": (
+        "cls.predictions.decoder.weight",
+        "vocab_projector.weight",
+    )
+}
+"""Tensors that transformers ties to another: a checkpoint may hold one of the two names only."""
+
+INSIDE = ("embeddings.", "encoder.", "transformer.", "pooler.")
+"""Where plain names of the encoder begin. An unknown tensor there changes what the encoder computes."""
+
+
+@dataclass
+class Plan:
+    """What becomes of a checkpoint."""
+
+    config: BertConfig
+    head: str | None
+    labels: list[str] | None
+    empty: dict[str, Tensor]
+    """Our tensors by name, without memory."""
+    parts: dict[str, list[str]]
+    """Our tensor -> the stored tensors that it is made of; not there for one that is drawn fresh."""
+    rows: list[Row]
+    remarks: list[str]
+
+
+def plan_conversion(raw: dict, weights: Weights, fresh_head) -> Plan:
+    """Find a stored tensor for each of ours; `fresh_head` as for `convert`.
+
+    Raises:
+        UserError: for an architecture or a head that we do not have; or one that lists all tensors that do not fit.
+    """
+    plain = _plain_names(weights)
+    head, labels = _head_and_labels(raw, weights, plain, fresh_head)
+    config = architecture_of(raw, plain, head)
+    record = {"architecture": dataclasses.asdict(config), "head": head, "labels": labels}
+    plan = Plan(config, head, labels, build_empty(record).state_dict(), {}, [], [])
+    wrapped = sum(stored != _unwrapped(stored) for stored in weights.shapes)
+    if wrapped:
+        plan.remarks.append(
+            f"{wrapped} names without the prefixes that DataParallel, DDP or torch.compile left in them"
+        )
+    _match(plan, weights, plain, fresh=fresh_head is not None)
+    return plan
+
+
+def _head_and_labels(raw: dict, weights: Weights, plain: dict[str, str], fresh_head):
+    if fresh_head == "qa":
+        return QA, None
+    if fresh_head is not None:
+        return CLASSES, list(fresh_head[1])
+    head = find_head(raw, plain)
+    if head != CLASSES:
+        return head, None
+    rows = None
+    if "classifier.weight" in plain:
+        rows = weights.shapes[plain["classifier.weight"]][0]
+    return head, class_labels(raw, rows)
+
+
+def _unwrapped(stored: str) -> str:
+    """A stored name without what wrappers of the module put into it."""
+    return ".".join(part for part in stored.split(".") if part not in WRAPPERS)
+
+
+def _plain_names(weights: Weights) -> dict[str, str]:
+    """Plain name -> stored name."""
+    plain: dict[str, str] = {}
+    for stored in weights.shapes:
+        name = plain_name(_unwrapped(stored))
+        if name in plain and not ignored(name):
+            raise UserError(
+                f"{plain[name]} and {stored} are two tensors for one place; which is right cannot be told"
+            )
+        plain[name] = stored
+    return plain
+
+
+def _match(plan: Plan, weights: Weights, plain: dict[str, str], fresh: bool) -> None:
+    """Fill the plan's parts and rows; or one UserError that lists all that does not fit."""
+    missing, misshapen, used = [], [], set()
+    for ours, tensor in plan.empty.items():
+        theirs = their_names(ours, plan.config.model_type)
+        if fresh and _belongs_to_fresh_head(ours, theirs, plan, plain):
+            plan.rows.append(Row("fresh", None, ours, tuple(tensor.shape)))
+            continue
+        size = len(tensor) // len(theirs)
+        shape = (size, *tensor.shape[1:])
+        for i, wanted in enumerate(theirs):
+            name = _found_name(wanted, plain)
+            if name is None:
+                missing.append(wanted)
+                continue
+            used.add(name)
+            stored = plain[name]
+            problem = _problem(stored, weights, shape)
+            if problem:
+                misshapen.append(problem)
+            place = f"{ours}[{i * size}:{(i + 1) * size}]" if len(theirs) > 1 else ours
+            plan.rows.append(Row("renamed", stored, place, shape))
+            plan.parts.setdefault(ours, []).append(stored)
+    unexpected = []
+    for name in sorted(plain.keys() - used):
+        why = _why_unused(name, plan.config, fresh)
+        if why:
+            shape = weights.shapes[plain[name]]
+            plan.rows.append(Row("ignored", plain[name], None, shape, why))
+        else:
+            unexpected.append(plain[name])
+    if missing or unexpected or misshapen:
+        raise UserError(_misfit(plan, plain, missing, unexpected, misshapen))
+
+
+def _belongs_to_fresh_head(ours: str, theirs: list[str], plan: Plan, plain: dict[str, str]) -> bool:
+    """Whether this tensor of ours is drawn: all of a fresh head, and its pooler where the checkpoint has none."""
+    if HEAD.match(ours):
+        return True
+    pooler = plan.head == CLASSES and ours.startswith("encoder.pooler.")
+    return pooler and theirs[0] not in plain
+
+
+def _found_name(wanted: str, plain: dict[str, str]) -> str | None:
+    """The plain name under which a tensor is stored: its own, or of one that it is tied to."""
+    for name in (wanted, *TIED.get(wanted, ())):
+        if name in plain:
+            return name
+    return None
+
+
+def _problem(stored: str, weights: Weights, shape: tuple[int, ...]) -> str:
+    """Why a stored tensor cannot be taken; "" where it can."""
+    if weights.shapes[stored] != shape:
+        return f"{stored} is {weights.shapes[stored]}, config.json asks for {shape}"
+    if weights.dtypes[stored] not in DTYPES:
+        return f"{stored} is stored as {weights.dtypes[stored]}, which is no plain number type"
+    return ""
+
+
+def _why_unused(name: str, config: BertConfig, fresh: bool) -> str:
+    """Why a tensor of this plain name is left out; "" where it must not be."""
+    if name.startswith("pooler.") and config.model_type == "bert" and not config.pooler:
+        return "question answering has no use for it"
+    if fresh and HEAD.match(name):
+        return "a fresh head was asked for"
+    known = ignored(name)
+    if not known and fresh and not name.startswith(INSIDE):
+        return "a layer of its own on the encoder, and a fresh head was asked for"
+    return known
+
+
+def _misfit(plan: Plan, plain: dict[str, str], missing, unexpected, misshapen) -> str:
+    """All that does not fit, and what to do."""
+    behind = _other_prefixes(plain, missing)
+    if behind:
+        return (
+            f"its tensors stand behind {' and '.join(map(repr, behind))}, as in {behind[0]}{missing[0]}; "
+            "bertqa does not know that prefix: save the model that it wraps, without it"
+        )
+    said = []
+    problems = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of the wrong shape or type": misshapen,
+    }
+    for what, names in problems.items():
+        if names:
+            said.append(f"{len(names)} {what} ({listed(names)})")
+    return (
+        f"the tensors are not those of a {plan.config.model_type} with {plan.head or 'no'} head: "
+        f"{'; '.join(said)}. {_advice(missing, unexpected, misshapen)}"
+    )
+
+
+def _other_prefixes(plain: dict[str, str], missing: list[str]) -> list[str]:
+    """What stands before the names of the encoder's tensors, where it is found behind something else."""
+    encoder = [name for name in missing if not HEAD.match(name)]
+    found: Counter[str] = Counter()
+    for name in plain:
+        for wanted in encoder:
+            if name.endswith("." + wanted):
+                found[name.removesuffix(wanted)] += 1
+    # one tensor of that ending is chance; all of an encoder is a prefix
+    return sorted(prefix for prefix, count in found.items() if count == len(encoder))
+
+
+def _advice(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
+    foreign = [name for name in unexpected if not plain_name(_unwrapped(name)).startswith(INSIDE)]
+    only_head = all(HEAD.match(name) for name in missing)
+    if misshapen or not only_head or len(foreign) < len(unexpected):
+        return "Is config.json of this checkpoint?"
+    if not unexpected:
+        return "It has no trained head: --fresh-head draws a new one"
+    return (
+        f"The encoder is whole, but it holds a layer that bertqa does not have ({listed(foreign, 4)}): "
+        "--fresh-head takes the encoder without it"
+    )
