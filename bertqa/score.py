@@ -289,7 +289,9 @@ def extras(args: argparse.Namespace, final: Scores, odds: list, threshold: float
         columns = {"exact_match" if v1 else "exact": final.exact, "f1": final.f1}
         if final.char_f1:
             columns["char_f1"] = final.char_f1
-        limits = metrics.bootstrap(list(zip(*columns.values(), strict=True)), args.confidence)
+        from bertqa.qa.intervals import bootstrap  # numpy takes longer to start than to score
+
+        limits = bootstrap(list(zip(*columns.values(), strict=True)), args.confidence)
         for name, (low, high) in zip(columns, limits, strict=True):
             result[f"{name}_ci95"] = [100.0 * float(low), 100.0 * float(high)]
     return result

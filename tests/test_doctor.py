@@ -17,9 +17,9 @@ from bertqa.data.examples import Example, read_examples
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
 from bertqa.errors import UserError
+from bertqa.qa.agreement import normalise_answer, token_f1
 from bertqa.qa.ceiling import search, views
 from bertqa.qa.checkup import percentiles, token_report
-from bertqa.qa.metrics import normalise_answer, token_f1
 from bertqa.reporting.question_view import marked, marks_for
 
 WORDS = [

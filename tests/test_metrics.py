@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertqa.errors import UserError
-from bertqa.qa import metrics
+from bertqa.qa import intervals, metrics
+from bertqa.qa.agreement import char_tokens, normalise_answer
 from bertqa.qa.thresholds import tune_threshold
 
 # Words that make answers agree in part, and everything normalisation treats specially.
@@ -78,7 +79,7 @@ def questions_of(answers) -> st.SearchStrategy:
 @CASES
 @given(TEXTS | st.text())
 def test_normalisation_is_the_official_one(text):
-    assert metrics.normalise_answer(text) == official.normal(text)
+    assert normalise_answer(text) == official.normal(text)
 
 
 @CASES
@@ -127,6 +128,11 @@ def test_a_missing_prediction_counts_like_a_wrong_answer_that_no_threshold_can_m
     shared = [key for key in theirs if not key.startswith("best")]
     assert [ours[key] for key in shared] == [theirs[key] for key in shared]
     assert ours["best_exact"] <= 100 * (len(scores.ids) - len(gone)) / len(scores.ids)
+
+
+def test_an_article_leaves_a_space_behind():
+    assert normalise_answer("New–the–York") == "new– –york"
+    assert normalise_answer("«The» end") == "« » end"
 
 
 def test_literal_scores():
@@ -265,6 +271,13 @@ def test_answer_vs_no_answer():
     assert metrics.answered(scores, odds, 1.0) == [True, False, False, False, None]
     assert metrics.answer_vs_no_answer(scores, odds, 1.0) == 60.0
     assert metrics.answer_vs_no_answer(scores, odds, 10.0) == 40.0
+    assert metrics.answered(scores, odds, 9.0) == [
+        True,
+        False,
+        False,
+        True,
+        None,
+    ]  # equal: answered
 
 
 def test_char_f1_reads_languages_without_spaces():
@@ -280,25 +293,32 @@ def test_char_f1_reads_languages_without_spaces():
     scores = metrics.score_answers(data, predictions, characters=True)
     assert scores.f1[0] == 0  # one word against another
     assert scores.char_f1 == [pytest.approx(4 / 7), 1.0, pytest.approx(0.8), 1.0]
-    assert metrics.char_tokens("東京tower の 3階") == ["東", "京", "tower", "の", "3", "階"]
-    assert metrics.char_tokens("한국의 수도") == ["한국의", "수도"]
+    assert char_tokens("東京tower の 3階") == ["東", "京", "tower", "の", "3", "階"]
+    assert char_tokens("한국의 수도") == ["한국의", "수도"]
 
 
 def test_bootstrap_intervals():
     values = np.tile([0.0, 1.0], 500)
     columns = np.stack([values, values, values - values, np.ones(1000)], 1)
-    limits = metrics.bootstrap(columns, 500)
+    limits = intervals.bootstrap(columns, 500)
     np.testing.assert_allclose(limits[0], [0.5 - 1.96 * 0.0158, 0.5 + 1.96 * 0.0158], atol=0.005)
+    assert limits.tolist() == intervals.bootstrap(columns, 500, level=0.95).tolist()
+    narrow = intervals.bootstrap(columns, 500, level=0.90)
+    assert limits[0, 0] < narrow[0, 0] < narrow[0, 1] < limits[0, 1]
     assert limits[0].tolist() == limits[1].tolist()  # paired: both columns saw the same draws
     assert limits[2:].tolist() == [[0.0, 0.0], [1.0, 1.0]]
-    assert metrics.bootstrap(columns, 500).tolist() == limits.tolist()
-    assert metrics.bootstrap(columns, 500, seed=1)[0].tolist() != limits[0].tolist()
+    assert intervals.bootstrap(columns, 500).tolist() == limits.tolist()
+    assert intervals.bootstrap(columns, 500, seed=1)[0].tolist() != limits[0].tolist()
 
 
 def test_histogram_keeps_every_question():
-    shares, edges = metrics.histogram([0.0, 0.04, 0.99, 1.0])
+    shares, edges = intervals.histogram(
+        [0.2, 0.4]
+    )  # probabilities: the axis is theirs, not the data's
+    assert (edges[0], edges[-1]) == (0.0, 1.0) and sorted(shares)[-2:] == [0.5, 0.5]
+    shares, edges = intervals.histogram([0.0, 0.04, 0.99, 1.0])
     assert shares[0] == shares[-1] == 0.5 and edges[1] == 0.05
-    shares, edges = metrics.histogram([-8.0, 12.0])
+    shares, edges = intervals.histogram([-8.0, 12.0])
     assert (shares[0], shares[-1], edges[0], edges[-1]) == (0.5, 0.5, -8.0, 12.0)
-    shares, edges = metrics.histogram([-8.0, 12.0, float("inf"), float("-inf")])
+    shares, edges = intervals.histogram([-8.0, 12.0, float("inf"), float("-inf")])
     assert (shares[0], shares[-1], edges[0], edges[-1]) == (0.5, 0.5, -8.0, 12.0)

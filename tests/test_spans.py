@@ -10,7 +10,9 @@ from bertqa.data.windows import Windows, build_windows
 from bertqa.errors import UserError
 from bertqa.qa import spans as room
 from bertqa.qa.answers import best_answers, characters, n_best, null_odds, prediction_files
-from bertqa.qa.spans import SpanDecoder, SpanSettings, has_max_context
+from bertqa.qa.max_context import has_max_context
+from bertqa.qa.search import MODES
+from bertqa.qa.spans import SpanDecoder, SpanSettings
 from bertqa.qa.thresholds import NO_SPAN_ODDS
 
 # ---- small worlds ----
@@ -162,7 +164,7 @@ def test_exact_equals_brute_force(monkeypatch, buffer, block):
     assert tied > 500 and several > 250
 
 
-@pytest.mark.parametrize("mode", room.MODES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("integers", [True, False])
 def test_order_and_grouping_do_not_matter(mode, integers, monkeypatch):
     rng = np.random.default_rng(3)
@@ -206,7 +208,7 @@ def test_the_null_score_is_the_minimum_over_windows_with_its_own_logits():
         assert rows_of(decode(windows, start, end, order=order, calls=2))[0][1] == (3, 2, 1)
 
 
-@pytest.mark.parametrize("mode", room.MODES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     "first, last, text", [(0, 0, "aa"), (4, 4, "ee"), (0, 4, "aa bb cc dd ee"), (2, 3, "cc dd")]
 )
@@ -221,7 +223,7 @@ def test_answers_at_the_edges(mode, first, last, text):
     assert examples[0].context[answers.starts[0] : answers.ends[0]] == text
 
 
-@pytest.mark.parametrize("mode", room.MODES)
+@pytest.mark.parametrize("mode", MODES)
 def test_length_limit_and_order(mode):
     windows, examples = lay([["aa", "bb", "cc", "dd"]], [1], [[(0, 4)]])
     start, end = np.zeros((2, 8), np.float32)
@@ -233,7 +235,7 @@ def test_length_limit_and_order(mode):
         assert best_answers(spans, windows, examples).texts == [text], limit
 
 
-@pytest.mark.parametrize("mode", room.MODES)
+@pytest.mark.parametrize("mode", MODES)
 def test_one_token_and_none(mode):
     windows, examples = lay([["aa"], []], [1, 1], [[(0, 1)], [(0, 0)]])
     start = np.array([1, 0, 0, 2, 0, 6, 7, 8, 9], np.float32)
@@ -284,6 +286,24 @@ def test_max_context_worked_example():
         [True] * 3,
         [False, True, True],
     ]
+
+
+def test_max_context_prefers_the_larger_window_even_behind():
+    # token 2 has nothing to one side in windows [0..2] and [2..6]; the hundredths of the second are more
+    windows, _ = lay([["x"] * 7], [1], [[(0, 3), (2, 5)]])
+    owns = has_max_context(windows, np.arange(2), np.arange(5)[None, :])
+    assert owns.tolist() == [[True, True, False, False, False], [True] * 5]
+
+
+def test_google_adds_up_in_double_precision():
+    windows, examples = lay([["aa", "bb"]], [1], [[(0, 2)]])
+    start, end = np.zeros((2, 6), np.float32)
+    start[3] = 2**25  # aa scores so much
+    start[4], end[4] = 2**25 - 4, 5  # and bb 1 more, which float32 cannot tell
+    for mode, text in (("google", "bb"), ("hf", "aa")):
+        spans = decode(windows, start, end, SpanSettings(mode=mode, max_answer_length=1))
+        assert best_answers(spans, windows, examples).texts == [text], mode
+        assert spans.score[0, 0] - 2**25 == (1 if mode == "google" else 0)
 
 
 def test_max_context_equals_googles_rule():
@@ -459,16 +479,14 @@ def test_the_null_answer_takes_its_place_or_is_added_last():
         ] == texts, null
 
 
-def test_non_overlapping_answers():
-    windows, examples = lay([["aa", "bb", "cc", "dd"]], [1], [[(0, 4)]])
-    start, end = np.zeros((2, 8), np.float32)
-    start[[3, 5]], end[[4, 6]] = (5, 3), (5, 3)  # aa bb 10, cc dd 6, aa bb cc dd 8
-    spans = decode(windows, start, end)
-    every = next(n_best(spans, windows, examples, no_answer=True))
-    apart = next(n_best(spans, windows, examples, no_answer=True, non_overlapping=True))
-    assert [one["text"] for one in every][:4] == ["aa bb", "aa bb cc dd", "cc dd", "aa"]
-    assert [one["text"] for one in apart] == ["aa bb", "cc dd", ""]
-    assert all(one in every for one in apart)  # the same probabilities
+def test_probabilities_of_large_scores_do_not_overflow():
+    windows, examples = lay([["aa"]], [1], [[(0, 1)]])
+    start = np.array([9000, 0, 0, 9001, 0], np.float32)
+    spans = decode(windows, start, np.zeros(5, np.float32))
+    with np.errstate(over="raise"):
+        entries = next(n_best(spans, windows, examples, no_answer=True))
+    shares = [one["probability"] for one in entries]
+    np.testing.assert_allclose(shares, [1 / (1 + np.exp(-1)), 1 / (1 + np.exp(1))])
 
 
 def test_text_is_cut_from_the_raw_paragraph(shared):
@@ -507,6 +525,23 @@ def test_logits_that_are_not_finite_name_their_question(value, side):
     logits[side, 7] = value
     with pytest.raises(UserError, match="question 0 .*finite"):
         SpanDecoder(windows).add([2, 0], *logits)
+
+
+def test_the_first_token_of_a_window_belongs_to_that_window():
+    windows, _ = lay([["aa"], ["bb"]], [1, 1], [[(0, 1)], [(0, 1)]])
+    logits = np.zeros((2, 10), np.float32)
+    logits[0, 5] = np.nan  # [CLS] of the second
+    with pytest.raises(UserError, match="question 1 "):
+        SpanDecoder(windows).add([0, 1], *logits)
+
+
+def test_logits_may_be_large_as_long_as_their_sums_are_numbers():
+    windows, examples = lay([["aa", "bb"]], [1], [[(0, 2)]])
+    start, end = np.zeros((2, 6), np.float32)
+    start[4] = end[4] = 9e29
+    spans = decode(windows, start, end)
+    assert best_answers(spans, windows, examples).texts == ["bb"]
+    assert np.isfinite(null_odds(spans)).all()
 
 
 def test_windows_come_once_and_all():

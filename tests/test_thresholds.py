@@ -7,16 +7,12 @@ import pytest
 from test_spans import decode, lay
 
 from bertqa.data.examples import Example
-from bertqa.errors import UserError
 from bertqa.qa.answers import best_answers, null_odds, prediction_files
+from bertqa.qa.calibration import calibration_error, fit_probability, no_answer_probability
 from bertqa.qa.metrics import evaluate_v2, score_answers
 from bertqa.qa.thresholds import (
     NO_SPAN_ODDS,
     abstain,
-    calibration_error,
-    fit_probability,
-    hold_out,
-    no_answer_probability,
     tune,
     tune_threshold,
 )
@@ -73,72 +69,50 @@ def test_the_threshold_story():
     assert list(final.values()) == ["aa", "aa", ""]
 
 
-# ---- hold-out ----
+# ---- tuning ----
 
 
-def articles(sizes, titles=True):
-    return [
-        Example(f"{a}-{i}", "?", f"paragraph {a}", (), (), f"article {a}" if titles else "")
-        for a, size in enumerate(sizes)
-        for i in range(size)
-    ]
-
-
-@pytest.mark.parametrize("titles", [True, False])
-def test_hold_out_keeps_articles_whole(titles):
-    examples = articles([5, 1, 9, 3, 7, 2, 4, 6], titles)
-    seen = set()
-    for seed in range(20):
-        part = hold_out(examples, 0.5, seed)
-        inside = {e.context for e, held in zip(examples, part, strict=True) if held}
-        outside = {e.context for e, held in zip(examples, part, strict=True) if not held}
-        assert inside and outside and not inside & outside
-        assert abs(part.sum() - 18.5) <= 4.5  # half of the largest article
-        seen.add(tuple(part.tolist()))
-        back = hold_out(examples[::-1], 0.5, seed)[::-1]
-        assert part.tolist() == back.tolist() == hold_out(examples, 0.5, seed).tolist()
-    assert len(seen) > 5
-    for fraction in (1e-6, 1 - 1e-6):  # never nothing, never all
-        assert 0 < hold_out(examples, fraction).sum() < 37
-
-
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, 20, float("nan")])
-def test_hold_out_fraction(fraction):
-    with pytest.raises(UserError, match="above 0 and below 1"):
-        hold_out(articles([2, 2]), fraction)
-
-
-def test_hold_out_needs_two_articles():
-    with pytest.raises(UserError, match="all 4 questions are of 1 article"):
-        hold_out(articles([4]), 0.5)
-
-
-def test_tuning_sees_only_its_part():
+def test_what_tuning_reports():
     rng = np.random.default_rng(0)
-    examples = articles([20] * 10)
     has = rng.random(200) < 0.5
     odds = np.where(has, -1.0, 1.0) + rng.normal(0, 1.5, 200)
     exact = ((rng.random(200) < 0.8) & has).astype(float)
-    found = tune(odds, exact, exact, has, examples=examples, tune_on=0.4, seed=3)
-    part = hold_out(examples, 0.4, 3)
-    assert part.sum() == 80
-    other = np.where(part, odds, rng.normal(0, 9, 200))  # what the rest holds changes nothing
-    again = tune(other, exact, exact, has, examples=examples, tune_on=0.4, seed=3)
-    fitted = ("null_threshold", "no_answer_scale", "no_answer_bias")
-    assert [again[key] for key in fitted] == [found[key] for key in fitted]
-    assert again["tuning"]["tuned"] == found["tuning"]["tuned"]
-    assert again["tuning"]["held_out"] != found["tuning"]["held_out"]
-    # and the report on the rest is the score there, which hindsight can only raise
-    rest = found["tuning"]["held_out"]
-    silent = odds[~part] > found["null_threshold"]
-    assert rest["questions"] == 120
-    assert rest["exact"] == pytest.approx(100 * np.where(silent, ~has[~part], exact[~part]).mean())
-    assert rest["exact_at_zero"] == pytest.approx(
-        100 * np.where(odds[~part] > 0, ~has[~part], exact[~part]).mean()
-    )
-    assert rest["best_exact"] >= rest["exact"]
-    assert found["tuning"]["tuned"]["best_f1"] == pytest.approx(found["tuning"]["tuned"]["f1"])
+    found = tune(odds, exact, exact / 2, has)
+    report = found["tuning"]["tuned"]
+    silent = odds > found["null_threshold"]
+    assert report["questions"] == 200
+    assert report["exact"] == pytest.approx(100 * np.where(silent, ~has, exact).mean())
+    assert report["exact_at_zero"] == pytest.approx(100 * np.where(odds > 0, ~has, exact).mean())
+    assert report["best_f1"] == pytest.approx(report["f1"])
+    assert report["best_exact"] >= report["exact"]
+    # what hindsight would have chosen for each, so that it can be seen how far apart they are
+    sweep = tune_threshold(odds, exact, exact / 2, has)
+    assert report["best_f1_thresh"] == sweep.best_f1_thresh == found["null_threshold"]
+    assert report["best_exact_thresh"] == sweep.best_exact_thresh != sweep.best_f1_thresh
     assert json.loads(json.dumps(found)) == found
+
+
+def test_questions_without_a_span_are_no_part_of_the_fit():
+    rng = np.random.default_rng(2)
+    has = rng.random(100) < 0.5
+    odds = np.where(has, -2.0, 2.0) + rng.normal(0, 2, 100)
+    exact = has.astype(float)
+    alone = tune(odds, exact, exact, has)
+    more = np.array([True, False, False])  # three that no threshold can help
+    beside = tune(
+        np.append(odds, [NO_SPAN_ODDS] * 3),
+        np.append(exact, ~more),
+        np.append(exact, ~more),
+        np.append(has, more),
+    )
+    for name in ("null_threshold", "no_answer_scale", "no_answer_bias"):
+        assert beside[name] == alone[name]
+
+
+def test_a_question_without_a_span_counts_as_undecided_where_all_others_lie_below():
+    # Its odds stand at 0, so the threshold for "answer all that can be" is midway and not 1 above -3.
+    found = tune([-3.0, NO_SPAN_ODDS], [1, 1], [1, 1], [True, False])
+    assert found["null_threshold"] == -1.5
 
 
 def test_data_without_impossible_questions_has_no_threshold():

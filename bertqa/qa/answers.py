@@ -29,8 +29,10 @@ def null_odds(spans: Spans) -> np.ndarray:
 
     A question without any valid span has NO_SPAN_ODDS, far above what logits give: it is never answered.
     """
-    dtype = spans.null_score.dtype
-    odds = spans.null_score - spans.start[:, 0].astype(dtype) - spans.end[:, 0].astype(dtype)
+    type_ = spans.null_score.dtype
+    best_start = spans.start[:, 0].astype(type_)
+    best_end = spans.end[:, 0].astype(type_)
+    odds = spans.null_score - best_start - best_end
     return np.where(spans.first[:, 0] >= 0, odds.astype(np.float64), NO_SPAN_ODDS)
 
 
@@ -51,21 +53,17 @@ def best_answers(spans: Spans, windows: Windows, examples: Sequence[Example]) ->
     assert len(examples) == len(spans.first), (
         f"{len(examples)} examples for {len(spans.first)} questions"
     )
-    starts, ends = (side[:, 0].copy() for side in characters(spans, windows))
-    texts = [
-        example.context[a:b]
-        for example, a, b in zip(examples, starts.tolist(), ends.tolist(), strict=True)
-    ]
+    all_starts, all_ends = characters(spans, windows)  # (Q, n)
+    starts = all_starts[:, 0].copy()
+    ends = all_ends[:, 0].copy()
+    texts = []
+    for example, start, end in zip(examples, starts.tolist(), ends.tolist(), strict=True):
+        texts.append(example.context[start:end])
     return BestAnswers(texts, starts, ends)
 
 
 def n_best(
-    spans: Spans,
-    windows: Windows,
-    examples: Sequence[Example],
-    *,
-    no_answer: bool,
-    non_overlapping: bool = False,
+    spans: Spans, windows: Windows, examples: Sequence[Example], *, no_answer: bool
 ) -> Iterator[list[dict]]:
     """For each question its answers, best first: {text, probability, start_logit, end_logit, start, end}.
 
@@ -74,55 +72,53 @@ def n_best(
     stands where its score belongs, and last if it is not among the n best; where no span is valid it stands alone.
 
     `probability`, our one definition of an answer's score in [0, 1], is the softmax of start + end over this list.
-    `non_overlapping` afterwards drops spans that share a token with a better one that stayed, and leaves the
-    probabilities of the others as they are; take a larger n_best for more of them.
     """
-    n, repeats = spans.settings.n_best, spans.settings.mode == "hf"
+    n = spans.settings.n_best
+    repeats = spans.settings.mode == "hf"
     starts, ends = characters(spans, windows)
-    found = np.count_nonzero(spans.first >= 0, axis=1)
+    found = np.count_nonzero(spans.first >= 0, axis=1)  # (Q,) spans of each, the first of its row
     for q, example in enumerate(examples):
-        columns = (
-            side[q, : found[q]].tolist()
-            for side in (spans.score, spans.first, spans.last, spans.start, spans.end, starts, ends)
-        )
-        entries, seen = [], set()  # score, first and last token, answer
-        for score, first, last, start, end, a, b in zip(*columns, strict=True):
-            text = example.context[a:b]
-            if repeats or text not in seen:
-                seen.add(text)
-                entries.append((score, first, last, _answer(text, start, end, a, b)))
-        entries = entries[:n]
+        entries: list[dict] = []
+        scores: list[float] = []
+        seen: set[str] = set()
+        columns = (spans.score, spans.start, spans.end, starts, ends)
+        own = (column[q, : found[q]].tolist() for column in columns)
+        for score, start_logit, end_logit, start, end in zip(*own, strict=True):
+            text = example.context[start:end]
+            if len(entries) == n or (text in seen and not repeats):
+                continue
+            seen.add(text)
+            entries.append(_entry(text, start_logit, end_logit, start, end))
+            scores.append(score)
         if no_answer or not entries:
             null = spans.null_score[q].item()
-            place = sum(entry[0] >= null for entry in entries)
+            place = sum(score >= null for score in scores)
             if place < n:  # then it takes one of the n places
-                entries = entries[: n - 1]
-            answer = _answer("", spans.null_start[q].item(), spans.null_end[q].item(), 0, 0)
-            entries.insert(place, (null, 0, -1, answer))
-        scores = np.array([entry[0] for entry in entries])
-        shares = np.exp(scores - scores.max())
-        for entry, share in zip(entries, shares / shares.sum(), strict=True):
-            entry[-1]["probability"] = float(share)
-        yield [entry[-1] for entry in (_without_overlap(entries) if non_overlapping else entries)]
+                del entries[n - 1 :], scores[n - 1 :]
+            null_start = spans.null_start[q].item()
+            null_end = spans.null_end[q].item()
+            entries.insert(place, _entry("", null_start, null_end, 0, 0))
+            scores.insert(place, null)
+        for entry, share in zip(entries, softmax(np.array(scores)).tolist(), strict=True):
+            entry["probability"] = share
+        yield entries
 
 
-def _answer(text, start_logit, end_logit, start, end):
-    return dict(
-        text=text,
-        probability=0.0,
-        start_logit=start_logit,
-        end_logit=end_logit,
-        start=start,
-        end=end,
-    )
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """(n,) shares that sum to 1; the largest score is taken away first, so that none overflows."""
+    shares = np.exp(scores - scores.max())
+    return shares / shares.sum()
 
 
-def _without_overlap(entries):
-    kept = []
-    for entry in entries:
-        if all(entry[2] < first or last < entry[1] for _, first, last, _ in kept):
-            kept.append(entry)
-    return kept
+def _entry(text: str, start_logit: float, end_logit: float, start: int, end: int) -> dict:
+    return {
+        "text": text,
+        "probability": 0.0,  # known once the list is whole
+        "start_logit": start_logit,
+        "end_logit": end_logit,
+        "start": start,
+        "end": end,
+    }
 
 
 def prediction_files(
@@ -133,12 +129,11 @@ def prediction_files(
     A question is answered "" where its null odds exceed `threshold`; None never abstains, and leaves the null answer
     out of the n-best lists.
     """
-    texts, odds = best_answers(spans, windows, examples).texts, null_odds(spans)
+    odds = null_odds(spans)
     ids = [example.id for example in examples]
-    answers = [
-        "" if silent else text
-        for text, silent in zip(texts, abstain(odds, threshold).tolist(), strict=True)
-    ]
+    answers = best_answers(spans, windows, examples).texts
+    for q in np.flatnonzero(abstain(odds, threshold)):
+        answers[q] = ""
     lists = n_best(spans, windows, examples, no_answer=threshold is not None)
     return {
         "predictions.json": dict(zip(ids, answers, strict=True)),

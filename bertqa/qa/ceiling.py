@@ -7,8 +7,6 @@ tokens, or is not in its paragraph.
 T tokens of a paragraph; a span (i, j) is its tokens i to j, both included.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -17,15 +15,15 @@ import numpy as np
 from bertqa.data.examples import Example
 from bertqa.data.windows import Windows
 from bertqa.qa import metrics
-from bertqa.qa.metrics import Scores, normalise_answer, token_f1
+from bertqa.qa.agreement import normalise_answer, token_f1
+from bertqa.qa.metrics import Scores
 
-UNPLACED, NO_TOKEN, NO_WINDOW, TOO_LONG, INSIDE = FAULTS = (
-    "not found in its paragraph",
-    "has no token",
-    "in no window",
-    "too many tokens",
-    "not on token boundaries",
-)
+UNPLACED = "not found in its paragraph"
+NO_TOKEN = "has no token"
+NO_WINDOW = "in no window"
+TOO_LONG = "too many tokens"
+INSIDE = "not on token boundaries"
+FAULTS = (UNPLACED, NO_TOKEN, NO_WINDOW, TOO_LONG, INSIDE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,38 +52,40 @@ class Placed:
 
 def views(windows: Windows) -> Iterator[View]:
     """One for each question, in order."""
-    contexts, stop = windows.contexts, windows.first + windows.count
+    contexts = windows.contexts
+    stop = windows.first + windows.count
     rows = np.searchsorted(windows.question, np.arange(len(windows.question_context) + 1))
-    for row, context in enumerate(windows.question_context):
-        text, own = slice(*contexts.rows[context : context + 2]), slice(*rows[row : row + 2])
-        yield View(contexts.starts[text], contexts.ends[text], windows.first[own], stop[own])
+    for question, context in enumerate(windows.question_context):
+        tokens = slice(contexts.rows[context], contexts.rows[context + 1])
+        own = slice(rows[question], rows[question + 1])
+        yield View(contexts.starts[tokens], contexts.ends[tokens], windows.first[own], stop[own])
 
 
 def place(example: Example, view: View, most: int) -> list[Placed]:
     """The distinct accepted answers of a question against its windows and the `most` tokens that an answer may have."""
-    answers = []
-    for text, start in dict.fromkeys(zip(example.answer_texts, example.answer_starts, strict=True)):
-        if start < 0:
-            answers.append(Placed(text, UNPLACED, 0, ""))
-            continue
-        i = int(np.searchsorted(view.ends, start, "right"))
-        j = int(np.searchsorted(view.starts, start + len(text))) - 1
-        nearest = example.context[view.starts[i] : view.ends[j]] if i <= j else ""
-        faults = (
-            (i > j, NO_TOKEN),
-            (j >= i and j >= view.reach(i), NO_WINDOW),
-            (j - i >= most, TOO_LONG),
-            (nearest != text, INSIDE),
-        )
-        answers.append(
-            Placed(
-                text,
-                next((name for wrong, name in faults if wrong), ""),
-                max(j - i + 1, 0),
-                nearest,
-            )
-        )
-    return answers
+    pairs = dict.fromkeys(zip(example.answer_texts, example.answer_starts, strict=True))
+    return [place_one(example.context, text, start, view, most) for text, start in pairs]
+
+
+def place_one(context: str, text: str, start: int, view: View, most: int) -> Placed:
+    """The answer `text` at character `start` of the paragraph, or -1: which tokens cover it, and what is in the way."""
+    if start < 0:
+        return Placed(text, UNPLACED, 0, "")
+    # The first token that ends behind the answer's start, and the last that begins before its end.
+    i = int(np.searchsorted(view.ends, start, "right"))
+    j = int(np.searchsorted(view.starts, start + len(text))) - 1
+    if i > j:
+        return Placed(text, NO_TOKEN, 0, "")
+    nearest = context[view.starts[i] : view.ends[j]]
+    tokens = j - i + 1
+    fault = ""
+    if j >= view.reach(i):
+        fault = NO_WINDOW
+    elif tokens > most:
+        fault = TOO_LONG
+    elif nearest != text:
+        fault = INSIDE
+    return Placed(text, fault, tokens, nearest)
 
 
 def best_answer(example: Example, view: View, answers: list[Placed], most: int, v1: bool) -> str:
@@ -111,31 +111,26 @@ def search(context: str, view: View, golds: list[str], most: int, v1: bool) -> s
     either scored or skipped for one that is shorter yet, and that must end.
     """
 
-    def blank(character: int) -> bool:
-        return 0 <= character < len(context) and context[character].isspace()
+    wanted = {word for gold in golds for word in gold.split()}
 
     def hopeless(begin: int, end: int) -> bool:
         return wanted.isdisjoint(normalise_answer(context[begin:end]).split())
 
-    wanted = {word for gold in golds for word in gold.split()}
-    starts, ends = view.starts.tolist(), view.ends.tolist()
-    total = len(starts)
-    behind, before = (
-        [total] * total,
-        [-1] * total,
-    )  # next token that follows a blank; last that one follows
-    for i in range(total - 2, -1, -1):
-        behind[i] = i + 1 if blank(starts[i + 1] - 1) else behind[i + 1]
-    for j in range(1, total):
-        before[j] = j - 1 if blank(ends[j - 1]) else before[j - 1]
+    def score(guess: str) -> tuple[int, float]:
+        words = guess.split()
+        return int(guess in golds), max(token_f1(gold.split(), words, v1) for gold in golds)
 
-    best, text, seen = (
-        (int("" in golds), max(token_f1(gold.split(), [], v1) for gold in golds)),
-        "",
-        set(),
-    )
-    skip_end: dict[int, bool] = {}
-    for i in range(total):
+    starts = view.starts.tolist()
+    ends = view.ends.tolist()
+    behind = next_after_blank(context, starts)
+    before = last_before_blank(context, ends)
+    best = score("")
+    text = ""
+    seen: set[str] = set()
+    skip_end: dict[
+        int, bool
+    ] = {}  # the piece from the last blank to the end of token j is hopeless
+    for i in range(len(starts)):
         stop = min(i + most, view.reach(i))
         if behind[i] < stop and hopeless(starts[i], starts[behind[i]]):
             stop = behind[i]
@@ -149,33 +144,50 @@ def search(context: str, view: View, golds: list[str], most: int, v1: bool) -> s
             if guess in seen:
                 continue
             seen.add(guess)
-            score = (
-                int(guess in golds),
-                max(token_f1(gold.split(), guess.split(), v1) for gold in golds),
-            )
-            if score > best:
-                best, text = score, context[starts[i] : ends[j]]
-                if score == (1, 1):
+            found = score(guess)
+            if found > best:
+                best = found
+                text = context[starts[i] : ends[j]]
+                if best == (1, 1):
                     return text
     return text
+
+
+def next_after_blank(context: str, starts: list[int]) -> list[int]:
+    """(T,) the next token that stands behind a blank; T where there is none. "a b-c d" -> [1, 4, 4, 4, 5]."""
+    total = len(starts)
+    behind = [total] * total
+    for i in range(total - 2, -1, -1):
+        after_blank = context[starts[i + 1] - 1 : starts[i + 1]].isspace()
+        behind[i] = i + 1 if after_blank else behind[i + 1]
+    return behind
+
+
+def last_before_blank(context: str, ends: list[int]) -> list[int]:
+    """(T,) the last token before this one that a blank follows; -1 where there is none."""
+    before = [-1] * len(ends)
+    for j in range(1, len(ends)):
+        blank_follows = context[ends[j - 1] : ends[j - 1] + 1].isspace()
+        before[j] = j - 1 if blank_follows else before[j - 1]
+    return before
 
 
 def ceiling(
     examples: Sequence[Example], placed: list[list[Placed]], scores: Scores, v1: bool
 ) -> dict:
     """The official numbers of the best answers, and every question below 100 EM with what stands in its way."""
-    below = [
-        {
-            "id": example.id,
-            "question": example.question,
-            "best": text,
-            "f1": 100.0 * f1,
-            "answers": [asdict(answer) for answer in answers],
-        }
-        for example, answers, text, exact, f1 in zip(
-            examples, placed, scores.texts, scores.exact, scores.f1, strict=True
-        )
-        if not exact
-    ]
+    below = []
+    rows = zip(examples, placed, scores.texts, scores.exact, scores.f1, strict=True)
+    for example, answers, text, exact, f1 in rows:
+        if not exact:
+            below.append(
+                {
+                    "id": example.id,
+                    "question": example.question,
+                    "best": text,
+                    "f1": 100.0 * f1,
+                    "answers": [asdict(answer) for answer in answers],
+                }
+            )
     figures = metrics.evaluate_v1(scores) if v1 else metrics.evaluate_v2(scores)
     return {"rules": "v1.1" if v1 else "v2.0", "figures": figures, "below": below}

@@ -13,8 +13,8 @@ from bertqa.data.examples import Dataset, Example
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
 from bertqa.qa import metrics
+from bertqa.qa.agreement import normalise_answer
 from bertqa.qa.ceiling import FAULTS, Placed, best_answer, ceiling, place, views
-from bertqa.qa.metrics import normalise_answer
 
 
 def examine(

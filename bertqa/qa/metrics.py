@@ -1,4 +1,4 @@
-"""Exact match, F1, no-answer thresholds and precision-recall curves: SQuAD's own scripts, and what they lack.
+"""Scores of a predictions file: exact match, F1, no-answer thresholds, precision-recall curves, as SQuAD's own scripts.
 
 Sources: the official evaluate-v2.0.py (Rajpurkar, Jia and Liang 2018) and the v1.1 script (Rajpurkar et al. 2016).
 Their numbers come out to the last digit, so everything is added up as they do it: the same values, of the same types,
@@ -7,69 +7,14 @@ in the same order, by `sum` or by a loop as the script has it (since Python 3.12
 Scores are fractions (0 to 1) per question, and percentages (0 to 100) once averaged.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
-import re
-import string
-import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from bertqa.data.examples import Example
 from bertqa.errors import UserError
-
-if (
-    TYPE_CHECKING
-):  # importing numpy takes longer than scoring dev-v2.0, so only the functions that need it do
-    import numpy as np
-
-    from bertqa.data.examples import Example
-
-PUNCTUATION = str.maketrans(
-    "", "", string.punctuation
-)  # ASCII only, as the official scripts have it
-ARTICLES = re.compile(r"\b(a|an|the)\b")
-# Thai to Myanmar, Khmer, kana, ideographs: scripts that put no spaces between words. Hangul does, so it is not here.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-UNSPACED += "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
-CHARACTERS = re.compile(f"[{UNSPACED}]|[^\\s{UNSPACED}]+")
-
-
-# ---- one answer against another ----
-
-
-def normalise_answer(text: str) -> str:
-    """Lower case, no ASCII punctuation, no a/an/the, single spaces: in that order, as both official scripts have it."""
-    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
-
-
-def char_tokens(normalised: str) -> list[str]:
-    """Cut a normalised answer for `char_f1`: each character of a script without spaces alone, other words whole.
-
-    Punctuation of every script goes, not only ASCII's. Text in a language with spaces gives its words, so its ordinary
-    F1 but for such punctuation.
-    """
-    if not normalised.isascii():
-        normalised = "".join(" " if unicodedata.category(c)[0] == "P" else c for c in normalised)
-    return CHARACTERS.findall(normalised)
-
-
-def token_f1(gold: Sequence[str], guess: Sequence[str], v1: bool = False) -> float:
-    """Harmonic mean of precision and recall of the tokens, counted as multisets.
-
-    With no tokens on either side: 1 when both are empty, else 0; v1.1 has no such rule and gives 0 for both.
-    """
-    if not gold or not guess:
-        return 0 if v1 else int(gold == guess)
-    same = 0 if set(gold).isdisjoint(guess) else sum((Counter(gold) & Counter(guess)).values())
-    if same == 0:
-        return 0
-    precision, recall = same / len(guess), same / len(gold)
-    return (2 * precision * recall) / (precision + recall)
-
+from bertqa.qa.agreement import char_tokens, normalise_answer, token_f1
 
 # ---- one predictions file: a row per question ----
 
@@ -79,17 +24,16 @@ class Scores:
     """Scores of a predictions file: a row per question in the order of the data, as plain lists (see above)."""
 
     ids: list[str] = field(default_factory=list)
-    has_answer: list[bool] = field(
-        default_factory=list
-    )  # the data gives at least one answer, even one without words
-    texts: list[str | None] = field(
-        default_factory=list
-    )  # the prediction; None = missing and counted as wrong
-    exact: list[int] = field(
-        default_factory=list
-    )  # best over the accepted answers, before any threshold
+    has_answer: list[bool] = field(default_factory=list)
+    """The data gives at least one answer, even one without words."""
+    texts: list[str | None] = field(default_factory=list)
+    """The prediction; None: missing, and counted as wrong."""
+    exact: list[int] = field(default_factory=list)
+    """Best over the accepted answers, before any threshold."""
     f1: list[float] = field(default_factory=list)
-    char_f1: list[float] = field(default_factory=list)  # empty unless asked for
+    """Likewise."""
+    char_f1: list[float] = field(default_factory=list)
+    """Likewise; empty unless asked for."""
 
 
 def score_answers(
@@ -114,9 +58,9 @@ def score_answers(
     """
     assert missing in ("wrong", "skip"), missing
     normalise = functools.cache(normalise_answer)  # answers repeat; the cache dies with this call
-    examples = (
-        list(examples) if v1 else list({example.id: example for example in examples}.values())
-    )
+    examples = list(examples)
+    if not v1:
+        examples = list({example.id: example for example in examples}.values())
     if not any(example.id in predictions for example in examples):
         ids = [example.id for example in examples]
         raise UserError(
@@ -135,15 +79,21 @@ def score_answers(
         scores.ids.append(example.id)
         scores.has_answer.append(bool(example.answer_texts))
         scores.texts.append(text)
-        golds = dict.fromkeys(map(normalise, example.answer_texts))
-        if not v1:
-            golds.pop("", None)
-        golds, guess = list(golds) or [""], None if text is None else normalise(text)
+        golds = _accepted(map(normalise, example.answer_texts), v1)
+        guess = None if text is None else normalise(text)
         scores.exact.append(int(guess in golds))
         scores.f1.append(_best_f1(golds, guess, str.split, v1))
         if characters:
             scores.char_f1.append(_best_f1(golds, guess, char_tokens, v1))
     return scores
+
+
+def _accepted(golds: Iterable[str], v1: bool) -> list[str]:
+    """The normalised answers that count, each once; where v2 rules leave none, only "" is right."""
+    distinct = dict.fromkeys(golds)
+    if not v1:
+        distinct.pop("", None)
+    return list(distinct) or [""]
 
 
 def _some(ids: Iterable[str]) -> str:
@@ -198,13 +148,13 @@ def evaluate_v2(
     if na_probs is not None:
         order = ranking(scores, na_probs)
         for name in ("exact", "f1"):
-            best, at = find_best_thresh(getattr(scores, name), scores, odds, order)
-            result |= {f"best_{name}": best, f"best_{name}_thresh": at}
+            best, threshold_of_best = find_best_thresh(getattr(scores, name), scores, odds, order)
+            result[f"best_{name}"] = best
+            result[f"best_{name}_thresh"] = threshold_of_best
         if curves and any(scores.has_answer):
             for name, values in curve_values(scores).items():
-                result[f"pr_{name}_ap"] = precision_recall(values, scores.has_answer, odds, order)[
-                    2
-                ]
+                _, _, area = precision_recall(values, scores.has_answer, odds, order)
+                result[f"pr_{name}_ap"] = area
     return result
 
 
@@ -212,28 +162,25 @@ def odds_of(scores: Scores, na_probs: Mapping[str, float] | None) -> list[float 
     """No-answer odds of each row, all 0.0 without `na_probs`; None where a missing prediction has (and needs) none."""
     if na_probs is None:
         return [0.0] * len(scores.ids)
-    absent = [
-        i
-        for i, t in zip(scores.ids, scores.texts, strict=True)
-        if t is not None and i not in na_probs
-    ]
+    predicted = [id for id, text in zip(scores.ids, scores.texts, strict=True) if text is not None]
+    absent = [id for id in predicted if id not in na_probs]
     if absent:
         raise UserError(
             f"{len(absent)} of {len(scores.ids)} questions have no no-answer probability, e.g. {absent[0]!r}; give the "
             "file that was written along with the predictions"
         )
-    return [na_probs.get(i) for i in scores.ids]
+    return [na_probs.get(id) for id in scores.ids]
 
 
 def apply_threshold(
     values: Sequence[float], scores: Scores, odds: Sequence[float | None], threshold: float
 ) -> list[float]:
     """Scores after every answer with odds > threshold is replaced by no answer. A missing prediction stays at 0."""
-    rows = zip(values, scores.texts, odds, scores.has_answer, strict=True)
-    return [
-        float(not has) if text is not None and o > threshold else value
-        for value, text, o, has in rows
-    ]
+    result = []
+    for value, text, odd, has in zip(values, scores.texts, odds, scores.has_answer, strict=True):
+        silent = text is not None and odd > threshold
+        result.append(float(not has) if silent else value)
+    return result
 
 
 def averages(
@@ -252,8 +199,10 @@ def averages(
 
 def answered(scores: Scores, odds: Sequence[float | None], threshold: float) -> list[bool | None]:
     """Whether each question got an answer: a text that is not empty, with odds up to the threshold. None: missing."""
-    rows = zip(scores.texts, odds, strict=True)
-    return [None if text is None else text != "" and not o > threshold for text, o in rows]
+    result: list[bool | None] = []
+    for text, odd in zip(scores.texts, odds, strict=True):
+        result.append(None if text is None else text != "" and odd <= threshold)
+    return result
 
 
 def answer_vs_no_answer(scores: Scores, odds: Sequence[float | None], threshold: float) -> float:
@@ -272,17 +221,21 @@ def find_best_thresh(
     values: Sequence[float], scores: Scores, odds: Sequence[float | None], order: Sequence[int]
 ) -> tuple[float, float]:
     """The official sweep, for its numbers only: (best score in percent, threshold). Use `thresholds.tune_threshold`."""
-    known = [text is not None for text in scores.texts]
-    score = best = sum(
-        k and not has for k, has in zip(known, scores.has_answer, strict=True)
-    )  # answering nothing
+    rows = [row for row in order if scores.texts[row] is not None]
+    score = 0  # answering nothing is right for the questions without an answer
+    for text, has in zip(scores.texts, scores.has_answer, strict=True):
+        score += text is not None and not has
+    best = score
     threshold = 0.0
-    for row in order:
-        if not known[row]:
-            continue
-        score += values[row] if scores.has_answer[row] else -1 if scores.texts[row] else 0
+    for row in rows:
+        # one more question is answered
+        if scores.has_answer[row]:
+            score += values[row]
+        elif scores.texts[row]:
+            score -= 1
         if score > best:
-            best, threshold = score, odds[row]
+            best = score
+            threshold = odds[row]
     return 100.0 * best / len(values), threshold
 
 
@@ -306,55 +259,17 @@ def precision_recall(
     A point stands wherever a threshold can: not between questions of equal odds. Some question must have an answer.
     """
     possible = sum(has_answer)
-    right, area = 0.0, 0.0
-    precisions, recalls = [1.0], [0.0]
+    right = 0.0
+    area = 0.0
+    precisions = [1.0]
+    recalls = [0.0]
     for answered, row in enumerate(order, start=1):
         if has_answer[row]:
             right += values[row]
         if answered == len(order) or odds[row] != odds[order[answered]]:
-            precision, recall = right / answered, right / possible
+            precision = right / answered
+            recall = right / possible
             area += precision * (recall - recalls[-1])
             precisions.append(precision)
             recalls.append(recall)
     return precisions, recalls, 100.0 * area
-
-
-# ---- arrays ----
-
-
-def bootstrap(
-    values: np.ndarray, resamples: int = 1000, level: float = 0.95, seed: int = 0
-) -> np.ndarray:
-    """Percentile confidence intervals of column means (Efron 1979): values (Q, K) -> low and high (K, 2).
-
-    Questions are drawn with replacement, and all columns see the same draws. So the columns are paired by question: to
-    compare two systems, give their difference as a column and see whether its interval holds 0.
-    """
-    import numpy as np
-
-    values = np.asarray(values, np.float64)
-    rng = np.random.default_rng(seed)
-    means = np.empty((resamples, values.shape[1]))
-    for mean in means:
-        mean[:] = (
-            np.bincount(rng.integers(len(values), size=len(values)), minlength=len(values))
-            @ values
-            / len(values)
-        )
-    return np.quantile(means, ((1 - level) / 2, (1 + level) / 2), axis=0).T
-
-
-def histogram(odds: Sequence[float], bins: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    """Proportions (bins,) and edges (bins + 1,) of no-answer odds: over [0, 1] as official, else over all that occurs.
-
-    The official plot drops what lies outside [0, 1], and with log-odds for probabilities that is nearly everything.
-    Infinite odds count in the first or the last bin.
-    """
-    import numpy as np
-
-    odds = np.asarray(odds, np.float64)
-    finite = odds[np.isfinite(odds)]
-    inside = len(finite) == 0 or (finite.min() >= 0.0 and finite.max() <= 1.0)
-    low, high = (0.0, 1.0) if inside else (finite.min(), finite.max())
-    counts, edges = np.histogram(np.clip(odds, low, high), bins=bins, range=(low, high))
-    return counts / len(odds), edges

@@ -13,13 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bertqa.data.examples import Example
-from bertqa.qa.metrics import bootstrap
-from bertqa.qa.thresholds import (
-    NO_SPAN_ODDS,
-    calibration_error,
-    no_answer_probability,
-    tune_threshold,
-)
+from bertqa.qa.calibration import calibration_error, no_answer_probability
+from bertqa.qa.intervals import bootstrap
+from bertqa.qa.thresholds import NO_SPAN_ODDS, tune_threshold
 
 KINDS = {
     "right": ("Right answer", "exactly an accepted answer"),

@@ -107,7 +107,9 @@ def draw_curve(
 
 def draw_histogram(path: Path, title: str, odds: list[float]) -> None:
     """The share of the questions in each bin of odds."""
-    shares, edges = metrics.histogram(odds)
+    from bertqa.qa.intervals import histogram  # numpy takes longer to start than to score
+
+    shares, edges = histogram(odds)
     figure = load_matplotlib()()
     axes = figure.subplots()
     axes.stairs(shares, edges, fill=True)

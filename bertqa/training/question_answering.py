@@ -48,8 +48,6 @@ class QuestionAnsweringSettings:
     """Share of the training windows without an answer that is kept, drawn by seed."""
     label_smoothing: float = 0.0
     """Share of each label spread over the tokens of its window."""
-    tune_on: float | None = None
-    """Tune the no-answer threshold on this fraction of dev, whole articles, and report on the rest; all of it if none."""
 
     def problems(self, max_positions: int | None = None) -> list[str]:
         """Everything that is wrong with these values, one phrase each."""
@@ -73,10 +71,6 @@ class QuestionAnsweringSettings:
             (
                 0 <= self.label_smoothing < 1,
                 f"label_smoothing is {self.label_smoothing}, it must lie in [0, 1)",
-            ),
-            (
-                self.tune_on is None or 0 < self.tune_on < 1,
-                f"tune_on is {self.tune_on}, it must lie in (0, 1)",
             ),
         ]
         found = [problem for fine, problem in rules if not fine]
@@ -219,9 +213,7 @@ class QuestionAnswering:
             progress="dev" if self.progress else None,
             world=self.world,
         )
-        self.evaluation = Evaluation.of(
-            spans, self.dev_windows, self.dev, loss, self.settings.tune_on
-        )
+        self.evaluation = Evaluation.of(spans, self.dev_windows, self.dev, loss)
         return self.evaluation.metrics
 
     def describe(self, found: dict) -> str:
@@ -286,7 +278,6 @@ class Evaluation:
         windows: Windows,
         data: Dataset,
         loss: float,
-        tune_on: float | None = None,
     ) -> "Evaluation":
         """Score the spans of `data`, tuning the threshold on raw best non-null answers."""
         answers, odds = best_answers(spans, windows, data.examples), null_odds(spans)
@@ -294,13 +285,12 @@ class Evaluation:
         scores = metrics.score_answers(data.examples, dict(zip(ids, answers.texts, strict=True)))
         exact, f1 = np.array(scores.exact, float), np.array(scores.f1, float)
         has_answer = np.array(scores.has_answer, bool)
-        qa = thresholds.tune(odds, exact, f1, has_answer, examples=data.examples, tune_on=tune_on)
+        qa = thresholds.tune(odds, exact, f1, has_answer)
         silent = thresholds.abstain(odds, qa["null_threshold"])
         final = [np.where(silent, ~has_answer, values).tolist() for values in (exact, f1)]
         found = metrics.averages(*final, has_answer.tolist())
         if qa["null_threshold"] is not None:
-            # held_out numbers are the honest ones where part of dev was kept from the tuning
-            report = qa["tuning"].get("held_out", qa["tuning"]["tuned"])
+            report = qa["tuning"]["tuned"]
             found |= {name: report[name] for name in ("exact", "f1", "exact_at_zero", "f1_at_zero")}
             found["null_threshold"] = qa["null_threshold"]
         return cls(spans, {**found, "loss": loss}, qa)
