@@ -4,18 +4,20 @@ S sequences, N tokens in all of them, L longest sequence, A heads, D head size.
 
 Every body has the same signature, `body(query, key, value, layout, dropout) -> mixed`, all of shape (N, A, D), and the
 same result up to rounding; `dropout` is the probability of dropping an attention weight. To try another kind of
-attention, write such a function and pass it: `BertEncoder(config, attention=my_attention)`.
+attention, write such a function and pass it: `BertEncoder(config, attention=my_attention)`; or a list of them, one for
+each layer. A body that also has maps to show returns `(mixed, maps)`.
 """
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bertqa.errors import UserError
 from bertqa.model.dropout import dropout as cheap_dropout
 
 
@@ -67,26 +69,29 @@ class Layout:
         return self.pad(torch.ones_like(self.positions, dtype=torch.bool), False)
 
 
-Attention = Callable[[Tensor, Tensor, Tensor, Layout, float], Tensor]
+Attention = Callable[[Tensor, Tensor, Tensor, Layout, float], Tensor | tuple[Tensor, Tensor]]
+"""`body(query, key, value, layout, dropout) -> mixed`, or `(mixed, maps)` from a body that shows its maps (S, A, L, L)."""
 
 
 def reference_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0
 ) -> Tensor:
     """softmax(Q K^T / sqrt(D)) V written out (Vaswani et al. 2017, equation 1): slow, plain, what the others must equal."""
-    return reference_attention_with_maps(query, key, value, layout, dropout)[0]
+    mixed, _ = reference_attention_with_maps(query, key, value, layout, dropout)
+    return mixed
 
 
 def reference_attention_with_maps(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Like `reference_attention`, and the attention maps (S, A, L, L): row = asking token, zero outside the sequence."""
-    query, key, value = (
-        layout.pad(x).transpose(1, 2) for x in (query, key, value)
-    )  # (N, A, D) -> (S, A, L, D)
+    query = _padded_rows(query, layout)  # (N, A, D) -> (S, A, L, D)
+    key = _padded_rows(key, layout)
+    value = _padded_rows(value, layout)
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # (S, A, L, L)
     real = layout.mask()  # (S, L)
-    # A row of padding asks about the sequence too: a fully masked row would be a softmax of nothing, NaN.
+    # Nobody may look at padding. Padding itself still looks at the sequence: a row with everything masked would be a
+    # softmax of nothing, NaN. Its maps are zeroed behind the softmax instead.
     scores = scores.masked_fill(~real[:, None, None, :], float("-inf"))
     maps = F.dropout(scores.softmax(-1), dropout) * real[:, None, :, None]  # (S, A, L, L)
     return layout.unpad((maps @ value).transpose(1, 2)), maps  # (N, A, D)
@@ -97,58 +102,75 @@ def per_sequence_attention(
 ) -> Tensor:
     """One attention call for each run of neighbours of equal length, no mask at all: the fastest way on a CPU.
 
-    In batches sorted by length a run is many sequences; otherwise it is mostly one, and a call costs little.
+    Lengths 9, 9, 9, 4 are two calls: one of 3 sequences, one of 1. In batches sorted by length a run is many sequences;
+    otherwise it is mostly one, and a call costs little.
     """
     runs = [(length, len(list(same))) for length, same in itertools.groupby(layout.lengths)]
     tokens = [length * count for length, count in runs]
-    # On CPUs torch's fused body does not use their units for 16-bit products: its backward takes 4 times as long. With
-    # dropout torch has no fused body for them, and draws a random number for each weight.
-    slow = query.device.type == "cpu" and (
-        dropout > 0 or query.dtype in (torch.bfloat16, torch.float16)
-    )
-    attend = written_out if slow else F.scaled_dot_product_attention
-    mixed = [
-        attend(*(x.unflatten(0, run[::-1]).transpose(1, 2) for x in qkv), dropout_p=dropout)
-        for run, *qkv in zip(runs, *(x.split(tokens) for x in (query, key, value)), strict=True)
-    ]  # (count, A, length, D) each
-    return torch.cat([x.transpose(1, 2).flatten(0, 1) for x in mixed])  # (N, A, D)
+    attend = F.scaled_dot_product_attention
+    if _fused_body_is_slow(query, dropout):
+        attend = written_out
+
+    mixed = []
+    parts = zip(runs, query.split(tokens), key.split(tokens), value.split(tokens), strict=True)
+    for (length, count), *qkv in parts:
+        # (count * length, A, D) -> (count, A, length, D): what torch's attention takes
+        q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)
+        rows = attend(q, k, v, dropout_p=dropout)
+        mixed.append(rows.transpose(1, 2).flatten(0, 1))  # back to (count * length, A, D)
+    return torch.cat(mixed)  # (N, A, D)
+
+
+def _fused_body_is_slow(query: Tensor, dropout: float) -> bool:
+    """Whether torch's fused attention loses to the same written out: on CPUs with dropout, or in 16 bits.
+
+    With dropout there is no fused body for CPUs, and one random number is drawn for each weight. In 16 bits the fused body
+    does not use the units for such products: its backward takes 4 times as long.
+    """
+    sixteen_bits = query.dtype in (torch.bfloat16, torch.float16)
+    return query.device.type == "cpu" and (dropout > 0 or sixteen_bits)
 
 
 def written_out(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
     """`F.scaled_dot_product_attention` of (S, A, L, D) tensors, step by step."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (S, A, L, L)
-    return cheap_dropout(scores.softmax(-1), dropout_p, True) @ value  # (S, A, L, D)
+    weights = cheap_dropout(scores.softmax(-1), dropout_p, True)
+    return weights @ value  # (S, A, L, D)
 
 
 def padded_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0
 ) -> Tensor:
     """One fused attention call over padded rows with a mask: for devices without the variable-length kernel."""
-    query, key, value = (
-        layout.pad(x).transpose(1, 2) for x in (query, key, value)
-    )  # (N, A, D) -> (S, A, L, D)
+    query = _padded_rows(query, layout)  # (N, A, D) -> (S, A, L, D)
+    key = _padded_rows(key, layout)
+    value = _padded_rows(value, layout)
     keep = layout.mask()[:, None, None, :]  # (S, 1, 1, L)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=keep, dropout_p=dropout)
     return layout.unpad(mixed.transpose(1, 2))  # (N, A, D)
+
+
+def _padded_rows(x: Tensor, layout: Layout) -> Tensor:
+    """(N, A, D) -> (S, A, L, D): sequences as rows, heads before tokens, zero on padding."""
+    return layout.pad(x).transpose(1, 2)
 
 
 def varlen_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0
 ) -> Tensor:
     """Flash attention over the packed tokens themselves (CUDA, 16-bit, no attention dropout)."""
-    assert dropout == 0, (
-        "the variable-length kernel has no dropout; choose_attention never sends any here"
-    )
-    from torch.nn.attention.varlen import (
-        varlen_attn,  # newer than the oldest torch that the other bodies need
-    )
+    assert dropout == 0, "this kernel has no dropout; choose_attention sends none here"
+    # Here and not above: older versions of torch lack this module, and need it for no other body.
+    from torch.nn.attention.varlen import varlen_attn
 
-    cu_seqlens, longest = layout.cu_seqlens, layout.longest
-    return varlen_attn(query, key, value, cu_seqlens, cu_seqlens, longest, longest)
+    begins = layout.cu_seqlens
+    longest = layout.longest
+    return varlen_attn(query, key, value, begins, begins, longest, longest)
 
 
 @functools.cache
 def _has_varlen(device: torch.device) -> bool:
+    """Whether torch is new enough to have the kernel, and the GPU is of a kind that it runs on."""
     try:
         from torch.nn.attention.varlen import varlen_attn  # noqa: F401
     except ImportError:
@@ -157,10 +179,83 @@ def _has_varlen(device: torch.device) -> bool:
     return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def choose_attention(device: torch.device, dtype: torch.dtype, dropout: float) -> Attention:
-    """The fastest body for these tensors. All bodies but the variable-length one can drop attention weights."""
+def choose_attention(
+    device: torch.device, dtype: torch.dtype, dropout: float, has_lengths: bool = True
+) -> Attention:
+    """The fastest body for these tensors. All bodies but the variable-length one can drop attention weights.
+
+    Args:
+        has_lengths: whether the layout knows its lengths as numbers on the host.
+    """
+    if not has_lengths:
+        return padded_attention
     if device.type != "cuda":
         return per_sequence_attention
     if dropout == 0 and dtype in (torch.float16, torch.bfloat16) and _has_varlen(device):
         return varlen_attention
     return padded_attention
+
+
+OURS = (
+    reference_attention,
+    reference_attention_with_maps,
+    per_sequence_attention,
+    padded_attention,
+    varlen_attention,
+)
+"""The bodies that all give the numbers of `reference_attention`."""
+
+
+def own_name(attention) -> str | None:
+    """What to call attention of one's own, a body or one for each layer; None for ours, which all give the same numbers.
+
+    Training with another attention makes another model, so a model folder keeps this name: see model/folder.py.
+    """
+    if attention is None or attention in OURS:
+        return None
+    if isinstance(attention, Iterable):
+        names = [own_name(body) for body in attention]
+        own = dict.fromkeys(name for name in names if name)  # each once, in order
+        return ", ".join(own) or None
+    if isinstance(attention, functools.partial):
+        return own_name(attention.func)
+    return getattr(attention, "__name__", type(attention).__name__)
+
+
+def bodies_of(attention, layers: int, maps: list[Tensor] | None) -> list[Attention | None]:
+    """The body of each layer; None where the layer is to choose the fastest.
+
+    Args:
+        attention: one body for all layers, or a list with one for each.
+        maps: a list to which each layer's attention maps are to be added, once it has run; None where none are wanted.
+    """
+    bodies = [attention] * layers
+    if isinstance(attention, Iterable):
+        bodies = list(attention)
+    if len(bodies) != layers:
+        raise UserError(
+            f"attention is a list of {len(bodies)}, but there are {layers} layers; give one for each"
+        )
+    if maps is not None:
+        bodies = [_keeping_maps(body, maps) for body in bodies]
+    return bodies
+
+
+def _keeping_maps(body: Attention | None, maps: list[Tensor]) -> Attention:
+    """A body that gives what `body` gives and adds its attention maps to a list."""
+    # Ours all give the same numbers, but only the reference makes maps.
+    if body is None or body in OURS:
+        body = reference_attention_with_maps
+
+    def attend(query, key, value, layout, dropout):
+        found = body(query, key, value, layout, dropout)
+        if not isinstance(found, tuple):
+            raise UserError(
+                f"output_attentions: the attention {own_name(body)!r} shows no maps; let it return (mixed, maps), maps "
+                "of shape (S, A, L, L)"
+            )
+        mixed, found_maps = found
+        maps.append(found_maps)
+        return mixed
+
+    return attend

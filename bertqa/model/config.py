@@ -25,7 +25,9 @@ class BertConfig:
     intermediate_size: int = 3072
     """F, inner width of the feed-forward."""
     max_position_embeddings: int = 512
-    """Longest sequence, in tokens."""
+    """Longest sequence, in tokens. Without position embeddings the encoder takes any; this is then what the verbs go by."""
+    position_embedding_type: str = "absolute"
+    """"absolute", or "none" for attention that knows by itself where tokens stand (ALiBi, rotary)."""
     type_vocab_size: int = 2
     """Segments; 0 where the architecture has none (DistilBERT)."""
     hidden_act: str = "gelu"
@@ -63,11 +65,47 @@ class BertConfig:
             problems.append(
                 f"hidden_act is {self.hidden_act!r}, known are {', '.join(ACTIVATIONS)}"
             )
+        if self.position_embedding_type not in ("absolute", "none"):
+            problems.append(
+                f"position_embedding_type is {self.position_embedding_type!r}, known are absolute, none"
+            )
         if self.model_type not in ("bert", "distilbert"):
             problems.append(f"model_type is {self.model_type!r}, known are bert, distilbert")
         if problems:
             raise UserError("model configuration: " + "; ".join(problems))
 
+    @property
+    def has_positions(self) -> bool:
+        """Whether there is an embedding of positions."""
+        return self.position_embedding_type == "absolute"
+
     def replace(self, **changes) -> "BertConfig":
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+
+CHANGEABLE = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
+"""Fields that decide neither the parameters nor what they compute in eval mode."""
+
+
+def misfits(config: BertConfig, encoder) -> list[str]:
+    """What a config says otherwise than an encoder is, one phrase each; [] where it describes the encoder."""
+    embeddings = encoder.embeddings
+    is_there = {
+        "vocab_size": embeddings.word.num_embeddings,
+        "num_hidden_layers": len(encoder.layers),
+        "type_vocab_size": 0 if embeddings.segment is None else embeddings.segment.num_embeddings,
+    }
+    if embeddings.position is not None:
+        is_there["max_position_embeddings"] = embeddings.position.num_embeddings
+    elif not config.has_positions:
+        # Without the embedding this is no property of the parameters.
+        is_there["max_position_embeddings"] = config.max_position_embeddings
+    problems = []
+    for field in dataclasses.fields(config):
+        # What cannot be read off the modules was made from the config that the encoder has.
+        there = is_there.get(field.name, getattr(encoder.config, field.name))
+        says = getattr(config, field.name)
+        if says != there and field.name not in CHANGEABLE:
+            problems.append(f"{field.name} is {there!r}, the config says {says!r}")
+    return problems

@@ -4,9 +4,11 @@ S sequences in a batch, N tokens in all of them, B rows and L columns of a padde
 D = H / A head size, F feed-forward size, V vocabulary.
 
 Inside, a batch is N tokens in a row, without padding: embedding, linear, norm and GELU do not care which sequence a
-token belongs to. Only attention does, and it is one function (attention.py).
+token belongs to. Only attention does, and it is one function (attention.py). Padded batches, as most code has them, are
+taken out of their padding before and put back behind (padding.py).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,14 +17,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bertqa.errors import UserError
-from bertqa.model.attention import (
-    Attention,
-    Layout,
-    choose_attention,
-    reference_attention_with_maps,
-)
-from bertqa.model.config import BertConfig
+from bertqa.model.attention import Attention, Layout, bodies_of, choose_attention
+from bertqa.model.config import BertConfig, misfits
 from bertqa.model.dropout import dropout
+from bertqa.model.padding import Packing, packing_of
 
 
 class EncoderOutput(NamedTuple):
@@ -35,7 +33,7 @@ class EncoderOutput(NamedTuple):
     hidden_states: tuple[Tensor, ...] | None
     """num_hidden_layers + 1 tensors like last_hidden_state, the embeddings first; None unless asked for."""
     attentions: tuple[Tensor, ...] | None
-    """num_hidden_layers maps (S, A, L, L), row = asking token; None unless asked for."""
+    """num_hidden_layers maps (S, A, L, L), row = asking token, zero on padding; None unless asked for."""
 
 
 class Embeddings(nn.Module):
@@ -44,20 +42,24 @@ class Embeddings(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         self.word = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.position = None
+        if config.has_positions:
+            self.position = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.segment = None
         if config.type_vocab_size:
             self.segment = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = config.hidden_dropout_prob
 
-    def forward(
-        self, input_ids: Tensor, token_type_ids: Tensor | None, positions: Tensor
-    ) -> Tensor:
-        x = self.word(input_ids) + self.position(positions)  # (N,) -> (N, H)
-        if hasattr(self, "segment"):
-            x = x + (
-                self.segment.weight[0] if token_type_ids is None else self.segment(token_type_ids)
-            )
+    def forward(self, words: Tensor, token_type_ids: Tensor | None, positions: Tensor) -> Tensor:
+        """(N,) ids, or (N, H) vectors in their place, with segments (N,) and positions (N,) -> (N, H)."""
+        x = self.word(words) if words.dim() == 1 else words  # (N, H)
+        if self.position is not None:
+            x = x + self.position(positions)
+        if self.segment is not None and token_type_ids is None:
+            x = x + self.segment.weight[0]
+        elif self.segment is not None:
+            x = x + self.segment(token_type_ids)
         return dropout(self.norm(x), self.dropout, self.training)
 
 
@@ -66,41 +68,46 @@ class Layer(nn.Module):
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        hidden, eps = config.hidden_size, config.layer_norm_eps
+        hidden = config.hidden_size
         self.heads = config.num_attention_heads
         self.qkv = nn.Linear(hidden, 3 * hidden)
         self.attention_out = nn.Linear(hidden, hidden)
-        self.attention_norm = nn.LayerNorm(hidden, eps=eps)
+        self.attention_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.ffn_in = nn.Linear(hidden, config.intermediate_size)
         self.ffn_out = nn.Linear(config.intermediate_size, hidden)
-        self.ffn_norm = nn.LayerNorm(hidden, eps=eps)
+        self.ffn_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.activation = ACTIVATION[config.hidden_act]
-        self.dropout, self.attention_dropout = (
-            config.hidden_dropout_prob,
-            config.attention_probs_dropout_prob,
-        )
+        self.dropout = config.hidden_dropout_prob
+        self.attention_dropout = config.attention_probs_dropout_prob
 
-    def forward(
-        self, x: Tensor, layout: Layout, attention: Attention | None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        qkv = self.qkv(x).view(len(x), 3, self.heads, -1)  # (N, H) -> (N, 3, A, D)
+    def forward(self, x: Tensor, layout: Layout, attention: Attention | None = None) -> Tensor:
+        """(N, H) -> (N, H), by the fastest attention where none is given."""
+        # One product instead of three: (N, H) -> (N, 3, A, D)
+        qkv = self.qkv(x).view(x.shape[0], 3, self.heads, -1)
+        query, key, value = qkv.unbind(1)  # (N, A, D) each
         drop = self.attention_dropout if self.training else 0.0
-        body = attention or choose_attention(qkv.device, qkv.dtype, drop)
-        mixed, maps = body(*qkv.unbind(1), layout, drop), None  # (N, A, D)
+        body = attention or choose_attention(
+            qkv.device, qkv.dtype, drop, layout.lengths is not None
+        )
+        mixed = body(query, key, value, layout, drop)  # (N, A, D)
         if isinstance(mixed, tuple):
-            mixed, maps = mixed
-        x = self.behind_attention(x, mixed)
-        return x if maps is None else (x, maps)
+            mixed, _ = mixed  # maps that nobody asked for
+        return self.behind_attention(x, mixed)
 
     def behind_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
         """(N, H), (N, A, D) -> (N, H): the rest of the layer, every token by itself."""
-        mixed = self.attention_out(mixed.reshape(len(x), -1))  # (N, A, D) -> (N, H)
+        mixed = self.attention_out(mixed.reshape(x.shape[0], -1))  # (N, A, D) -> (N, H)
         x = self.attention_norm(x + dropout(mixed, self.dropout, self.training))
         inner = self.ffn_out(self.activation(self.ffn_in(x)))  # (N, H) -> (N, F) -> (N, H)
         return self.ffn_norm(x + dropout(inner, self.dropout, self.training))
 
 
-ACTIVATION = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
+def gelu_tanh(x: Tensor) -> Tensor:
+    """Google's approximation. A function with a name and no lambda: models are pickled when they go to other processes."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATION = {"gelu": F.gelu, "gelu_tanh": gelu_tanh, "relu": F.relu}
 
 
 class BertEncoder(nn.Module):
@@ -108,29 +115,54 @@ class BertEncoder(nn.Module):
 
     Args:
         config: the shape.
-        attention: a function to use in place of the fastest body (see attention.py for the signature).
+        attention: a function to use in place of the fastest body (see attention.py for the signature), or a list with one
+            for each layer.
     """
 
     recompute = False
     """Whether training keeps only what goes into each layer and computes its inside again for the backward pass: memory
     of a layer instead of memory of all, for a third more time."""
 
-    def __init__(self, config: BertConfig, attention: Attention | None = None):
+    def __init__(
+        self, config: BertConfig, attention: Attention | Sequence[Attention] | None = None
+    ):
         super().__init__()
-        self.config, self.attention = config, attention
+        self.attention = attention
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.pooler = None
         if config.pooler:
             self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        self._config = config
         self.apply(lambda module: init_weights(module, config.initializer_range))
+
+    @property
+    def config(self) -> BertConfig:
+        """What the parameters are. It may be set: dropout changes at once; the rest must describe what is there."""
+        return self._config
+
+    @config.setter
+    def config(self, config: BertConfig) -> None:
+        problems = misfits(config, self)
+        if problems:
+            raise UserError(
+                f"this config does not describe the encoder: {'; '.join(problems)}; build a model with it, or change the "
+                "encoder first (bertqa.model.surgery)"
+            )
+        self._config = config
+        self.embeddings.dropout = config.hidden_dropout_prob
+        for layer in self.layers:
+            layer.dropout = config.hidden_dropout_prob
+            layer.attention_dropout = config.attention_probs_dropout_prob
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         *,
-        lengths=None,
+        inputs_embeds: Tensor | None = None,
+        lengths: Sequence[int] | Layout | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> EncoderOutput:
@@ -139,40 +171,58 @@ class BertEncoder(nn.Module):
         Args:
             input_ids: (B, L) padded, or (N,) packed.
             attention_mask: (B, L), nonzero on tokens, zero on padding; all tokens where None. Padded calls only.
-            token_type_ids: like input_ids: 0 in the first segment, 1 in the second; all 0 where None.
+            token_type_ids: like input_ids: 0 in the first segment, 1 in the second; all 0 where None. An encoder without
+                segments (DistilBERT) does not look at them.
+            inputs_embeds: (B, L, H) or (N, H) vectors in the place of the word embeddings of input_ids.
             lengths: S lengths of the packed sequences, or their Layout. Packed calls only.
-            output_hidden_states, output_attentions: fill these fields (the maps come from the reference attention).
+            output_hidden_states, output_attentions: fill these fields (the maps come from the reference attention, or from
+                your own attention, which then returns (mixed, maps)).
 
         Raises:
-            UserError: for sequences longer than the positions, and for a mask or lengths that do not fit the ids.
+            UserError: for sequences longer than the positions, for ids outside of the embeddings, and for a mask or lengths
+                that do not fit the batch.
         """
-        if input_ids.dim() == 2:
-            return self._padded(
-                input_ids, attention_mask, token_type_ids, output_hidden_states, output_attentions
-            )
-        layout = lengths if isinstance(lengths, Layout) else self._layout(lengths, input_ids)
-        attention = reference_attention_with_maps if output_attentions else self.attention
-        x = self.embeddings(input_ids, token_type_ids, layout.positions)  # (N,) -> (N, H)
-        hidden_states, attentions = [x], []
-        for layer in self.layers:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UserError("give either input_ids or inputs_embeds")
+        words = inputs_embeds if input_ids is None else input_ids
+        width = 0 if inputs_embeds is None else 1  # trailing dimensions that are no tokens
+        packing = packing_of(
+            words.shape[: words.dim() - width], words.device, attention_mask, lengths
+        )
+        self._check_longest(packing.layout.longest)
+
+        x = self._embed(packing, words, token_type_ids)  # (N, H)
+        hidden_states = [x]
+        maps: list[Tensor] = []
+        bodies = bodies_of(self.attention, len(self.layers), maps if output_attentions else None)
+        for layer, body in zip(self.layers, bodies, strict=True):
             if self.recompute and self.training:
-                x = checkpoint(layer, x, layout, attention, use_reentrant=False)
+                x = checkpoint(layer, x, packing.layout, body, use_reentrant=False)
             else:
-                x = layer(x, layout, attention)
-            if output_attentions:
-                x, maps = x
-                attentions.append(maps)
+                x = layer(x, packing.layout, body)
             if output_hidden_states:
                 hidden_states.append(x)
-        pooled = (
-            torch.tanh(self.pooler(x[layout.first_tokens])) if self.config.pooler else None
-        )  # (S, H)
+        pooled = None
+        if self.pooler is not None:
+            pooled = torch.tanh(self.pooler(x[packing.layout.first_tokens]))  # (N, H) -> (S, H)
+
         return EncoderOutput(
-            x,
+            packing.back(x),  # (N, H), or (B, L, H) after a padded call
             pooled,
-            tuple(hidden_states) if output_hidden_states else None,
-            tuple(attentions) if output_attentions else None,
+            tuple(packing.back(x) for x in hidden_states) if output_hidden_states else None,
+            tuple(packing.maps_back(x) for x in maps) if output_attentions else None,
         )
+
+    def _embed(self, packing: Packing, words: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """(N, H) embeddings of a batch's tokens."""
+        segments = None
+        if token_type_ids is not None:
+            segments = packing.take(token_type_ids, "token_type_ids")  # (N,)
+        words = packing.take(words)  # (N,) or (N, H)
+        try:
+            return self.embeddings(words, segments, packing.layout.positions)
+        except IndexError as error:
+            raise UserError(self._outside(words, segments)) from error
 
     def fuse(self) -> None:
         """Let torch.compile fuse what stands behind attention in each layer: bias and GELU; bias, dropout, residual and
@@ -181,51 +231,27 @@ class BertEncoder(nn.Module):
         for layer in self.layers:
             layer.behind_attention = torch.compile(layer.behind_attention, dynamic=True)
 
-    def _layout(self, lengths, input_ids: Tensor) -> Layout:
-        if lengths is None or sum(lengths) != len(input_ids) or min(lengths) < 1:
+    def _check_longest(self, longest: int) -> None:
+        if self.embeddings.position is None or torch.compiler.is_compiling():
+            return
+        most = self.embeddings.position.num_embeddings
+        if longest > most:
             raise UserError(
-                f"packed input of {len(input_ids)} tokens needs lengths=[...], each at least 1, that sum to "
-                f"{len(input_ids)}; got {lengths if lengths is None else f'a sum of {sum(lengths)}'}"
-            )
-        if max(lengths) > self.config.max_position_embeddings:
-            raise UserError(
-                f"a sequence has {max(lengths)} tokens, but this model has "
-                f"{self.config.max_position_embeddings} positions; cut it into shorter windows"
-            )
-        return Layout.of(lengths, input_ids.device)
-
-    def _padded(self, input_ids, attention_mask, token_type_ids, *flags) -> EncoderOutput:
-        """Take the padding out, encode, put it back."""
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if attention_mask.shape != input_ids.shape:
-            raise UserError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}; "
-                "they must be the same, 1 on tokens and 0 on padding"
-            )
-        keep = attention_mask.bool()  # (B, L)
-        layout = self._layout(keep.sum(1).tolist(), input_ids[keep])
-        segments = None if token_type_ids is None else token_type_ids[keep]  # (N,)
-        out = self(
-            input_ids[keep],
-            token_type_ids=segments,
-            lengths=layout,
-            output_hidden_states=flags[0],
-            output_attentions=flags[1],
-        )
-
-        def back(x: Tensor) -> Tensor:  # (N, H) -> (B, L, H)
-            return x.new_zeros(*input_ids.shape, x.shape[-1]).index_put(
-                (keep.nonzero(as_tuple=True)), x
+                f"a sequence has {longest} tokens, but this model has {most} positions; cut it into shorter windows"
             )
 
-        # A mask may have holes or padding on the left, so the maps (over positions without padding) stay as they are.
-        return EncoderOutput(
-            back(out.last_hidden_state),
-            out.pooled,
-            out.hidden_states and tuple(back(x) for x in out.hidden_states),
-            out.attentions,
-        )
+    def _outside(self, words: Tensor, segments: Tensor | None) -> str:
+        """Which ids are not rows of their embedding; asked only once a look-up has failed."""
+        tables = [("input_ids", words, self.embeddings.word)]
+        if segments is not None and self.embeddings.segment is not None:
+            tables.append(("token_type_ids", segments, self.embeddings.segment))
+        for name, ids, table in tables:
+            wrong = ids[(ids < 0) | (ids >= table.num_embeddings)]
+            if len(wrong):
+                return (
+                    f"{name} has {int(wrong[0])}; this model knows 0 to {table.num_embeddings - 1}"
+                )
+        return "the Layout has positions beyond those of this model"
 
 
 def init_weights(module: nn.Module, std: float) -> None:

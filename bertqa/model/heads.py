@@ -1,5 +1,9 @@
-"""What stands on the encoder: answer spans, or classes."""
+"""What stands on the encoder: answer spans, or classes.
 
+S sequences, N tokens in all of them, B rows and L columns of a padded batch, H hidden size, C classes.
+"""
+
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,52 +14,100 @@ from bertqa.model.attention import Attention, Layout
 from bertqa.model.config import BertConfig
 from bertqa.model.dropout import dropout
 from bertqa.model.encoder import BertEncoder, init_weights
+from bertqa.model.padding import first_columns, layout_of
 
 
 class SpanLogits(NamedTuple):
-    """Start and end score of every token, float32 whatever the precision inside: (N,) packed, (B, L) padded."""
+    """Start and end score of every token, float32 or wider whatever the precision inside: (N,) packed, (B, L) padded."""
 
     start: Tensor
     end: Tensor
 
 
+class SpanOutput(NamedTuple):
+    """SpanLogits, and what was asked for beside them; see EncoderOutput."""
+
+    start: Tensor
+    end: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class ClassOutput(NamedTuple):
+    """Class logits (S, C), and what was asked for beside them; see EncoderOutput."""
+
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
 class BertForQuestionAnswering(nn.Module):
     """The encoder and one linear layer that scores each token as first and as last of the answer."""
 
-    def __init__(self, config: BertConfig, attention: Attention | None = None):
+    def __init__(
+        self, config: BertConfig, attention: Attention | Sequence[Attention] | None = None
+    ):
         super().__init__()
-        self.config = config = config.replace(
-            pooler=False
-        )  # a pooler would be a parameter without a gradient
-        self.encoder = BertEncoder(config, attention)
+        # A pooler would be a parameter without a gradient.
+        self.encoder = BertEncoder(config.replace(pooler=False), attention)
         self.span = nn.Linear(config.hidden_size, 2)
         init_weights(self.span, config.initializer_range)
 
+    @property
+    def config(self) -> BertConfig:
+        """The encoder's; setting it changes the encoder, see there."""
+        return self.encoder.config
+
+    @config.setter
+    def config(self, config: BertConfig) -> None:
+        self.encoder.config = config
+
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         *,
-        lengths=None,
-    ) -> SpanLogits:
-        """Span logits of a padded (B, L) or packed (N,) batch; arguments as BertEncoder's. Padding scores float32's
-        minimum (not -inf, so that a sum of two of them stays a number)."""
-        x = self.encoder(
-            input_ids, attention_mask, token_type_ids, lengths=lengths
-        ).last_hidden_state
+        inputs_embeds: Tensor | None = None,
+        lengths: Sequence[int] | Layout | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> SpanLogits | SpanOutput:
+        """Span logits of a padded (B, L) or packed (N,) batch; arguments as BertEncoder's.
+
+        Padding scores float32's minimum (not -inf, so that a sum of two of them stays a number). Returns SpanLogits, or a
+        SpanOutput where hidden states or attentions are asked for.
+        """
+        out = self.encoder(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds=inputs_embeds,
+            lengths=lengths,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        x = out.last_hidden_state  # (N, H) or (B, L, H)
         if self.config.model_type == "distilbert":
             x = dropout(x, self.config.hidden_dropout_prob, self.training)
-        # 16-bit logits round spans of nearly equal score to ties; the head is small, so it runs in float32.
-        with torch.autocast(x.device.type, enabled=False):
-            logits = F.linear(
-                x.float(), self.span.weight.float(), self.span.bias.float()
-            )  # (.., H) -> (.., 2)
+        logits = in_float32(self.span, x)  # (.., H) -> (.., 2)
         if attention_mask is not None:
-            logits = logits.masked_fill(
-                ~attention_mask.bool()[..., None], torch.finfo(torch.float32).min
-            )
-        return SpanLogits(*logits.unbind(-1))
+            is_padding = ~attention_mask.bool()[..., None]  # (B, L, 1)
+            logits = logits.masked_fill(is_padding, torch.finfo(torch.float32).min)
+        start, end = logits.unbind(-1)
+        if output_hidden_states or output_attentions:
+            return SpanOutput(start, end, out.hidden_states, out.attentions)
+        return SpanLogits(start, end)
+
+
+def in_float32(linear: nn.Linear, x: Tensor) -> Tensor:
+    """The layer's value in float32, also under autocast; in float64 where `x` is.
+
+    16-bit logits round spans of nearly equal score to ties, and a head is small enough to run in float32.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
 
 
 def span_loss(
@@ -96,41 +148,73 @@ def _cross_entropy(logits: Tensor, layout: Layout, labels: Tensor, smoothing: fl
 class BertForSequenceClassification(nn.Module):
     """The encoder and a linear layer over its pooled [CLS] (DistilBERT: over a dense layer with ReLU of its own)."""
 
-    def __init__(self, config: BertConfig, num_labels: int, attention: Attention | None = None):
+    def __init__(
+        self,
+        config: BertConfig,
+        num_labels: int,
+        attention: Attention | Sequence[Attention] | None = None,
+    ):
         super().__init__()
-        distil = config.model_type == "distilbert"
-        self.config, self.num_labels = config.replace(pooler=not distil), num_labels
-        self.encoder = BertEncoder(self.config, attention)
-        if distil:
+        is_distil = config.model_type == "distilbert"
+        self.num_labels = num_labels
+        self.encoder = BertEncoder(config.replace(pooler=not is_distil), attention)
+        self.pre_classifier = None
+        if is_distil:
             self.pre_classifier = nn.Linear(config.hidden_size, config.hidden_size)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
-        for head in (getattr(self, "pre_classifier", None), self.classifier):
-            if head is not None:
-                init_weights(head, config.initializer_range)
+        if is_distil:
+            init_weights(self.pre_classifier, config.initializer_range)
+        init_weights(self.classifier, config.initializer_range)
+
+    @property
+    def config(self) -> BertConfig:
+        """The encoder's; setting it changes the encoder, see there."""
+        return self.encoder.config
+
+    @config.setter
+    def config(self, config: BertConfig) -> None:
+        self.encoder.config = config
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         *,
-        lengths=None,
-    ) -> Tensor:
-        """Class logits (S, C), float32; arguments as BertEncoder's."""
-        if lengths is not None and not isinstance(lengths, Layout):
-            lengths = Layout.of(lengths, input_ids.device)
-        out = self.encoder(input_ids, attention_mask, token_type_ids, lengths=lengths)
-        if hasattr(self, "pre_classifier"):
-            first = (
-                out.last_hidden_state[lengths.first_tokens]
-                if lengths
-                else out.last_hidden_state[:, 0]
-            )
+        inputs_embeds: Tensor | None = None,
+        lengths: Sequence[int] | Layout | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> Tensor | ClassOutput:
+        """Class logits (S, C), float32 or wider; arguments as BertEncoder's.
+
+        Returns them alone, or a ClassOutput where hidden states or attentions are asked for.
+        """
+        out = self.encoder(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds=inputs_embeds,
+            lengths=lengths,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        pooled = out.pooled  # (S, H)
+        if self.pre_classifier is not None:
+            first = self._first(out.last_hidden_state, attention_mask, lengths)
             pooled = torch.relu(self.pre_classifier(first))  # (S, H)
-        else:
-            pooled = out.pooled
         pooled = dropout(pooled, self.config.hidden_dropout_prob, self.training)
-        with torch.autocast(pooled.device.type, enabled=False):
-            return F.linear(
-                pooled.float(), self.classifier.weight.float(), self.classifier.bias.float()
-            )  # (S, C)
+        logits = in_float32(self.classifier, pooled)  # (S, C)
+        if output_hidden_states or output_attentions:
+            return ClassOutput(logits, out.hidden_states, out.attentions)
+        return logits
+
+    def _first(self, hidden: Tensor, attention_mask: Tensor | None, lengths) -> Tensor:
+        """(N, H) or (B, L, H) -> (S, H): what became of each sequence's [CLS], wherever the padding stands."""
+        if hidden.dim() == 2:
+            layout = layout_of(lengths, hidden.shape[0], hidden.device)
+            return hidden[layout.first_tokens]
+        if attention_mask is None:
+            return hidden[:, 0]
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        return hidden[rows, first_columns(attention_mask.bool())]
