@@ -7,8 +7,8 @@ literal under it in the source. So a setting is written down once, and `--help` 
 import argparse
 import ast
 import dataclasses
+import difflib
 import inspect
-import json
 import os
 import sys
 import textwrap
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bertqa.errors import UserError
+from bertqa.files import read_object
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -97,111 +98,131 @@ def field_docs(cls: type) -> dict[str, str]:
     return docs
 
 
-def _plain_type(annotation) -> tuple[type, bool, tuple]:
-    """(scalar type, may be None, choices) of a field's annotation: int, float | None, Literal["a", "b"], ..."""
+@dataclasses.dataclass(frozen=True)
+class FieldType:
+    """What a flag's value may be, from the annotation of its field: int, float | None, Literal["a", "b"], ..."""
+
+    kind: type
+    optional: bool
+    """Whether it may be None, typed as none."""
+    choices: tuple = ()
+
+
+def field_type(annotation) -> FieldType:
+    """The type of a field for the command line."""
     optional = False
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
-        optional, annotation = len(kinds) < len(typing.get_args(annotation)), kinds[0]
+        members = typing.get_args(annotation)
+        optional = types.NoneType in members
+        annotation = next(member for member in members if member is not types.NoneType)
     if typing.get_origin(annotation) is typing.Literal:
         choices = typing.get_args(annotation)
-        return type(choices[0]), optional, choices
-    return annotation, optional, ()
+        return FieldType(type(choices[0]), optional, choices)
+    return FieldType(annotation, optional)
+
+
+class CompactHelp(argparse.HelpFormatter):
+    """Help in two columns that stand close, so that all flags of a verb fit on few screens."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=26)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return "--[no-]" + action.option_strings[0].removeprefix("--")
+        return super()._format_action_invocation(action)
 
 
 def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
     """Add a flag for each field of the dataclass `cls`, as a group of the parser. Flags not given stay out of the result."""
-    group, docs, hints = (
-        parser.add_argument_group(title),
-        field_docs(cls),
-        typing.get_type_hints(cls),
-    )
+    group = parser.add_argument_group(title)
+    docs = field_docs(cls)
+    hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        kind, optional, choices = _plain_type(hints[field.name])
-        value = (
-            field.default
-            if field.default_factory is dataclasses.MISSING
-            else field.default_factory()
+        flag = "--" + field.name.replace("_", "-")
+        what = field_type(hints[field.name])
+        text = f"{docs[field.name]} [{shown_default(field)}]"
+        common = dict(dest=field.name, default=argparse.SUPPRESS, help=text.replace("%", "%%"))
+        if what.kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+            continue
+        choices = what.choices
+        metavar = {int: "N", float: "X"}.get(what.kind, "TEXT")
+        if choices and what.optional:
+            choices = (*choices, None)
+        group.add_argument(
+            flag, type=value_reader(what), metavar=metavar, choices=choices or None, **common
         )
-        shown = "none" if value is None else value
-        options: dict = {
-            "dest": field.name,
-            "default": argparse.SUPPRESS,
-            "help": f"{docs[field.name]} [{shown}]",
-        }
-        options["help"] = options["help"].replace("%", "%%")
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            parse = _number if kind in (int, float) else str
-            options["type"] = (
-                _or_none(parse(kind) if parse is _number else str)
-                if optional
-                else (parse(kind) if parse is _number else str)
-            )
-            options["metavar"] = (
-                "{" + ",".join(choices) + "}" if choices else kind.__name__.upper()[:5]
-            )
-            if choices:
-                options["choices"] = [*choices, None] if optional else choices
-        group.add_argument("--" + field.name.replace("_", "-"), **options)
 
 
-def _number(kind: type) -> Callable[[str], float]:
-    def parse(text: str):
-        try:
-            value = float(text)
-            if kind is int and value != int(value):
-                raise ValueError
-            return kind(value)
-        except (ValueError, OverflowError):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a {'whole ' if kind is int else ''}number"
-            ) from None
-
-    return parse
-
-
-def _or_none(parse: Callable) -> Callable:
-    return lambda text: None if text.lower() == "none" else parse(text)
+def shown_default(field: dataclasses.Field) -> object:
+    """The default of a field as one would type it."""
+    value = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, str) and os.path.isabs(value):
+        path = Path(value)
+        return f".../{path.parent.name}/{path.name}"
+    return value
 
 
-def merge(cls: type, *layers: dict, source: str = "settings"):
-    """One `cls` from its defaults and the layers in order (a later one wins).
+def value_reader(what: FieldType) -> Callable[[str], object]:
+    """The function that makes a value of what was typed."""
+    read = {int: whole_number, float: number}.get(what.kind, str)
+    if not what.optional:
+        return read
+    return lambda text: None if text.lower() == "none" else read(text)
+
+
+def whole_number(text: str) -> int:
+    """12, or 1e3, exactly: a detour over float would change numbers beyond 2^53."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        value = float(text)
+        whole = int(value)
+    except (ValueError, OverflowError):
+        value, whole = 0.5, 0
+    if value != whole:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number")
+    if abs(whole) > 2**53:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not exact; write all its digits")
+    return whole
+
+
+def number(text: str) -> float:
+    """A decimal number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number") from None
+
+
+def check_names(given: Sequence[str], known: Sequence[str], source: str) -> None:
+    """Refuse names that are not known.
 
     Raises:
-        UserError: for names that `cls` does not have; all of them are listed, with the nearest names that it has.
+        UserError: listing all of them, with the nearest names that are known.
     """
-    import difflib
-
-    names = [field.name for field in dataclasses.fields(cls)]
-    merged: dict = {}
-    for layer in layers:
-        merged.update(layer)
-    unknown = [name for name in merged if name not in names]
+    unknown = []
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            unknown.append(f"{name!r}{hint}")
     if unknown:
-        hints = []
-        for name in unknown:
-            near = difflib.get_close_matches(name, names, n=1)
-            hints.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-        raise UserError(f"{source}: unknown {', '.join(hints)}; known are {', '.join(names)}")
-    return cls(**merged)
+        raise UserError(f"{source}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
 
 
 def read_config_file(path: str | Path) -> dict:
     """A JSON object of settings. Raises UserError where the file is missing or not a JSON object."""
     try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: there is no such settings file; give the path of a JSON file"
-        ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{path}: not a JSON file ({error}); settings are a JSON object {{setting: value}}"
-        ) from None
-    if not isinstance(settings, dict):
-        raise UserError(
-            f"{path}: holds a JSON {type(settings).__name__}, but settings are an object {{setting: value}}"
-        )
-    return settings
+        return read_object(path)
+    except UserError as error:
+        raise UserError(f"{error}; settings are a JSON object {{setting: value}}") from None

@@ -1,30 +1,42 @@
-"""The settings of a training run: its dataclasses, the presets, and how defaults, preset, file and command line make one.
+"""The settings of a training run, as dataclasses. No torch here, so that `train --help` comes at once.
 
-Each dataclass becomes a group of flags (flags.py); `parse` is what `python -m bertqa.train` was asked for.
+Each field is also a flag of `python -m bertqa.train`, and the text under it is that flag's help.
 """
 
-import argparse
 import dataclasses
-import json
-import sys
-import types
-import typing
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import os
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from bertqa.data.windows import check_window_settings
 from bertqa.errors import UserError
-from bertqa.flags import add_fields, merge, read_config_file
 
 PACKAGE = Path(__file__).resolve().parent
 SAMPLE = PACKAGE / "data" / "sample"
+SAVE_EVERY = re.compile(r"([1-9][0-9]*) ?steps|([0-9]*[.]?[0-9]+(?:e[-+]?[0-9]+)?)")
 
 
 def bundled_reader() -> str:
-    """The reader in the repository's weights/, seen from the working directory or from an editable install."""
+    """The reader in the repository's weights/, from the working directory or an editable install."""
     name = Path("weights") / "minilm-squad2"
     return str(name if name.is_dir() else PACKAGE.parent / name)
+
+
+def broken(settings, rules: dict[str, tuple[bool, str]]) -> list[str]:
+    """A phrase for each setting that breaks its rule: name -> (whether it is kept, what it asks)."""
+    return [
+        f"{name} is {getattr(settings, name)}, it must {must}"
+        for name, (kept, must) in rules.items()
+        if not kept
+    ]
+
+
+def positive(value: float | None) -> bool:
+    """Whether a number that may be left open is above 0 and finite."""
+    return value is None or 0 < value < math.inf
 
 
 @dataclass(frozen=True)
@@ -32,18 +44,17 @@ class FileSettings:
     """What goes in and where it comes out."""
 
     train: str = str(SAMPLE / "train.json")
-    """Questions to train on: SQuAD v1.1 or v2.0 JSON, flat records as JSON or JSONL, MRQA, CSV; .gz or not. squad1 and
-    squad2 fetch the official train files."""
+    """Questions to train on: SQuAD or flat JSON, JSONL, MRQA, CSV; .gz or not; squad1, squad2."""
     dev: str = str(SAMPLE / "dev.json")
-    """Questions to evaluate on, of any of these forms; squad1 and squad2 fetch the official dev files."""
-    weights: str = dataclasses.field(default_factory=bundled_reader)
+    """Questions to evaluate on, in any of these forms."""
+    weights: str = field(default_factory=bundled_reader)
     """Where to start from: a model folder, a Hugging Face folder, or a Hub id."""
     out: str | None = None
     """Run folder to make; none = runs/ and the time."""
     fresh_head: bool = False
-    """Draw the answer head at random: needed, and only allowed, where the weights have none."""
+    """Draw the answer head at random: needed where the weights have none."""
     task: Literal["qa", "classify"] = "qa"
-    """What to learn: answers to questions, or classes of texts; `--task classify --help` shows the flags of that."""
+    """qa, or classify: classes of texts; `--task classify --help` shows its flags."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +64,113 @@ class LabelledFiles(FileSettings):
     train: str = str(SAMPLE / "reviews.csv")
     """Texts with labels to train on: CSV, TSV or JSONL; .gz or not."""
     dev: str | None = None
-    """Texts with labels to evaluate on, of any of these forms; none = a part of train, see --split."""
+    """Texts with labels to evaluate on, in any of these forms; none = a part of train, see --split."""
     fresh_head: bool = False
-    """Draw the class head at random although the weights have one; without one it is drawn anyway."""
+    """Draw the class head at random although the weights have one."""
+
+
+@dataclass(frozen=True)
+class QuestionAnsweringSettings:
+    """How questions become windows, and spans answers."""
+
+    max_length: int = 384
+    """Most tokens of a window: [CLS] question [SEP] part of the paragraph [SEP]."""
+    overlap: int | None = None
+    """Tokens that neighbouring windows share (run_qa's doc_stride); 128 unless step is given."""
+    step: int | None = None
+    """Tokens from one window's start to the next (Google's doc_stride)."""
+    max_question: int = 64
+    """Question tokens kept."""
+    max_answer_length: int = 30
+    """Most tokens of an answer."""
+    limit_train: int | None = None
+    """Train on the first N questions only."""
+    limit_dev: int | None = None
+    """Evaluate on the first N questions only."""
+
+    def problems(self, max_positions: int | None = None) -> list[str]:
+        """Everything that is wrong with these values, one phrase each."""
+        found = broken(
+            self,
+            {
+                "max_answer_length": (self.max_answer_length > 0, "be positive"),
+                "limit_train": (positive(self.limit_train), "be positive"),
+                "limit_dev": (positive(self.limit_dev), "be positive"),
+            },
+        )
+        try:
+            check_window_settings(
+                self.max_length,
+                max_question=self.max_question,
+                max_positions=max_positions,
+                **self.stride,
+            )
+        except UserError as error:
+            found.append(str(error).removeprefix("windows: "))
+        return found
+
+    @property
+    def stride(self) -> dict[str, int | None]:
+        """overlap and step as windows take them: overlap 128 where neither was given."""
+        if self.overlap is None and self.step is None:
+            return {"overlap": 128, "step": None}
+        return {"overlap": self.overlap, "step": self.step}
+
+    def saved(self) -> dict:
+        """What qa.json must say so that `predict` makes the same windows."""
+        stride = {name: value for name, value in self.stride.items() if value is not None}
+        return {
+            "max_length": self.max_length,
+            **stride,
+            "max_question": self.max_question,
+            "max_answer_length": self.max_answer_length,
+        }
+
+
+@dataclass(frozen=True)
+class ClassificationSettings:
+    """Which columns are read, and how texts become sequences."""
+
+    text_column: str = "text"
+    """Column, or key, of the text."""
+    label_column: str = "label"
+    """Column of the class, by name or by number."""
+    pair_column: str | None = None
+    """Column of a second text, where pairs are classified."""
+    split: float | None = None
+    """Share of the training texts that is the dev set, drawn by seed; 0.3 where no dev is given."""
+    max_length: int | None = None
+    """Most tokens of a text (or pair), longer ones are cut; none = the model's positions."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """none, or balanced: errors on a class weigh by how rare it is, texts / (classes * its texts)."""
+    limit_train: int | None = None
+    """Read the first N texts only (before the split)."""
+    limit_dev: int | None = None
+    """Evaluate on the first N texts only."""
+
+    def problems(self, max_positions: int | None = None) -> list[str]:
+        """Everything that is wrong with these values, one phrase each."""
+        most = max_positions or 10**9
+        least = 4 if self.pair_column is None else 5  # special tokens, and one of each text
+        length_fits = self.max_length is None or least <= self.max_length <= most
+        rules = {
+            "split": (self.split is None or 0 < self.split < 1, "lie in (0, 1)"),
+            "max_length": (
+                length_fits,
+                f"be at least {least} and at most the model's {most} positions",
+            ),
+            "limit_train": (positive(self.limit_train), "be positive"),
+            "limit_dev": (positive(self.limit_dev), "be positive"),
+        }
+        return broken(self, rules)
+
+    def saved(self, max_length: int) -> dict:
+        """What the model folder must say so that `predict` reads texts alike."""
+        return {
+            "text_column": self.text_column,
+            "pair_column": self.pair_column,
+            "max_length": max_length,
+        }
 
 
 @dataclass(frozen=True)
@@ -65,236 +180,152 @@ class ModelSettings:
     dropout: float | None = None
     """Dropout in the encoder; none = as the weights' config says."""
     attention_dropout: float = 0.0
-    """Dropout of attention weights; 0 by default, because the fastest attention bodies have none."""
+    """Dropout of attention weights; the fastest attention bodies have none."""
     recompute: bool = False
-    """Compute the inside of each layer again for the backward pass instead of keeping it: much less memory, a third slower."""
+    """Keep less for the backward pass and compute it again: much less memory, a third slower."""
     compile: bool = False
-    """Let torch.compile fuse what stands between matrix products. Meant for GPUs; on two CPU cores it was 5-10 % slower."""
+    """Let torch.compile fuse what stands between matrix products: for GPUs, slower on two CPU cores."""
 
     def problems(self) -> list[str]:
         """Everything that is wrong with these values, one phrase each."""
-        shares = {"dropout": self.dropout, "attention_dropout": self.attention_dropout}
+        rules = {
+            "dropout": (self.dropout is None or 0 <= self.dropout < 1, "lie in [0, 1)"),
+            "attention_dropout": (0 <= self.attention_dropout < 1, "lie in [0, 1)"),
+        }
+        return broken(self, rules)
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """What decides an update of the weights."""
+
+    lr: float = 5e-5
+    """Peak learning rate."""
+    warmup: float = 0.1
+    """Warm-up: a fraction of all steps where below 1, else a number of steps."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """After the warm-up: linear or cosine to zero, or constant."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on weight matrices only: never on biases and LayerNorm."""
+    clip: float = 1.0
+    """Largest gradient norm, applied once per optimizer step; 0 = no clipping."""
+    beta1: float = 0.9
+    """Adam's decay of the gradient's mean."""
+    beta2: float = 0.999
+    """Adam's decay of the gradient's square."""
+    eps: float = 1e-8
+    """Added to the square root of Adam's second moment."""
+    bias_correction: bool = True
+    """Adam's bias correction; Google's BERT goes without."""
+    layer_decay: float = 1.0
+    """Learning rate of a layer relative to that of the layer above it (1 = all the same)."""
+    freeze: str = "none"
+    """What is not trained: none, embeddings, encoder, or N = the embeddings and the first N layers."""
+
+    def problems(self) -> list[str]:
+        """Everything that is wrong with these values, one phrase each."""
+        can_freeze = self.freeze in ("none", "embeddings", "encoder") or self.freeze.isdecimal()
+        rules = {
+            "lr": (positive(self.lr), "be positive"),
+            "warmup": (0 <= self.warmup < math.inf, "be a fraction below 1 or a number of steps"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "not be negative"),
+            "clip": (self.clip >= 0, "be positive, or 0 for no clipping"),
+            "beta1": (0 <= self.beta1 < 1, "lie in [0, 1)"),
+            "beta2": (0 < self.beta2 < 1, "lie in (0, 1)"),
+            "eps": (positive(self.eps), "be positive"),
+            "layer_decay": (0 < self.layer_decay <= 1, "lie in (0, 1]"),
+            "freeze": (can_freeze, "be none, embeddings, encoder or a number of layers"),
+        }
+        return broken(self, rules)
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long, how much at once, how often to look, and on what."""
+
+    epochs: float = 2.0
+    """Passes over the training windows."""
+    max_steps: int | None = None
+    """Stop after N optimizer steps; the learning rate reaches zero there."""
+    max_minutes: float | None = None
+    """Save and stop after this long; --resume goes on."""
+    batch_size: int = 16
+    """Windows in an optimizer step, over all ranks."""
+    micro_tokens: int = 8192
+    """Most tokens that one rank processes at once; a larger batch is cut, its gradients added up."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then what is evaluated and kept; 0 = none."""
+    eval_every: int = 0
+    """Evaluate every N steps, and always at the end; 0 = after every epoch."""
+    save_every: str | float = 10.0
+    """Minutes (10), or steps (500steps), between checkpoints; 0 = every step. A signal saves too."""
+    seed: int = 0
+    """Order of the data, dropout, fresh weights."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """fp32, bf16 or fp16; auto = bf16 or fp16 on GPUs, fp32 elsewhere."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """cpu, cuda or mps; auto = the GPU where there is one."""
+    threads: int = 0
+    """CPU threads; 0 = torch's own choice."""
+    deterministic: bool = False
+    """Refuse GPU kernels whose results vary from run to run (slower)."""
+
+    def problems(self) -> list[str]:
+        """Everything that is wrong with these values, one phrase each."""
+        most_threads = max(64, 4 * (os.cpu_count() or 1))
+        saves = SAVE_EVERY.fullmatch(str(self.save_every)) is not None
+        rules = {
+            "epochs": (positive(self.epochs), "be positive"),
+            "max_steps": (positive(self.max_steps), "be positive"),
+            "max_minutes": (positive(self.max_minutes), "be positive"),
+            "batch_size": (positive(self.batch_size), "be positive"),
+            "micro_tokens": (positive(self.micro_tokens), "be positive"),
+            "ema": (0 <= self.ema < 1, "lie in [0, 1)"),
+            "eval_every": (self.eval_every >= 0, "be a number of steps, or 0"),
+            "save_every": (saves, "be minutes, as in 10, or steps, as in 500steps, or 0"),
+            "threads": (0 <= self.threads <= most_threads, f"lie between 0 and {most_threads}"),
+            "seed": (0 <= self.seed < 2**63, f"lie between 0 and {2**63 - 1}"),
+        }
+        return broken(self, rules)
+
+    @property
+    def save_after(self) -> tuple[int, float]:
+        """Checkpoints come at multiples of so many steps (0 = never), or after so many minutes."""
+        steps, minutes = SAVE_EVERY.fullmatch(str(self.save_every)).groups()
+        return int(steps or 0), float(minutes or math.inf)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All settings of a run. No two parts have a setting of the same name."""
+
+    files: FileSettings
+    data: QuestionAnsweringSettings | ClassificationSettings
+    model: ModelSettings = ModelSettings()
+    optim: OptimSettings = OptimSettings()
+    loop: LoopSettings = LoopSettings()
+
+    def by_name(self) -> dict:
+        """Every setting by its name."""
+        found: dict = {}
+        for part in dataclasses.fields(self):
+            found |= dataclasses.asdict(getattr(self, part.name))
+        return found
+
+    def problems(self, max_positions: int | None = None) -> list[str]:
+        """Everything that is wrong with these values, one phrase each."""
         return [
-            f"{name} is {value}, it must lie in [0, 1)"
-            for name, value in shares.items()
-            if value is not None and not 0 <= value < 1
+            *self.loop.problems(),
+            *self.optim.problems(),
+            *self.model.problems(),
+            *self.data.problems(max_positions),
         ]
 
 
-def sections(task: str = "qa"):
-    """The settings dataclasses that make up a run of this task, with the titles of their flags."""
-    from bertqa.training.classification import ClassificationSettings
-    from bertqa.training.loop import LoopSettings
-    from bertqa.training.optim import OptimSettings
-    from bertqa.training.question_answering import QuestionAnsweringSettings
-
-    own = (
-        {"files": LabelledFiles, "texts and classes": ClassificationSettings}
-        if task == "classify"
-        else {"files": FileSettings, "windows and answers": QuestionAnsweringSettings}
-    )
-    return {**own, "model": ModelSettings, "optimizer": OptimSettings, "loop": LoopSettings}
-
-
-PRESETS = {
-    "google": dict(
-        max_length=384,
-        step=128,
-        max_question=64,
-        batch_size=12,
-        lr=3e-5,
-        epochs=2.0,
-        warmup=0.1,
-        weight_decay=0.01,
-        clip=1.0,
-        eps=1e-6,
-        bias_correction=False,
-        schedule="linear",
-        attention_dropout=0.1,
-    ),
-    "hf": dict(
-        max_length=384,
-        overlap=128,
-        max_question=64,
-        batch_size=12,
-        lr=3e-5,
-        epochs=2.0,
-        warmup=0.0,
-        weight_decay=0.0,
-        clip=1.0,
-        eps=1e-8,
-        bias_correction=True,
-        schedule="linear",
-        attention_dropout=0.1,
-    ),
-    "fast": dict(
-        max_length=384,
-        overlap=128,
-        batch_size=16,
-        lr=1e-4,
-        epochs=2.0,
-        warmup=0.1,
-        weight_decay=0.01,
-        attention_dropout=0.0,
-    ),
-}
-"""Settings of published rows: google-research/bert's run_squad, transformers' run_qa, and ours for small encoders."""
-
-
-RESUMABLE = {"max_minutes", "device", "threads", "save_every", "tensorboard"}
-"""Settings that a resumed run may have otherwise than the run had: none of them is part of its result."""
-
-ENDS = {"epochs", "max_steps"}
-"""Settings by which --resume moves the end of a run; its config.json says at which step that was."""
-
-
-def lasting(chosen: dict) -> dict:
-    """The settings that must not change over a run's life; its files have fingerprints of their own."""
-    others = {title: part for title, part in chosen.items() if title != "files"}
-    return {
-        name: value for name, value in settings_of(others).items() if name not in RESUMABLE | ENDS
-    }
-
-
-def task_of(argv: Sequence[str] | None) -> str:
-    """The task that a command line means, which decides what other flags there are."""
-    early = argparse.ArgumentParser(
-        prog="python -m bertqa.train", add_help=False, allow_abbrev=False
-    )
-    for name in ("--task", "--config", "--resume"):
-        early.add_argument(name)
-    given = early.parse_known_args(argv)[0]
-    path = Path(given.resume) / "config.json" if given.resume else given.config
-    if given.resume and not path.exists():
-        raise UserError(
-            f"{given.resume}: not the folder of a run, there is no config.json in it; --resume wants what --out "
-            "named, or what the run said on its first lines"
-        )
-    return given.task or (settings_in(path) if path else {}).get("task", "qa")
-
-
-def settings_in(path: str | Path) -> dict:
-    """The settings in a JSON file of just them, or in a run folder's config.json; of that not its own run folder."""
-    saved = read_config_file(path)
-    settings = saved.get("settings", saved)
-    if not isinstance(settings, dict):
-        raise UserError(
-            f'{path}: its "settings" are {settings!r}, expected an object {{setting: value}}'
-        )
-    return {name: value for name, value in settings.items() if settings is saved or name != "out"}
-
-
-def mistyped(part: type, values: dict) -> list[str]:
-    """Which of the values are not of the type of their field of a dataclass, one phrase each."""
-    found, words = (
-        [],
-        {
-            int: "a whole number",
-            float: "a number",
-            str: "a text",
-            bool: "true or false",
-            types.NoneType: "null",
-        },
-    )
-    for name, kind in typing.get_type_hints(part).items():
-        allowed, value = typing.get_args(kind) or (kind,), values.get(name)
-        one_of = typing.get_origin(kind) is Literal
-        fits = (
-            value in allowed
-            if one_of
-            else type(value) in allowed or type(value) is int and float in allowed
-        )
-        if name in values and not fits:
-            choices = (
-                ", ".join(allowed) if one_of else " or ".join(words[choice] for choice in allowed)
-            )
-            found.append(f"{name} is {json.dumps(value)}, it must be {'one of ' * one_of}{choices}")
-    return found
-
-
-def parse(argv: Sequence[str] | None):
-    """(settings by section, resume folder or None) from defaults < preset < --config file < command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bertqa.train",
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Fine-tune a BERT for question answering, or with --task classify for text classification. Without "
-        "arguments: the bundled reader on the bundled sample.",
-        epilog="example: python -m bertqa.train --train squad2 --dev squad2 --weights google-bert/"
-        "bert-base-uncased --fresh-head --epochs 2 --out runs/base",
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="settings from a JSON file, such as a run folder's config.json",
-    )
-    parser.add_argument(
-        "--preset", choices=PRESETS, help="settings of a published recipe; prints what they are"
-    )
-    parser.add_argument(
-        "--resume",
-        metavar="RUN",
-        help="go on with a run folder, from its last checkpoint; "
-        "--epochs or --max-steps move its end",
-    )
-    parser.add_argument("--doc-stride", dest="doc_stride", help=argparse.SUPPRESS)
-    parts = sections(task_of(argv))
-    for title, part in parts.items():
-        add_fields(parser, part, title)
-    given = {
-        name: value
-        for name, value in vars(parser.parse_args(argv)).items()
-        if value is not None or name in ("overlap", "step")
-    }
-    if "doc_stride" in given:
-        raise UserError(
-            "--doc-stride means the step between windows in Google's script and their overlap in run_qa; "
-            "say --step N or --overlap N"
-        )
-    config, preset, resume = (given.pop(name, None) for name in ("config", "preset", "resume"))
-    if resume:
-        allowed = RESUMABLE | ENDS
-        extra = (
-            set(given) - allowed
-            | ({"config"} if config else set())
-            | ({"preset"} if preset else set())
-        )
-        if extra:
-            raise UserError(
-                f"--resume goes on with the run's own settings; leave out {', '.join(sorted(extra))} "
-                f"(only {', '.join(sorted(allowed))} can be given with it)"
-            )
-        config = str(Path(resume) / "config.json")
-    owner = {field.name: part for part in parts.values() for field in dataclasses.fields(part)}
-    layers = []
-    if preset:
-        layers.append({name: value for name, value in PRESETS[preset].items() if name in owner})
-        print(
-            f"preset {preset}: "
-            + ", ".join(f"{name} {value}" for name, value in layers[0].items()),
-            file=sys.stderr,
-        )
-    if config:
-        layers.append(settings_in(config))
-    layers.append(given)
-    merged = {name: value for layer in layers for name, value in layer.items()}
-    everything = dataclasses.make_dataclass("Settings", [(name, object, None) for name in owner])
-    problems = [problem for part in parts.values() for problem in mistyped(part, merged)]
-    try:
-        merge(everything, merged, source=config or "command line")  # unknown names, all at once
-    except UserError as error:
-        raise UserError("; ".join([str(error), *problems])) from None
-    if problems:
-        raise UserError(f"{config}: {'; '.join(problems)}")
-    chosen = {
-        title: part(**{name: value for name, value in merged.items() if owner[name] is part})
-        for title, part in parts.items()
-    }
-    return chosen, Path(resume) if resume else None
-
-
-def settings_of(chosen: dict) -> dict:
-    """Every setting of a run by its name."""
-    return {
-        name: value for part in chosen.values() for name, value in dataclasses.asdict(part).items()
-    }
+def parts_of(task: str) -> dict[str, type]:
+    """The dataclass of each part of a run's settings, for this task."""
+    if task == "classify":
+        own = {"files": LabelledFiles, "data": ClassificationSettings}
+    else:
+        own = {"files": FileSettings, "data": QuestionAnsweringSettings}
+    return {**own, "model": ModelSettings, "optim": OptimSettings, "loop": LoopSettings}

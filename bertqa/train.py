@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bertqa.errors import UserError
+from bertqa.files import write_json
 from bertqa.flags import read_config_file, run_verb
-from bertqa.settings import ENDS, lasting, parse, settings_of
+from bertqa.settings import RunSettings
+from bertqa.training.command_line import ENDS, lasting, parse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,8 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from bertqa.distributed import world_of_torchrun
 
     with world_of_torchrun() as world:
-        chosen, resume = parse(argv)
-        files, answers, modelling, optim, loop = chosen.values()
+        asked = parse(argv)
+        settings, resume = asked.settings, asked.resume
+        files, optim, loop = settings.files, settings.optim, settings.loop
         import torch
 
         from bertqa.device import pick_device, pick_precision
@@ -36,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from bertqa.training.journal import Journal
         from bertqa.training.loop import summary, total_steps, train
         from bertqa.training.optim import freeze
-        from bertqa.training.question_answering import QuestionAnswering, write_json
+        from bertqa.training.question_answering import QuestionAnswering
 
         def say(line: str) -> None:
             if world.first:
@@ -45,12 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         weights = Path(world.in_turn(lambda: resolve_weights(files.weights)))
         model_config = folder.read_config(weights)
         positions = model_config["architecture"]["max_position_embeddings"]
-        problems = [
-            *loop.problems(),
-            *optim.problems(),
-            *modelling.problems(),
-            *answers.problems(positions),
-        ]
+        problems = settings.problems(positions)
         if problems:
             raise UserError("; ".join(problems))
         device = pick_device(loop.device)
@@ -70,15 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             files.train,
             files.dev,
             weights,
-            answers,
+            settings.data,
             seed=loop.seed,
             device=device,
             say=say,
             progress=world.first,
-            recipe=settings_of(chosen),
+            recipe=settings.by_name(),
             world=world,
         )
-        model, had_head = starting_model(weights, model_config, files.fresh_head, modelling, task)
+        model, had_head = starting_model(
+            weights, model_config, files.fresh_head, settings.model, task
+        )
         if not had_head:
             say(
                 f"a head for {task.head} is drawn at random; that of the weights: {model_config['head'] or 'none'}"
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if resume:
             last, state = load_checkpoint(run, world)
             saved = state or read_config_file(run / "config.json")
-            check_same(saved["fingerprints"], fingerprints | lasting(chosen), run)
+            check_same(saved["fingerprints"], fingerprints | lasting(settings), run)
             if last:
                 load_weights(model, last)
             for sentence in (
@@ -108,13 +108,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 say(sentence)
             task.recipe["moved_ends"] = " ".join(moves) or None
         elif world.first:
-            start_run(run, chosen, fingerprints)
+            start_run(run, settings, fingerprints)
         if world.first and state is None:
             task.save_rejected(run)
         journal = Journal(
             run / "metrics.jsonl" if world.first else None,
             state["journal_bytes"] if state else 0,
-            loop.tensorboard,
         )
         steps = total_steps(len(task.store), loop)
         say(
@@ -132,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             dtype=dtype,
             journal=journal,
             world=world,
-            fingerprints=fingerprints | lasting(chosen),
+            fingerprints=fingerprints | lasting(settings),
             resumed=state,
             evaluate_first=had_head,
         )
@@ -188,15 +187,13 @@ def starting_model(weights: Path, config: dict, fresh_head: bool, modelling, tas
     return model.to(torch.float32), not fresh
 
 
-def start_run(run: Path, chosen: dict, fingerprints: dict) -> None:
+def start_run(run: Path, settings: RunSettings, fingerprints: dict) -> None:
     """Make the run folder and write config.json: every setting, versions, commit, fingerprints.
 
     Raises:
         UserError: where the folder already holds something.
     """
     import torch
-
-    from bertqa.training.question_answering import write_json
 
     if run.exists() and any(path.suffix != ".tmp" for path in run.iterdir()):
         raise UserError(
@@ -206,7 +203,7 @@ def start_run(run: Path, chosen: dict, fingerprints: dict) -> None:
     write_json(
         run / "config.json",
         {
-            "settings": settings_of(chosen),
+            "settings": settings.by_name(),
             "fingerprints": fingerprints,
             "command": sys.argv,
             "commit": git_commit(),
@@ -233,7 +230,6 @@ def move_end(run: Path, step: int, loop, windows: int, world) -> list[str]:
     """
     from bertqa.reporting.run_folder import moved_ends
     from bertqa.training.loop import total_steps
-    from bertqa.training.question_answering import write_json
 
     config = read_config_file(run / "config.json")
     before = dataclasses.replace(loop, **{name: config["settings"][name] for name in ENDS})

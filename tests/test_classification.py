@@ -22,10 +22,10 @@ from bertqa.hf.export import export
 from bertqa.model import folder
 from bertqa.predict import main as predict
 from bertqa.reporting.run_folder import read_journal
+from bertqa.settings import ClassificationSettings
 from bertqa.train import main
 from bertqa.training.classification import (
     Classification,
-    ClassificationSettings,
     confusion,
     probabilities,
     scores,

@@ -271,7 +271,8 @@ def test_offline(server, tmp_path, monkeypatch):
 def test_train_reads_both_by_one_name(server, tiny_model):
     import torch
 
-    from bertqa.training.question_answering import QuestionAnswering, QuestionAnsweringSettings
+    from bertqa.settings import QuestionAnsweringSettings
+    from bertqa.training.question_answering import QuestionAnswering
 
     settings = QuestionAnsweringSettings(max_length=48, overlap=8, max_question=8, limit_dev=3)
     task = QuestionAnswering(

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from bertqa.model import folder
 from bertqa.model.attention import Layout
 from bertqa.model.heads import SpanLogits, span_loss
-from bertqa.training.optim import Average, OptimSettings, freeze, lr_at, make_optimizer, set_lr
+from bertqa.settings import OptimSettings
+from bertqa.training.optim import Average, freeze, lr_at, make_optimizer, set_lr
 
 CPU = torch.device("cpu")
 

@@ -28,16 +28,17 @@ sys.path.insert(
 from bertqa.data.batches import padded
 from bertqa.device import autocast, pick_device, pick_precision
 from bertqa.errors import UserError
+from bertqa.files import write_json
 from bertqa.flags import run_verb
 from bertqa.hf.export import export
 from bertqa.hf.resolve import resolve_weights
 from bertqa.model import folder
 from bertqa.model.heads import SpanLogits
-from bertqa.settings import parse
 from bertqa.train import starting_model
+from bertqa.training.command_line import parse
 from bertqa.training.loop import total_steps
 from bertqa.training.optim import lr_at, make_optimizer, set_lr
-from bertqa.training.question_answering import QuestionAnswering, write_json
+from bertqa.training.question_answering import QuestionAnswering
 
 
 class Theirs(nn.Module):
@@ -82,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train their model, evaluate it, write summary.json."""
     import transformers
 
-    files, answers, modelling, optim, loop = parse(argv)[0].values()
+    settings = parse(argv).settings
+    files, answers, optim, loop = settings.files, settings.data, settings.optim, settings.loop
     ours_alone = {
         "--layer-decay": optim.layer_decay != 1,
         "--freeze": optim.freeze != "none",
@@ -102,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         files.train, files.dev, weights, answers, seed=loop.seed, device=device, say=say
     )
     ours, _ = starting_model(
-        weights, folder.read_config(weights), files.fresh_head, modelling, task
+        weights, folder.read_config(weights), files.fresh_head, settings.model, task
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder.save(

@@ -298,8 +298,9 @@ def training(bench: Bench) -> Contestants:
     def ours() -> Pieces:
         from bertqa.distributed import World
         from bertqa.model.heads import span_loss
-        from bertqa.training.loop import LoopSettings, forward_backward
-        from bertqa.training.optim import OptimSettings, make_optimizer
+        from bertqa.settings import LoopSettings, OptimSettings
+        from bertqa.training.loop import forward_backward
+        from bertqa.training.optim import make_optimizer
 
         (device, cast, scaler), model = bench.precision, bench.model().train()
         optimizer, tokens = (

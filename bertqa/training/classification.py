@@ -1,11 +1,7 @@
 """Text classification as a task of the loop: its settings, its reader, its loss, and its evaluation."""
 
-import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,66 +13,16 @@ from bertqa.data.texts import Texts, label_names, label_rows, read_texts, split
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import Windows, text_windows
 from bertqa.errors import UserError
+from bertqa.files import to_json, write_text
 from bertqa.inference import class_logits
 from bertqa.model import folder
 from bertqa.model.attention import Layout
 from bertqa.model.card import card
+from bertqa.settings import ClassificationSettings
+from bertqa.training.task import Task
 
 
-@dataclass(frozen=True)
-class ClassificationSettings:
-    """Which columns are read, and how texts become sequences."""
-
-    text_column: str = "text"
-    """Column, or key, of the text."""
-    label_column: str = "label"
-    """Column of the class, by name or by number."""
-    pair_column: str | None = None
-    """Column of a second text, where pairs are classified."""
-    split: float | None = None
-    """Share of the training texts that is the dev set, of each class alike, by seed; 0.3 where no dev is given."""
-    max_length: int | None = None
-    """Most tokens of a text (or pair), longer ones are cut; none = as many as the model has positions."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """Balanced: errors on a class weigh by how rare it is, N texts / (C classes * its texts)."""
-    limit_train: int | None = None
-    """Read the first N training texts only (before the split)."""
-    limit_dev: int | None = None
-    """Evaluate on the first N texts only."""
-
-    def problems(self, max_positions: int | None = None) -> list[str]:
-        """Everything that is wrong with these values, one phrase each."""
-        most, least = max_positions or 10**9, 4 if self.pair_column is None else 5
-        rules = [
-            (
-                self.split is None or 0 < self.split < 1,
-                f"split is {self.split}, it must lie in (0, 1)",
-            ),
-            (
-                self.max_length is None or least <= self.max_length <= most,
-                f"max_length is {self.max_length}, it must be at least {least} and at most the model's {most} positions",
-            ),
-            (
-                self.limit_train is None or self.limit_train > 0,
-                f"limit_train is {self.limit_train}, it must be positive",
-            ),
-            (
-                self.limit_dev is None or self.limit_dev > 0,
-                f"limit_dev is {self.limit_dev}, it must be positive",
-            ),
-        ]
-        return [problem for fine, problem in rules if not fine]
-
-    def saved(self, max_length: int) -> dict:
-        """What the model folder must say so that `predict` reads texts alike."""
-        return {
-            "text_column": self.text_column,
-            "pair_column": self.pair_column,
-            "max_length": max_length,
-        }
-
-
-class Classification:
+class Classification(Task):
     """Reads the texts, and is the loop's `Task`."""
 
     key, head = "macro_f1", folder.CLASSES
@@ -267,11 +213,9 @@ class Classification:
 
     def save_rejected(self, run: Path) -> int:
         """rejected.jsonl: the training texts that could not be used. Returns how many."""
-        lines = [
-            json.dumps({"where": where, "reason": "the text is empty"}) + "\n"
-            for where in self.rejected
-        ]
-        (run / "rejected.jsonl").write_text("".join(lines), encoding="utf-8")
+        reason = "the text is empty"
+        lines = [to_json({"where": where, "reason": reason}) + "\n" for where in self.rejected]
+        write_text(run / "rejected.jsonl", "".join(lines))
         return len(lines)
 
 
@@ -321,11 +265,11 @@ def write_predictions(
     gold: Sequence[str] | None = None,
 ) -> None:
     """A line of JSON for each text: {"id", "label", "probabilities"}, and "gold" where it is known."""
-    fresh = path.with_name(path.name + ".tmp")
-    with open(fresh, "w", encoding="utf-8") as file:
-        for row, (name, found) in enumerate(zip(ids, probabilities(logits, labels), strict=True)):
-            record = {"id": name, "label": next(iter(found))} | (
-                {"gold": gold[row]} if gold else {}
-            )
-            file.write(json.dumps({**record, "probabilities": found}, ensure_ascii=False) + "\n")
-    os.replace(fresh, path)
+    lines = []
+    for row, (name, found) in enumerate(zip(ids, probabilities(logits, labels), strict=True)):
+        record = {"id": name, "label": next(iter(found))}
+        if gold:
+            record["gold"] = gold[row]
+        record["probabilities"] = found
+        lines.append(to_json(record) + "\n")
+    write_text(path, "".join(lines))

@@ -3,29 +3,22 @@
 import json
 import math
 import os
-import shutil
 import time
 from pathlib import Path
 
 from bertqa.errors import UserError
-from bertqa.reporting.run_folder import read_journal
 
 
 class Journal:
     """Appends events to metrics.jsonl. With no path (ranks other than the first) it writes nothing."""
 
-    def __init__(self, path: Path | None, keep_bytes: int | None = None, tensorboard: bool = False):
-        """Open for appending; `keep_bytes` cuts off what an interrupted run wrote behind its last checkpoint.
-
-        With `tensorboard` the numbers also go to the folder of that name beside the file, those already in it first.
-        """
-        self.path, self.file, self.board = path, None, None
+    def __init__(self, path: Path | None, keep_bytes: int | None = None):
+        """Open for appending; `keep_bytes` cuts off what an interrupted run wrote behind its last checkpoint."""
+        self.path, self.file = path, None
         if path is not None:
             if keep_bytes is not None and path.exists():
                 os.truncate(path, min(keep_bytes, path.stat().st_size))
             self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
-            if tensorboard:
-                self._open_board()
 
     def write(self, event: str, **fields) -> dict:
         """Add one line {"event", "time", fields...}; numbers that JSON does not know (NaN, infinity) become strings.
@@ -48,32 +41,7 @@ class Journal:
                     f"{self.path}: could not be written ({error}); make room, then go on from the last "
                     "checkpoint with --resume"
                 ) from None
-        if self.board:
-            self._show(record)
         return record
-
-    def _open_board(self) -> None:
-        """TensorBoard's files anew from the journal, so that they never show what a resumed run cut off."""
-        from torch.utils.tensorboard import (
-            SummaryWriter,  # only there where the package tensorboard is
-        )
-
-        folder = self.path.parent / "tensorboard"
-        shutil.rmtree(folder, ignore_errors=True)
-        self.board = SummaryWriter(str(folder))
-        for record in read_journal(self.path):
-            self._show(record)
-
-    def _show(self, record: dict) -> None:
-        for name, value in record.items():
-            if (
-                isinstance(value, (int, float))
-                and name not in ("step", "time")
-                and "step" in record
-            ):
-                self.board.add_scalar(
-                    f"{record['event']}/{name}", value, record["step"], walltime=record["time"]
-                )
 
     @property
     def size(self) -> int:
@@ -85,6 +53,5 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; writing later is an error."""
-        for part in (self.file, self.board):
-            if part:
-                part.close()
+        if self.file:
+            self.file.close()

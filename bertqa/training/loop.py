@@ -6,145 +6,30 @@ number; so accumulation and several GPUs give the numbers of one big batch.
 """
 
 import math
-import re
 import signal
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bertqa.data.batches import Batch, WindowStore, epoch_order, split_by_tokens, step_rows
+from bertqa.data.batches import epoch_order, split_by_tokens, step_rows
 from bertqa.device import autocast, grad_scaler, peak_memory
 from bertqa.distributed import World, without_sync
 from bertqa.errors import UserError
 from bertqa.model.attention import Layout
+from bertqa.settings import LoopSettings, OptimSettings
 from bertqa.training import checkpoint
 from bertqa.training.journal import Journal
-from bertqa.training.optim import Average, OptimSettings, lr_at, make_optimizer, set_lr
+from bertqa.training.optim import Average, lr_at, make_optimizer, set_lr
 from bertqa.training.progress import Logs, Progress, require_finite
+from bertqa.training.task import Task
 
-SAVE_EVERY = re.compile(r"([1-9][0-9]*) ?steps|([0-9]*[.]?[0-9]+(?:e[-+]?[0-9]+)?)")
 SKIPS = 25
 """fp16 steps skipped in a row after which the run stops: by then the loss scale has fallen by 2^25."""
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """How long, how much at once, how often to look, and on what."""
-
-    epochs: float = 2.0
-    """Passes over the training windows."""
-    max_steps: int | None = None
-    """Stop after this many optimizer steps; the learning rate reaches zero there."""
-    max_minutes: float | None = None
-    """Save and stop after this long; --resume goes on, so a long run can have several sittings."""
-    batch_size: int = 16
-    """Windows in an optimizer step, over all ranks."""
-    micro_tokens: int = 8192
-    """Most tokens that one rank processes at once; a larger batch is cut and its gradients added up."""
-    ema: float = 0.0
-    """Decay of an exponential moving average of the weights, which is then what is evaluated and kept; 0 = none."""
-    eval_every: int = 0
-    """Evaluate every N steps, and always at the end; 0 = after every epoch."""
-    save_every: str | float = 10.0
-    """Minutes (10), or steps (500steps), between checkpoints of the whole training state in last/; 0 = every step. There
-    is always one at an evaluation, at the end of an epoch, and on SIGTERM, SIGINT and SIGUSR1, which stop the run."""
-    patience: int = 0
-    """Stop after this many evaluations without a better score; 0 = never."""
-    seed: int = 0
-    """Decides the order of the data, dropout, and fresh weights."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Format of matrix products; auto = bf16 or fp16 on GPUs, fp32 elsewhere."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute; auto = the GPU where there is one."""
-    threads: int = 0
-    """CPU threads; 0 = torch's own choice."""
-    deterministic: bool = False
-    """Refuse GPU kernels whose results vary from run to run (slower; a CPU never has any)."""
-    tensorboard: bool = False
-    """Show the journal's numbers in TensorBoard too (its files: the run folder's tensorboard/)."""
-
-    def problems(self) -> list[str]:
-        """Everything that is wrong with these values, one phrase each."""
-        rules = [
-            (0 < self.epochs < math.inf, f"epochs is {self.epochs}, it must be positive"),
-            (
-                self.max_steps is None or self.max_steps > 0,
-                f"max_steps is {self.max_steps}, it must be positive",
-            ),
-            (
-                self.max_minutes is None or self.max_minutes > 0,
-                f"max_minutes is {self.max_minutes}, it must be positive",
-            ),
-            (self.batch_size > 0, f"batch_size is {self.batch_size}, it must be positive"),
-            (self.micro_tokens > 0, f"micro_tokens is {self.micro_tokens}, it must be positive"),
-            (0 <= self.ema < 1, f"ema is {self.ema}, it must lie in [0, 1)"),
-            (
-                self.eval_every >= 0,
-                f"eval_every is {self.eval_every}, it must be a number of steps, or 0",
-            ),
-            (
-                SAVE_EVERY.fullmatch(str(self.save_every)),
-                f"save_every is {self.save_every}, it must be minutes, as in 10, or steps, as in 500steps, or 0",
-            ),
-            (
-                self.patience >= 0,
-                f"patience is {self.patience}, it must be a number of evaluations, or 0",
-            ),
-            (self.threads >= 0, f"threads is {self.threads}, it must be positive, or 0"),
-            (self.seed >= 0, f"seed is {self.seed}, it must not be negative"),
-            (
-                not self.tensorboard or find_spec("tensorboard"),
-                "tensorboard is on, but that package is not installed; pip install tensorboard",
-            ),
-        ]
-        return [problem for fine, problem in rules if not fine]
-
-    @property
-    def save_after(self) -> tuple[int, float]:
-        """Checkpoints come at multiples of so many steps (0 = never), or after so many minutes."""
-        steps, minutes = SAVE_EVERY.fullmatch(str(self.save_every)).groups()
-        return int(steps or 0), float(minutes or math.inf)
-
-
-class Task(Protocol):
-    """What the loop needs to know of a task."""
-
-    store: WindowStore
-    """The windows to train on."""
-    key: str
-    """The metric that decides which weights are best; higher is better."""
-    head: str
-    """The head of its models, as model/folder.py names it."""
-    labels: list[str] | None
-    """The classes, for a head that has them."""
-
-    def fingerprints(self) -> dict[str, str]:
-        """What a resumed run must have in common with this one."""
-
-    def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
-        """Loss summed over the batch's windows."""
-
-    def evaluate(self, model: nn.Module, autocast) -> dict[str, float]:
-        """Metrics on the dev set, `key` among them. Called on every rank; they share the work and all return the same."""
-
-    def describe(self, metrics: dict) -> str:
-        """Those metrics for people, at the end of a run."""
-
-    def save_model(self, model: nn.Module, folder: Path, evaluated: bool) -> None:
-        """Write a model folder with the threshold of the last evaluation, and with its numbers where it was `evaluated`."""
-
-    def save_predictions(self, run: Path) -> None:
-        """Write the predictions of the last evaluation into the run folder."""
-
-    def save_rejected(self, run: Path) -> int:
-        """Write what could not be trained on to rejected.jsonl. Returns how much that is."""
 
 
 @dataclass
@@ -163,7 +48,7 @@ class Outcome:
 def total_steps(windows: int, settings: LoopSettings) -> int:
     """Optimizer steps of the whole run: counted on windows, not on questions."""
     steps = math.ceil(settings.epochs * math.ceil(windows / settings.batch_size) - 1e-9)
-    return min(steps, settings.max_steps or steps)
+    return max(1, min(steps, settings.max_steps or steps))
 
 
 def train(
@@ -217,9 +102,8 @@ def train(
         logs.flush()
         with average.in_place_of(model), logs.paused():
             last = task.evaluate(model, cast)
-            state.stale += 1
             if last[task.key] > state.best:
-                state.best, state.best_step, state.stale = last[task.key], state.step, 0
+                state.best, state.best_step = last[task.key], state.step
                 if world.first:
                     with checkpoint.writing(run / "best.tmp"):
                         task.save_model(model, run / "best", evaluated=True)
@@ -247,13 +131,10 @@ def train(
                 )
         saved_at = time.monotonic()
 
-    def tired() -> bool:
-        return 0 < settings.patience <= state.stale
-
     with stop_signals() as stop, logs.bar:
         if evaluate_first and state.step == 0:
             evaluate()
-        while state.step < total and not tired():
+        while state.step < total:
             epoch, step_in_epoch = divmod(state.step, steps_per_epoch)
             if epoch != order_epoch:
                 order, order_epoch = epoch_order(len(task.store), settings.seed, epoch), epoch
@@ -309,12 +190,7 @@ def train(
                 )
                 return Outcome(state, last, at_end, why)
     logs.flush()
-    return Outcome(
-        state,
-        last,
-        True,
-        f"{state.stale} evaluations without a better {task.key}" if tired() else "",
-    )
+    return Outcome(state, last, True)
 
 
 def forward_backward(
@@ -354,7 +230,8 @@ def restore(resumed: dict, parts: dict, device: torch.device, world: World) -> P
     for name, part in parts.items():
         part.load_state_dict(resumed[name])
     checkpoint.set_rng_state(resumed["rng"][world.rank], device)
-    return Progress(**resumed["progress"])
+    known = [field.name for field in fields(Progress)]  # an older version may have counted more
+    return Progress(**{name: resumed["progress"][name] for name in known})
 
 
 @contextmanager

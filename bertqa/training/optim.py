@@ -2,68 +2,12 @@
 
 import math
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
 from bertqa.errors import UserError
-
-
-@dataclass(frozen=True)
-class OptimSettings:
-    """What decides an update of the weights."""
-
-    lr: float = 5e-5
-    """Peak learning rate."""
-    warmup: float = 0.1
-    """Warm-up: a fraction of all steps where below 1, else a number of steps."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Learning rate after the warm-up: linear or cosine to zero, or constant."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay, on weight matrices only: never on biases and LayerNorm."""
-    clip: float = 1.0
-    """Largest gradient norm, applied once per optimizer step; 0 = no clipping."""
-    beta1: float = 0.9
-    """Adam's decay of the gradient's mean."""
-    beta2: float = 0.999
-    """Adam's decay of the gradient's square."""
-    eps: float = 1e-8
-    """Added to the square root of Adam's second moment."""
-    bias_correction: bool = True
-    """Adam's bias correction; Google's BERT goes without."""
-    layer_decay: float = 1.0
-    """The learning rate of each layer is this times that of the layer above it (1 = all the same)."""
-    freeze: str = "none"
-    """What is not trained: none, embeddings, encoder, or a number N = the embeddings and the first N layers."""
-
-    def problems(self) -> list[str]:
-        """Everything that is wrong with these values, one phrase each."""
-        rules = [
-            (self.lr > 0, f"lr is {self.lr}, it must be positive"),
-            (
-                0 <= self.warmup < math.inf,
-                f"warmup is {self.warmup}, it must be a fraction below 1 or a number of steps",
-            ),
-            (
-                self.weight_decay >= 0,
-                f"weight_decay is {self.weight_decay}, it must not be negative",
-            ),
-            (self.clip >= 0, f"clip is {self.clip}, it must be positive, or 0 for no clipping"),
-            (0 <= self.beta1 < 1, f"beta1 is {self.beta1}, it must lie in [0, 1)"),
-            (0 < self.beta2 < 1, f"beta2 is {self.beta2}, it must lie in (0, 1)"),
-            (self.eps > 0, f"eps is {self.eps}, it must be positive"),
-            (
-                0 < self.layer_decay <= 1,
-                f"layer_decay is {self.layer_decay}, it must lie in (0, 1]",
-            ),
-            (
-                self.freeze in ("none", "embeddings", "encoder") or self.freeze.isdigit(),
-                f"freeze is {self.freeze!r}, use none, embeddings, encoder or a number of layers",
-            ),
-        ]
-        return [problem for fine, problem in rules if not fine]
+from bertqa.settings import OptimSettings
 
 
 def lr_at(step: int, total: int, settings: OptimSettings) -> float:

@@ -28,8 +28,6 @@ class Progress:
     skipped_in_row: int = 0
     best: float = -math.inf
     best_step: int = 0
-    stale: int = 0
-    """Evaluations since the best."""
     windows: int = 0
     """Windows trained on, over all ranks."""
     tokens: int = 0

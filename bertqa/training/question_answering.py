@@ -1,7 +1,5 @@
 """Extractive question answering as a task of the loop: its reader, its loss, and its evaluation."""
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +11,10 @@ from bertqa.data.batches import Batch, WindowStore
 from bertqa.data.download import locate
 from bertqa.data.examples import Dataset, read_examples, write_rejected
 from bertqa.data.tokenizer import WordPiece
-from bertqa.data.windows import Windows, build_windows, check_window_settings
+from bertqa.data.windows import Windows, build_windows
 from bertqa.distributed import World
 from bertqa.errors import UserError
+from bertqa.files import write_json
 from bertqa.inference import find_spans
 from bertqa.model import folder
 from bertqa.model.attention import Layout
@@ -24,96 +23,11 @@ from bertqa.model.heads import span_loss
 from bertqa.qa import metrics, thresholds
 from bertqa.qa.answers import best_answers, null_odds, prediction_files
 from bertqa.qa.spans import Spans, SpanSettings
+from bertqa.settings import QuestionAnsweringSettings
+from bertqa.training.task import Task
 
 
-@dataclass(frozen=True)
-class QuestionAnsweringSettings:
-    """How questions become windows, and spans answers."""
-
-    max_length: int = 384
-    """Most tokens of a window: [CLS] question [SEP] part of the paragraph [SEP]."""
-    overlap: int | None = None
-    """Paragraph tokens that neighbouring windows share (run_qa's meaning of doc_stride); 128 unless step is given."""
-    step: int | None = None
-    """Paragraph tokens from one window's start to the next (Google's meaning of doc_stride)."""
-    max_question: int = 64
-    """Question tokens kept."""
-    max_answer_length: int = 30
-    """Most tokens of an answer."""
-    limit_train: int | None = None
-    """Train on the first N questions only."""
-    limit_dev: int | None = None
-    """Evaluate on the first N questions only."""
-    keep_impossible: float = 1.0
-    """Share of the training windows without an answer that is kept, drawn by seed."""
-    label_smoothing: float = 0.0
-    """Share of each label spread over the tokens of its window."""
-
-    def problems(self, max_positions: int | None = None) -> list[str]:
-        """Everything that is wrong with these values, one phrase each."""
-        rules = [
-            (
-                self.max_answer_length > 0,
-                f"max_answer_length is {self.max_answer_length}, it must be positive",
-            ),
-            (
-                self.limit_train is None or self.limit_train > 0,
-                f"limit_train is {self.limit_train}, it must be positive",
-            ),
-            (
-                self.limit_dev is None or self.limit_dev > 0,
-                f"limit_dev is {self.limit_dev}, it must be positive",
-            ),
-            (
-                0 <= self.keep_impossible <= 1,
-                f"keep_impossible is {self.keep_impossible}, it must lie in [0, 1]",
-            ),
-            (
-                0 <= self.label_smoothing < 1,
-                f"label_smoothing is {self.label_smoothing}, it must lie in [0, 1)",
-            ),
-        ]
-        found = [problem for fine, problem in rules if not fine]
-        try:
-            check_window_settings(
-                self.max_length,
-                max_question=self.max_question,
-                max_positions=max_positions,
-                **self.stride,
-            )
-        except UserError as error:
-            found.append(str(error).removeprefix("windows: "))
-        return found
-
-    @property
-    def stride(self) -> dict[str, int | None]:
-        """overlap and step as windows take them: overlap 128 where neither was given."""
-        neither = self.overlap is None and self.step is None
-        return {"overlap": 128 if neither else self.overlap, "step": self.step}
-
-    def windows_of(self, examples, tokenizer: WordPiece, progress: str | None) -> Windows:
-        """The windows of these examples under these settings."""
-        return build_windows(
-            examples,
-            tokenizer,
-            max_length=self.max_length,
-            max_question=self.max_question,
-            progress=progress,
-            **self.stride,
-        )
-
-    def saved(self) -> dict:
-        """What qa.json must say so that `predict` makes the same windows."""
-        stride = {name: value for name, value in self.stride.items() if value is not None}
-        return {
-            "max_length": self.max_length,
-            **stride,
-            "max_question": self.max_question,
-            "max_answer_length": self.max_answer_length,
-        }
-
-
-class QuestionAnswering:
+class QuestionAnswering(Task):
     """Reads the two files, cuts them into windows, and is the loop's `Task`."""
 
     key, head, labels = "f1", folder.QA, None
@@ -155,12 +69,6 @@ class QuestionAnswering:
             f"{name} {value}" for name, value in settings.stride.items() if value is not None
         )
         windows = self._windows(self.train, self.train.trainable(), "train", stride, say)
-        if settings.keep_impossible < 1:
-            drawn = np.random.default_rng([seed, 1]).random(len(windows)) < settings.keep_impossible
-            windows = windows.select((windows.start_label > 0) | drawn)
-            say(
-                f"train: {len(windows):,} windows after keeping {settings.keep_impossible:.0%} of those without an answer"
-            )
         self.dev_windows = self._windows(self.dev, self.dev.examples, "dev", stride, say)
         self.train_fingerprint = windows.fingerprint()
         self.store = WindowStore(windows, device)
@@ -173,8 +81,13 @@ class QuestionAnswering:
                 f"{data.path}: not one question is usable for {name}; rejected, for example: "
                 f"{data.rejected[0].reason if data.rejected else 'nothing'}"
             )
-        windows = self.settings.windows_of(
-            examples, self.tokenizer, name if self.progress else None
+        windows = build_windows(
+            examples,
+            self.tokenizer,
+            max_length=self.settings.max_length,
+            max_question=self.settings.max_question,
+            progress=name if self.progress else None,
+            **self.settings.stride,
         )
         extra = f", {windows.cut_questions} questions cut" if windows.cut_questions else ""
         if windows.unlabelled:
@@ -197,9 +110,7 @@ class QuestionAnswering:
     def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
         """Summed span loss of a packed batch."""
         logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
-        return span_loss(
-            logits, layout, batch.start_labels, batch.end_labels, self.settings.label_smoothing
-        )
+        return span_loss(logits, layout, batch.start_labels, batch.end_labels)
 
     def evaluate(self, model: nn.Module, autocast) -> dict[str, float]:
         """EM, F1 (at the tuned threshold, and at 0) and loss on dev."""
@@ -272,13 +183,7 @@ class Evaluation:
     """null_threshold and calibration, as qa.json keeps them."""
 
     @classmethod
-    def of(
-        cls,
-        spans: Spans,
-        windows: Windows,
-        data: Dataset,
-        loss: float,
-    ) -> "Evaluation":
+    def of(cls, spans: Spans, windows: Windows, data: Dataset, loss: float) -> "Evaluation":
         """Score the spans of `data`, tuning the threshold on raw best non-null answers."""
         answers, odds = best_answers(spans, windows, data.examples), null_odds(spans)
         ids = [example.id for example in data.examples]
@@ -294,10 +199,3 @@ class Evaluation:
             found |= {name: report[name] for name in ("exact", "f1", "exact_at_zero", "f1_at_zero")}
             found["null_threshold"] = qa["null_threshold"]
         return cls(spans, {**found, "loss": loss}, qa)
-
-
-def write_json(path: Path, content) -> None:
-    """Write JSON under a temporary name and rename it."""
-    fresh = path.with_name(path.name + ".tmp")
-    fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(fresh, path)

@@ -1,0 +1,323 @@
+"""What `python -m bertqa.train` was asked for: defaults < preset < --config file < command line. No torch here."""
+
+import argparse
+import dataclasses
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bertqa.errors import UserError
+from bertqa.files import show
+from bertqa.flags import CompactHelp, add_fields, check_names, read_config_file
+from bertqa.settings import RunSettings, parts_of
+
+PRESETS = {
+    "google": dict(
+        max_length=384,
+        step=128,
+        max_question=64,
+        batch_size=12,
+        lr=3e-5,
+        epochs=2.0,
+        warmup=0.1,
+        weight_decay=0.01,
+        clip=1.0,
+        eps=1e-6,
+        bias_correction=False,
+        schedule="linear",
+        attention_dropout=0.1,
+    ),
+    "hf": dict(
+        max_length=384,
+        overlap=128,
+        max_question=64,
+        batch_size=12,
+        lr=3e-5,
+        epochs=2.0,
+        warmup=0.0,
+        weight_decay=0.0,
+        clip=1.0,
+        eps=1e-8,
+        bias_correction=True,
+        schedule="linear",
+        attention_dropout=0.1,
+    ),
+    "fast": dict(
+        max_length=384,
+        overlap=128,
+        batch_size=16,
+        lr=1e-4,
+        epochs=2.0,
+        warmup=0.1,
+        weight_decay=0.01,
+        attention_dropout=0.0,
+    ),
+}
+"""Settings of published rows: google-research/bert's run_squad, transformers' run_qa, and ours for small encoders."""
+
+RESUMABLE = {"max_minutes", "device", "threads", "save_every"}
+"""Settings that a resumed run may have otherwise than the run had: none of them is part of its result."""
+
+ENDS = {"epochs", "max_steps"}
+"""Settings by which --resume moves the end of a run; its config.json says at which step that was."""
+
+REMOVED = {
+    "keep_impossible": 1.0,
+    "label_smoothing": 0.0,
+    "patience": 0,
+    "tensorboard": False,
+    "tune_on": None,
+}
+"""Settings that earlier versions had, and the values at which they did nothing."""
+
+OTHER_OF = {"overlap": "step", "step": "overlap"}
+"""Two ways to say one thing: the one that is said last holds."""
+
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    types.NoneType: "null",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for."""
+
+    settings: RunSettings
+    resume: Path | None = None
+    """The run folder to go on with."""
+    typed: frozenset[str] = frozenset()
+    """Names of the settings that the command line itself gave."""
+
+
+def parse(argv: Sequence[str] | None) -> Asked:
+    """The settings that a command line means.
+
+    Raises:
+        UserError: for settings that do not exist, have the wrong type or do not go with --resume.
+    """
+    parts = parts_of(task_of(argv))
+    given = vars(parser_of(parts).parse_args(argv))
+    config = given.pop("config", None)
+    preset = given.pop("preset", None)
+    resume = given.pop("resume", None)
+    if "doc_stride" in given:
+        raise UserError(
+            "--doc-stride means the step between windows in Google's script and their overlap in "
+            "run_qa; say --step N or --overlap N"
+        )
+    layers = []
+    if resume:
+        check_resume(given, config, preset)
+        config = str(Path(resume) / "config.json")
+    if preset:
+        layers.append(preset_layer(preset, parts))
+    if config:
+        layers.append(settings_in(config))
+    layers.append(given)
+    settings = settings_from(layers, parts, source=config or "command line")
+    return Asked(settings, Path(resume) if resume else None, frozenset(given))
+
+
+def parser_of(parts: dict[str, type]) -> argparse.ArgumentParser:
+    """The command line of these settings; what was not given stays out of its result."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bertqa.train",
+        usage="python -m bertqa.train [--flag value ...]",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=CompactHelp,
+        description="Fine-tune a BERT for question answering, or with --task classify for text "
+        "classification. Without arguments: the bundled reader on the bundled sample.",
+        epilog="example: python -m bertqa.train --train squad2 --dev squad2 --weights "
+        "google-bert/bert-base-uncased --fresh-head --out runs/base",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="settings from a JSON file, or a run's config.json"
+    )
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        choices=PRESETS,
+        help="settings of a published recipe: google, hf or fast",
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with a run folder; --epochs or --max-steps move its end",
+    )
+    parser.add_argument("--doc-stride", dest="doc_stride", help=argparse.SUPPRESS)
+    for part in parts.values():
+        add_fields(parser, part, part.__doc__.rstrip("."))
+    return parser
+
+
+def task_of(argv: Sequence[str] | None) -> str:
+    """The task that a command line means, which decides what other flags there are."""
+    early = argparse.ArgumentParser(
+        prog="python -m bertqa.train", add_help=False, allow_abbrev=False
+    )
+    for name in ("--task", "--config", "--resume"):
+        early.add_argument(name)
+    given = early.parse_known_args(argv)[0]
+    if given.task:
+        return given.task
+    if given.resume:
+        return settings_in(config_of_run(given.resume)).get("task", "qa")
+    if given.config:
+        return settings_in(given.config).get("task", "qa")
+    return "qa"
+
+
+def config_of_run(run: str) -> Path:
+    """The config.json of a run folder. Raises UserError where there is none."""
+    path = Path(run) / "config.json"
+    if not path.exists():
+        raise UserError(
+            f"{run}: not the folder of a run, there is no config.json in it; --resume wants what "
+            "--out named, or what the run said on its first lines"
+        )
+    return path
+
+
+def check_resume(given: dict, config: str | None, preset: str | None) -> None:
+    """Refuse settings that a resumed run cannot have otherwise than it had."""
+    allowed = RESUMABLE | ENDS
+    extra = set(given) - allowed
+    if config:
+        extra.add("config")
+    if preset:
+        extra.add("preset")
+    if extra:
+        raise UserError(
+            "--resume goes on with the run's own settings; leave out "
+            f"{', '.join(sorted(extra))} (only {', '.join(sorted(allowed))} can be given with it)"
+        )
+
+
+def preset_layer(preset: str, parts: dict[str, type]) -> dict:
+    """The settings of a preset that this task has; says what they are."""
+    known = owners(parts)
+    layer = {name: value for name, value in PRESETS[preset].items() if name in known}
+    said = ", ".join(f"{name} {value}" for name, value in layer.items())
+    print(f"preset {preset}: {said}", file=sys.stderr)
+    return layer
+
+
+def settings_in(path: str | Path) -> dict:
+    """The settings in a JSON file of just them, or in a run folder's config.json; of that not its own run folder."""
+    saved = read_config_file(path)
+    settings = saved.get("settings", saved)
+    if not isinstance(settings, dict):
+        raise UserError(
+            f'{path}: its "settings" are {settings!r}, expected an object {{setting: value}}'
+        )
+    of_a_run = settings is not saved
+    return {
+        name: value
+        for name, value in without_removed(settings, path).items()
+        if not (of_a_run and name == "out")
+    }
+
+
+def without_removed(settings: dict, path: str | Path) -> dict:
+    """The settings of an earlier version without those that are gone, which must have done nothing.
+
+    Raises:
+        UserError: naming those that did something.
+    """
+    used = [
+        f"{name} (it is {show(settings[name])})"
+        for name, neutral in REMOVED.items()
+        if name in settings and settings[name] != neutral
+    ]
+    if used:
+        raise UserError(
+            f"{path}: this version has no setting {', '.join(used)} any more; go on with the "
+            "version that made the file, or leave it out of a copy and start a new run"
+        )
+    return {name: value for name, value in settings.items() if name not in REMOVED}
+
+
+def settings_from(layers: list[dict], parts: dict[str, type], source: str) -> RunSettings:
+    """The settings that these layers give, a later one before an earlier one.
+
+    Raises:
+        UserError: naming all names that do not exist and all values of the wrong type.
+    """
+    merged = stacked(layers)
+    known = owners(parts)
+    problems = []
+    try:
+        check_names(list(merged), list(known), source)
+    except UserError as error:
+        problems.append(str(error))
+    for part in parts.values():
+        problems += mistyped(part, merged)
+    if problems:
+        text = "; ".join(problems)
+        raise UserError(text if text.startswith(source) else f"{source}: {text}")
+    chosen = {}
+    for name, part in parts.items():
+        own = {key: value for key, value in merged.items() if known[key] is part}
+        chosen[name] = part(**own)
+    return RunSettings(**chosen)
+
+
+def stacked(layers: list[dict]) -> dict:
+    """One layer of several. Overlap and step replace each other: a layer that gives one unsays the other below it."""
+    merged: dict = {}
+    for layer in layers:
+        for name, other in OTHER_OF.items():
+            if layer.get(name) is not None and layer.get(other) is None:
+                merged.pop(other, None)
+        merged |= layer
+    return merged
+
+
+def owners(parts: dict[str, type]) -> dict[str, type]:
+    """The part that each setting belongs to, by the setting's name."""
+    found = {}
+    for part in parts.values():
+        for field in dataclasses.fields(part):
+            found[field.name] = part
+    return found
+
+
+def mistyped(part: type, values: dict) -> list[str]:
+    """Which of the values are not of the type of their field of a dataclass, one phrase each."""
+    found = []
+    for name, kind in typing.get_type_hints(part).items():
+        if name in values and not fits(values[name], kind):
+            found.append(f"{name} is {show(values[name])}, it must be {in_words(kind)}")
+    return found
+
+
+def fits(value: object, kind) -> bool:
+    """Whether a value is of a field's type; a whole number is also a number."""
+    allowed = typing.get_args(kind) or (kind,)
+    if typing.get_origin(kind) is Literal:
+        return value in allowed
+    return type(value) in allowed or (type(value) is int and float in allowed)
+
+
+def in_words(kind) -> str:
+    """A field's type for people."""
+    allowed = typing.get_args(kind) or (kind,)
+    if typing.get_origin(kind) is Literal:
+        return f"one of {', '.join(allowed)}"
+    return " or ".join(WORDS[choice] for choice in allowed)
+
+
+def lasting(settings: RunSettings) -> dict:
+    """The settings that must not change over a run's life; its files have fingerprints of their own."""
+    files = {field.name for field in dataclasses.fields(settings.files)}
+    changing = files | RESUMABLE | ENDS
+    return {name: value for name, value in settings.by_name().items() if name not in changing}
