@@ -14,16 +14,10 @@ import pytest
 
 from bertqa.data.examples import Example
 from bertqa.errors import UserError
-<<<<<<< HEAD
 from bertqa.qa import intervals
-from bertqa.report import write_report
-from bertqa.reporting import analysis
-=======
-from bertqa.qa import metrics
 from bertqa.reporting import analysis, kinds
 from bertqa.reporting import page as page_module
 from bertqa.reporting.page import write_report
->>>>>>> a2211e7 (The report is a room: run_folder, facts, kinds, analysis, scored, browser, classes, page; a page for a classifier, one for several runs; permalinks, sorting, search in paragraphs, export, gradient norm)
 
 PANDA = "The red panda lives in Nepal. It eats bamboo, and sleeps in trees."
 EMOJI = "\U0001f43c\U0001f43c A panda \U0001f38b eats bamboo."

@@ -90,7 +90,7 @@ def object_in(path: Path, kind: type = object) -> dict | None:
     if not path.is_file():
         return None
     try:
-        found = read_json(path)
+        found = read_json(path, allow_nan=True)  # a NaN is named below
     except UserError as error:
         raise damaged(path, str(error).removeprefix(f"{path}: ")) from None
     if not isinstance(found, dict):
