@@ -25,8 +25,9 @@ sys.path[:0] = [
 import numpy as np  # noqa: E402
 
 from bertqa.data.examples import Dataset, read_examples  # noqa: E402
+from bertqa.data.text_windows import TextWindows, text_windows  # noqa: E402
 from bertqa.data.tokenizer import WordPiece  # noqa: E402
-from bertqa.data.windows import Windows, build_windows, text_windows  # noqa: E402
+from bertqa.data.windows import Windows, build_windows  # noqa: E402
 
 LENGTH, OVERLAP = 384, 128
 OTHERS = ("transformers", "onnxruntime", "onnx", "onnxscript")
@@ -120,7 +121,7 @@ class Bench:
         return [example.question for example in self.data.examples[: 8 if self.quick else 5000]]
 
     @cached_property
-    def text_windows(self) -> Windows:
+    def text_windows(self) -> TextWindows:
         return text_windows(self.texts, self.tokenizer, max_length=LENGTH)
 
     @cached_property
