@@ -146,6 +146,9 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
         if what.kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
             continue
+        if typing.get_origin(what.kind) is list:
+            group.add_argument(flag, nargs="*", metavar="TEXT", **common)
+            continue
         choices = what.choices
         metavar = {int: "N", float: "X"}.get(what.kind, "TEXT")
         if choices and what.optional:
@@ -160,7 +163,7 @@ def shown_default(field: dataclasses.Field) -> object:
     value = field.default
     if field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
-    if value is None:
+    if value is None or value == []:
         return "none"
     if isinstance(value, bool):
         return "on" if value else "off"

@@ -50,7 +50,7 @@ class FileSettings:
     weights: str = field(default_factory=bundled_reader)
     """Where to start from: a model folder, a Hugging Face folder, or a Hub id."""
     out: str | None = None
-    """Run folder to make; none = runs/ and the time."""
+    """Run folder; none = runs/ and the time."""
     fresh_head: bool = False
     """Draw the answer head at random: needed where the weights have none."""
     task: Literal["qa", "classify"] = "qa"
@@ -74,7 +74,7 @@ class QuestionAnsweringSettings:
     """How questions become windows, and spans answers."""
 
     max_length: int = 384
-    """Most tokens of a window: [CLS] question [SEP] part of the paragraph [SEP]."""
+    """Most tokens of a window, special ones too."""
     overlap: int | None = None
     """Tokens that neighbouring windows share (run_qa's doc_stride); 128 unless step is given."""
     step: int | None = None
@@ -136,7 +136,7 @@ class ClassificationSettings:
     label_column: str = "label"
     """Column of the class, by name or by number."""
     pair_column: str | None = None
-    """Column of a second text, where pairs are classified."""
+    """Column of a second text, to classify pairs."""
     split: float | None = None
     """Share of the training texts that is the dev set, drawn by seed; 0.3 where no dev is given."""
     max_length: int | None = None
@@ -144,7 +144,7 @@ class ClassificationSettings:
     class_weights: Literal["none", "balanced"] = "none"
     """none, or balanced: errors on a class weigh by how rare it is, texts / (classes * its texts)."""
     limit_train: int | None = None
-    """Read the first N texts only (before the split)."""
+    """Read the first N texts only, before the split."""
     limit_dev: int | None = None
     """Evaluate on the first N texts only."""
 
@@ -174,11 +174,31 @@ class ClassificationSettings:
 
 
 @dataclass(frozen=True)
+class DistillationSettings:
+    """Models to learn from."""
+
+    teacher: list[str] = field(default_factory=list)
+    """Models whose mean logits are learned beside the right answers; same vocabulary."""
+    teacher_weight: float = 0.8
+    """Their share of the loss beside the right answers."""
+    temperature: float = 2.0
+    """Of their logits; high: unlikely answers count."""
+
+    def problems(self) -> list[str]:
+        """Everything that is wrong with these values, one phrase each."""
+        rules = {
+            "teacher_weight": (0 < self.teacher_weight <= 1, "lie in (0, 1]"),
+            "temperature": (positive(self.temperature), "be positive"),
+        }
+        return broken(self, rules)
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """Changes to the encoder for training."""
 
     dropout: float | None = None
-    """Dropout in the encoder; none = as the weights' config says."""
+    """In the encoder; none = as the weights say."""
     attention_dropout: float = 0.0
     """Dropout of attention weights; the fastest attention bodies have none."""
     recompute: bool = False
@@ -214,9 +234,9 @@ class OptimSettings:
     beta2: float = 0.999
     """Adam's decay of the gradient's square."""
     eps: float = 1e-8
-    """Added to the square root of Adam's second moment."""
+    """Added to the root of Adam's second moment."""
     bias_correction: bool = True
-    """Adam's bias correction; Google's BERT goes without."""
+    """Adam's; Google's BERT goes without."""
     layer_decay: float = 1.0
     """Learning rate of a layer relative to that of the layer above it (1 = all the same)."""
     freeze: str = "none"
@@ -248,7 +268,7 @@ class LoopSettings:
     max_steps: int | None = None
     """Stop after N optimizer steps; the learning rate reaches zero there."""
     max_minutes: float | None = None
-    """Save and stop after this long; --resume goes on."""
+    """Save and stop then; --resume goes on."""
     batch_size: int = 16
     """Windows in an optimizer step, over all ranks."""
     micro_tokens: int = 8192
@@ -264,7 +284,7 @@ class LoopSettings:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """fp32, bf16 or fp16; auto = bf16 or fp16 on GPUs, fp32 elsewhere."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """cpu, cuda or mps; auto = the GPU where there is one."""
+    """cpu, cuda or mps; auto = the GPU if there is one."""
     threads: int = 0
     """CPU threads; 0 = torch's own choice."""
     deterministic: bool = False
@@ -304,6 +324,7 @@ class RunSettings:
     model: ModelSettings = ModelSettings()
     optim: OptimSettings = OptimSettings()
     loop: LoopSettings = LoopSettings()
+    teachers: DistillationSettings = DistillationSettings()
 
     def by_name(self) -> dict:
         """Every setting by its name."""
@@ -312,12 +333,21 @@ class RunSettings:
             found |= dataclasses.asdict(getattr(self, part.name))
         return found
 
+    def recipe(self) -> dict:
+        """The settings that a model card tells: those of teachers only where there are any."""
+        found = self.by_name()
+        if not self.teachers.teacher:
+            for part in dataclasses.fields(self.teachers):
+                del found[part.name]
+        return found
+
     def problems(self, max_positions: int | None = None) -> list[str]:
         """Everything that is wrong with these values, one phrase each."""
         return [
             *self.loop.problems(),
             *self.optim.problems(),
             *self.model.problems(),
+            *self.teachers.problems(),
             *self.data.problems(max_positions),
         ]
 
@@ -328,4 +358,10 @@ def parts_of(task: str) -> dict[str, type]:
         own = {"files": LabelledFiles, "data": ClassificationSettings}
     else:
         own = {"files": FileSettings, "data": QuestionAnsweringSettings}
-    return {**own, "model": ModelSettings, "optim": OptimSettings, "loop": LoopSettings}
+    return {
+        **own,
+        "teachers": DistillationSettings,
+        "model": ModelSettings,
+        "optim": OptimSettings,
+        "loop": LoopSettings,
+    }

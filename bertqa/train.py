@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from bertqa.model import folder
         from bertqa.training.checkpoint import check_same, load_checkpoint, load_weights
         from bertqa.training.classification import Classification
+        from bertqa.training.distillation import ask_teachers
         from bertqa.training.journal import Journal
         from bertqa.training.loop import summary, total_steps, train
         from bertqa.training.optim import freeze
@@ -73,9 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             device=device,
             say=say,
             progress=world.first,
-            recipe=settings.by_name(),
+            recipe=settings.recipe(),
             world=world,
         )
+        if settings.teachers.teacher:
+            task.teaching = ask_teachers(
+                settings.teachers, task, device, dtype, world=world, say=say, progress=world.first
+            )
         model, had_head = starting_model(
             weights, model_config, files.fresh_head, settings.model, task
         )
@@ -251,7 +256,7 @@ def move_end(run: Path, step: int, loop, windows: int, world) -> list[str]:
 
 def say_report(run: Path, say) -> None:
     """Write report.html. A page that cannot be written is no reason to fail a run that could be trained."""
-    from bertqa.reporting.page import write_report
+    from bertqa.report import write_report
 
     try:
         say(f"report: {write_report(run, say=say)}")

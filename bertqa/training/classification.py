@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertqa.data.batches import Batch, WindowStore
-from bertqa.data.text_windows import TextWindows, text_windows
 from bertqa.data.texts import Texts, label_names, label_rows, read_texts, split
 from bertqa.data.tokenizer import WordPiece
+from bertqa.data.windows import Windows, text_windows
 from bertqa.errors import UserError
 from bertqa.files import to_json, write_text
 from bertqa.inference import class_logits
@@ -19,6 +19,7 @@ from bertqa.model import folder
 from bertqa.model.attention import Layout
 from bertqa.model.card import card
 from bertqa.settings import ClassificationSettings
+from bertqa.training.distillation import Teaching
 from bertqa.training.task import Task
 
 
@@ -75,9 +76,10 @@ class Classification(Task):
         self.rejected = [self.train.where[row] for row in sorted(empty)]
         self.train = self.train.select([row for row in range(len(self.train)) if row not in empty])
         windows = self._windows(self.train, "train", say)
-        self.train_fingerprint, self.store = windows.fingerprint(), WindowStore(windows, device)
+        self.windows, self.store = windows, WindowStore(windows, device)
+        self.teaching: Teaching | None = None
         self.dev_windows = self._windows(self.dev, "dev", say)
-        counts = np.bincount(windows.classes, minlength=len(self.labels))
+        counts = np.bincount(windows.start_label, minlength=len(self.labels))
         balanced = torch.from_numpy(
             len(windows) / (len(self.labels) * np.maximum(1, counts))
         )  # (C,)
@@ -96,7 +98,7 @@ class Classification(Task):
         known = config.get("labels") or []
         return known if set(found) <= set(known) else found
 
-    def _windows(self, texts: Texts, name: str, say) -> TextWindows:
+    def _windows(self, texts: Texts, name: str, say) -> Windows:
         if not len(texts):
             raise UserError(
                 f"{texts.path}: no text is left for {name}; give more texts, or another --split"
@@ -113,7 +115,9 @@ class Classification(Task):
         counts = zip(
             self.labels, np.bincount(rows, minlength=len(self.labels)).tolist(), strict=True
         )
-        extra = f", {windows.cut:,} cut to {self.max_length}" if windows.cut else ""
+        extra = (
+            f", {windows.cut_questions:,} cut to {self.max_length}" if windows.cut_questions else ""
+        )
         if name == "train" and self.rejected:
             extra += f", {len(self.rejected):,} empty ones left out (-> rejected.jsonl)"
         elif texts.empty():
@@ -127,19 +131,23 @@ class Classification(Task):
     def fingerprints(self) -> dict[str, str]:
         """What a resumed run must have in common with this one."""
         return {
-            "train windows": self.train_fingerprint,
+            "train windows": self.windows.fingerprint(),
             "dev windows": self.dev_windows.fingerprint(),
             "train file": self.train.sha256[:16],
             "dev file": self.dev.sha256[:16],
             "labels": ", ".join(self.labels),
+            **({"teachers": self.teaching.fingerprint} if self.teaching else {}),
         }
 
     def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
-        """Summed cross-entropy of a packed batch, each text's times the weight of its class."""
+        """Summed cross-entropy of a packed batch, each text's times the weight of its class; with what teachers say."""
         logits = model(
             batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout
         )  # (S, C)
-        return F.cross_entropy(logits, batch.start_labels, self.weight, reduction="sum")
+        loss = F.cross_entropy(logits, batch.start_labels, self.weight, reduction="sum")
+        if self.teaching is None:
+            return loss
+        return self.teaching.class_loss(loss, logits, batch)
 
     def evaluate(self, model: nn.Module, autocast) -> dict[str, float]:
         """Accuracy and macro-F1 in percent, plain cross-entropy, and the confusion matrix, on dev."""
@@ -151,7 +159,7 @@ class Classification(Task):
             progress="dev" if self.progress else None,
             world=self.world,
         )
-        matrix = confusion(self.dev_windows.classes, logits.argmax(1), len(self.labels))
+        matrix = confusion(self.dev_windows.start_label, logits.argmax(1), len(self.labels))
         metrics = {**scores(matrix), "loss": loss, "confusion": matrix.tolist()}
         self.evaluation = logits, metrics
         return metrics
@@ -171,6 +179,8 @@ class Classification(Task):
             **source,
             "fine_tuned_on": f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}",
         }
+        if self.teaching:
+            provenance["taught_by"] = ", ".join(self.teaching.names)
         text = (
             card(
                 where,

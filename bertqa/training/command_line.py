@@ -303,6 +303,8 @@ def mistyped(part: type, values: dict) -> list[str]:
 def fits(value: object, kind) -> bool:
     """Whether a value is of a field's type; a whole number is also a number."""
     allowed = typing.get_args(kind) or (kind,)
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(type(one) in allowed for one in value)
     if typing.get_origin(kind) is Literal:
         return value in allowed
     return type(value) in allowed or (type(value) is int and float in allowed)
@@ -311,6 +313,8 @@ def fits(value: object, kind) -> bool:
 def in_words(kind) -> str:
     """A field's type for people."""
     allowed = typing.get_args(kind) or (kind,)
+    if typing.get_origin(kind) is list:
+        return "a list of texts"
     if typing.get_origin(kind) is Literal:
         return f"one of {', '.join(allowed)}"
     return " or ".join(WORDS[choice] for choice in allowed)

@@ -24,6 +24,7 @@ from bertqa.qa import metrics, thresholds
 from bertqa.qa.answers import best_answers, null_odds, prediction_files
 from bertqa.qa.spans import Spans, SpanSettings
 from bertqa.settings import QuestionAnsweringSettings
+from bertqa.training.distillation import Teaching
 from bertqa.training.task import Task
 
 
@@ -70,8 +71,8 @@ class QuestionAnswering(Task):
         )
         windows = self._windows(self.train, self.train.trainable(), "train", stride, say)
         self.dev_windows = self._windows(self.dev, self.dev.examples, "dev", stride, say)
-        self.train_fingerprint = windows.fingerprint()
-        self.store = WindowStore(windows, device)
+        self.windows, self.store = windows, WindowStore(windows, device)
+        self.teaching: Teaching | None = None
         self.evaluation: Evaluation | None = None
 
     def _windows(self, data: Dataset, examples, name: str, stride: str, say) -> Windows:
@@ -101,16 +102,20 @@ class QuestionAnswering(Task):
     def fingerprints(self) -> dict[str, str]:
         """What a resumed run must have in common with this one."""
         return {
-            "train windows": self.train_fingerprint,
+            "train windows": self.windows.fingerprint(),
             "dev windows": self.dev_windows.fingerprint(),
             "train file": self.train.sha256[:16],
             "dev file": self.dev.sha256[:16],
+            **({"teachers": self.teaching.fingerprint} if self.teaching else {}),
         }
 
     def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
-        """Summed span loss of a packed batch."""
+        """Summed span loss of a packed batch, with what teachers say where there are any."""
         logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
-        return span_loss(logits, layout, batch.start_labels, batch.end_labels)
+        loss = span_loss(logits, layout, batch.start_labels, batch.end_labels)
+        if self.teaching is None:
+            return loss
+        return self.teaching.span_loss(loss, logits, batch, layout)
 
     def evaluate(self, model: nn.Module, autocast) -> dict[str, float]:
         """EM, F1 (at the tuned threshold, and at 0) and loss on dev."""
@@ -140,6 +145,8 @@ class QuestionAnswering(Task):
             **source,
             "fine_tuned_on": f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}",
         }
+        if self.teaching:
+            provenance["taught_by"] = ", ".join(self.teaching.names)
         card = (
             model_card(where, provenance, self.recipe, self.evaluation.metrics, found)
             if evaluated

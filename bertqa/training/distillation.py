@@ -1,0 +1,289 @@
+"""Distillation: a student learns what teachers say about its training windows, beside the right answers.
+
+The teachers answer every window once, before the first step. The mean of their logits is kept in the cache folder, so
+that other students, a resumed run and further epochs pay nothing for it, and on the device, from where a step gathers the
+rows of its windows without the host.
+
+The loss is (1 - w) * hard + w * T^2 * KL(teacher || student), both softmaxes at temperature T (Hinton et al. 2015).
+"""
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor, nn
+
+from bertqa.data.batches import Batch
+from bertqa.data.tokenizer import WordPiece
+from bertqa.data.windows import Windows
+from bertqa.device import autocast
+from bertqa.distributed import World
+from bertqa.errors import UserError
+from bertqa.files import cache_folder, replacing, sha256, show
+from bertqa.hf.resolve import resolve_weights
+from bertqa.inference import forward_all
+from bertqa.model import folder
+from bertqa.model.attention import Layout
+from bertqa.model.ensemble import Ensemble
+from bertqa.model.heads import SpanLogits
+from bertqa.settings import DistillationSettings
+from bertqa.training.task import Task
+
+LOW = -1e30
+"""Logit of padding: its probability is 0, and it is finite, so that 0 times a difference of two of them is 0."""
+
+
+@dataclass
+class Teaching:
+    """What the teachers say about every training window."""
+
+    names: list[str]
+    """Each teacher and the first digits of its weights' sha256, for the model card."""
+    fingerprint: str
+    """Of the windows and the teachers' weights."""
+    logits: Tensor
+    """float16 on the device: (T, 2) start and end of each window's tokens, one window behind the other; or (W, C)."""
+    first: Tensor
+    """(W,) int64 on the device: the row of each window's first token."""
+    weight: float
+    temperature: float
+
+    def span_loss(self, hard: Tensor, logits: SpanLogits, batch: Batch, layout: Layout) -> Tensor:
+        """The loss of a packed batch, summed over its windows as `hard`, the loss of the right answers, is."""
+        begin = self.first[batch.picked]  # (S,)
+        taught = self.logits[begin[layout.sequence] + layout.positions]  # (N, 2)
+        return self._mixed(hard, span_divergence(logits, taught, layout, self.temperature))
+
+    def class_loss(self, hard: Tensor, logits: Tensor, batch: Batch) -> Tensor:
+        """The same for class logits (S, C)."""
+        taught = self.logits[batch.picked]  # (S, C)
+        return self._mixed(hard, class_divergence(logits, taught, self.temperature))
+
+    def _mixed(self, hard: Tensor, divergence: Tensor) -> Tensor:
+        return (1 - self.weight) * hard + self.weight * self.temperature**2 * divergence
+
+
+def span_divergence(
+    logits: SpanLogits, taught: Tensor, layout: Layout, temperature: float
+) -> Tensor:
+    """Sum over S windows of the mean of KL(teacher || student) for the first and the last token of the answer.
+
+    Each softmax is over the tokens of one window, [CLS] (no answer) among them.
+
+    Args:
+        logits: the student's, (N,) each.
+        taught: (N, 2), the teachers' start and end logits of the same tokens.
+    """
+    student = layout.pad(torch.stack(logits, 1) / temperature, LOW).log_softmax(1)  # (S, L, 2)
+    teacher = layout.pad(taught.float() / temperature, LOW).log_softmax(1)
+    return F.kl_div(student, teacher, reduction="sum", log_target=True) / 2
+
+
+def class_divergence(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Sum over S texts of KL(teacher || student): (S, C), (S, C) -> ()."""
+    student = (logits / temperature).log_softmax(1)
+    teacher = (taught.float() / temperature).log_softmax(1)
+    return F.kl_div(student, teacher, reduction="sum", log_target=True)
+
+
+def ask_teachers(
+    settings: DistillationSettings,
+    task: Task,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    world: World = World(),
+    say=print,
+    progress: bool = True,
+) -> Teaching:
+    """The mean logits of the teachers on all training windows, out of the cache where it has them.
+
+    Args:
+        task: the student's: its head, classes, tokenizer and training windows decide who can teach it.
+        dtype: of autocast while the teachers answer; float32 = none.
+        world: its ranks share the work.
+        say: takes one line at a time for people.
+
+    Raises:
+        UserError: for a teacher that cannot be found, has no such head, or another vocabulary.
+    """
+    found = world.in_turn(lambda: [Path(resolve_weights(name)) for name in settings.teacher])
+    for name, where in zip(settings.teacher, found, strict=True):
+        check_teacher(name, where, task)
+    sums = [sha256(where / "config.json", where / "model.safetensors") for where in found]
+    # In an order of their own: the mean is the same to the last bit however they are named.
+    found = [where for _, where in sorted(zip(sums, found, strict=True))]
+    fingerprint = fingerprint_of(task.windows, sums, dtype)
+    path = cache_folder() / "teachers" / f"{fingerprint}.safetensors"
+    logits = read_logits(path, fingerprint)
+    if all(world.gather(logits is not None)):
+        say(f"teachers: their logits on {len(task.windows):,} windows are read from {path}")
+    else:
+        logits = _mean_logits(found, task, device, dtype, world, progress)
+        if world.local_rank == 0:
+            say(keep_logits(path, fingerprint, logits))
+    starts = _row_starts(task)
+    names = [
+        f"{name} (sha256 {digest[:16]})"
+        for name, digest in zip(settings.teacher, sums, strict=True)
+    ]
+    return Teaching(
+        names=names,
+        fingerprint=fingerprint,
+        logits=torch.from_numpy(logits).to(device),
+        first=torch.from_numpy(starts[:-1]).to(device),
+        weight=settings.teacher_weight,
+        temperature=settings.temperature,
+    )
+
+
+def check_teacher(name: str, where: Path, task: Task) -> None:
+    """Refuse a model that cannot teach this student. Raises UserError that says why, and what would do."""
+    config = folder.read_config(where)
+    if config["head"] != task.head:
+        raise UserError(
+            f"teacher {name}: its head is {config['head'] or 'none'}, but this task needs one for "
+            f"{task.head}; fine-tune it first, or name another teacher"
+        )
+    if task.labels and sorted(config["labels"]) != sorted(task.labels):
+        raise UserError(
+            f"teacher {name}: its classes are {', '.join(config['labels'])}, the student's "
+            f"{', '.join(task.labels)}; they must be the same"
+        )
+    positions = config["architecture"]["max_position_embeddings"]
+    longest = int(task.windows.lengths.max())
+    if longest > positions:
+        raise UserError(
+            f"teacher {name}: it has {positions} positions, but the longest training window has {longest} tokens; "
+            f"use --max-length {positions}"
+        )
+    theirs = WordPiece.load(where).backend.get_vocab()
+    ours = task.tokenizer.backend.get_vocab()
+    if theirs != ours:
+        raise UserError(f"teacher {name}: {vocabulary_difference(theirs, ours)}")
+
+
+def vocabulary_difference(theirs: dict[str, int], ours: dict[str, int]) -> str:
+    """How the vocabulary of a teacher differs from the student's, special tokens among them, and the way out."""
+    differ = [token for token in ours if theirs.get(token) != ours[token]]
+    differ += [token for token in theirs if token not in ours]
+    token = differ[0]
+    return (
+        f"its vocabulary is not the student's: {len(differ):,} tokens differ, for example {show(token)} is "
+        f"{theirs.get(token, 'not there')} and the student's is {ours.get(token, 'not there')}; a teacher must have "
+        "the vocabulary of the weights to train"
+    )
+
+
+def fingerprint_of(windows: Windows, teachers: list[str], dtype: torch.dtype) -> str:
+    """32 digits: other windows, other teachers' weights or another number format give others. Their order does not count."""
+    parts = [windows.fingerprint(), str(dtype), *sorted(teachers)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _row_starts(task: Task) -> np.ndarray:
+    """(W+1,) int64: window w has the rows starts[w] : starts[w+1] of the logits; a row a token, or one a text."""
+    rows = task.windows.lengths if task.head == folder.QA else np.ones(len(task.windows))
+    return np.concatenate([[0], rows.cumsum(dtype=np.int64)]).astype(np.int64)
+
+
+def _mean_logits(
+    teachers: list[Path],
+    task: Task,
+    device: torch.device,
+    dtype: torch.dtype,
+    world: World,
+    progress: bool,
+) -> np.ndarray:
+    """float16 (T, 2) or (W, C): the teachers' mean logits, each softmax's largest at 0.
+
+    A softmax does not see the shift, and float16 is finest near 0: the likely tokens keep the most digits.
+    """
+    model = Ensemble([load_teacher(where, task, device) for where in teachers]).eval()
+
+    def compute(batch: Batch, layout: Layout) -> tuple[Tensor, ...]:
+        logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
+        if not isinstance(logits, SpanLogits):
+            return (logits - logits.amax(1, keepdim=True),)
+        both = torch.stack(logits, 1)  # (N, 2)
+        largest = layout.pad(both, LOW).amax(1)  # (S, 2)
+        return (both - largest[layout.sequence],)
+
+    starts = _row_starts(task)
+    width = len(task.labels) if task.labels else 2
+    mean = np.empty((starts[-1], width), np.float16)
+    parts = forward_all(
+        compute,
+        task.windows,
+        device,
+        autocast=autocast(device, dtype),
+        progress="teachers" if progress else None,
+        world=world,
+    )
+    for rows, (logits,) in parts:
+        mean[rows_of(rows, starts)] = logits.clip(-60000, 0)
+    return mean
+
+
+def rows_of(windows: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The rows of some windows, one window behind the other.
+
+    With starts 0, 3, 5, 9 the windows 2, 0 have the rows 5 6 7 8, 0 1 2: counting 0 .. 6, shifted by 5 and by -4.
+    """
+    counts = starts[windows + 1] - starts[windows]  # 4, 3
+    before = counts.cumsum() - counts  # 0, 4
+    shift = np.repeat(starts[windows] - before, counts)  # 5 5 5 5, -4 -4 -4
+    return np.arange(len(shift)) + shift
+
+
+def load_teacher(where: Path, task: Task, device: torch.device) -> nn.Module:
+    """The model of a folder, its classes in the student's order."""
+    model = folder.load(where, device=device)
+    theirs = folder.read_config(where).get("labels")
+    if theirs and theirs != task.labels:
+        order = torch.tensor([theirs.index(label) for label in task.labels], device=device)
+        model.classifier.weight = nn.Parameter(model.classifier.weight[order])
+        model.classifier.bias = nn.Parameter(model.classifier.bias[order])
+    return model
+
+
+def read_logits(path: Path, fingerprint: str) -> np.ndarray | None:
+    """The logits that were kept under this fingerprint; None where there are none, or not whole (said on stderr)."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="np") as file:
+            logits = file.get_tensor("logits")
+            noted = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        print(f"warning: {path}: damaged ({error}); the teachers answer again", file=sys.stderr)
+        return None
+    if noted != {"fingerprint": fingerprint, "sha256": _digest(logits)}:
+        print(f"warning: {path}: damaged; the teachers answer again", file=sys.stderr)
+        return None
+    return logits
+
+
+def keep_logits(path: Path, fingerprint: str, logits: np.ndarray) -> str:
+    """Write the logits for the next run. Returns what to say about it: a full disk is no reason not to train."""
+    noted = {"fingerprint": fingerprint, "sha256": _digest(logits)}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as fresh:
+            save_file({"logits": logits}, fresh, metadata=noted)
+    except (OSError, SafetensorError) as error:
+        return (
+            f"warning: {path}: the teachers' logits could not be kept ({error}); this run has them in memory, another "
+            "or a resumed one asks the teachers again. Make room, or set BERTQA_CACHE to another folder"
+        )
+    return f"teachers: their logits are kept in {path} ({logits.nbytes / 1e6:,.1f} MB)"
+
+
+def _digest(logits: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(logits).data).hexdigest()
