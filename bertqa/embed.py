@@ -74,7 +74,7 @@ def embed_texts(
     import torch
     import torch.nn.functional as F
 
-    from bertqa.data.windows import text_windows
+    from bertqa.data.text_windows import text_windows
     from bertqa.device import autocast
     from bertqa.inference import forward_all
 
@@ -114,9 +114,9 @@ def embed_texts(
     return Vectors(
         vectors,
         None if plain else rows,
-        None if plain else token_spans(windows.questions, rows),
+        None if plain else token_spans(windows.texts, rows),
         int(rows[-1]),
-        windows.cut_questions,
+        windows.cut,
     )
 
 

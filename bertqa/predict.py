@@ -221,8 +221,8 @@ def classify(args, config: dict, world) -> int:
 
 def logits_of(args, texts, max_length: int, world):
     """(logits (R, C) of texts, how many of these were cut); the ranks of `world` share the work."""
+    from bertqa.data.text_windows import text_windows
     from bertqa.data.tokenizer import WordPiece
-    from bertqa.data.windows import text_windows
     from bertqa.device import autocast, pick_device, pick_precision
     from bertqa.inference import class_logits
     from bertqa.model import folder, prepack
@@ -247,7 +247,7 @@ def logits_of(args, texts, max_length: int, world):
         progress=names[1],
         world=world,
     )
-    return logits, windows.cut_questions
+    return logits, windows.cut
 
 
 def threshold_of(args, qa: dict) -> float | None:

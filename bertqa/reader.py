@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from bertqa.data.examples import Example
-from bertqa.data.tokenizer import Tokens, WordPiece
+from bertqa.data.tokenizer import WordPiece
+from bertqa.data.tokens import Tokens
 from bertqa.data.windows import Windows, build_windows
 from bertqa.errors import UserError
 from bertqa.qa.answers import n_best, null_odds

@@ -256,7 +256,7 @@ def move_end(run: Path, step: int, loop, windows: int, world) -> list[str]:
 
 def say_report(run: Path, say) -> None:
     """Write report.html. A page that cannot be written is no reason to fail a run that could be trained."""
-    from bertqa.report import write_report
+    from bertqa.reporting.page import write_report
 
     try:
         say(f"report: {write_report(run, say=say)}")

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from bertqa import UserError
 from bertqa.data.batches import WindowStore
+from bertqa.data.text_windows import text_windows
 from bertqa.data.texts import Texts, label_names, label_rows, read_texts, split
 from bertqa.data.tokenizer import WordPiece
-from bertqa.data.windows import text_windows
 from bertqa.hf.convert import convert
 from bertqa.hf.export import export
 from bertqa.model import folder
@@ -399,7 +399,7 @@ def test_sequences_by_hand(tiny_model):
         ([2, 3], [0] * 2),
         ([2, a, b, a, 3], [0] * 5),
     ]
-    assert single.start_label.tolist() == [2, 0, 1] and single.cut_questions == 1
+    assert single.classes.tolist() == [2, 0, 1] and single.cut == 1
     pairs = text_windows(["a b", "", "a"], wordpiece, pairs=["b", "a", ""], max_length=9)
     assert sequences(pairs) == [
         ([2, a, b, 3, b, 3], [0, 0, 0, 0, 1, 1]),
@@ -416,8 +416,8 @@ def test_of_a_pair_the_longer_is_cut(tiny_model, first, second, kept):
     windows = text_windows(
         ["a " * first], WordPiece.load(tiny_model), pairs=["b " * second], max_length=10
     )
-    assert (windows.questions.counts[0], windows.count[0]) == kept
-    assert windows.cut_questions == (first + second > 7)
+    assert (windows.texts.counts[0], windows.seconds.counts[0]) == kept
+    assert windows.cut == (first + second > 7)
 
 
 def test_pairs_are_trained_and_predicted(tmp_path, tiny_model, words, capsys):

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertqa import report
 from bertqa.data.examples import Example
 from bertqa.errors import UserError
 from bertqa.qa import intervals
-from bertqa.report import write_report
-from bertqa.reporting import analysis
+from bertqa.reporting import analysis, kinds
+from bertqa.reporting import page as page_module
+from bertqa.reporting.page import write_report
 
 PANDA = "The red panda lives in Nepal. It eats bamboo, and sleeps in trees."
 EMOJI = "\U0001f43c\U0001f43c A panda \U0001f38b eats bamboo."
@@ -170,15 +170,15 @@ def read(page: Path) -> dict:
 )
 def test_kinds_of_an_answerable_question(text, exact, f1, span, kind):
     example = Example("q", "Where?", PANDA, ("Nepal", "in Nepal"), (23, 20))
-    assert analysis.kind_of(example, text, exact, f1, span) == kind
+    assert kinds.kind_of(example, text, exact, f1, span) == kind
 
 
 def test_kinds_without_answer_or_place():
     impossible = Example("q", "Where?", PANDA, (), ())
-    assert analysis.kind_of(impossible, "", 1, 1.0, None) == "right_silent"
-    assert analysis.kind_of(impossible, "Nepal", 0, 0.0, (23, 28)) == "false_answer"
+    assert kinds.kind_of(impossible, "", 1, 1.0, None) == "right_silent"
+    assert kinds.kind_of(impossible, "Nepal", 0, 0.0, (23, 28)) == "false_answer"
     lost = Example("q", "Where?", PANDA, ("Nepal!",), (-1,))
-    assert analysis.kind_of(lost, "in Nepal", 0, 0.67, (20, 28)) == "boundary"
+    assert kinds.kind_of(lost, "in Nepal", 0, 0.67, (20, 28)) == "boundary"
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_kinds_without_answer_or_place():
     ],
 )
 def test_question_words(question, word):
-    assert analysis.question_word(question) == word
+    assert kinds.question_word(question) == word
 
 
 def test_groups_leave_out_what_no_question_has():
@@ -206,7 +206,7 @@ def test_groups_leave_out_what_no_question_has():
     ]
     found = {
         group.name: (group.labels, group.of.tolist())
-        for group in analysis.group(examples, np.array([1, 4, 1]))
+        for group in kinds.group(examples, np.array([1, 4, 1]))
     }
     assert found == {
         "Words in the answer": (["1", "4–5"], [0, -1, 1]),
@@ -216,8 +216,8 @@ def test_groups_leave_out_what_no_question_has():
 
 
 def test_group_rows():
-    parted = analysis.Group("x", ["few", "many"], np.array([0, 1, 1, -1]))
-    rows = analysis.group_rows(parted, [(np.array([1.0, 0, 1, 0]), np.array([1.0, 0.5, 1, 0]))])
+    parted = kinds.Group("x", ["few", "many"], np.array([0, 1, 1, -1]))
+    rows = kinds.group_rows(parted, [(np.array([1.0, 0, 1, 0]), np.array([1.0, 0.5, 1, 0]))])
     assert rows == [
         {"n": 1, "exact": [100.0], "f1": [100.0], "margin": [0.0]},
         {"n": 2, "exact": [50.0], "f1": [75.0], "margin": [34.6482]},
@@ -294,10 +294,8 @@ def test_verdict():
 
 
 def test_what_kinds_cost_adds_up():
-    rows = analysis.kind_rows(
-        ["right", "wrong", "boundary", "false_answer"], np.array([1, 0, 0.4, 0])
-    )
-    assert dict(zip(analysis.KINDS, [(row["n"], row["lost"]) for row in rows], strict=True)) == {
+    rows = kinds.kind_rows(["right", "wrong", "boundary", "false_answer"], np.array([1, 0, 0.4, 0]))
+    assert dict(zip(kinds.KINDS, [(row["n"], row["lost"]) for row in rows], strict=True)) == {
         "right": (1, 0.0),
         "right_silent": (0, 0.0),
         "boundary": (1, 15.0),
@@ -625,7 +623,7 @@ def test_the_page_keeps_its_size(shared, tmp_path, monkeypatch):
 
     dev = shared / "data" / "dev-v2.0.json.gz"
     run = fill_with(dev, read_examples(dev).examples, tmp_path / "run")
-    monkeypatch.setattr(report, "count_windows", lambda run, examples: None)
+    monkeypatch.setattr(page_module, "count_windows", lambda run, examples: None)
     page = write_report(run)
     assert 2e6 < page.stat().st_size < 5e6 and len(read(page)["questions"]["id"]) == 11873
 

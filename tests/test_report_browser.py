@@ -13,7 +13,7 @@ import pytest
 from test_report import HOSTILE, ROWS, fill_with, make_run
 
 from bertqa.data.examples import read_examples
-from bertqa.report import write_report
+from bertqa.reporting.page import write_report
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,8 @@ import pytest
 import reference_postprocess as reference
 
 from bertqa.data.examples import Example, read_examples
-from bertqa.data.tokenizer import Tokens, WordPiece
+from bertqa.data.tokenizer import WordPiece
+from bertqa.data.tokens import Tokens
 from bertqa.data.windows import Windows, build_windows
 from bertqa.errors import UserError
 from bertqa.qa import spans as room

@@ -13,8 +13,11 @@ from bertqa.data.batches import (
     split_by_tokens,
     step_rows,
 )
+from bertqa.data.characters import beginnings, extends, whole_characters
 from bertqa.data.examples import Example, read_examples
+from bertqa.data.text_windows import text_windows
 from bertqa.data.tokenizer import WordPiece
+from bertqa.data.tokens import Tokens
 from bertqa.data.windows import build_windows, check_window_settings
 from bertqa.errors import UserError
 
@@ -124,7 +127,8 @@ NASTY = [
 
 def assert_word_by_word_is_exact(tokenizer, texts):
     assert tokenizer.word_by_word
-    fast, plain = tokenizer.encode(texts), tokenizer._encode_texts(texts, None)
+    fast = tokenizer.encode(texts)
+    plain = whole_characters(tokenizer._encode_texts(texts, None), texts)
     for name in ("ids", "starts", "ends", "rows"):
         got, want = getattr(fast, name), getattr(plain, name)
         assert got.dtype == want.dtype and np.array_equal(got, want), name
@@ -163,6 +167,141 @@ def test_casing_comes_from_the_folder(tmp_path):
     (tmp_path / "tokenizer.json").write_text('{"cut off')
     with pytest.raises(UserError, match="cannot read the tokenizer"):
         WordPiece.load(tmp_path)
+
+
+def with_added(tmp_path, *contents, **flags) -> WordPiece:
+    """The small vocabulary with added tokens behind it, as a tokenizer.json holds them."""
+    make_tokenizer(tmp_path)
+    from tokenizers import AddedToken, BertWordPieceTokenizer
+
+    backend = BertWordPieceTokenizer(str(tmp_path / "vocab.txt"), lowercase=True)
+    for content in contents:
+        backend.add_tokens([AddedToken(content, **flags)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    return WordPiece.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "fast"),
+    [
+        ("a b", {}, False),
+        (" c", {}, False),
+        ("<e1>", {"lstrip": True}, False),
+        ("<e1>", {"rstrip": True}, False),
+        ("東京", {"normalized": True}, False),  # its normal form has blanks between its two words
+        ("[table]", {"special": True}, True),
+        ("covid19", {}, True),
+        ("de", {"single_word": True}, True),
+    ],
+)
+def test_tokens_of_a_text_do_not_depend_on_the_others(tmp_path, content, flags, fast):
+    """Added tokens may reach over a space, or take the blanks beside them: then texts are read whole."""
+    tokenizer = with_added(tmp_path, content, **flags)
+    assert tokenizer.word_by_word is fast
+    texts = [
+        "c a b d",
+        "a b",
+        "b c",
+        "c <e1> d",
+        "a <e1>",
+        "covid19 [table] de",
+        "x 東京",
+        "東 京 a",
+    ]
+    together = tokenizer.encode(texts)
+    for row, text in enumerate(texts):
+        alone = tokenizer.encode([text])
+        plain = tokenizer.backend.encode(text, add_special_tokens=False)
+        own = slice(together.rows[row], together.rows[row + 1])
+        spans = list(zip(alone.starts.tolist(), alone.ends.tolist(), strict=True))
+        assert together.ids[own].tolist() == alone.ids.tolist() == plain.ids
+        assert together.starts[own].tolist() == alone.starts.tolist()
+        assert spans == plain.offsets
+
+
+@pytest.mark.parametrize(
+    ("text", "begins"),
+    [
+        ("", [0]),
+        ("abc", [0, 1, 2, 3]),
+        ("e\u0301 x", [0, 2, 3, 4]),
+        ("\u0301e", [0, 1, 2]),  # nothing before it
+        ("a \u0301b", [0, 1, 2, 3, 4]),  # a blank takes no accent
+        ("\u2764\ufe0f!", [0, 2, 3]),
+        ("👩\u200d🔬a", [0, 3, 4]),
+        ("👍🏽.", [0, 2, 3]),
+        ("सि", [0, 2]),
+        ("สี่", [0, 3]),
+        ("\u1100\u1161\u11a8", [0, 3]),
+        ("می\u200cخواهم", [0, 1, 3, 4, 5, 6, 7, 8]),
+    ],
+)
+def test_where_characters_begin(text, begins):
+    assert beginnings(text).tolist() == begins
+    assert [extends(character) for character in "aé ठ京😀."] == [False] * 7
+
+
+@pytest.mark.parametrize(
+    ("context", "answer"),
+    [
+        ("a cafe\u0301.", "cafe\u0301"),
+        ("a cafe\u0301\u0323 b", "cafe\u0301\u0323"),
+        ("e \u2764\ufe0f b", "\u2764\ufe0f"),
+        ("ค สี่ ค", "สี่"),
+        ("a जॉन एलवे हैं", "जॉन एलवे"),
+    ],
+)
+@pytest.mark.parametrize("settings", [{}, {"do_lower_case": False}])
+def test_answers_hold_whole_characters(tmp_path, context, answer, settings):
+    """Labels lead to the whole answer, accents and vowel signs included, whatever the vocabulary does with them."""
+    examples = [example("who?", context, answer)]
+    windows = build_windows(examples, make_tokenizer(tmp_path, **settings))
+    assert answer_text(windows, examples, 0) == answer
+    assert windows.unlabelled == ()
+    tokens = windows.contexts
+    assert (np.diff(tokens.starts) >= 0).all() and (np.diff(tokens.ends) >= 0).all()
+
+
+def test_a_character_in_several_tokens_is_never_split():
+    """A cased vocabulary may have a token for the accent alone: both tokens then stand for the whole character."""
+    ids = np.arange(3, dtype=np.int32)
+    tokens = Tokens(
+        ids, np.array([0, 1, 2], np.int32), np.array([1, 2, 3], np.int32), np.array([0, 3])
+    )
+    whole = whole_characters(tokens, ["e\u0301a"])
+    assert (whole.starts.tolist(), whole.ends.tolist()) == ([0, 0, 2], [2, 2, 3])
+
+
+def test_cut_is_by_the_token():
+    rows = np.array([0, 3, 3, 5])
+    numbers = np.arange(5, dtype=np.int32)
+    tokens = Tokens(numbers, numbers, numbers + 1, rows)
+    cut = tokens.cut(2)
+    assert (cut.ids.tolist(), cut.rows.tolist()) == ([0, 1, 3, 4], [0, 2, 2, 4])
+    cut = tokens.cut(np.array([1, 5, 0]))
+    assert (cut.ids.tolist(), cut.starts.tolist(), cut.ends.tolist()) == ([0], [0], [1])
+    assert cut.rows.tolist() == [0, 1, 1, 1]
+
+
+def test_a_vocabulary_without_bert_s_tokens_is_refused(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    for missing in ("[CLS]", "[SEP]"):
+        kept = [word for word in WORDS if word != missing]
+        vocabulary = {word: row for row, word in enumerate(kept)}
+        backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        with pytest.raises(UserError) as caught:
+            WordPiece(backend, tmp_path)
+        assert f"the vocabulary has no {missing}; BERT needs one" in str(caught.value)
+
+
+def test_accents_and_chinese_characters_as_the_folder_says(tmp_path):
+    cafe, tokyo = WORDS.index("cafe"), WORDS.index("東")
+    assert make_tokenizer(tmp_path, strip_accents=False).encode(["café"]).ids.tolist() == [1]
+    assert make_tokenizer(tmp_path, strip_accents=True).encode(["café"]).ids.tolist() == [cafe]
+    tied = {"tokenize_chinese_chars": False}
+    assert make_tokenizer(tmp_path, **tied).encode(["東京"]).ids.tolist() == [1]
+    assert make_tokenizer(tmp_path).encode(["東京"]).ids.tolist() == [tokyo, tokyo + 1]
 
 
 # "a b c d e f g h i j a b": 12 paragraph tokens; question "who ?" 2 tokens; max_length 11 leaves room for 6.
@@ -221,6 +360,68 @@ def test_an_answer_inside_a_token_takes_the_whole_token(tokenizer):
     assert answer_text(build_windows(whole, tokenizer), whole, 0) == "cafe"
 
 
+def test_what_has_no_place_or_no_token_gets_no_label(tokenizer):
+    """An answer whose place is unknown, one of blanks alone, and an empty one inside a token."""
+    examples = [
+        Example("1", "who?", "a b a", ("a",), (-1,)),
+        Example("2", "who?", "a   b", ("  ",), (1,)),
+        Example("3", "who?", "cafe b", ("",), (2,)),
+        Example("4", "who?", "a b", ("", "b"), (0, 2)),
+    ]
+    windows = build_windows(examples, tokenizer)
+    assert windows.unlabelled == (0, 1, 2)
+    assert windows.start_label.tolist() == [0, 0, 0, 5]
+    assert windows.end_label.tolist() == [0, 0, 0, 5]
+
+
+def test_an_answer_at_the_end_stays_in_its_paragraph(tokenizer):
+    """Paragraphs are searched as one line: the last token of one must not reach into the next."""
+    examples = [example("who?", "a b", "b"), example("who?", "cafe c", "cafe")]
+    windows = build_windows(examples, tokenizer)
+    assert [answer_text(windows, examples, row) for row in (0, 1)] == ["b", "cafe"]
+    blank = [Example("1", "who?", "a  ", ("  ",), (1,)), example("who?", "b c", "b")]
+    assert build_windows(blank, tokenizer).unlabelled == (0,)
+
+
+def test_overlap_is_128_by_default(tokenizer):
+    examples = [example("who?", "a " * 700)]
+    default = build_windows(examples, tokenizer)
+    said = build_windows(examples, tokenizer, overlap=128)
+    assert default.first.tolist() == said.first.tolist() == [0, 251, 502]
+
+
+def test_a_fingerprint_sees_all_that_the_model_sees(tokenizer):
+    def of(*examples, **settings):
+        return build_windows(list(examples), tokenizer, **settings).fingerprint()
+
+    one = example("who?", "a b c", "b")
+    assert of(one) == of(one)
+    changed = [
+        example("a?", "a b c", "b"),
+        example("who?", "a b d", "b"),
+        example("who?", "a b c", "a"),
+        example("who?", "a b c", "b c"),  # only the end differs
+        example("who?", "a b c"),
+    ]
+    assert len({of(one), *map(of, changed), of(one, one)}) == 7
+    assert of(example("who?", "a " * 30), max_length=20, overlap=2, max_question=2) != of(
+        example("who?", "a " * 30), max_length=20, overlap=3, max_question=2
+    )
+
+
+def test_a_fingerprint_of_texts(tokenizer):
+    found = [
+        text_windows(["a", "b"], tokenizer),
+        text_windows(["a", "c"], tokenizer),
+        text_windows(["a b"], tokenizer),
+        text_windows(["a", "b"], tokenizer, labels=np.array([0, 1])),
+        text_windows(["a", "b"], tokenizer, pairs=["c", "d"]),
+        text_windows(["a", "b"], tokenizer, pairs=["c d", ""]),
+    ]
+    assert len({windows.fingerprint() for windows in found}) == len(found)
+    assert found[0].fingerprint() == text_windows(["A", "b "], tokenizer).fingerprint()
+
+
 def test_questions_are_cut_never_emptied_or_dropped(tokenizer):
     examples = [example("a " * 100, "b"), example("", "b"), example("who?", "")]
     windows = build_windows(examples, tokenizer, max_length=20, overlap=2, max_question=5)
@@ -260,11 +461,22 @@ def test_a_megabyte_of_text(tokenizer):
             "has 512 positions",
         ),
         (dict(max_length=384, overlap=-1, step=None, max_question=64), "use 0 to 316"),
+        (dict(max_length=384, overlap=1, step=None, max_question=0), "needs at least 1 token"),
+        (dict(max_length=67, overlap=0, step=None, max_question=64), "use at least 68"),
+        (dict(max_length=384, overlap=None, step=None, max_question=64), "not neither"),
     ],
 )
 def test_settings_that_would_skip_or_hang_are_refused(settings, says):
     with pytest.raises(UserError, match=says):
         check_window_settings(**settings)
+
+
+def test_settings_at_the_limit_are_taken():
+    check_window_settings(512, 0, None, 64, max_positions=512)
+    check_window_settings(68, 0, None, 64)
+    check_window_settings(384, None, 317, 64)
+    check_window_settings(384, 316, None, 64)
+    check_window_settings(5, 0, None, 1)
 
 
 # ---- batches ----

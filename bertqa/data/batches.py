@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bertqa.data.text_windows import TextWindows
 from bertqa.data.windows import Windows
 
 
@@ -27,7 +28,7 @@ class Batch:
     token_type_ids: Tensor
     """(N,) int64: 0 up to the first [SEP], 1 behind it."""
     start_labels: Tensor
-    """(S,) int64, position in the window; 0 = no answer here."""
+    """(S,) int64, position in the window; 0 = no answer here. Of texts to classify: the class."""
     end_labels: Tensor
     """(S,) int64."""
     picked: Tensor
@@ -37,38 +38,11 @@ class Batch:
 class WindowStore:
     """All windows of a data set resident on a device as flat integer arrays, from which batches are gathered there."""
 
-    def __init__(self, windows: Windows, device: torch.device | str = "cpu"):
-        def resident(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-        self.device, self.lengths = torch.device(device), windows.lengths
-        # One array of ids: the two special tokens, then all questions, then all paragraphs.
-        self.ids = resident(
-            np.concatenate(
-                [
-                    np.array([windows.cls_id, windows.sep_id], np.int32),
-                    windows.questions.ids,
-                    windows.contexts.ids,
-                ]
-            )
-        )
-        question_at = 2 + windows.questions.rows[windows.question]  # (W,)
-        paragraph = windows.question_context[windows.question]
-        context_at = (
-            2 + len(windows.questions.ids) + windows.contexts.rows[paragraph] + windows.first
-        )
-        self.window = resident(
-            np.stack(
-                [
-                    question_at,
-                    windows.questions.counts[windows.question],
-                    context_at,
-                    windows.start_label,
-                    windows.end_label,
-                ],
-                axis=1,
-            ).astype(np.int64)
-        )  # (W, 5)
+    def __init__(self, windows: Windows | TextWindows, device: torch.device | str = "cpu"):
+        sequences = windows.sequences()
+        self.device, self.lengths = torch.device(device), sequences.lengths
+        self.ids = torch.from_numpy(sequences.ids).to(device)
+        self.window = torch.from_numpy(sequences.table).to(device)  # (W, 5)
 
     def __len__(self) -> int:
         return len(self.lengths)

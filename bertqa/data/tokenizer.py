@@ -1,76 +1,42 @@
 """Text to WordPiece ids and character offsets, with a model folder's own vocabulary and casing."""
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from bertqa.data.characters import whole_characters
+from bertqa.data.tokens import Tokens, running_sum
 from bertqa.errors import UserError
+from bertqa.files import read_object
 
-CHUNK = 256
+TEXTS_A_CALL = 256
 """Texts handed to the tokenizer at once: enough for its threads, few enough for a live progress bar."""
 
-LINE = 64
+WORDS_A_LINE = 64
 """Distinct words that go to the tokenizer as one text: a text for each would cost more than its tokens."""
-
-
-@dataclass
-class Tokens:
-    """R texts as one flat array of T tokens, without special tokens.
-
-    Offsets count Python characters of the raw text, whatever the tokenizer did to it (lower case, accents, controls).
-    """
-
-    ids: np.ndarray
-    """(T,) int32."""
-    starts: np.ndarray
-    """(T,) int32, first character of each token in its text."""
-    ends: np.ndarray
-    """(T,) int32, one past its last character."""
-    rows: np.ndarray
-    """(R+1,) int64: text r owns tokens rows[r] : rows[r+1]."""
-
-    @property
-    def counts(self) -> np.ndarray:
-        """(R,) tokens of each text."""
-        return np.diff(self.rows)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all four arrays."""
-        return self.ids.nbytes + self.starts.nbytes + self.ends.nbytes + self.rows.nbytes
-
-    def cut(self, most: "int | np.ndarray") -> "Tokens":
-        """Every text cut to its first `most` tokens: one number for all, or (R,)."""
-        within = np.arange(len(self.ids)) - np.repeat(
-            self.rows[:-1], self.counts
-        )  # (T,) position in its text
-        keep = within < np.repeat(np.broadcast_to(most, self.counts.shape), self.counts)
-        rows = np.concatenate([[0], np.minimum(self.counts, most).cumsum()])
-        return Tokens(self.ids[keep], self.starts[keep], self.ends[keep], rows)
 
 
 class WordPiece:
     """The tokenizer of a model folder.
 
-    It is read from the folder's own tokenizer.json, or from vocab.txt with tokenizer_config.json, so casing is the
-    checkpoint's and never a default.
+    It is read from the folder's own tokenizer.json, or from vocab.txt with tokenizer_config.json,
+    so casing is the checkpoint's and never a default.
     """
 
     def __init__(self, backend, folder: Path):
-        self.backend, self.folder = backend, folder
-        self.backend.no_truncation()  # the library's own windows change between versions; ours are in windows.py
+        self.backend = backend
+        self.folder = folder
+        # The library's own windows change between versions; ours are in windows.py.
+        self.backend.no_truncation()
         self.backend.no_padding()
         self.vocab_size = self.backend.get_vocab_size()
-        self.cls_id, self.sep_id = self._special("[CLS]"), self._special("[SEP]")
-        # BERT's own steps treat what stands between spaces by itself; of another normaliser nobody knows.
-        steps = type(backend.normalizer).__name__, type(backend.pre_tokenizer).__name__
-        self.word_by_word = steps == ("BertNormalizer", "BertPreTokenizer")
+        self.cls_id = self._special("[CLS]")
+        self.sep_id = self._special("[SEP]")
+        self.word_by_word = words_are_independent(backend)
 
     def _special(self, token: str) -> int:
         found = self.backend.token_to_id(token)
@@ -84,118 +50,162 @@ class WordPiece:
     @classmethod
     def load(cls, folder: str | Path) -> "WordPiece":
         """The tokenizer of a model folder. Raises UserError where the folder has none, or not a readable one."""
-        from tokenizers import BertWordPieceTokenizer, Tokenizer
-
         folder = Path(folder)
-        ready, vocabulary, settings = (
-            folder / name for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json")
-        )
         try:
-            if ready.exists():
-                return cls(Tokenizer.from_file(str(ready)), folder)
-            if vocabulary.exists():
-                config = (
-                    json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else {}
-                )
-                if "do_lower_case" not in config:
-                    raise UserError(
-                        f"{folder}: vocab.txt alone does not say whether the model is cased; put "
-                        'tokenizer_config.json with "do_lower_case": true or false beside it'
-                    )
-                built = BertWordPieceTokenizer(
-                    str(vocabulary),
-                    lowercase=config["do_lower_case"],
-                    strip_accents=config.get("strip_accents"),
-                    handle_chinese_chars=config.get("tokenize_chinese_chars", True),
-                )
-                return cls(built._tokenizer, folder)
+            return cls(_backend_of(folder), folder)
         except UserError:
             raise
         except Exception as error:  # the library raises plain Exception for a damaged file
             raise UserError(
                 f"{folder}: cannot read the tokenizer ({error}); copy its files anew"
             ) from None
-        raise UserError(
-            f"{folder}: neither tokenizer.json nor vocab.txt is there; is it a model folder? "
-            "tools/convert_weights.py makes one"
-        )
 
     def encode(self, texts: Sequence[str], progress: str | None = None) -> Tokens:
         """Tokenise texts; a progress bar of this name is shown where `progress` is given.
 
-        Each distinct word is tokenised once: cut at spaces, words do not see each other in BERT's tokenizer, and a data
-        set has few of them. Such a word may still be a whole paragraph of a language without spaces.
+        A text's tokens are those that it has by itself, whatever else is in the call. Their offsets
+        never lie inside a character (characters.py).
         """
-        if not self.word_by_word:
-            return self._encode_texts(texts, progress)
+        if self.word_by_word:
+            tokens = self._encode_by_words(texts, progress)
+        else:
+            tokens = self._encode_texts(texts, progress)
+        return whole_characters(tokens, texts)
+
+    def _encode_by_words(self, texts: Sequence[str], progress: str | None) -> Tokens:
+        """Tokenise each distinct word once: a data set has few of them.
+
+        Such a word may still be a whole paragraph of a language without spaces.
+
+        Example, with a token for each letter:  "ab c ab"  and  "c":
+            words    0 1 0 | 1        ab is word 0, c is word 1
+            table    ab: a b   c: c   the distinct words tokenised
+            tokens   a b c a b | c
+            shift    0 0 3 5 5 | 0    where the token's word begins in its text
+        """
         known: dict[str, int] = {}
-        words, counts = [], []
+        words: list[int] = []
+        counts: list[int] = []
         for text in texts:
             parts = text.split(" ")
             words += [known.setdefault(part, len(known)) for part in parts]
             counts.append(len(parts))
         table = self._encode_words(list(known), progress)  # one row a distinct word
+
         word = np.array(words, np.int64)  # (w,) over all texts
         sizes = np.array([len(part) + 1 for part in known], np.int64)  # with the space behind it
-        begins, heads = _running(sizes[word]), _running(counts)  # (w+1,), (R+1,)
-        shift = begins[:-1] - np.repeat(begins[heads[:-1]], counts)  # (w,) its place in its text
-        tokens = table.counts[word]
-        rows = _running(tokens)  # (w+1,)
+        begins = running_sum(sizes[word])  # (w+1,) all texts on one line
+        text_rows = running_sum(counts)  # (R+1,) text r owns words text_rows[r] : text_rows[r+1]
+        shift = begins[:-1] - np.repeat(
+            begins[text_rows[:-1]], counts
+        )  # (w,) its place in its text
+
+        tokens = table.counts[word]  # (w,)
+        rows = running_sum(tokens)  # (w+1,)
         source = np.arange(rows[-1]) + np.repeat(table.rows[word] - rows[:-1], tokens)  # (T,)
-        shift = np.repeat(shift, tokens).astype(np.int32)
+        shift = np.repeat(shift, tokens).astype(np.int32)  # (T,)
         return Tokens(
-            table.ids[source], table.starts[source] + shift, table.ends[source] + shift, rows[heads]
+            ids=table.ids[source],
+            starts=table.starts[source] + shift,
+            ends=table.ends[source] + shift,
+            rows=rows[text_rows],
         )
 
     def _encode_words(self, words: list[str], progress: str | None) -> Tokens:
-        """A row for each word. They are tokenised as lines of `LINE` words and told apart by their offsets."""
-        lines = self._encode_texts(
-            [" ".join(words[i : i + LINE]) for i in range(0, len(words), LINE)], progress
-        )
-        begins = _running([len(word) + 1 for word in words])
-        shift = np.repeat(begins[:-1:LINE], lines.counts)  # (T,)
-        word = np.searchsorted(begins, lines.starts + shift, side="right") - 1
-        inside = (begins[word] - shift).astype(np.int32)
-        return Tokens(
-            lines.ids,
-            lines.starts - inside,
-            lines.ends - inside,
-            _running(np.bincount(word, minlength=len(words))),
-        )
+        """A row for each word. They are tokenised as lines of words and told apart by their offsets.
+
+        Example:  "kl", "a"  is the line  "kl a":
+            tokens   k 0-1   ##l 1-2   a 3-4
+            begins   0 3               where words begin on the line
+            word     0 0 1             the last word that begins at the token's start or before
+            offsets  0-1   1-2   0-1   within the word
+        """
+        steps = range(0, len(words), WORDS_A_LINE)
+        lines = self._encode_texts([" ".join(words[i : i + WORDS_A_LINE]) for i in steps], progress)
+        begins = running_sum([len(word) + 1 for word in words])  # all lines as one
+        line_begins = np.repeat(begins[:-1:WORDS_A_LINE], lines.counts)  # (T,)
+        word = np.searchsorted(begins, lines.starts + line_begins, side="right") - 1  # (T,)
+        inside = (begins[word] - line_begins).astype(np.int32)
+        rows = running_sum(np.bincount(word, minlength=len(words)))
+        return Tokens(lines.ids, lines.starts - inside, lines.ends - inside, rows)
 
     def _encode_texts(self, texts: Sequence[str], progress: str | None) -> Tokens:
         """Tokenise texts as they are, on all cores."""
-        flat, counts = chain.from_iterable, []
-        ids, spans = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
+        flat = chain.from_iterable
+        counts: list[int] = []
+        ids = [np.zeros(0, np.int32)]
+        spans = [np.zeros(0, np.int32)]
         for chunk in _chunks(texts, progress):
-            # A lone surrogate is a legal Python character but not legal UTF-8: a stand-in keeps the offsets.
-            clean = [
-                text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
-                for text in chunk
-            ]
-            encodings = self.backend.encode_batch(clean, add_special_tokens=False)
+            encodings = self.backend.encode_batch(
+                [_legal_utf8(text) for text in chunk], add_special_tokens=False
+            )
             counts += map(len, encodings)
             # One pass over a chunk: an array for each text would cost more than the numbers in it.
             ids.append(np.fromiter(flat(one.ids for one in encodings), np.int32))
             spans.append(np.fromiter(flat(flat(one.offsets for one in encodings)), np.int32))
         starts_ends = np.concatenate(spans)  # (2T,) start, end, start, ...
         return Tokens(
-            np.concatenate(ids),
-            starts_ends[0::2].copy(),
-            starts_ends[1::2].copy(),
-            _running(counts),
+            ids=np.concatenate(ids),
+            starts=starts_ends[0::2].copy(),
+            ends=starts_ends[1::2].copy(),
+            rows=running_sum(counts),
         )
 
 
-def _running(counts: Sequence[int]) -> np.ndarray:
-    """(n+1,) int64: the sum of all before each, and of all."""
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+def words_are_independent(backend) -> bool:
+    """Whether what stands between spaces is tokenised the same whatever stands around it.
+
+    BERT's own steps are known to do so; of another normaliser nobody knows. Added tokens are looked
+    for before them, and may hold a space ("new york") or take the blanks beside them.
+    """
+    steps = (type(backend.normalizer).__name__, type(backend.pre_tokenizer).__name__)
+    if steps != ("BertNormalizer", "BertPreTokenizer"):
+        return False
+    for token in backend.get_added_tokens_decoder().values():
+        normal = backend.normalizer.normalize_str(token.content)  # 東京 becomes two words here
+        if token.lstrip or token.rstrip or any(map(str.isspace, token.content + normal)):
+            return False
+    return True
+
+
+def _backend_of(folder: Path):
+    """The library's tokenizer of a model folder."""
+    from tokenizers import BertWordPieceTokenizer, Tokenizer
+
+    ready = folder / "tokenizer.json"
+    vocabulary = folder / "vocab.txt"
+    settings = folder / "tokenizer_config.json"
+    if ready.exists():
+        return Tokenizer.from_file(str(ready))
+    if not vocabulary.exists():
+        raise UserError(
+            f"{folder}: neither tokenizer.json nor vocab.txt is there; is it a model folder? "
+            "tools/convert_weights.py makes one"
+        )
+    config = read_object(settings) if settings.exists() else {}
+    if "do_lower_case" not in config:
+        raise UserError(
+            f"{folder}: vocab.txt alone does not say whether the model is cased; put "
+            'tokenizer_config.json with "do_lower_case": true or false beside it'
+        )
+    built = BertWordPieceTokenizer(
+        str(vocabulary),
+        lowercase=config["do_lower_case"],
+        strip_accents=config.get("strip_accents"),
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+    )
+    return built._tokenizer
+
+
+def _legal_utf8(text: str) -> str:
+    """The text with a stand-in for lone surrogates: they are Python characters, but not legal UTF-8."""
+    if text.isascii():
+        return text
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def _chunks(texts: Sequence[str], progress: str | None) -> Iterable[Sequence[str]]:
-    if progress is None:
-        yield from (texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK))
-        return
+    """The texts in pieces for the tokenizer, counted on a progress bar of this name."""
     from tqdm import tqdm
 
     with tqdm(
@@ -203,9 +213,11 @@ def _chunks(texts: Sequence[str], progress: str | None) -> Iterable[Sequence[str
         desc=progress,
         unit=" texts",
         leave=False,
+        disable=progress is None,
         dynamic_ncols=True,
         mininterval=0.2 if sys.stderr.isatty() else 30,
     ) as bar:
-        for i in range(0, len(texts), CHUNK):
-            yield texts[i : i + CHUNK]
-            bar.update(min(CHUNK, len(texts) - i))
+        for i in range(0, len(texts), TEXTS_A_CALL):
+            chunk = texts[i : i + TEXTS_A_CALL]
+            yield chunk
+            bar.update(len(chunk))

@@ -9,21 +9,36 @@ because the field's `doc_stride` means both:
 
 Example: 12 paragraph tokens, room for 6. Overlap 2 starts windows at 0, 4, 8 -> [0..5] [4..9] [8..11]; step 3 at 0, 3, 6.
 
-Texts to classify or embed are laid out likewise, one window a text (`text_windows`).
+Texts to classify or embed are laid out by text_windows.py, one window a text.
+
+Q questions, W windows, T tokens of all distinct paragraphs.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bertqa.data.examples import Example
-from bertqa.data.tokenizer import Tokens, WordPiece
+from bertqa.data.tokenizer import WordPiece
+from bertqa.data.tokens import Tokens, running_sum
 from bertqa.errors import UserError
 
 SPECIAL = 3
 """[CLS] and two [SEP]."""
+
+
+@dataclass
+class Sequences:
+    """W token sequences  [CLS] first [SEP]  or  [CLS] first [SEP] second [SEP]:  what batches are gathered from."""
+
+    ids: np.ndarray
+    """All tokens there are, int32: [CLS], [SEP], those of all first texts, those of all second ones."""
+    table: np.ndarray
+    """(W, 5) int64: where in `ids` the first text begins, its tokens, where the second begins, and two labels."""
+    lengths: np.ndarray
+    """(W,) int32, tokens of each sequence."""
 
 
 @dataclass
@@ -52,8 +67,6 @@ class Windows:
     """Questions that lost tokens to max_question."""
     unlabelled: tuple[int, ...] = ()
     """Rows of answerable questions that no window holds: the answer is longer than a window, or has no token at all."""
-    special: int = SPECIAL
-    """Special tokens in a sequence; 2 for single texts:  [CLS] text [SEP]  with the text in the question's place."""
 
     def __len__(self) -> int:
         return len(self.question)
@@ -61,50 +74,55 @@ class Windows:
     @property
     def lengths(self) -> np.ndarray:
         """(W,) int32, tokens of each sequence."""
-        return (self.questions.counts[self.question] + self.count + self.special).astype(np.int32)
+        return (self.questions.counts[self.question] + self.count + SPECIAL).astype(np.int32)
 
     @property
     def nbytes(self) -> int:
         """Bytes of every array."""
-        own = (
-            self.question_context,
-            self.question,
-            self.first,
-            self.count,
-            self.start_label,
-            self.end_label,
-        )
-        return self.questions.nbytes + self.contexts.nbytes + sum(array.nbytes for array in own)
+        own = sum(array.nbytes for array in self._arrays())
+        return self.questions.nbytes + self.contexts.nbytes + own
+
+    def _arrays(self) -> list[np.ndarray]:
+        """Which windows there are, and their labels."""
+        names = ("question_context", "question", "first", "count", "start_label", "end_label")
+        return [getattr(self, name) for name in names]
 
     def select(self, keep: np.ndarray) -> "Windows":
         """The windows at these rows (W,) bool or int; questions and paragraphs stay."""
-        from dataclasses import replace
+        names = ("question", "first", "count", "start_label", "end_label")
+        return replace(self, **{name: getattr(self, name)[keep] for name in names})
 
-        return replace(
-            self,
-            **{
-                name: getattr(self, name)[keep]
-                for name in ("question", "first", "count", "start_label", "end_label")
-            },
+    def sequences(self) -> Sequences:
+        """The windows as a model reads them."""
+        paragraph = self.question_context[self.question]  # (W,)
+        question_at = 2 + self.questions.rows[self.question]
+        context_at = 2 + len(self.questions.ids) + self.contexts.rows[paragraph] + self.first
+        count = self.questions.counts[self.question]
+        columns = [question_at, count, context_at, self.start_label, self.end_label]
+        special = np.array([self.cls_id, self.sep_id], np.int32)
+        return Sequences(
+            ids=np.concatenate([special, self.questions.ids, self.contexts.ids]),
+            table=np.stack(columns, axis=1).astype(np.int64),
+            lengths=self.lengths,
         )
 
     def fingerprint(self) -> str:
-        """sha256 over what the model sees: the same data, vocabulary and window settings give the same 16 digits."""
-        digest = hashlib.sha256()
-        for array in (
+        """Of what the model sees: the same data, vocabulary and window settings give the same 16 digits."""
+        texts = (
             self.questions.ids,
             self.questions.rows,
             self.contexts.ids,
             self.contexts.rows,
-            self.question_context,
-            self.question,
-            self.first,
-            self.count,
-            self.start_label,
-            self.end_label,
-        ):
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()[:16]
+        )
+        return fingerprint([*texts, *self._arrays()])
+
+
+def fingerprint(arrays: Iterable[np.ndarray]) -> str:
+    """The first 16 digits of the sha256 of these arrays, one behind the other."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 def check_window_settings(
@@ -120,12 +138,12 @@ def check_window_settings(
         UserError: naming every problem at once.
     """
     room = max_length - SPECIAL - max_question  # paragraph tokens beside the longest question
+    beside = f"a question of {max_question} tokens leaves a window of {room} paragraph tokens"
     problems = []
-    if (overlap is None) == (step is None):
-        problems.append(
-            f"give either overlap or step, not {'both' if step is not None else 'neither'} "
-            f"(overlap={overlap}, step={step})"
-        )
+    if overlap is None and step is None:
+        problems.append("give either overlap or step, not neither (overlap=None, step=None)")
+    if overlap is not None and step is not None:
+        problems.append(f"give either overlap or step, not both (overlap={overlap}, step={step})")
     if max_question < 1:
         problems.append(f"max_question is {max_question}; a question needs at least 1 token")
     if max_positions is not None and max_length > max_positions:
@@ -139,14 +157,11 @@ def check_window_settings(
         )
     elif overlap is not None and not 0 <= overlap < room:
         problems.append(
-            f"overlap is {overlap}, but a question of {max_question} tokens leaves a window of {room} "
-            f"paragraph tokens, so windows could not advance; use 0 to {room - 1}"
+            f"overlap is {overlap}, but {beside}, so windows could not advance; use 0 to {room - 1}"
         )
     elif step is not None and not 1 <= step <= room:
-        problems.append(
-            f"step is {step}, but a question of {max_question} tokens leaves a window of {room} paragraph "
-            f"tokens, so tokens would be {'skipped' if step > room else 'read for ever'}; use 1 to {room}"
-        )
+        harm = "skipped" if step > room else "read for ever"
+        problems.append(f"step is {step}, but {beside}, so tokens would be {harm}; use 1 to {room}")
     if problems:
         raise UserError("windows: " + "; ".join(problems))
 
@@ -165,98 +180,63 @@ def build_windows(
 
     Overlap is 128 where neither `overlap` nor `step` is given. The label is the first accepted answer of each example.
 
+    Example: max_length 11 and two questions of 2 tokens leave room for 6; overlap 2, so the step is 4.
+    Their paragraphs have 12 and 5 tokens:
+        question     0  0  0  1     which question the window asks
+        nth          0  1  2  0     its place among the question's windows
+        first        0  4  8  0     nth x step
+        count        6  6  4  5     the room, or what is left of the paragraph
+    The answer to question 0 is tokens 5 to 6. Window 0 ends before 6; windows 1 and 2 cover 4 to 9 and 8 to 11:
+        start_label  0  5  0  0     4 tokens, [CLS] a b [SEP], then the paragraph's 4th: 4 + 5 - 4
+        end_label    0  6  0  0
+
     Raises:
         UserError: for settings under which a window could not advance.
     """
     if overlap is None and step is None:
         overlap = 128
     check_window_settings(max_length, overlap, step, max_question)
-    rows: dict[str, int] = {}
-    question_context = np.array(
-        [rows.setdefault(example.context, len(rows)) for example in examples], np.int32
-    )
-    contexts = tokenizer.encode(list(rows), progress and f"{progress}: paragraphs")
-    whole = tokenizer.encode(
-        [example.question for example in examples], progress and f"{progress}: questions"
-    )
+    context_row: dict[str, int] = {}
+    for example in examples:
+        context_row.setdefault(example.context, len(context_row))
+    question_context = np.array([context_row[example.context] for example in examples], np.int32)
+    contexts = tokenizer.encode(list(context_row), progress and f"{progress}: paragraphs")
+    asked = [example.question for example in examples]
+    whole = tokenizer.encode(asked, progress and f"{progress}: questions")
     questions = whole.cut(max_question)
 
     room = max_length - SPECIAL - questions.counts  # (Q,) paragraph tokens a window
     total = contexts.counts[question_context]  # (Q,)
-    advance = room - overlap if overlap is not None else np.full_like(room, step)  # (Q,)
-    per_question = 1 + np.maximum(0, -(-(total - room) // advance))  # (Q,) windows
+    advance = np.full_like(room, step) if overlap is None else room - overlap  # (Q,)
+    beyond = np.maximum(0, total - room)  # (Q,) tokens that the first window does not reach
+    per_question = 1 + -(-beyond // advance)  # (Q,) windows: 1, and so many more, rounded up
     question = np.repeat(np.arange(len(examples), dtype=np.int32), per_question)  # (W,)
-    nth = np.arange(len(question)) - np.repeat(per_question.cumsum() - per_question, per_question)
-    first = (nth * advance[question]).astype(np.int32)
-    count = np.minimum(room[question], total[question] - first).astype(np.int32)
+    nth = np.arange(len(question)) - np.repeat(running_sum(per_question)[:-1], per_question)  # (W,)
+    first = (nth * advance[question]).astype(np.int32)  # (W,)
+    count = np.minimum(room[question], total[question] - first).astype(np.int32)  # (W,)
 
-    start_token, end_token = _answer_tokens(
-        examples, contexts, list(rows), question_context
-    )  # (Q,), -1 = no answer
+    start_token, end_token = _answer_tokens(examples, contexts, list(context_row), question_context)
     held = (start_token[question] >= first) & (end_token[question] < first + count)  # (W,)
     prefix = 2 + questions.counts[question] - first  # (W,) [CLS] question [SEP]
-    start_label = np.where(held, prefix + start_token[question], 0).astype(np.int32)
-    end_label = np.where(held, prefix + end_token[question], 0).astype(np.int32)
+    start_label = np.where(held, prefix + start_token[question], 0).astype(np.int32)  # (W,)
+    end_label = np.where(held, prefix + end_token[question], 0).astype(np.int32)  # (W,)
 
-    answerable = np.array([bool(example.answer_texts) for example in examples], bool)
+    answerable = np.array([bool(example.answer_texts) for example in examples], bool)  # (Q,)
     held_somewhere = np.zeros(len(examples), bool)
     held_somewhere[question[held]] = True
     return Windows(
-        questions,
-        contexts,
-        question_context,
-        question,
-        first,
-        count,
-        start_label,
-        end_label,
-        tokenizer.cls_id,
-        tokenizer.sep_id,
-        int((whole.counts > max_question).sum()),
-        tuple(np.flatnonzero(answerable & ~held_somewhere).tolist()),
-    )
-
-
-def text_windows(
-    texts: Sequence[str],
-    tokenizer: WordPiece,
-    *,
-    pairs: Sequence[str] | None = None,
-    labels: np.ndarray | None = None,
-    max_length: int = 512,
-    progress: str | None = None,
-) -> Windows:
-    """One window a text:  [CLS] text [SEP],  or with `pairs`  [CLS] text [SEP] second text [SEP].
-
-    What is longer than `max_length` tokens loses its end, a pair from the longer of its two first; `cut_questions`
-    counts them. `start_label` holds the class: `labels` (W,), or 0.
-    """
-    special = SPECIAL - (pairs is None)
-    room = max_length - special
-    whole = tokenizer.encode(texts, progress)
-    none, rows = np.zeros(0, np.int32), np.arange(len(texts), dtype=np.int32)
-    contexts = (
-        Tokens(none, none, none, np.zeros(1, np.int64))
-        if pairs is None
-        else tokenizer.encode(pairs, progress)
-    )
-    second = np.zeros_like(whole.counts) if pairs is None else contexts.counts
-    kept = np.minimum(whole.counts, np.maximum(room - second, (room + 1) // 2))  # (W,)
-    count = np.minimum(second, room - kept)  # (W,)
-    zeros = np.zeros_like(rows)
-    return Windows(
-        whole.cut(kept),
-        contexts,
-        zeros if pairs is None else rows,
-        rows,
-        zeros,
-        count.astype(np.int32),
-        zeros if labels is None else labels.astype(np.int32),
-        zeros,
-        tokenizer.cls_id,
-        tokenizer.sep_id,
-        int((kept + count < whole.counts + second).sum()),
-        special=special,
+        questions=questions,
+        contexts=contexts,
+        question_context=question_context,
+        question=question,
+        first=first,
+        count=count,
+        start_label=start_label,
+        end_label=end_label,
+        cls_id=tokenizer.cls_id,
+        sep_id=tokenizer.sep_id,
+        cut_questions=int((whole.counts > max_question).sum()),
+        unlabelled=tuple(np.flatnonzero(answerable & ~held_somewhere).tolist()),
     )
 
 
@@ -266,25 +246,25 @@ def _answer_tokens(
     """(Q,) first and last token, within its paragraph, of each example's first located answer; -1 where there is none.
 
     The tokens are the fewest that cover the answer's characters, so an answer that ends inside a token takes it whole.
+
+    Example: the answer is characters 2 to 4 ("bc") of a paragraph whose tokens stand at 0-1, 2-3, 3-5:
+        first  the first token that ends behind 2:      ends   1 3 5  -> token 1
+        last   the last one that begins before 4:       starts 0 2 3  -> token 2
     """
-    start_char, end_char = np.full((2, len(examples)), -1, np.int64)
+    start_char = np.full(len(examples), -1, np.int64)  # (Q,)
+    end_char = np.full(len(examples), -1, np.int64)  # (Q,)
     for row, example in enumerate(examples):
         for text, start in zip(example.answer_texts, example.answer_starts, strict=True):
             if start >= 0 and text:
-                # Spaces around an answer have no token: without them the covering tokens are the same.
-                start_char[row] = start + len(text) - len(text.lstrip())
-                end_char[row] = start + len(text.rstrip())
+                start_char[row] = start
+                end_char[row] = start + len(text)
                 break
     # All paragraphs on one line, a free character between them: one sorted search serves every question.
-    base = np.concatenate([[0], np.cumsum([len(text) + 1 for text in texts], dtype=np.int64)])
-    shift = np.repeat(base[:-1], contexts.counts)  # (T,)
-    own = base[question_context]  # (Q,)
-    first = np.searchsorted(
-        contexts.ends + shift, start_char + own, side="right"
-    )  # first token ending behind it
-    last = (
-        np.searchsorted(contexts.starts + shift, end_char + own, side="left") - 1
-    )  # last token starting before
-    origin = contexts.rows[question_context]
+    begins = running_sum([len(text) + 1 for text in texts])  # (paragraphs+1,)
+    shift = np.repeat(begins[:-1], contexts.counts)  # (T,)
+    own = begins[question_context]  # (Q,)
+    first = np.searchsorted(contexts.ends + shift, start_char + own, side="right")  # (Q,)
+    last = np.searchsorted(contexts.starts + shift, end_char + own, side="left") - 1  # (Q,)
     found = (start_char >= 0) & (first <= last)
+    origin = contexts.rows[question_context]  # (Q,)
     return np.where(found, first - origin, -1), np.where(found, last - origin, -1)

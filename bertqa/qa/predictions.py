@@ -55,11 +55,14 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def json_or_lines(text: str) -> tuple[object, bool]:
-    """The value of a JSON text, or the list of the values on its lines; and whether it was lines."""
+    """The value of a JSON text, or the list of the values on its lines; and whether it was lines.
+
+    NaN is let through: the checks that follow name the question that has it.
+    """
     first, _, rest = text.strip().partition("\n")
     if first.startswith("{") and first.rstrip().endswith("}") and rest:
-        return [value for _, value in json_lines(text)], True
-    return parse_json(text), False
+        return [value for _, value in json_lines(text, allow_nan=True)], True
+    return parse_json(text, allow_nan=True), False
 
 
 def csv_records(text: str) -> list[dict]:
@@ -130,7 +133,7 @@ def checked_text(path: Path, id: str, value: object) -> str:
 def read_odds(path: Path) -> dict[str, float]:
     """Read {question id: no-answer odds}, numbers that are not NaN. Raises UserError that names the file."""
     try:
-        found = parse_json(decode(read_bytes(path)))
+        found = parse_json(decode(read_bytes(path)), allow_nan=True)
     except UserError as error:
         raise UserError(f"{path}: not a JSON file ({error}); {ODDS_WANTED}") from None
     if not isinstance(found, dict):

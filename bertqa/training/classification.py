@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertqa.data.batches import Batch, WindowStore
+from bertqa.data.text_windows import TextWindows, text_windows
 from bertqa.data.texts import Texts, label_names, label_rows, read_texts, split
 from bertqa.data.tokenizer import WordPiece
-from bertqa.data.windows import Windows, text_windows
 from bertqa.errors import UserError
 from bertqa.files import to_json, write_text
 from bertqa.inference import class_logits
@@ -79,7 +79,7 @@ class Classification(Task):
         self.windows, self.store = windows, WindowStore(windows, device)
         self.teaching: Teaching | None = None
         self.dev_windows = self._windows(self.dev, "dev", say)
-        counts = np.bincount(windows.start_label, minlength=len(self.labels))
+        counts = np.bincount(windows.classes, minlength=len(self.labels))
         balanced = torch.from_numpy(
             len(windows) / (len(self.labels) * np.maximum(1, counts))
         )  # (C,)
@@ -98,7 +98,7 @@ class Classification(Task):
         known = config.get("labels") or []
         return known if set(found) <= set(known) else found
 
-    def _windows(self, texts: Texts, name: str, say) -> Windows:
+    def _windows(self, texts: Texts, name: str, say) -> TextWindows:
         if not len(texts):
             raise UserError(
                 f"{texts.path}: no text is left for {name}; give more texts, or another --split"
@@ -115,9 +115,7 @@ class Classification(Task):
         counts = zip(
             self.labels, np.bincount(rows, minlength=len(self.labels)).tolist(), strict=True
         )
-        extra = (
-            f", {windows.cut_questions:,} cut to {self.max_length}" if windows.cut_questions else ""
-        )
+        extra = f", {windows.cut:,} cut to {self.max_length}" if windows.cut else ""
         if name == "train" and self.rejected:
             extra += f", {len(self.rejected):,} empty ones left out (-> rejected.jsonl)"
         elif texts.empty():
@@ -159,7 +157,7 @@ class Classification(Task):
             progress="dev" if self.progress else None,
             world=self.world,
         )
-        matrix = confusion(self.dev_windows.start_label, logits.argmax(1), len(self.labels))
+        matrix = confusion(self.dev_windows.classes, logits.argmax(1), len(self.labels))
         metrics = {**scores(matrix), "loss": loss, "confusion": matrix.tolist()}
         self.evaluation = logits, metrics
         return metrics

@@ -1,9 +1,9 @@
-// The question browser, and what puts the page together.
+// The question browser.
 
 const q = data.questions, narrow = matchMedia("(max-width: 52rem)"), pageSize = narrow.matches ? 20 : 50;
 const MISSES = data.kinds.flatMap(([key], kind) => (key.startsWith("right") ? [] : [kind]));
-const fresh = () => ({ kinds: null, flip: null, group: "", order: "file", search: "", page: 0, open: null });
-let state = fresh(), found = [], haystack = null, controls = null;
+const fresh = () => ({ kinds: null, flip: null, group: "", order: "file", search: "", inside: false, page: 0, open: null });
+let state = fresh(), found = [], haystack = null, paragraphs = null, controls = null;
 
 function change(values) {
   state = { ...state, page: 0, open: null, ...values };
@@ -11,7 +11,7 @@ function change(values) {
 }
 
 // A line of a table that shows its questions.
-const choose = (text, filter) => on(h("button", { class: "link", type: "button" }, text), "click", () => {
+const choose = (text, filter) => !q ? text : on(h("button", { class: "link", type: "button" }, text), "click", () => {
   change({ ...fresh(), ...filter });
   byId("questions").scrollIntoView();
 });
@@ -32,19 +32,35 @@ const golds = (i) => [...new Set([...spansOf(q.gold[i]).map((span) => textOf(i, 
 const sureness = (i) => Math.max(...q.runs.map(({ odds }, r) =>
   odds[i] == null || runs[r].threshold == null ? 0 : Math.abs(odds[i] - runs[r].threshold)));
 
+const f1 = (i) => Math.min(...q.runs.map((run) => run.f1[i]));
+const ORDERS = {
+  file: ["In file order"],
+  sure: ["Surest first", (i) => -sureness(i)],
+  unsure: ["Least sure first", sureness],
+  low: ["Lowest F1 first", f1],
+  high: ["Highest F1 first", (i) => -f1(i)],
+  ...(two && {
+    gap: ["Largest difference first", (i) => -Math.abs(q.runs[1].f1[i] - q.runs[0].f1[i])],
+    better: [`${runs[1].name} better first`, (i) => q.runs[0].f1[i] - q.runs[1].f1[i]],
+    worse: [`${runs[0].name} better first`, (i) => q.runs[1].f1[i] - q.runs[0].f1[i]],
+  }),
+};
+
 function select() {
   const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
   if (words.length && !haystack)
     haystack = q.id.map((id, i) => [id, q.question[i], q.titles[q.context[i]], ...golds(i), ...q.runs.map((run) => textOf(i, run.answer[i]))]
       .join("\n").toLowerCase());
+  if (words.length && state.inside && !paragraphs) paragraphs = q.contexts.map((text) => text.toLowerCase());
+  const has = (i, word) => haystack[i].includes(word) || (state.inside && paragraphs[q.context[i]].includes(word));
   const [group, part] = state.group ? state.group.split(":").map(Number) : [];
   found = [...q.id.keys()].filter((i) =>
     (!state.kinds || q.runs.some((run) => state.kinds.includes(run.kind[i]))) &&
     (state.flip == null || flips[state.flip][1](i)) &&
     (!state.group || data.groups[group].of[i] === part) &&
-    words.every((word) => haystack[i].includes(word)));
-  if (state.order === "sure") found.sort((i, j) => sureness(j) - sureness(i));
-  if (state.order === "unsure") found.sort((i, j) => sureness(i) - sureness(j));
+    words.every((word) => has(i, word)));
+  const by = ORDERS[state.order][1];
+  if (by) found.sort((i, j) => by(i) - by(j)); // equal ones stay in file order
 }
 
 // ---- controls and list ----
@@ -68,8 +84,11 @@ function browser() {
     () => change({ search: search.value }));
   const group = choice("group", "Group", [option("", "Every group"), data.groups.map((each, g) => h("optgroup", { label: each.name },
     each.labels.map((text, at) => option(`${g}:${at}`, `${each.name.toLowerCase()}: ${text}`))))], (value) => change({ group: value }));
-  const order = choice("order", "Order", [option("file", "In file order"), option("sure", "Surest first"), option("unsure", "Least sure first")],
-    (value) => change({ order: value }));
+  const order = choice("order", "Order", Object.entries(ORDERS).map(([value, [text]]) => option(value, text)), (value) => change({ order: value }));
+  const inside = on(h("input", { type: "checkbox", id: "inside" }), "change", () => change({ inside: inside.checked }));
+  const clear = on(h("button", { type: "button", id: "clear" }, "Clear filters"), "click", () => change(fresh()));
+  const save = on(h("button", { type: "button", id: "save", title: "The list as it is filtered and sorted, a line of JSON for each question" }, "Save list"),
+    "click", saveList);
   const kind = choice("kind", "Kind", [option("", "Every kind"), kinds.map(([text, index]) => option(index, text))],
     (value) => change({ kinds: value === "" ? null : [Number(value)] }));
 
@@ -79,11 +98,11 @@ function browser() {
     byId("list").firstElementChild.scrollIntoView({ block: "nearest" });
   });
   const turns = [turn(-1, "Previous page", "← Previous"), turn(1, "Next page", "Next →")];
-  controls = { chips, search, group, order, kind, turns, status: h("span", { role: "status", id: "status" }) };
+  controls = { chips, search, inside, clear, group, order, kind, turns, status: h("span", { role: "status", id: "status" }) };
   const list = on(h("ol", { id: "list" }), "keydown", walk);
   return [h("div", { class: "controls", role: "group", "aria-label": "Filter by kind" }, chips.map((each) => each[1])),
-    h("div", { class: "controls" }, search, two && kind, group, order),
-    h("div", { class: "browser" }, h("div", {}, h("div", { class: "pager" }, controls.status), list, h("div", { class: "pager" }, controls.turns)),
+    h("div", { class: "controls" }, search, h("label", {}, inside, "paragraphs too"), two && kind, group, order),
+    h("div", { class: "browser" }, h("div", {}, h("div", { class: "pager" }, controls.status, clear, save), list, h("div", { class: "pager" }, controls.turns)),
       h("div", { id: "detail", tabindex: "-1", role: "region", "aria-label": "The chosen question" }))];
 }
 
@@ -93,6 +112,8 @@ function refresh() {
   for (const [filter, button] of controls.chips)
     button.setAttribute("aria-pressed", same(filter.kinds, state.kinds) && same(filter.flip, state.flip));
   for (const name of ["search", "group", "order"]) if (controls[name].value !== state[name]) controls[name].value = state[name];
+  controls.inside.checked = state.inside;
+  controls.clear.disabled = !(state.kinds || state.flip != null || state.group || state.search || state.order !== "file");
   controls.kind.value = state.kinds && state.kinds.length === 1 ? state.kinds[0] : "";
   const first = state.page * pageSize, shown = found.slice(first, first + pageSize);
   controls.status.textContent = shown.length
@@ -142,6 +163,44 @@ function show(i, clicked = false) {
   if (clicked) history.replaceState(null, "", linkTo(i));
 }
 
+// Opens the question that the address names, and says whether there is one.
+function openLinked() {
+  const wanted = location.hash.startsWith("#q=") ? q.id.findIndex((_, i) => linkTo(i) === location.hash) : -1;
+  if (wanted < 0) return false;
+  if (!found.includes(wanted)) {
+    state = fresh();
+    select();
+  }
+  change({ page: Math.floor(found.indexOf(wanted) / pageSize), open: wanted });
+  const arrive = () => byId("detail").scrollIntoView({ block: narrow.matches ? "nearest" : "start", behavior: "instant" });
+  arrive();
+  // charts get their height after this, and push the question down: go there again
+  new ResizeObserver((_, watcher) => (arrive(), requestAnimationFrame(() => watcher.disconnect()))).observe(byId("training"));
+  setTimeout(arrive, 300);
+  return true;
+}
+
+// The list as it is filtered and sorted, as lines of JSON.
+function saveList() {
+  const lines = found.map((i) => JSON.stringify({ id: q.id[i], title: q.titles[q.context[i]], question: q.question[i], answers: golds(i),
+    predictions: Object.fromEntries(q.runs.map((run, r) => [runs[r].name, { answer: run.answer[i] == null ? null : textOf(i, run.answer[i]),
+      kind: data.kinds[run.kind[i]][0], f1: run.f1[i], null_odds: run.odds[i] }])) }) + "\n");
+  const url = URL.createObjectURL(new Blob(lines, { type: "application/jsonl" }));
+  h("a", { href: url, download: `${runs.map((run) => run.name).join("-")}-questions.jsonl` }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+}
+
+// A link to the question, which copies its address when it is clicked.
+function permalink(i) {
+  const link = h("a", { href: linkTo(i), class: "permalink" }, "Link to this question");
+  return on(link, "click", (event) => {
+    event.preventDefault();
+    history.replaceState(null, "", linkTo(i));
+    const copied = navigator.clipboard ? navigator.clipboard.writeText(location.href) : Promise.reject();
+    copied.then(() => (link.textContent = "Copied"), () => (link.textContent = "It is in the address bar"));
+  });
+}
+
 // The best span of a run that gave no answer; only for one run, for two it would be a mark too many.
 function heldBack(i) {
   const run = q.runs[0], best = spansOf(run.best[i], 3).find(([start, end]) => end > start);
@@ -176,35 +235,10 @@ function describe(i) {
     if (run.odds[i] != null)
       rows.push(h("dt", {}, "Null odds"), h("dd", {}, fixed(run.odds[i], 2), threshold != null && soft(` (no answer above ${fixed(threshold, 2)})`)));
   });
-  rows.push(h("dt", {}, "Id"), h("dd", {}, soft(quoted(q.id[i]))));
+  rows.push(h("dt", {}, "Id"), h("dd", {}, soft(quoted(q.id[i])), " ", permalink(i)));
   const keys = [["gold", "accepted"], ...(two ? runs.map((run, r) => [sides[r], run.name])
     : [heldBack(i) ? ["held", "best span, held back"] : ["a", "predicted"]])];
   return [h("p", { class: "eyebrow" }, quoted(q.titles[q.context[i]].replaceAll("_", " "))), h("h3", { dir: "auto" }, visible(q.question[i])),
     h("ul", { class: "keys" }, keys.map(([name, text]) => h("li", {}, h("mark", { class: name }, text)))),
     h("div", { class: "context", dir: "auto", tabindex: "0" }, marked(i)), h("dl", { class: "answers" }, rows)];
 }
-
-// ---- the whole page ----
-
-header();
-for (const [id, make] of Object.entries({ scores, training, answers, failures, questions: browser, setup }))
-  byId(id).append(...[make()].flat(Infinity));
-if (q) {
-  const wanted = location.hash.startsWith("#q=") ? q.id.findIndex((_, i) => linkTo(i) === location.hash) : -1;
-  if (wanted < 0) change(two ? { flip: 0 } : { kinds: MISSES });
-  else {
-    change({ page: Math.floor(wanted / pageSize), open: wanted });
-    byId("questions").scrollIntoView();
-  }
-  narrow.addEventListener("change", refresh);
-}
-const links = [...document.querySelectorAll("nav a")];
-const watcher = new IntersectionObserver((entries) => {
-  const here = entries.find((entry) => entry.isIntersecting);
-  for (const link of here ? links : []) {
-    if (link.hash === `#${here.target.id}`) link.setAttribute("aria-current", "true");
-    else link.removeAttribute("aria-current");
-  }
-}, { rootMargin: "-30% 0px -69% 0px" });
-document.querySelectorAll("section").forEach((section) => watcher.observe(section));
-document.documentElement.dataset.ready = Math.round(performance.now()); // milliseconds since the page was asked for

@@ -2,7 +2,9 @@
 // Elements, numbers as text, and charts. Whatever comes from data becomes a text node, never markup.
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const runs = data.runs, two = runs.length === 2, sides = ["a", "b"];
+const runs = data.runs, two = runs.length === 2, several = runs.length > 1;
+// A colour for each run; with more than eight they come again.
+const sides = runs.map((_, i) => "abcdefgh"[i % 8]);
 const byId = (id) => document.getElementById(id);
 
 function fill(element, attributes, children) {
@@ -28,7 +30,8 @@ const percent = (value) => whole(100 * value);
 const compact = (value) => {
   const size = Math.abs(value), sign = value < 0 ? "−" : "";
   if (size >= 1e4) return sign + whole(size / 1e3) + "k";
-  if (size && size < 1e-3) return sign + size.toExponential(0).replace("-", "−");
+  // 2.5e−5 and not 3e−5: a tick stands at its value
+  if (size && size < 1e-3) return sign + (+size.toPrecision(3)).toExponential().replace("-", "−");
   return sign + String(+size.toPrecision(3));
 };
 
@@ -49,7 +52,8 @@ function extent(values, margin = 0.05) {
 
 // A figure. spec: title, note, empty (what to say where there is nothing to draw), diagonal,
 //   x, y     {label, range, format, tip}
-//   series   [{name, side: its colour, points: [[x, y, questions, radius]], as: "line" | "dots" | "bars", dash, faint, knots}]
+//   series   [{name, side: its colour, points: [[x, y, questions, radius]], as: "line" | "dots" | "bars", dash, faint, knots,
+//              measured: points to show on hovering, where those drawn are smoothed}]
 //   rules    [{at, label, side}], vertical lines
 function chart(spec) {
   const series = spec.series.filter((each) => each.points.length), named = series.filter((each) => each.name);
@@ -101,13 +105,17 @@ function draw(spec, series, named, tip, width) {
   const hair = s("line", { class: "hair", y1: top, y2: floor });
   svg.append(hair);
   on(svg, "pointermove", (event) => {
-    const at = x0 + ((event.offsetX * (width / svg.clientWidth) - left) / (end - left)) * (x1 - x0);
+    const scale = width / svg.clientWidth, at = x0 + ((event.offsetX * scale - left) / (end - left)) * (x1 - x0);
     const middle = (each, point) => point[0] + (each.width || 0) / 2;
-    const near = named.map((each) => [each, each.points.reduce((best, point) =>
+    // What was measured, not what is drawn through it: a smoothed line has its points in `measured`.
+    const nearest = named.map((each) => [each, (each.measured || each.points).reduce((best, point) =>
       Math.abs(middle(each, point) - at) < Math.abs(middle(each, best) - at) ? point : best)]);
-    const px = x(middle(...near[0]));
+    const gapTo = ([each, point]) => Math.abs(x(middle(each, point)) - x(at));
+    const closest = nearest.reduce((best, one) => (gapTo(one) < gapTo(best) ? one : best)), px = x(middle(...closest));
+    // A line without a point at this place says nothing here.
+    const here = nearest.filter(([each, point]) => Math.abs(x(middle(each, point)) - px) < 3);
     fill(hair, { x1: px, x2: px }, []).style.opacity = 0.6;
-    tip.replaceChildren(h("b", {}, `${spec.x.label} ${xText(near[0][1][0])}`), ...near.map(([each, point]) =>
+    tip.replaceChildren(h("b", {}, `${spec.x.label} ${xText(closest[1][0])}`), ...here.map(([each, point]) =>
       h("div", {}, `${each.name}: ${(spec.y.tip || yText)(point[1])}${point[2] == null ? "" : ` (${whole(point[2])} questions)`}`)));
     tip.style.opacity = 1;
     tip.style.top = `${svg.parentElement.offsetTop + 14}px`;

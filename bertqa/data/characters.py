@@ -1,0 +1,66 @@
+"""Characters as readers see them: a letter with its accents and vowel signs, an emoji with what is joined to it.
+
+A tokenizer may drop an accent or a variation selector, or make a token of it. An answer must not
+end between the two all the same: "Dupré" written with a combining accent would lose the accent.
+This is the rule of Unicode's grapheme clusters (UAX 29), without its tables for flags.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from bertqa.data.tokens import Tokens
+
+JOINERS = "\u200c\u200d"  # zero width non-joiner, zero width joiner
+JOINER = "\u200d"
+THAI_AM = "\u0e33\u0eb3"  # vowels of Thai and Lao that count as letters
+
+
+@lru_cache(maxsize=1 << 16)
+def extends(character: str) -> bool:
+    """Whether a code point belongs to the character before it."""
+    code = ord(character)
+    return (
+        unicodedata.category(character) in ("Mn", "Mc", "Me")  # accents, vowel signs, selectors
+        or character in JOINERS
+        or character in THAI_AM
+        or 0x1160 <= code <= 0x11FF  # vowels and finals of Korean syllables in pieces
+        or 0x1F3FB <= code <= 0x1F3FF  # skin tones
+        or 0xE0020 <= code <= 0xE007F  # the letters of a flag, invisible
+    )
+
+
+def beginnings(text: str) -> np.ndarray:
+    """(c+1,) the offsets at which a character of `text` begins, and its length.
+
+    Example: e, combining accent, blank, x: 0, 2, 3, 4.
+    """
+    begins = [0]
+    for place in range(1, len(text)):
+        before, character = text[place - 1], text[place]
+        joined = before == JOINER and unicodedata.category(character) == "So"  # a family of emoji
+        # A mark behind a blank stands for itself: the blank is no part of an answer.
+        if not joined and (before.isspace() or not extends(character)):
+            begins.append(place)
+    if text:
+        begins.append(len(text))
+    return np.array(begins)
+
+
+def whole_characters(tokens: Tokens, texts: Sequence[str]) -> Tokens:
+    """The tokens of these texts, each taking whole every character that it has a part of; changed in place.
+
+    Example: "Dupré." with a combining accent is D u p r e ´ . and a tokenizer that drops accents
+    gives  dupre 0-5  and  . 6-7.  Here the first becomes 0-6.
+    """
+    for row, text in enumerate(texts):
+        if text.isascii() or not any(map(extends, set(text))):
+            continue
+        begins = beginnings(text)
+        own = slice(tokens.rows[row], tokens.rows[row + 1])
+        starts, ends = tokens.starts[own], tokens.ends[own]
+        tokens.starts[own] = begins[np.searchsorted(begins, starts, side="right") - 1]
+        tokens.ends[own] = begins[np.searchsorted(begins, ends, side="left")]
+    return tokens

@@ -1,0 +1,93 @@
+"""The data of a classifier's report: the confusion matrix, scores of each class, and the texts it got wrong."""
+
+from pathlib import Path
+
+import numpy as np
+
+from bertqa.data.texts import read_texts
+from bertqa.errors import UserError
+from bertqa.reporting.run_folder import Run, find_file
+
+MOST_ERRORS = 500
+"""Texts that the page lists, those first of which the model was surest."""
+LONGEST = 600
+"""Characters shown of a text."""
+
+
+def class_report(run: Run, dev: str | None) -> dict:
+    """What the page shows of a classifier's predictions on its dev texts."""
+    known = [record for record in run.classified if record.get("gold") is not None]
+    labels = run.model.get("labels") or sorted({str(record["gold"]) for record in known})
+    place = {label: row for row, label in enumerate(labels)}
+    matrix = np.zeros(
+        (len(labels), len(labels)), int
+    )  # row: the right class, column: the predicted
+    errors = []
+    for record in known:
+        gold = str(record["gold"])
+        label = str(record.get("label"))
+        if gold not in place or label not in place:
+            continue
+        matrix[place[gold], place[label]] += 1
+        if gold != label:
+            errors.append(record)
+    errors.sort(key=lambda record: -max(record["probabilities"].values()))
+    texts = dev_texts(run, dev)
+    return {
+        "labels": labels,
+        "matrix": matrix.tolist(),
+        "rows": class_rows(matrix),
+        "total": int(matrix.sum()),
+        "wrong": len(errors),
+        "errors": [
+            {
+                "id": str(record.get("id")),
+                "gold": str(record["gold"]),
+                "label": str(record["label"]),
+                "probability": round(float(max(record["probabilities"].values())), 4),
+                "text": texts.get(str(record.get("id")), "")[:LONGEST],
+            }
+            for record in errors[:MOST_ERRORS]
+        ],
+    }
+
+
+def class_rows(matrix: np.ndarray) -> list[dict]:
+    """n, precision, recall and F1 in percent of each class; None where there is nothing to divide by."""
+    rows = []
+    for row in range(len(matrix)):
+        right = int(matrix[row, row])
+        asked = int(matrix[row].sum())
+        said = int(matrix[:, row].sum())
+        rows.append(
+            {
+                "n": asked,
+                "precision": share(right, said),
+                "recall": share(right, asked),
+                "f1": share(2 * right, asked + said),
+            }
+        )
+    return rows
+
+
+def share(part: int, whole: int) -> float | None:
+    return round(100 * part / whole, 2) if whole else None
+
+
+def dev_texts(run: Run, dev: str | None) -> dict[str, str]:
+    """id -> text of the dev set, which may be a part of the training file; empty where that is not found."""
+    path = Path(dev) if dev else find_file(run, run.setting("dev") or run.setting("train"))
+    if path is None:
+        return {}
+    pair = run.setting("pair_column")
+    try:
+        found = read_texts(path, run.setting("text_column"), pair_column=pair)
+    except UserError:
+        if dev:
+            raise
+        return {}
+    texts = dict(zip(found.ids, found.texts, strict=True))
+    if found.pairs:
+        for id, second in zip(found.ids, found.pairs, strict=True):
+            texts[id] += f"  ·  {second}"
+    return texts

@@ -1,0 +1,235 @@
+"""What was run, in words: the sentences and the table of facts of the report."""
+
+import math
+import shlex
+from pathlib import Path
+
+from bertqa.reporting.run_folder import Run, is_number, moved_ends, numbers
+
+
+def remarks(run: Run) -> list[str]:
+    """What a reader must know to read the numbers rightly, a sentence each."""
+    notes = moved_ends(run.config)
+    ends = run.of("end")
+    if run.events and not ends:
+        notes.append(
+            "The run has not ended: it is still being trained, or was killed. Curves go as far as it got."
+        )
+    elif ends and ends[-1].get("finished") is False:
+        step = counted(ends[-1].get("steps", 0))
+        command = f"python -m bertqa.train --resume {shlex.quote(str(run.folder))}"
+        notes.append(f"The run was stopped at step {step}, before its end; {command} goes on.")
+    return notes + tuning_remarks(run)
+
+
+def tuning_remarks(run: Run) -> list[str]:
+    """On which questions the no-answer threshold was tuned."""
+    tuning = run.qa.get("tuning")
+    if run.qa.get("null_threshold") is None or not isinstance(tuning, dict):
+        return []
+    rest = tuning.get("held_out")
+    if rest:
+        return [
+            f"The no-answer threshold was tuned on {counted(tuning['tuned']['questions'])} of these "
+            f"questions. On the {counted(rest['questions'])} held out it gives EM "
+            f"{rest['exact']:.2f}, F1 {rest['f1']:.2f}: these are the honest numbers."
+        ]
+    if tuning.get("tuned"):
+        return [
+            "The no-answer threshold was tuned on these same questions, which flatters the scores a little."
+        ]
+    return []
+
+
+def counted(value: object) -> str:
+    """A number with commas; what is no number, as it is."""
+    return f"{value:,}" if is_number(value) else str(value)
+
+
+def lead(run: Run) -> str:
+    """One sentence: what was trained, on what, how long."""
+    shape = run.model.get("architecture") or {}
+    kind = {"bert": "A BERT", "distilbert": "A DistilBERT"}.get(shape.get("model_type"), "A model")
+    size = parameters(run.weights)
+    if "num_hidden_layers" in shape:
+        kind += f" of {shape['num_hidden_layers']} layers"
+    if size:
+        joint = " and" if "num_hidden_layers" in shape else " of"
+        kind += f"{joint} {size / 1e6:,.1f} million parameters"
+
+    end = (run.of("end") or run.of("train") or [{}])[-1]
+    steps = end.get("steps", end.get("step"))
+    names = {part: Path(str(run.setting(part) or "?")).name for part in ("weights", "train")}
+    trained = f"trained on {names['train']}"
+    if steps:
+        trained += f" for {counted(steps)} steps"
+    if is_number(end.get("seconds")):
+        trained += f" in {duration(end['seconds'])}"
+    return f"{kind}, started from {names['weights']}, {trained}, evaluated on {evaluated_on(run)}."
+
+
+def evaluated_on(run: Run) -> str:
+    """The name of the dev set; a classifier without one had a part of its training texts."""
+    if run.setting("dev"):
+        return Path(str(run.setting("dev"))).name
+    if run.classifies:
+        return "texts held out of it"
+    return "?"
+
+
+def duration(seconds: float) -> str:
+    """3725 -> "1 h 2 min", 95 -> "1 min 35 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    if minutes:
+        return f"{minutes} min {rest} s"
+    return f"{rest} s"
+
+
+def facts(run: Run) -> dict[str, str]:
+    """Label -> value of what was run, for people; what is not known is left out."""
+    config = run.config
+    end = (run.of("end") or [{}])[-1]
+    versions = {
+        name: value for name, value in config.get("versions", {}).items() if name != "platform"
+    }
+    found = {
+        "Model": model_fact(run),
+        "Started from": source_fact(run),
+        "Trained on": file_fact(run, "train"),
+        "Evaluated on": file_fact(run, "dev") if run.setting("dev") else evaluated_on(run),
+        "Windows": window_fact(run),
+        "Recipe": recipe_fact(run),
+        "Best weights": best_fact(run),
+        "Training time": time_fact(end),
+        "Throughput": speed_fact(end),
+        "Peak memory": memory_fact(end),
+        "Hardware": hardware(config),
+        "Software": ", ".join(f"{name} {value}" for name, value in versions.items()),
+        "Commit": config.get("commit"),
+        "Begun": config.get("started"),
+        "Command": shlex.join(map(str, config.get("command") or [])),
+    }
+    return {label: str(value) for label, value in found.items() if value}
+
+
+def model_fact(run: Run) -> str:
+    shape = run.model.get("architecture")
+    if not shape:
+        return ""
+    size = parameters(run.weights)
+    counts = f", {size:,} parameters" if size else ""
+    return (
+        f"{shape.get('model_type')}, {shape.get('num_hidden_layers')} layers, hidden size "
+        f"{shape.get('hidden_size')}, {shape.get('num_attention_heads')} heads{counts}"
+    )
+
+
+def source_fact(run: Run) -> str:
+    provenance = run.model.get("provenance") or {}
+    origin = [str(provenance[name]) for name in ("source", "license") if provenance.get(name)]
+    text = str(run.setting("weights"))
+    if origin:
+        text += f" ({', '.join(origin)})"
+    if run.setting("fresh_head"):
+        text += ", with a fresh answer head"
+    return text
+
+
+def file_fact(run: Run, part: str) -> str:
+    """A data file, how much of it, and the beginning of its hash."""
+    text = str(run.setting(part))
+    limit = run.setting(f"limit_{part}")
+    if limit:
+        text += f", first {counted(limit)} questions"
+    mark = (run.config.get("fingerprints") or {}).get(f"{part} file")
+    if mark:
+        text += f" (sha256 {mark}…)"
+    return text
+
+
+def window_fact(run: Run) -> str:
+    if run.classifies:
+        return f"{run.setting('max_length')} tokens" if run.setting("max_length") else ""
+    stride = f"step {run.setting('step')}"
+    if run.setting("step") is None:
+        overlap = run.setting("overlap")
+        stride = f"overlap {128 if overlap is None else overlap}"
+    return f"{run.setting('max_length')} tokens, {stride}"
+
+
+def recipe_fact(run: Run) -> str:
+    """What really ran: the steps, and the epochs that they are, not those that were asked for."""
+    last = (run.of("train") or [{}])[-1]
+    length = f"{run.setting('epochs')} epochs planned"
+    if is_number(last.get("step")):
+        length = f"{counted(last['step'])} steps"
+        if is_number(last.get("epoch")):
+            length += f" ({last['epoch']:.4g} epochs)"
+    return (
+        f"{length}, batches of {run.setting('batch_size')} windows, learning rate "
+        f"{run.setting('lr')} ({run.setting('schedule')}, warm-up {run.setting('warmup')}), "
+        f"weight decay {run.setting('weight_decay')}, seed {run.setting('seed')}"
+    )
+
+
+def best_fact(run: Run) -> str:
+    name = "macro_f1" if run.classifies else "f1"
+    steps, scores = numbers(run.of("eval"), "step", name)
+    if not scores:
+        return ""
+    best = max(scores)
+    return f"step {steps[scores.index(best)]:,}, {name} {best:.2f}"
+
+
+def time_fact(end: dict) -> str:
+    if not is_number(end.get("seconds")):
+        return ""
+    return (
+        f"{duration(end['seconds'])} for {counted(end.get('steps'))} steps, "
+        f"{counted(end.get('windows'))} windows"
+    )
+
+
+def speed_fact(end: dict) -> str:
+    if not is_number(end.get("windows_per_s")) or not is_number(end.get("tokens_per_s")):
+        return ""
+    return f"{end['windows_per_s']:,.1f} windows/s, {end['tokens_per_s']:,.0f} useful tokens/s"
+
+
+def memory_fact(end: dict) -> str:
+    peak = end.get("peak_memory_mb")
+    return f"{counted(peak)} MB" if peak else ""
+
+
+def hardware(config: dict) -> str:
+    """What config.json says of the machine: its "hardware" (names and values), platform, device and number format.
+
+    Device and format are those that were chosen where the run says them, else those that were asked for.
+    """
+    known = dict(config.get("hardware") or {})
+    chosen = [f"{name} {known.pop(name, asked(config, name))}" for name in ("device", "precision")]
+    parts = [f"{name.replace('_', ' ')} {value}" for name, value in known.items()]
+    parts.append((config.get("versions") or {}).get("platform", ""))
+    processes = (config.get("fingerprints") or {}).get("processes", 1)
+    if is_number(processes) and processes > 1:
+        parts.append(f"{processes} processes")
+    return ", ".join(filter(None, [*parts, *chosen]))
+
+
+def asked(config: dict, name: str) -> str:
+    return str(config["settings"].get(name))
+
+
+def parameters(folder: Path | None) -> int:
+    """Numbers in a model folder's weights, from the header of model.safetensors; 0 where that cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    if folder is None:
+        return 0
+    try:
+        with safe_open(folder / "model.safetensors", framework="numpy") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return 0

@@ -1,0 +1,296 @@
+"""The report: one self-contained HTML page about a run, about two compared, or about several of a few recipes.
+
+A piece that is missing becomes a sentence on the page. Text from data reaches the page as JSON only and becomes text
+nodes; the page's policy lets no script run but its own, and nothing be fetched.
+"""
+
+import base64
+import hashlib
+import html
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bertqa import __version__
+from bertqa.data.examples import Dataset, Example, read_examples
+from bertqa.errors import UserError
+from bertqa.files import replacing, same_file, to_json
+from bertqa.reporting import analysis, kinds
+from bertqa.reporting.browser import browser, columns
+from bertqa.reporting.classes import class_report
+from bertqa.reporting.facts import facts, lead, remarks
+from bertqa.reporting.run_folder import FILES, Run, find_dev, is_number, numbers, read_run
+from bertqa.reporting.scored import answer_or_not, count_windows, score
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+SCRIPTS = ("charts.js", "sections.js", "classes.js", "questions.js", "start.js")
+"""One after the other, as one script."""
+CHANCE = {"seed", "out", "threads", "device", "save_every", "max_minutes"}
+"""Settings in which runs of one recipe may differ."""
+
+
+def write_report(
+    run: Path,
+    *others: Path,
+    out: Path | None = None,
+    dev: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Write the page, and return where. `say` takes the verdict, and what the page lacks, a line at a time.
+
+    Args:
+        run, others: folders that training made.
+        out: where the page goes; by default into `run`.
+        dev: the questions, where they are no longer where the run had them.
+
+    Raises:
+        UserError: for a folder that is not a run, damaged files, and runs that share no question.
+    """
+    folders = [Path(folder) for folder in (run, *others)]
+    runs = [read_run(folder) for folder in folders]
+    tell_apart(runs)
+    name = "-".join(["report", *(folder.resolve().name for folder in folders[1:])])
+    out = Path(out) if out else folders[0] / f"{name[:100]}.html"
+    refuse_overwriting(out, runs, dev)
+    page = collect(runs, dev)
+    verdict = [page["verdict"]["text"]] if page["verdict"] else []
+    for line in dict.fromkeys([*verdict, *page["notes"], *page["gaps"].values()]):
+        say(line)
+    with replacing(out) as fresh:
+        fresh.write_text(render(page), encoding="utf-8", newline="")
+    return out
+
+
+def tell_apart(runs: list[Run]) -> None:
+    """Put the parent's name before names that several runs have."""
+    names = [run.name for run in runs]
+    for run in runs:
+        if names.count(run.name) > 1:
+            run.name = f"{run.folder.resolve().parent.name}/{run.name}"
+
+
+def refuse_overwriting(out: Path, runs: list[Run], dev: str | None) -> None:
+    """Raise UserError where the page would take the place of a file that it is made from."""
+    for run in runs:
+        inputs = [run.folder / name for name in FILES]
+        questions = find_dev(run, dev)
+        if questions:
+            inputs.append(questions)
+        for path in inputs:
+            if same_file(out, path):
+                raise UserError(f"--out {out} would overwrite {path}; give another name")
+
+
+def collect(runs: list[Run], dev: str | None) -> dict:
+    """All that the page shows. `gaps` says, per section, in a sentence why there is nothing to show."""
+    page = {
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "version": __version__,
+        "notes": shared_notes(runs),
+        "gaps": {},
+        "verdict": None,
+        "scores": [],
+        "families": [],
+        "beside": [],
+        "groups": [],
+        "questions": None,
+        "classes": None,
+        "kinds": [[key, *text] for key, text in kinds.KINDS.items()],
+        "runs": [describe_run(run) for run in runs],
+    }
+    if not any(run.events for run in runs):
+        page["gaps"]["training"] = "There are no curves: metrics.jsonl is missing or empty."
+    why = why_unscored(runs, dev)
+    if not why and runs[0].classifies:
+        page["classes"] = [class_report(run, dev) for run in runs]
+        return page
+    if not why:
+        data = read_examples(find_dev(runs[0], dev), runs[0].setting("limit_dev"))
+        fill(page, runs, data)
+        return page
+    if len(runs) > 1:
+        names = " and ".join(str(run.folder) for run in runs)
+        raise UserError(f"{names} cannot be compared: {why}")
+    page["gaps"].update(dict.fromkeys(("scores", "answers", "failures", "questions"), why))
+    return page
+
+
+def why_unscored(runs: list[Run], dev: str | None) -> str:
+    """A sentence why there are no scores to show; "" where there are."""
+    if any(run.classifies for run in runs):
+        if not all(run.classifies for run in runs):
+            return "Some of these runs answer questions, and others learned classes of texts."
+        lacking = [run.name for run in runs if not run.classified]
+        file = "predictions.jsonl"
+        what = ", and this run learned classes of texts" if len(runs) == 1 else ""
+    else:
+        lacking = [run.name for run in runs if run.predictions is None]
+        file = "predictions.json"
+        what = (
+            ": not evaluated yet, or still being trained. The page can be written again at any time"
+        )
+    if lacking:
+        return f"There is no {file} in {' and '.join(lacking)}{what}."
+    if not runs[0].classifies and find_dev(runs[0], dev) is None:
+        place = runs[0].setting("dev")
+        return (
+            f"The questions are not where they were ({place}); say where they are with --dev FILE."
+        )
+    return ""
+
+
+def shared_notes(runs: list[Run]) -> list[str]:
+    """The remarks about each run, with its name before what is not true of all."""
+    said = [remarks(run) for run in runs]
+    shared = set(said[0]).intersection(*said[1:])
+    notes = []
+    for run, sentences in zip(runs, said, strict=True):
+        for sentence in sentences:
+            notes.append(sentence if sentence in shared else f"{run.name}: {sentence}")
+    return list(dict.fromkeys(notes))
+
+
+def describe_run(run: Run) -> dict:
+    """What the page shows of a run whether it was evaluated or not."""
+    settings = run.config["settings"]
+    threshold = run.qa.get("null_threshold")
+    return {
+        "name": run.name,
+        "lead": lead(run),
+        "facts": facts(run),
+        "settings": {
+            name: "none" if value is None else str(value) for name, value in settings.items()
+        },
+        "curves": curves(run),
+        "threshold": threshold if is_number(threshold) else None,
+    }
+
+
+def curves(run: Run) -> dict:
+    """name -> [steps, values], training values thinned, evaluations whole; `dev` has those of two scores by their label."""
+    scores = {"F1": "f1", "EM": "exact"}
+    if run.classifies:
+        scores = {"macro-F1": "macro_f1", "accuracy": "accuracy"}
+    steps = run.of("train")
+    evaluations = run.of("eval")
+    found = {}
+    for name in ("loss", "lr", "grad_norm", "windows_per_s"):
+        found[name] = analysis.thin(400, *numbers(steps, "step", name))
+    found["dev_loss"] = numbers(evaluations, "step", "loss")
+    found["dev"] = {label: numbers(evaluations, "step", name) for label, name in scores.items()}
+    return found
+
+
+def fill(page: dict, runs: list[Run], data: Dataset) -> None:
+    """Add what rests on the predictions."""
+    page["notes"] += changed_data_notes(runs, data)
+    examples = data.examples
+    if len(runs) > 1:
+        examples = answered_by_all(runs, data)
+        if len(examples) < max(len(run.predictions) for run in runs):
+            of = "both" if len(runs) == 2 else "all"
+            page["notes"].append(
+                f"The runs answered different questions; compared are the {len(examples):,} of {of}."
+            )
+    scored = [score(run, examples) for run in runs]
+    has_answer = np.array([bool(example.answer_texts) for example in examples])
+    systems = [(one.exact, one.f1) for one in scored]
+    names = [run.name for run in runs]
+    page["scores"] = analysis.score_table(has_answer, systems)
+    page["families"] = analysis.family_rows(families(runs), systems) if len(runs) > 1 else []
+    if len(runs) == 2:
+        exact = [one.exact for one in scored]
+        page["verdict"] = analysis.verdict(page["scores"][0], exact, names)
+    for each in kinds.group(examples, count_windows(runs[0], examples)):
+        page["groups"].append(
+            {
+                "name": each.name,
+                "labels": each.labels,
+                "rows": kinds.group_rows(each, systems),
+                "of": each.of.tolist(),
+            }
+        )
+    for shown, run, one in zip(page["runs"], runs, scored, strict=True):
+        shown["kinds"] = kinds.kind_rows(one.kinds, one.f1)
+        shown.update(answer_or_not(run, examples, has_answer))
+        if "at_zero" in shown:
+            name = run.name if len(runs) > 1 else "it"
+            exact, f1 = shown["at_zero"]
+            page["beside"].append(
+                f"With threshold 0 {name} would have EM {exact:.2f}, F1 {f1:.2f}."
+            )
+    if not has_answer.all():
+        page["beside"].append(f"Who never answers has EM and F1 {100 * (~has_answer).mean():.2f}.")
+    page["total"] = len(examples)
+    if len(runs) > 2:
+        page["gaps"]["questions"] = "Single questions are shown for one run, or for two compared."
+        return
+    page["questions"] = browser(examples)
+    page["questions"]["runs"] = [
+        columns(run, one, examples) for run, one in zip(runs, scored, strict=True)
+    ]
+
+
+def changed_data_notes(runs: list[Run], data: Dataset) -> list[str]:
+    """A sentence for each run that was evaluated on other questions than these."""
+    notes = []
+    for run in runs:
+        known = (run.config.get("fingerprints") or {}).get("dev file")
+        if known and not data.sha256.startswith(str(known)):
+            notes.append(
+                f"{data.path} is not the file that {run.name} was evaluated on: its content differs."
+            )
+    return notes
+
+
+def answered_by_all(runs: Sequence[Run], data: Dataset) -> list[Example]:
+    """The questions that every run has a prediction for. Raises UserError where there are none."""
+    examples = []
+    for example in data.examples:
+        if all(example.id in run.predictions for run in runs):
+            examples.append(example)
+    if not examples:
+        names = " and ".join(str(run.folder) for run in runs)
+        raise UserError(
+            f"{names} have no question of {data.path} in common; compare "
+            "runs that were evaluated on the same file, or give it with --dev FILE"
+        )
+    return examples
+
+
+def families(runs: Sequence[Run]) -> dict[str, list[int]]:
+    """Recipes: the settings in which they differ, in words -> the rows of their runs."""
+    recipes = []
+    for run in runs:
+        settings = run.config["settings"]
+        recipes.append({name: value for name, value in settings.items() if name not in CHANCE})
+    names = list(dict.fromkeys(name for recipe in recipes for name in recipe))
+    differing = [
+        name for name in names if any(r.get(name) != recipes[0].get(name) for r in recipes)
+    ]
+    found: dict[str, list[int]] = {}
+    for row, recipe in enumerate(recipes):
+        words = ", ".join(f"{name} {recipe.get(name)}" for name in differing)
+        found.setdefault(words or "one recipe", []).append(row)
+    return found
+
+
+def render(page: dict) -> str:
+    """The HTML page with style, script and data inside. No text of the data can end its block or run."""
+    text = to_json(page)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    parts = {
+        "title": html.escape(" and ".join(run["name"] for run in page["runs"])),
+        "style": (ASSETS / "page.css").read_text(encoding="utf-8"),
+        "script": "".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        "data": text,
+    }
+    for name in ("style", "script"):
+        digest = hashlib.sha256(parts[name].encode()).digest()
+        parts[f"{name}_hash"] = f"'sha256-{base64.b64encode(digest).decode()}'"
+    template = (ASSETS / "page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
