@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from bertqa.training.classification import Classification
         from bertqa.training.distillation import ask_teachers
         from bertqa.training.journal import Journal
-        from bertqa.training.loop import summary, total_steps, train
+        from bertqa.training.loop import Job, summary, total_steps, train
         from bertqa.training.optim import freeze
         from bertqa.training.question_answering import QuestionAnswering
 
@@ -90,7 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         model.to(device)
         freeze(model, optim.freeze)
-        torch.manual_seed(loop.seed + world.rank)
 
         run = resume or Path(files.out or time.strftime("runs/%Y%m%d-%H%M%S"))
         fingerprints = {
@@ -126,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{str(dtype).removeprefix('torch.')}, {steps:,} steps of {loop.batch_size} windows; run folder {run}"
         )
 
-        outcome = train(
+        job = Job(
             model,
             task,
             loop,
@@ -140,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             resumed=state,
             evaluate_first=had_head,
         )
+        outcome = train(job)
         figures = summary(outcome, task.key, device)
         if world.first:
             journal.write("end", **figures)

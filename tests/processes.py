@@ -165,9 +165,9 @@ def die_at_step(step: int, number: int = signal.SIGKILL) -> None:
 
 def at_step(step: int, do) -> None:
     """Call `do` before optimizer step `step`."""
-    from bertqa.training import loop
+    from bertqa.training import step as taken
 
-    update, calls = loop.set_lr, []
+    update, calls = taken.set_lr, []
 
     def counted(*args):
         calls.append(None)
@@ -175,7 +175,7 @@ def at_step(step: int, do) -> None:
             do()
         return update(*args)
 
-    loop.set_lr = counted
+    taken.set_lr = counted
 
 
 def die_at_file_event(number: int, folder: str, part: str = "") -> None:

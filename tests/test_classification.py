@@ -158,9 +158,9 @@ def test_confusion_is_printed(tmp_path, tiny_model, words, capsys):
 def test_stopped_and_resumed_equals_never_stopped(
     tmp_path, trained, tiny_model, words, stop_at, monkeypatch
 ):
-    from bertqa.training import loop
+    from bertqa.training import step
 
-    update, calls = loop.set_lr, []
+    update, calls = step.set_lr, []
 
     def counted(*args):
         calls.append(args)
@@ -168,7 +168,7 @@ def test_stopped_and_resumed_equals_never_stopped(
             os.kill(os.getpid(), signal.SIGTERM)
         return update(*args)
 
-    monkeypatch.setattr(loop, "set_lr", counted)
+    monkeypatch.setattr(step, "set_lr", counted)
     out = run(tmp_path / "run", tiny_model, words, "--epochs", "8", "--split", "0.25", status=130)
     assert main(["--resume", str(out)]) == 0
     assert same(out / "last", trained / "last") and same(out / "best", trained / "best")

@@ -32,9 +32,9 @@ def test_average_by_hand():
     average = Average(model, 0.75)
     for value, expected in ((3.0, 1.5), (7.0, 2.875)):
         model.moving.data.fill_(value)
-        average.update(model)
+        average.update()
         assert average.averages[0].item() == expected
-    with average.in_place_of(model):
+    with average.in_place():
         assert (model.moving.item(), model.frozen.item()) == (2.875, 5.0)
     assert model.moving.item() == 7.0 and len(average.averages) == 1
 
@@ -47,7 +47,7 @@ def test_the_average_comes_back_after_an_error():
     model = Pair()
     average = Average(model, 0.5)
     model.moving.data.fill_(3.0)
-    with pytest.raises(KeyError), average.in_place_of(model):
+    with pytest.raises(KeyError), average.in_place():
         raise KeyError
     assert model.moving.item() == 3.0 and average.averages[0].item() == 1.0
 
@@ -55,8 +55,8 @@ def test_the_average_comes_back_after_an_error():
 def test_no_average():
     model = Pair()
     average = Average(model, 0.0)
-    average.update(model)
-    with average.in_place_of(model):
+    average.update()
+    with average.in_place():
         assert model.moving.item() == 1.0
     assert average.state_dict() == {"averages": []}
 
@@ -142,3 +142,33 @@ def test_cosine_and_constant_by_hand():
 def test_warm_up_that_outlasts_the_run_never_peaks_beyond_lr():
     settings = OptimSettings(lr=1.0, warmup=100)
     assert [lr_at(step, 4, settings) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_warm_up_is_rounded_up():
+    """A quarter of ten steps is three steps of warm-up; 1 is one step, not the whole run."""
+    quarter = OptimSettings(lr=3.0, warmup=0.25)
+    assert [lr_at(step, 10, quarter) for step in range(4)] == pytest.approx([1, 2, 3, 3])
+    one = OptimSettings(lr=2.0, warmup=1)
+    assert [lr_at(step, 5, one) for step in range(3)] == pytest.approx([2, 2, 1.5])
+
+
+def test_betas_reach_the_optimizer(tiny_model):
+    settings = OptimSettings(beta1=0.5, beta2=0.25)
+    optimizer = make_optimizer(folder.load(tiny_model), settings, CPU)
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.5, 0.25)}
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "good"),
+    [
+        ("clip", -1.0, 0.0),
+        ("beta1", 1.0, 0.0),
+        ("beta2", 1.0, 0.5),
+        ("layer_decay", 0.0, 1.0),
+        ("layer_decay", 1.5, 0.5),
+    ],
+)
+def test_values_out_of_range_are_named(name, bad, good):
+    [problem] = OptimSettings(**{name: bad}).problems()
+    assert problem.startswith(f"{name} is {bad}, it must ")
+    assert OptimSettings(**{name: good}).problems() == []

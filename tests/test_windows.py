@@ -511,6 +511,7 @@ def test_a_packed_batch_written_out(tokenizer):
     assert batch.start_labels.tolist() == [0, 5] and batch.end_labels.tolist() == [0, 5]
     rows, mask, segments = padded(batch)
     assert rows.shape == (2, 11) and mask.sum(1).tolist() == [11, 7] and segments[1].sum() == 3
+    assert padded(batch, pad_id=9)[0][1, 7:].tolist() == [9, 9, 9, 9]
 
 
 def test_batches_equal_the_tokenizers_own_sequences(shared):
@@ -530,7 +531,7 @@ def test_order_is_a_pure_function_and_ranks_share_it():
     assert sorted(order) == list(range(10)) and (order == epoch_order(10, 3, 1)).all()
     assert (order != epoch_order(10, 3, 2)).any() and (order != epoch_order(10, 4, 1)).any()
     line = np.arange(10)
-    assert [step_rows(line, k, 4, rank, 2).tolist() for k in (0, 2) for rank in (0, 1)] == [
+    assert [step_rows(line, k, 4)[rank::2].tolist() for k in (0, 2) for rank in (0, 1)] == [
         [0, 2],
         [1, 3],
         [8],

@@ -297,29 +297,34 @@ def training(bench: Bench) -> Contestants:
         bench.wait()
 
     def ours() -> Pieces:
-        from bertqa.distributed import World
         from bertqa.model.heads import span_loss
         from bertqa.settings import LoopSettings, OptimSettings
-        from bertqa.training.loop import forward_backward
-        from bertqa.training.optim import make_optimizer
-
-        (device, cast, scaler), model = bench.precision, bench.model().train()
-        optimizer, tokens = (
-            make_optimizer(model, OptimSettings(), device),
-            LoopSettings().micro_tokens,
-        )
-        tokens *= 4 if bench.on_gpu else 1
+        from bertqa.training.job import Job
+        from bertqa.training.progress import Progress
+        from bertqa.training.step import Step
 
         def loss(model, batch, layout):
             logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
             return span_loss(logits, layout, batch.start_labels, batch.end_labels)
 
-        def step(task, rows):
-            forward_backward(model, task, rows, len(rows), tokens, cast, scaler, World())
-            update(model, optimizer, scaler)
-
         task = SimpleNamespace(store=bench.store(bench.windows), loss=loss)
-        return [partial(step, task, rows) for rows in bench.random_batches]
+        job = Job(
+            bench.model().train(),
+            task,
+            LoopSettings(),
+            OptimSettings(),
+            run=Path(),
+            device=bench.precision[0],
+            dtype=bench.dtype,
+            journal=None,
+        )
+        take_step = Step(job)
+
+        def step(rows):
+            take_step(rows, 5e-5, Progress())
+            bench.wait()
+
+        return [partial(step, rows) for rows in bench.random_batches]
 
     def theirs(
         batches: list[np.ndarray], length: int | None, attention_dropout: float = 0.1

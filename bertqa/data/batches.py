@@ -83,14 +83,13 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def step_rows(
-    order: np.ndarray, step: int, batch_size: int, rank: int = 0, world: int = 1
-) -> np.ndarray:
-    """The windows of this rank in optimizer step `step` of an epoch. Ranks share a batch; the last one may be smaller.
+def step_rows(order: np.ndarray, step: int, batch_size: int) -> np.ndarray:
+    """The windows of optimizer step `step` of an epoch, over all ranks; those of the last one may be fewer.
 
-    Example: order 0..9, batch_size 4, world 2: step 0 gives rank 0 windows [0, 2], rank 1 [1, 3]; step 2 gives [8], [9].
+    Ranks share them by turns: of order 0..9 and batch_size 4, step 0 gives rank 0 of two `[0, 1, 2, 3][0::2]` = [0, 2],
+    rank 1 [1, 3]; step 2 gives them [8] and [9].
     """
-    return order[step * batch_size : (step + 1) * batch_size][rank::world]
+    return order[step * batch_size : (step + 1) * batch_size]
 
 
 def split_by_tokens(rows: np.ndarray, lengths: np.ndarray, most: int) -> list[np.ndarray]:

@@ -1,32 +1,25 @@
-"""The training loop: one for every task, on one screen (`train`), with the helpers it calls behind it.
+"""The training loop: one for every task, on one screen (`train`).
 
-A task is what the loop does not know: windows to train on, their summed loss, and an evaluation (question_answering.py).
-The loss of an optimizer step is the sum over its windows, on all ranks and in all micro-batches, divided once by their
-number; so accumulation and several GPUs give the numbers of one big batch.
+What a run needs is a `Job` (job.py), one of its optimizer steps is step.py, and what it tells people is progress.py.
 """
 
 import math
-import signal
 import time
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
-from bertqa.data.batches import epoch_order, split_by_tokens, step_rows
-from bertqa.device import autocast, grad_scaler, peak_memory
-from bertqa.distributed import World, without_sync
+from bertqa.data.batches import epoch_order, step_rows
+from bertqa.device import autocast, peak_memory
 from bertqa.errors import UserError
-from bertqa.model.attention import Layout
-from bertqa.settings import LoopSettings, OptimSettings
+from bertqa.settings import LoopSettings
 from bertqa.training import checkpoint
-from bertqa.training.journal import Journal
-from bertqa.training.optim import Average, lr_at, make_optimizer, set_lr
-from bertqa.training.progress import Logs, Progress, require_finite
-from bertqa.training.task import Task
+from bertqa.training.job import Job
+from bertqa.training.optim import freeze, lr_at
+from bertqa.training.progress import Logs, Progress, StepRecord
+from bertqa.training.signals import stop_signals
+from bertqa.training.step import Step, StepResult
 
 SKIPS = 25
 """fp16 steps skipped in a row after which the run stops: by then the loss scale has fallen by 2^25."""
@@ -45,233 +38,240 @@ class Outcome:
     """Why it was: a signal's name, or the time limit."""
 
 
-def total_steps(windows: int, settings: LoopSettings) -> int:
-    """Optimizer steps of the whole run: counted on windows, not on questions."""
-    steps = math.ceil(settings.epochs * math.ceil(windows / settings.batch_size) - 1e-9)
-    return max(1, min(steps, settings.max_steps or steps))
+@dataclass
+class Decision:
+    """What all ranks do behind a step."""
+
+    save: bool
+    """Write a checkpoint."""
+    stop: str
+    """Why the run stops early; "" where it goes on."""
 
 
-def train(
-    model: nn.Module,
-    task: Task,
-    settings: LoopSettings,
-    optim: OptimSettings,
-    *,
-    run: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    journal: Journal,
-    world: World = World(),
-    fingerprints: dict | None = None,
-    resumed: dict | None = None,
-    evaluate_first: bool = False,
-) -> Outcome:
-    """Train `model` on `task`, keep the best weights in run/best and the whole state in run/last.
-
-    Args:
-        dtype: of autocast; float32 = none.
-        fingerprints: what a resumed run must share with this one (data, vocabulary, windows, settings).
-        resumed: the state that `checkpoint.load_checkpoint` returned.
-        evaluate_first: also evaluate before the first step, to know where training starts from.
+def train(job: Job) -> Outcome:
+    """Train `job.model` on `job.task`: the best weights go to run/best, the whole state to run/last.
 
     Raises:
         UserError: for a loss or gradient that is not finite (in fp16: many steps in a row), with what to try.
     """
-    steps_per_epoch = math.ceil(len(task.store) / settings.batch_size)
-    total, wrapped, cast = (
-        total_steps(len(task.store), settings),
-        world.wrap(model, device),
-        autocast(device, dtype),
-    )
-    optimizer, scaler, average = (
-        make_optimizer(model, optim, device),
-        grad_scaler(device, dtype),
-        Average(model, settings.ema),
-    )
-    state = Progress()
-    state_parts = {"optimizer": optimizer, "scaler": scaler, "average": average}
-    if resumed:
-        state = restore(resumed, state_parts, device, world)
-    logs = Logs(state, total, steps_per_epoch, journal, run, world, device)
-    save_steps, save_minutes = settings.save_after
-    last, order, order_epoch, saved_at, began = {}, None, -1, time.monotonic(), time.monotonic()
-    model.train()
+    trainer = Trainer(job)
+    with stop_signals() as signals, trainer.logs.bar:
+        if job.evaluate_first and trainer.progress.step == 0:
+            trainer.evaluate()
+        while not trainer.finished:
+            trainer.step()
+            if trainer.evaluation_due:
+                trainer.evaluate()
+                trainer.save()
+            decision = trainer.decide(signals)
+            if decision.save:
+                trainer.save()
+            if decision.stop:
+                return trainer.outcome(stopped_by=decision.stop)
+    return trainer.outcome()
 
-    def evaluate() -> None:
-        nonlocal last
-        logs.flush()
-        with average.in_place_of(model), logs.paused():
-            last = task.evaluate(model, cast)
-            if last[task.key] > state.best:
-                state.best, state.best_step = last[task.key], state.step
-                if world.first:
-                    with checkpoint.writing(run / "best.tmp"):
-                        task.save_model(model, run / "best", evaluated=True)
-                        task.save_predictions(run)
-            logs.evaluation(last)
 
-    def save() -> None:
-        nonlocal saved_at
-        logs.flush()  # a checkpoint is only written behind steps that are known to be sound
-        generators = world.gather(checkpoint.rng_state(device))
-        if world.first:
-            with logs.paused():
-                parts = {name: part.state_dict() for name, part in state_parts.items()}
-                checkpoint.save_checkpoint(
-                    run,
-                    lambda folder: task.save_model(model, folder, evaluated=False),
-                    {
-                        **parts,
-                        "progress": asdict(state),
-                        "rng": generators,
-                        "world": world.size,
-                        "fingerprints": fingerprints or {},
-                        "journal_bytes": journal.size,
-                    },
-                )
-        saved_at = time.monotonic()
+class Trainer:
+    """A run under way: how far it is, what is due, and the things that it can do."""
 
-    with stop_signals() as stop, logs.bar:
-        if evaluate_first and state.step == 0:
-            evaluate()
-        while state.step < total:
-            epoch, step_in_epoch = divmod(state.step, steps_per_epoch)
-            if epoch != order_epoch:
-                order, order_epoch = epoch_order(len(task.store), settings.seed, epoch), epoch
-            everyone = step_rows(order, step_in_epoch, settings.batch_size)
-            mine = everyone[world.rank :: world.size]
-            lr = lr_at(state.step, total, optim)
-            set_lr(optimizer, lr, state.step - state.skipped, optim)
+    def __init__(self, job: Job):
+        self.job = job
+        self.world = job.world
+        freeze(job.model, job.optim.freeze)
+        # Each rank drops other activations. The order of the data is a function of the seed, and draws from nothing.
+        torch.manual_seed(job.settings.seed + job.world.rank)
 
-            loss = forward_backward(
-                wrapped, task, mine, len(everyone), settings.micro_tokens, cast, scaler, world
+        windows = len(job.task.store)
+        self.steps_per_epoch = math.ceil(windows / job.settings.batch_size)
+        self.total = total_steps(windows, job.settings)
+        self.take_step = Step(job)
+        self.progress = self.restore() if job.resumed else Progress()
+        self.logs = Logs(job, self.progress, self.total, self.steps_per_epoch)
+
+        self.order = np.zeros(0, np.int64)
+        self.order_of_epoch = -1
+        self.last_metrics: dict = {}
+        self.saved_step = -1
+        self.saved_at = time.monotonic()
+        self.began = time.monotonic()
+        job.model.train()
+
+    # ---- what is due ----
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps have been taken."""
+        return self.progress.step >= self.total
+
+    @property
+    def epoch_over(self) -> bool:
+        """Whether the last step was the last one of its epoch."""
+        return self.progress.step % self.steps_per_epoch == 0
+
+    @property
+    def evaluation_due(self) -> bool:
+        """At the end always; before it by steps where `eval_every` says so, else behind every epoch."""
+        every = self.job.settings.eval_every
+        if self.finished or not every:
+            return self.finished or self.epoch_over
+        return self.progress.step % every == 0
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Behind every epoch, and by steps or minutes as `save_every` says."""
+        steps, minutes = self.job.settings.save_after
+        if self.epoch_over or (steps and self.progress.step % steps == 0):
+            return True
+        return time.monotonic() - self.saved_at >= 60 * minutes
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether this sitting has lasted as long as it may."""
+        minutes = self.job.settings.max_minutes
+        return minutes is not None and time.monotonic() - self.began >= 60 * minutes
+
+    def decide(self, signals: list[str]) -> Decision:
+        """Whether to save and whether to stop, the same on every rank: those who went on alone would wait for ever."""
+        interrupted, late, due = self.world.any(
+            bool(signals), self.out_of_time, self.checkpoint_due
+        )
+        stop = ""
+        if interrupted:
+            stop = signals[0] if signals else "a signal to another process"
+        elif late:
+            stop = f"the time limit of {self.job.settings.max_minutes:g} minutes"
+        already_saved = self.saved_step == self.progress.step
+        return Decision(save=(due or stop != "") and not already_saved, stop=stop)
+
+    # ---- what it does ----
+
+    def step(self) -> None:
+        """One optimizer step: its windows, its learning rate, the step itself, and the books."""
+        job = self.job
+        progress = self.progress
+        everyone = self.next_rows()
+        lr = lr_at(progress.step, self.total, job.optim)
+        result = self.take_step(everyone, lr, progress)
+        self.count_skip(result)
+
+        progress.step += 1
+        progress.windows += len(everyone)
+        progress.tokens += int(job.task.store.lengths[everyone].sum())
+        self.logs.step(
+            StepRecord(
+                progress.step,
+                result.loss,
+                result.norm,
+                lr,
+                result.scale,
+                progress.skipped,
+                progress.windows,
+                progress.tokens,
             )
-            scaler.unscale_(optimizer)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), optim.clip or math.inf)
-            if device.type != "cuda" and dtype != torch.float16:
-                require_finite(
-                    float(loss), float(norm), state.step, run
-                )  # costs nothing here, and saves the weights
-            scale = scaler.get_scale()
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            skipped = scaler.get_scale() < scale
-            count_skip(state, skipped, scale, run)
-            if not skipped:
-                average.update(model)
-
-            state.step += 1
-            state.windows += len(everyone)
-            state.tokens += int(task.store.lengths[everyone].sum())
-            logs.step(loss, norm, lr, scaler.get_scale() if scaler.is_enabled() else None)
-            at_end, epoch_over = state.step == total, state.step % steps_per_epoch == 0
-            if evaluated := at_end or (
-                state.step % settings.eval_every == 0 if settings.eval_every else epoch_over
-            ):
-                evaluate()
-                save()
-            minutes = (time.monotonic() - began) / 60
-            late = settings.max_minutes is not None and minutes >= settings.max_minutes
-            due = (
-                epoch_over
-                or save_steps
-                and state.step % save_steps == 0
-                or time.monotonic() - saved_at >= 60 * save_minutes
-            )
-            interrupted, late, due = world.any(bool(stop), late, due)
-            if (interrupted or late or due) and not evaluated:
-                save()
-            if interrupted or late:
-                why = (
-                    (stop[0] if stop else "a signal to another process")
-                    if interrupted
-                    else (f"the time limit of {settings.max_minutes:g} minutes")
-                )
-                return Outcome(state, last, at_end, why)
-    logs.flush()
-    return Outcome(state, last, True)
-
-
-def forward_backward(
-    model: nn.Module, task: Task, rows, windows: int, micro_tokens: int, cast, scaler, world: World
-):
-    """Gradients of the mean loss over `windows` windows, of which this rank has `rows`; returns its share of that mean."""
-    micros, total = split_by_tokens(rows, task.store.lengths, micro_tokens), 0.0
-    # A rank without windows (the last batch was too small for all) still takes part in the exchange of gradients.
-    weight = 1.0 if micros else 0.0
-    micros = micros or [np.zeros(1, np.int64)]
-    for number, micro in enumerate(micros, 1):
-        batch = task.store.batch(micro)
-        layout = Layout.of(batch.lengths, task.store.device)
-        with without_sync(model, last=number == len(micros)):
-            with cast:
-                loss = task.loss(model, batch, layout) * (weight / windows)
-            # DDP averages over ranks; the sum is wanted.
-            scaler.scale(loss * world.size).backward()
-        total = total + loss.detach()
-    return total
-
-
-def count_skip(state: Progress, skipped: bool, scale: float, run: Path) -> None:
-    """Book a step that the loss scaler skipped. Raises UserError after too many in a row."""
-    state.skipped += skipped
-    state.skipped_in_row = state.skipped_in_row + 1 if skipped else 0
-    if state.skipped_in_row >= SKIPS:
-        raise UserError(
-            f"fp16: {SKIPS} steps in a row had gradients that are not finite; the loss scale is down to "
-            f"{scale:g} and the last good step was {state.step - SKIPS + 1}. The last sound state is in "
-            f"{run / 'last'}. Try --precision bf16 or fp32, or a lower --lr"
         )
 
+    def next_rows(self) -> np.ndarray:
+        """The windows of the next step, over all ranks."""
+        epoch, step_in_epoch = divmod(self.progress.step, self.steps_per_epoch)
+        if epoch != self.order_of_epoch:
+            self.order = epoch_order(len(self.job.task.store), self.job.settings.seed, epoch)
+            self.order_of_epoch = epoch
+        return step_rows(self.order, step_in_epoch, self.job.settings.batch_size)
 
-def restore(resumed: dict, parts: dict, device: torch.device, world: World) -> Progress:
-    """Put a checkpoint's state into optimizer, scaler, average and generators; returns where the run stood."""
-    for name, part in parts.items():
-        part.load_state_dict(resumed[name])
-    checkpoint.set_rng_state(resumed["rng"][world.rank], device)
-    known = [field.name for field in fields(Progress)]  # an older version may have counted more
-    return Progress(**{name: resumed["progress"][name] for name in known})
+    def count_skip(self, result: StepResult) -> None:
+        """Book a step that the loss scaler skipped. Raises UserError after too many in a row."""
+        progress = self.progress
+        if not result.skipped:
+            progress.skipped_in_row = 0
+            return
+        progress.skipped += 1
+        progress.skipped_in_row += 1
+        if progress.skipped_in_row >= SKIPS:
+            raise UserError(
+                f"fp16: {SKIPS} steps in a row had gradients that are not finite; the loss scale is down to "
+                f"{result.scale:g} and the last good step was {progress.step - SKIPS + 1}. The last sound state is in "
+                f"{self.job.run / 'last'}. Try --precision bf16 or fp32, or a lower --lr"
+            )
+
+    def evaluate(self) -> None:
+        """Evaluate the (averaged) weights, and keep them in run/best where they are the best so far."""
+        job = self.job
+        progress = self.progress
+        self.logs.flush()
+        with self.logs.paused(), self.take_step.weights_to_keep():
+            metrics = job.task.evaluate(job.model, autocast(job.device, job.dtype))
+            if metrics[job.task.key] > progress.best:
+                progress.best = metrics[job.task.key]
+                progress.best_step = progress.step
+                if self.world.first:
+                    self.keep_best()
+            self.logs.evaluation(metrics)
+        self.last_metrics = metrics
+
+    def keep_best(self) -> None:
+        """Write run/best and the predictions of the last evaluation."""
+        run = self.job.run
+        with checkpoint.writing(run / "best.tmp"):
+            self.job.task.save_model(self.job.model, run / "best", evaluated=True)
+            self.job.task.save_predictions(run)
+
+    def save(self) -> None:
+        """Write run/last: the model and everything else that the next step depends on."""
+        job = self.job
+        self.logs.flush()  # a checkpoint is only written behind steps that are known to be sound
+        generators = self.world.gather(checkpoint.rng_state(job.device))
+        if self.world.first:
+            with self.logs.paused():
+                state = {
+                    **self.take_step.state_dict(),
+                    "progress": asdict(self.progress),
+                    "rng": generators,
+                    "world": self.world.size,
+                    "fingerprints": job.fingerprints,
+                    "journal_bytes": job.journal.size,
+                }
+                checkpoint.save_checkpoint(job.run, self.save_model, state)
+        self.saved_step = self.progress.step
+        self.saved_at = time.monotonic()
+
+    def save_model(self, folder) -> None:
+        """Write the model as it is trained, not averaged, into a folder."""
+        self.job.task.save_model(self.job.model, folder, evaluated=False)
+
+    def restore(self) -> Progress:
+        """Put a checkpoint's state into optimizer, scaler, average and generators; returns where the run stood."""
+        saved = self.job.resumed
+        self.take_step.load_state_dict(saved)
+        checkpoint.set_rng_state(saved["rng"][self.world.rank], self.job.device)
+        known = asdict(Progress())  # older runs also counted what nothing asks for any more
+        return Progress(**{name: saved["progress"][name] for name in known})
+
+    def outcome(self, stopped_by: str = "") -> Outcome:
+        """How the run ended."""
+        self.logs.flush()
+        return Outcome(self.progress, self.last_metrics, self.finished, stopped_by)
 
 
-@contextmanager
-def stop_signals():
-    """A list that is empty until SIGINT, SIGTERM or SIGUSR1 asks to stop, then holds its name.
-
-    The loop finishes its step, saves and returns. A second SIGINT interrupts at once.
-    """
-    received: list[str] = []
-
-    def ask(number, frame):
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(signal.Signals(number).name)
-
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-    try:
-        before = {name: signal.signal(getattr(signal, name), ask) for name in names}
-    except ValueError:  # not in the main thread: signals are somebody else's
-        before = {}
-    try:
-        yield received
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+def total_steps(windows: int, settings: LoopSettings) -> int:
+    """Optimizer steps of the whole run: counted on windows, not on questions."""
+    # The product may be a hair above a whole number: 0.1 * 30 = 3.0000000000000004 are 3 steps.
+    steps = math.ceil(settings.epochs * math.ceil(windows / settings.batch_size) - 1e-9)
+    return max(1, min(steps, settings.max_steps or steps))
 
 
 def summary(outcome: Outcome, key: str, device: torch.device) -> dict:
     """The closing figures of a run: time, speed, memory, best score."""
-    state = outcome.progress
-    took = max(1e-9, state.seconds)
+    progress = outcome.progress
+    took = max(1e-9, progress.seconds)
     return {
-        "steps": state.step,
-        "windows": state.windows,
-        "seconds": round(state.seconds, 1),
-        "windows_per_s": round(state.windows / took, 2),
-        "tokens_per_s": round(state.tokens / took, 1),
+        "steps": progress.step,
+        "windows": progress.windows,
+        "seconds": round(progress.seconds, 1),
+        "windows_per_s": round(progress.windows / took, 2),
+        "tokens_per_s": round(progress.tokens / took, 1),
         "peak_memory_mb": round(peak_memory(device) / 2**20),
-        "skipped": state.skipped,
-        f"best_{key}": state.best,
-        "best_step": state.best_step,
+        "skipped": progress.skipped,
+        f"best_{key}": progress.best,
+        "best_step": progress.best_step,
         "finished": outcome.finished,
     }

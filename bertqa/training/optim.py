@@ -107,13 +107,13 @@ class Average:
         self.averages = [p.detach().clone() for p in self.weights]
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self) -> None:
         """average = decay * average + (1 - decay) * weights."""
         if self.decay:
             torch._foreach_lerp_(self.averages, self.weights, 1 - self.decay)
 
     @contextmanager
-    def in_place_of(self, model: nn.Module):
+    def in_place(self):
         """The model holds the averages inside, its own weights again afterwards."""
         self._swap()
         try:

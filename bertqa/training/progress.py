@@ -8,13 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bertqa.distributed import World
 from bertqa.errors import UserError
-from bertqa.training.journal import Journal
+from bertqa.training.job import Job
 
 
 @dataclass
@@ -36,110 +34,107 @@ class Progress:
     """Spent training: without evaluation and saving, over all sittings."""
 
 
+@dataclass
+class StepRecord:
+    """A step's numbers for the journal; loss and norm may still be on their way from the device."""
+
+    step: int
+    """Counted from 1."""
+    loss: Tensor
+    """(): this rank's share of the mean loss over the step's windows."""
+    norm: Tensor
+    """(): the gradient's norm before clipping."""
+    lr: float
+    scale: float | None
+    """fp16's loss scale; None in other formats."""
+    skipped: int
+    """fp16 steps left out so far; windows and tokens, too, are counted from the start."""
+    windows: int
+    tokens: int
+    seconds: float = 0.0
+    """Spent training when the step ended; Logs sets it."""
+
+
 class Logs:
     """Journal and progress bar. On a GPU, losses are read one step late so that the host never waits for a step."""
 
-    def __init__(
-        self,
-        state: Progress,
-        total: int,
-        steps_per_epoch: int,
-        journal: Journal,
-        run: Path,
-        world: World,
-        device: torch.device,
-    ):
-        self.state, self.steps_per_epoch, self.journal, self.run = (
-            state,
-            steps_per_epoch,
-            journal,
-            run,
-        )
-        self.world, self.device, self.waiting = world, device, deque()
+    def __init__(self, job: Job, progress: Progress, total: int, steps_per_epoch: int):
+        self.journal = job.journal
+        self.world = job.world
+        self.run = job.run
+        self.progress = progress
+        self.steps_per_epoch = steps_per_epoch
+        self.late = 1 if job.device.type == "cuda" else 0
+        self.waiting: deque[StepRecord] = deque()
         self.bar = tqdm(
             total=total,
-            initial=state.step,
+            initial=progress.step,
             unit=" steps",
             dynamic_ncols=True,
-            disable=not world.first,
+            disable=not job.world.first,
             desc="train",
             smoothing=0.1,
             mininterval=0.2 if sys.stderr.isatty() else 30,
         )
-        self.clock, self.recent = (
-            time.perf_counter(),
-            deque([(state.seconds, state.windows, state.tokens)], maxlen=50),
-        )
+        self.clock = time.perf_counter()
+        begin = (progress.seconds, progress.windows, progress.tokens)
+        self.recent = deque([begin], maxlen=50)  # the speed shown is that of the last 49 steps
 
-    def step(self, loss: Tensor, norm: Tensor, lr: float, scale: float | None) -> None:
+    def step(self, record: StepRecord) -> None:
         """Take a step's numbers; those on the GPU are written when the next step's arrive."""
-        state = self.state
-        state.seconds, self.clock = (
-            state.seconds + time.perf_counter() - self.clock,
-            time.perf_counter(),
-        )
-        self.waiting.append(
-            (
-                state.step,
-                loss,
-                norm,
-                lr,
-                scale,
-                state.seconds,
-                state.windows,
-                state.tokens,
-                state.skipped,
-            )
-        )
-        while len(self.waiting) > (self.device.type == "cuda"):
-            self._write(*self.waiting.popleft())
+        now = time.perf_counter()
+        self.progress.seconds += now - self.clock
+        self.clock = now
+        record.seconds = self.progress.seconds
+        self.waiting.append(record)
+        while len(self.waiting) > self.late:
+            self._write(self.waiting.popleft())
 
-    def _write(self, step, loss, norm, lr, scale, seconds, windows, tokens, skipped) -> None:
-        loss, norm = self.world.sum(float(loss)), float(norm)
-        if scale is None:
-            require_finite(loss, norm, step - 1, self.run)
-        then, windows_then, tokens_then = self.recent[0]
-        self.recent.append((seconds, windows, tokens))
-        took = max(1e-9, seconds - then)
-        record = {
-            "step": step,
-            "epoch": round(step / self.steps_per_epoch, 4),
+    def _write(self, record: StepRecord) -> None:
+        loss = self.world.sum(float(record.loss))
+        norm = float(record.norm)
+        if record.scale is None:
+            require_finite(loss, norm, record.step - 1, self.run)
+        seconds_then, windows_then, tokens_then = self.recent[0]
+        self.recent.append((record.seconds, record.windows, record.tokens))
+        took = max(1e-9, record.seconds - seconds_then)
+        line = {
+            "step": record.step,
+            "epoch": round(record.step / self.steps_per_epoch, 4),
             "loss": loss,
-            "lr": lr,
+            "lr": record.lr,
             "grad_norm": norm,
-            "windows_per_s": round((windows - windows_then) / took, 2),
-            "tokens_per_s": round((tokens - tokens_then) / took, 1),
-            "seconds": round(seconds, 3),
+            "windows_per_s": round((record.windows - windows_then) / took, 2),
+            "tokens_per_s": round((record.tokens - tokens_then) / took, 1),
+            "seconds": round(record.seconds, 3),
         }
-        if scale is not None:
-            record |= {"loss_scale": scale, "skipped": skipped}
-        self.journal.write("train", **record)
+        if record.scale is not None:
+            line["loss_scale"] = record.scale
+            line["skipped"] = record.skipped
+        self.journal.write("train", **line)
         self.bar.update(1)
         self.bar.set_postfix_str(
-            f"loss {loss:.3f}, lr {lr:.1e}, {record['windows_per_s']:.1f} windows/s, "
-            f"{record['tokens_per_s']:,.0f} tokens/s"
+            f"loss {loss:.3f}, lr {record.lr:.1e}, {line['windows_per_s']:.1f} windows/s, "
+            f"{line['tokens_per_s']:,.0f} tokens/s"
         )
 
     def evaluation(self, metrics: dict) -> None:
         """Write an evaluation and show its numbers above the bar."""
-        self.journal.write(
-            "eval",
-            step=self.state.step,
-            epoch=round(self.state.step / self.steps_per_epoch, 4),
-            **metrics,
-        )
+        step = self.progress.step
+        epoch = round(step / self.steps_per_epoch, 4)
+        self.journal.write("eval", step=step, epoch=epoch, **metrics)
         if self.world.first:
-            shown = ", ".join(
+            shown = [
                 f"{name} {value:.2f}"
                 for name, value in metrics.items()
                 if isinstance(value, float) and not name.endswith("_total")
-            )
-            self.bar.write(f"step {self.state.step}: {shown}", file=sys.stderr)
+            ]
+            self.bar.write(f"step {step}: {', '.join(shown)}", file=sys.stderr)
 
     def flush(self) -> None:
         """Write all that is waiting."""
         while self.waiting:
-            self._write(*self.waiting.popleft())
+            self._write(self.waiting.popleft())
 
     @contextmanager
     def paused(self):
