@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bertqa.data.chunks import chunks
 from bertqa.errors import UserError
 from bertqa.flags import run_verb
-from bertqa.reader import CHUNK, Reader, chunks
+from bertqa.reader import QUESTIONS_AT_ONCE, Reader
 
 COMPARED = 512
 """Questions on which --int8 is held against the model as it is."""
@@ -361,7 +362,7 @@ def answer_file(args, config: dict, world) -> int:
             )
         )
         first_answers: dict = {}
-        for turn in chunks(chunks(data.examples, CHUNK), world.size):
+        for turn in chunks(chunks(data.examples, QUESTIONS_AT_ONCE), world.size):
             contents: dict = {}
             if world.rank < len(turn):
                 chunk = turn[world.rank]

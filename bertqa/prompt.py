@@ -13,7 +13,7 @@ from itertools import count
 from typing import TextIO
 
 from bertqa.errors import UserError
-from bertqa.reader import CHUNK, Answer, Reader
+from bertqa.reader import QUESTIONS_AT_ONCE, Answer, Reader
 
 BOLD, FAINT, PLAIN = "\033[1;7m", "\033[2m", "\033[0m"
 
@@ -270,7 +270,7 @@ def as_they_come(lines: Iterable) -> Iterator[list]:
 
     So a program that waits for each answer gets it, and a file through a pipe is read in large batches.
     """
-    came: queue.Queue = queue.Queue(maxsize=CHUNK)
+    came: queue.Queue = queue.Queue(maxsize=QUESTIONS_AT_ONCE)
 
     def read():
         try:
@@ -284,7 +284,7 @@ def as_they_come(lines: Iterable) -> Iterator[list]:
     last = ""
     while isinstance(last, (str, bytes)):
         items = [came.get()]
-        while not came.empty() and len(items) < CHUNK:
+        while not came.empty() and len(items) < QUESTIONS_AT_ONCE:
             items.append(came.get())
         last = items[-1]
         yield [item for item in items if isinstance(item, (str, bytes))]

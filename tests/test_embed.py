@@ -11,9 +11,10 @@ from tiny_checkpoints import write_checkpoint
 
 from bertqa import UserError, load_encoder
 from bertqa.data.tokenizer import WordPiece
-from bertqa.embed import embed_texts, main
+from bertqa.embed import main
 from bertqa.hf.convert import convert
 from bertqa.model import folder
+from bertqa.vectors import embed_texts
 
 TEXTS = [
     "i love paris",

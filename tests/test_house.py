@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "qa": {*GROUND, "data", "qa"},
     "hf": {*GROUND, "hf", "model"},
     "inference": {*GROUND, "data", "model", "qa", "hf"},
+    "vectors": {*GROUND, "data", "model", "inference"},
     "settings": {*GROUND, "data"},
     "reporting": {*GROUND, "data", "qa", "reporting"},
     "training": {

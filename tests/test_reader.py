@@ -13,13 +13,16 @@ import torch
 
 import bertqa.reader
 from bertqa import Answer, Reader, UserError
+from bertqa.data.chunks import chunks
 from bertqa.data.examples import Example
+from bertqa.data.token_cache import TokenCache
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
 from bertqa.model.heads import SpanLogits
 from bertqa.qa.answers import characters
+from bertqa.qa.documents import log_mass, probability, widen
 from bertqa.qa.spans import Spans, SpanSettings
-from bertqa.reader import Memory, chunks, log_mass, widen
+from bertqa.reader import with_defaults
 
 QA = {"max_length": 32, "overlap": 4, "max_question": 8, "max_answer_length": 30}
 
@@ -153,6 +156,87 @@ def test_documents_give_the_best_over_all(reader):
     assert made.answer("is a?", [""]) == made.answer("is a?", []) == Answer("", 1.0, 0, 0, 0)
 
 
+# ---- options ----
+
+
+def test_the_default_threshold_is_zero(reader):
+    """Null odds -0.5 and 0.5, for a model that has no threshold of its own."""
+    for null, answer in ((0.5, "a"), (1.5, "")):
+        made = told(reader, "is a?", ["a"], {(0, "start", 5): 1.0, (0, "start", 0): null})
+        assert made.answer("is a?", "a", allow_no_answer=True).answer == answer
+
+
+def test_the_answer_length_of_the_training_is_kept_to(reader):
+    peaks = {(0, "start", 5): 3.0, (0, "end", 7): 3.0, (0, "end", 6): 2.0}
+    for length, answer in ((3, "a b c"), (2, "a b"), (1, "a")):
+        qa = {**QA, "max_answer_length": length}
+        made = told(reader, "is a?", ["a b c"], peaks, qa)
+        assert made.answer("is a?", "a b c").answer == answer
+        assert made.answer("is a?", "a b c", max_answer_length=3).answer == "a b c"
+        spans, _ = made.spans([Example("1", "is a?", "a b c", (), ())])
+        assert spans.settings.max_answer_length == length
+        assert spans.last[0, 0] == length - 1
+    with pytest.raises(UserError, match="max_answer_length is 0"):
+        made.spans([Example("1", "is a?", "a b c", (), ())], max_answer_length=0)
+
+
+def test_as_many_answers_as_asked_for(reader):
+    text = "a b c d e f g h i j k l m n"
+    assert len(reader.answer("is a?", text, top_k=40, allow_no_answer=False)) == 40
+    # 17 x "a" have 17 distinct texts, which are among the 120 spans with other scores than the first 60
+    many = reader.answer("is a?", "a " * 17, top_k=17, allow_no_answer=False)
+    assert {one.answer for one in many} == {("a " * n).strip() for n in range(1, 18)}
+    assert len(reader.answer("is a?", "a " * 17, top_k=50, allow_no_answer=False)) == 17
+    # and the documents together
+    assert len(reader.answer("is a?", ["a a", "b"], top_k=9, allow_no_answer=False)) == 3
+
+
+def test_probabilities_are_over_all_documents(reader):
+    made = told(reader, "is a?", ["a b", "c"], {(0, "start", 5): 2.0, (1, "end", 5): 1.0})
+    answer = made.answer("is a?", ["a b", "c"])
+    start = np.exp([0, 2, 0, 0, 0]).sum()  # [CLS] a b, [CLS] c
+    end = np.exp([0, 0, 0, 0, 1]).sum()
+    assert answer == Answer("a", pytest.approx(np.exp(2) / (start * end)), 0, 1, 0)
+
+
+def test_no_answer_stands_behind_its_equals(reader):
+    made = told(reader, "is a?", ["a b"], {})  # every score is 0
+    answers = made.answer("is a?", "a b", top_k=4, threshold=0.0)
+    assert [one.answer for one in answers] == ["a", "a b", "b", ""]
+
+
+def test_a_probability_is_at_most_one():
+    assert probability(2.0000001, 2.0) == 1.0 and probability(1.0, 2.0) == np.exp(-1.0)
+
+
+# ---- loading ----
+
+
+def test_int8_is_for_the_cpu_whatever_else_is_there(tiny_model, monkeypatch):
+    picked = []
+    monkeypatch.setattr(
+        "bertqa.device.pick_device",
+        lambda name, number=None: picked.append(name) or torch.device("cpu"),
+    )
+    for device in (None, "auto"):
+        Reader.load(tiny_model, device, int8=True)
+    Reader.load(tiny_model)
+    assert picked == ["cpu", "cpu", "auto"]
+
+
+def test_windows_of_a_model_that_says_nothing_of_them(tiny_model):
+    assert Reader.load(tiny_model).qa == {"max_length": 64, "max_question": 32, "overlap": 16}
+    assert with_defaults({}, 512) == {"max_length": 384, "max_question": 64, "overlap": 128}
+
+
+def test_a_model_that_was_trained_with_steps_reads_in_steps():
+    qa = {"max_length": 32, "max_question": 8, "step": 5}
+    assert with_defaults(qa, 64) == qa
+
+
+# ---- streams and the token cache ----
+
+
 def test_pairs_may_be_endless_and_the_first_answers_come_soon(reader):
     drawn = []
 
@@ -163,7 +247,7 @@ def test_pairs_may_be_endless_and_the_first_answers_come_soon(reader):
 
     answers = reader.answer_many(endless())
     first = next(answers)
-    assert len(drawn) == bertqa.reader.FIRST == 32 and isinstance(first, Answer)
+    assert len(drawn) == bertqa.reader.FIRST_QUESTIONS == 32 and isinstance(first, Answer)
     assert all(next(answers) == first for _ in range(40)) and len(drawn) == 32 + 64
 
 
@@ -175,7 +259,7 @@ def test_chunks_grow_and_long_texts_make_them_short():
 
 
 def test_a_long_text_is_tokenised_once(tiny_model, monkeypatch):
-    monkeypatch.setattr("bertqa.reader.LONG", 50)
+    monkeypatch.setattr("bertqa.data.token_cache.LONG_TEXT", 50)
     tokenizer, seen = WordPiece.load(tiny_model), []
     encode = tokenizer.encode
     monkeypatch.setattr(
@@ -183,7 +267,7 @@ def test_a_long_text_is_tokenised_once(tiny_model, monkeypatch):
         "encode",
         lambda texts, progress=None: seen.extend(texts) or encode(texts, progress),
     )
-    memory = Memory(tokenizer, most=200)
+    memory = TokenCache(tokenizer, most=200)
     long, longer, short = "a b c d " * 10, "e f g h " * 30, "a b"
     for texts in ([short, long], [long, short], [longer, long], [long], [short]):
         got, right = memory.encode(texts), encode(texts)
@@ -199,6 +283,39 @@ def test_a_long_text_is_tokenised_once(tiny_model, monkeypatch):
     assert list(memory.kept) == ["m n o p " * 100]
 
 
+def test_the_text_that_was_used_longest_ago_is_dropped_first(tiny_model, monkeypatch):
+    monkeypatch.setattr("bertqa.data.token_cache.LONG_TEXT", 50)
+    cache = TokenCache(WordPiece.load(tiny_model), most=100)
+    one, two, three = (f"{letter} " * 40 for letter in "abc")  # 40 tokens each
+    for text in (one, two, one, three):
+        cache.encode([text])
+    assert list(cache.kept) == [one, three]
+
+
+def test_short_texts_do_not_go_through_the_cache(tiny_model, monkeypatch):
+    cache = TokenCache(WordPiece.load(tiny_model))
+    monkeypatch.setattr(cache.tokenizer, "encode", lambda texts, progress: (texts, progress))
+    assert cache.encode(["a", "a"], "read") == (["a", "a"], "read")
+
+
+def test_words_go_on_as_the_vocabulary_says(tmp_path):
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "un", "@@able", "story"]
+    vocabulary = {word: row for row, word in enumerate(words)}
+    backend = Tokenizer(
+        models.WordPiece(vocab=vocabulary, unk_token="[UNK]", continuing_subword_prefix="@@")
+    )
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
+    cache = TokenCache(WordPiece.load(tmp_path))
+    ids = cache.encode(["unable story"]).ids
+    assert cache.continues(ids).tolist() == [False, True, False]
+
+
 def test_questions_across_calls_share_the_tokens_of_a_document(reader, monkeypatch):
     seen = []
     encode = reader.tokenizer.tokenizer.encode
@@ -207,7 +324,7 @@ def test_questions_across_calls_share_the_tokens_of_a_document(reader, monkeypat
         "encode",
         lambda texts, progress=None: seen.extend(texts) or encode(texts, progress),
     )
-    monkeypatch.setattr("bertqa.reader.LONG", 50)
+    monkeypatch.setattr("bertqa.data.token_cache.LONG_TEXT", 50)
     document = "z y x w " * 20
     first = reader.answer("where is z?", document)
     assert document in seen
@@ -218,7 +335,9 @@ def test_questions_across_calls_share_the_tokens_of_a_document(reader, monkeypat
 
 
 def test_threads_get_the_answers_that_one_thread_gets(reader, monkeypatch):
-    monkeypatch.setattr("bertqa.reader.LONG", 50)  # so that they share the memory, which ...
+    monkeypatch.setattr(
+        "bertqa.data.token_cache.LONG_TEXT", 50
+    )  # so that they share the memory, which ...
     monkeypatch.setattr(reader.tokenizer, "most", 100)  # is too small for all of them
     pairs = [
         (f"where is {letter}?", f"{letter} b c d " * 3 * n) for n, letter in enumerate("acegikm", 1)
@@ -310,7 +429,7 @@ def test_whole_words(tmp_path):
     ]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
-    memory = Memory(WordPiece.load(tmp_path))
+    memory = TokenCache(WordPiece.load(tmp_path))
     text = "Unbelievable storys - unbelievable"  # un ##believ ##able story ##s - un ##believ ##able
     windows = build_windows(
         [Example("1", "story?", "story", (), ()), Example("2", "story?", text, (), ())], memory
@@ -363,7 +482,7 @@ def recorded(tmp_path_factory):
     where = tmp_path_factory.mktemp("recorded")
     (where / "vocab.txt").write_text("\n".join(file["vocab"]) + "\n", encoding="utf-8")
     (where / "tokenizer_config.json").write_text('{"do_lower_case": true}')
-    memory = Memory(WordPiece.load(where))
+    memory = TokenCache(WordPiece.load(where))
     for case in file["cases"]:
         case["context"] = file["contexts"][case["context"]]
         qa = {"max_length": case["max_seq_len"], "overlap": case["doc_stride"], "max_question": 64}

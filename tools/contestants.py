@@ -434,8 +434,8 @@ def embedding(bench: Bench) -> Contestants:
     """Texts to mean-pooled vectors of length 1, tokens included."""
 
     def ours() -> Pieces:
-        from bertqa.embed import embed_texts
         from bertqa.model import folder, prepack
+        from bertqa.vectors import embed_texts
 
         encoder = prepack.pack(
             folder.load_encoder(bench.weights, device=bench.device_name), bench.dtype

@@ -1,0 +1,28 @@
+"""A stream in pieces that suit the model: lists of questions, small ones first so that answers come soon."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+CHARACTERS = 1 << 21
+"""Characters to read in a chunk: where texts are long, it holds fewer items."""
+
+
+def chunks(
+    items: Iterable, size: int, weigh: Callable = lambda item: 0, first: int | None = None
+) -> Iterator[list]:
+    """Consecutive lists of `size` items, or fewer where they weigh over CHARACTERS; the last one is shorter.
+
+    With `first` the lists grow from that many items, doubling.
+    """
+    chunk: list = []
+    now = min(first or size, size)
+    weight = 0
+    for item in items:
+        chunk.append(item)
+        weight += weigh(item)
+        if len(chunk) >= now or weight > CHARACTERS:
+            yield chunk
+            chunk = []
+            now = min(2 * now, size)
+            weight = 0
+    if chunk:
+        yield chunk

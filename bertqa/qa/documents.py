@@ -1,0 +1,153 @@
+"""From the spans of single documents to the answers of a question, which may have several documents.
+
+The documents of a question are read as one text, except that no window spans two of them: their spans compete by score,
+the null score is the least of all windows of all documents, and probabilities are over all their tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bertqa.data.examples import Example
+from bertqa.data.windows import Windows
+from bertqa.qa.answers import n_best, null_odds
+from bertqa.qa.spans import Spans
+from bertqa.qa.thresholds import abstain
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer cut from its context. `dataclasses.asdict` gives what transformers 4's pipeline returned, and `document`."""
+
+    answer: str
+    """"" where the context has no answer."""
+    score: float
+    """P(first token) x P(last token), in [0, 1], each a softmax over every token that was read and [CLS]."""
+    start: int
+    """First character of the answer in its document; 0 where there is none."""
+    end: int
+    """One past its last character."""
+    document: int = 0
+    """Which of the documents it stands in, counted from 0; 0 where there is no answer."""
+
+
+@dataclass
+class Ranking:
+    """What was found for a question."""
+
+    answers: list[Answer]
+    """Best first, with distinct texts in a document; never empty."""
+    null_odds: float
+    """Null score - the best span's score: the higher, the less there is an answer."""
+    more: bool
+    """Whether there may be further answers, which a search for more spans would find."""
+
+
+@dataclass
+class Reading:
+    """What the model made of D documents."""
+
+    examples: Sequence[Example]
+    """One a document."""
+    spans: Spans
+    windows: Windows
+    mass: np.ndarray
+    """(2, D) log of what exp(start logit), exp(end logit) sum to over all windows of a document, at [CLS] and its tokens."""
+
+
+def rank(reading: Reading, sizes: Sequence[int], threshold: float | None) -> Iterator[Ranking]:
+    """The answers of each question.
+
+    Args:
+        sizes: how many of the documents are those of each question.
+        threshold: null odds above which the answer is ""; where None, "" only stands where nothing else does.
+    """
+    spans = reading.spans
+    sizes = np.asarray(sizes)
+    begins = sizes.cumsum() - sizes  # where the documents of each question begin
+    null_score = np.minimum.reduceat(spans.null_score, begins)  # (questions,)
+    spans.null_score = null_score.repeat(sizes)
+    odds = np.minimum.reduceat(null_odds(spans), begins)
+    silent = abstain(odds, threshold)
+    log_sum = np.logaddexp.reduceat(reading.mass, begins, axis=1).sum(axis=0)
+    full = np.maximum.reduceat(spans.first[:, -1], begins) >= 0
+    lists = n_best(spans, reading.windows, reading.examples, no_answer=False)
+    for question, size in enumerate(sizes.tolist()):
+        entries = best_of_documents([next(lists) for _ in range(size)])
+        answers = []
+        for entry in entries:
+            share = probability(score_of(entry), log_sum[question])
+            text, start, end = entry["text"], entry["start"], entry["end"]
+            answers.append(Answer(text, share, start, end, entry["document"]))
+        if threshold is not None or not answers:
+            null = float(null_score[question])
+            # The threshold decides whether "" comes first; if not, it stands behind those that score no less.
+            place = 0
+            if not silent[question]:
+                place = max(1, sum(score_of(entry) >= null for entry in entries))
+            answers.insert(place, Answer("", probability(null, log_sum[question]), 0, 0))
+        yield Ranking(answers, float(odds[question]), bool(full[question]))
+
+
+def best_of_documents(lists: list[list[dict]]) -> list[dict]:
+    """The n-best lists of a question's documents as one, best first, each entry with its "document"."""
+    found = []
+    for document, entries in enumerate(lists):
+        for entry in entries:
+            if entry["text"]:
+                found.append({**entry, "document": document})
+    if len(lists) > 1:
+        found.sort(
+            key=score_of, reverse=True
+        )  # a stable sort: of equals the earlier document's first
+    return found
+
+
+def score_of(entry: dict) -> float:
+    """What the spans of an n-best list are compared by."""
+    return entry["start_logit"] + entry["end_logit"]
+
+
+def probability(score: float, log_sum: float) -> float:
+    """P(start) x P(end) of a span with this score; at most 1, whatever rounding says."""
+    return float(np.exp(min(0.0, score - log_sum)))
+
+
+def log_mass(logits: np.ndarray, lengths: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(S,) log of the sum of exp(logit) over [CLS] and the paragraph's tokens of S windows.
+
+    Args:
+        logits: (N,) window after window.
+        lengths, counts: (S,) tokens of each window, and how many of them, before the last [SEP], are the paragraph's.
+    """
+    logits = logits.astype(np.float64)
+    ends = lengths.cumsum(dtype=np.int64)  # (S,) one past each window
+    bounds = np.stack(
+        [ends - 1 - counts, ends - 1], axis=1
+    ).ravel()  # (2S,) paragraph, its end, ...
+    sums = np.logaddexp.reduceat(logits, bounds)  # (2S,) paragraph, what lies before the next, ...
+    paragraph = np.where(counts > 0, sums[::2], -np.inf)
+    return np.logaddexp(logits[ends - lengths], paragraph)
+
+
+def widen(spans: Spans, windows: Windows, continues: np.ndarray) -> None:
+    """Move the ends of spans that lie inside a word to its first and its last token.
+
+    Args:
+        continues: (T,) bool for the tokens of `windows.contexts`, see `TokenCache.continues`:
+            "un ##believ ##able story" has False, True, True, False. There, the first tokens of the words are
+            0, 0, 0, 3 and their last ones 2, 2, 2, 3.
+    """
+    tokens = np.arange(len(continues))
+    begins_word = ~continues
+    first_of_word = np.maximum.accumulate(np.where(begins_word, tokens, 0))  # (T,)
+    ends_word = np.append(begins_word[1:], True)
+    last_of_word = np.where(ends_word, tokens, len(tokens))[::-1]
+    last_of_word = np.minimum.accumulate(last_of_word)[::-1]  # (T,)
+
+    base = windows.contexts.rows[windows.question_context][:, None]  # (Q, 1)
+    base = np.broadcast_to(base, spans.first.shape)
+    found = spans.first >= 0
+    spans.first[found] = first_of_word[(spans.first + base)[found]] - base[found]
+    spans.last[found] = last_of_word[(spans.last + base)[found]] - base[found]

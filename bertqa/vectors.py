@@ -1,0 +1,172 @@
+"""Vectors of texts: what `embed` writes, from Python.
+
+A sequence  [CLS] text [SEP]  has a vector for each token, of each layer. What comes out of them is the pool:
+
+    cls     the vector of [CLS]
+    mean    the mean over all tokens, [CLS] and [SEP] among them (what sentence-transformers' models are trained for)
+    pooler  tanh(dense([CLS])), where the model has kept that layer
+    none    all of them
+
+R texts of N tokens together, S sequences in a batch, H hidden size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bertqa.data.text_windows import text_windows
+from bertqa.device import autocast
+from bertqa.errors import UserError
+from bertqa.inference import forward_all
+
+POOLS = ("cls", "pooler", "mean", "none")
+
+
+@dataclass
+class Vectors:
+    """The vectors of R texts, in their order."""
+
+    vectors: np.ndarray
+    """(R, H) float32, of all layers (R, layers + 1, H), embeddings first; with pool none N tokens take the place of R."""
+    rows: np.ndarray | None
+    """(R+1,) int64, with pool none only: text r owns vectors rows[r] : rows[r+1], [CLS] first and [SEP] last."""
+    spans: np.ndarray | None
+    """(N, 2) int32, with pool none only: a token's first character in its text, one past its last; -1 for [CLS], [SEP]."""
+    tokens: int
+    """N, with [CLS] and [SEP]."""
+    cut: int
+    """Texts that were longer than the limit and lost their end."""
+
+
+def embed_texts(
+    encoder,
+    tokenizer,
+    texts: Sequence[str],
+    *,
+    pool: str = "mean",
+    layer: int | str = -1,
+    normalize: bool = False,
+    max_length: int | None = None,
+    dtype=None,
+    progress: str | None = None,
+    empty: Callable = np.empty,
+) -> Vectors:
+    """Embed texts in packed batches, longest first: no padding, and any length beside any other.
+
+    Args:
+        encoder: a BertEncoder in eval mode, on the device to compute on (`load_encoder`; prepack.pack makes it faster).
+        tokenizer: its WordPiece.
+        pool: "cls", "mean", "pooler" or "none", see above.
+        layer: of the hidden states: -1 the last, 0 the embeddings, or "all".
+        normalize: give every vector length 1.
+        max_length: most tokens of a text, the special ones included; as many as the encoder has positions where None.
+        dtype: to compute in (torch.bfloat16 on a GPU); float32 where None. The vectors are float32 anyway.
+        progress: name of a progress bar; none where None.
+        empty: makes the array to fill, from a shape and a type; a memory-mapped file, for example.
+
+    Raises:
+        UserError: for a pool or a layer that the encoder does not have, and a length that it cannot read.
+    """
+    config = encoder.config
+    device = next(encoder.parameters()).device
+    most = config.max_position_embeddings if max_length is None else max_length
+    check(config, pool, layer, most)
+    windows = text_windows(
+        texts, tokenizer, max_length=most, progress=progress and f"{progress}: tokens"
+    )
+    lengths = windows.lengths
+    rows = np.concatenate([[0], lengths.cumsum(dtype=np.int64)])  # (R+1,)
+    layers = (config.num_hidden_layers + 1,) if layer == "all" else ()
+    count = int(rows[-1]) if pool == "none" else len(texts)
+    vectors = empty((count, *layers, config.hidden_size), np.float32)
+
+    def compute(batch, layout) -> tuple:
+        out = encoder(
+            batch.input_ids,
+            token_type_ids=batch.token_type_ids,
+            lengths=layout,
+            output_hidden_states=layer != -1,
+        )
+        found = pooled(out, layout, pool, layer)
+        return (F.normalize(found, dim=-1) if normalize else found,)
+
+    cast = autocast(device, dtype or torch.float32)
+    for which, (found,) in forward_all(
+        compute, windows, device, autocast=cast, progress=progress, unit=" texts"
+    ):
+        if pool == "none":
+            parts = np.split(found, lengths[which].cumsum()[:-1])
+            for row, part in zip(which, parts, strict=True):
+                vectors[rows[row] : rows[row + 1]] = part
+        else:
+            vectors[which] = found
+    per_token = pool == "none"
+    return Vectors(
+        vectors=vectors,
+        rows=rows if per_token else None,
+        spans=token_spans(windows.texts, rows) if per_token else None,
+        tokens=int(rows[-1]),
+        cut=windows.cut,
+    )
+
+
+def pooled(out, layout, pool: str, layer: int | str):
+    """(S, H) of an EncoderOutput of N packed tokens, or (S, layers + 1, H); with pool none (N, H), (N, layers + 1, H)."""
+    if pool == "pooler":
+        return out.pooled.float()
+    if layer == -1:
+        x = out.last_hidden_state  # (N, H)
+    elif layer == "all":
+        x = torch.stack(out.hidden_states, 1)  # (N, layers + 1, H)
+    else:
+        x = out.hidden_states[layer]  # (N, H)
+    x = x.float()
+    if pool == "cls":
+        return x[layout.first_tokens]
+    if pool == "none":
+        return x
+    total = x.new_zeros(len(layout.lengths), *x.shape[1:])  # (S, H) or (S, layers + 1, H)
+    total.index_add_(0, layout.sequence, x)
+    tokens = layout.cu_seqlens.diff()  # (S,)
+    return total / tokens.view(-1, *[1] * (x.dim() - 1))
+
+
+def token_spans(tokens, rows: np.ndarray) -> np.ndarray:
+    """(N, 2) int32 characters of each token, -1 for [CLS] and [SEP], which stand around every text's own."""
+    spans = np.full((int(rows[-1]), 2), -1, np.int32)
+    own = np.ones(len(spans), bool)
+    own[rows[:-1]] = False  # [CLS]
+    own[rows[1:] - 1] = False  # [SEP]
+    spans[own] = np.stack([tokens.starts, tokens.ends], 1)
+    return spans
+
+
+def check(config, pool: str, layer: int | str, max_length: int) -> None:
+    """Refuse what this encoder cannot give. Raises UserError naming every problem at once."""
+    layers = config.num_hidden_layers
+    problems = []
+    if pool not in POOLS:
+        problems.append(f"pool is {pool!r}, use {', '.join(POOLS)}")
+    if layer != "all" and not (isinstance(layer, int) and -layers - 1 <= layer <= layers):
+        problems.append(
+            f"layer is {layer!r}, but this encoder has layers 1 to {layers}, and 0 for the embeddings; use one "
+            f"of these, -1 to {-layers - 1} from the end, or all"
+        )
+    if pool == "pooler" and layer not in (-1, layers):
+        problems.append(
+            f"pool pooler stands on the last layer, but layer is {layer!r}; leave it out"
+        )
+    if pool == "pooler" and not config.pooler:
+        problems.append(
+            "this encoder has no pooler (a question answering model has none, nor has DistilBERT); use pool cls "
+            "or mean, or the checkpoint that it was fine-tuned from"
+        )
+    if not 3 <= max_length <= config.max_position_embeddings:
+        problems.append(
+            f"max_length is {max_length}, use 3 to {config.max_position_embeddings}, this encoder's positions"
+        )
+    if problems:
+        raise UserError("; ".join(problems))
