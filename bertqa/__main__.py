@@ -1,8 +1,10 @@
 """python -m bertqa, or the console command `bertqa`: lists the verbs, and runs the one that is named."""
 
+import difflib
 import importlib
 import sys
 
+from bertqa import __version__
 from bertqa.flags import run_verb
 
 VERBS = {
@@ -11,7 +13,8 @@ VERBS = {
     "score": "the official SQuAD numbers of a predictions file",
     "doctor": "what is wrong with a data set, and the best score it allows",
     "embed": "vectors of texts: [CLS], the mean, or every token",
-    "report": "one HTML page for a run, or for two compared",
+    "report": "one HTML page for a run, or for several compared",
+    "convert": "Hugging Face checkpoints in and out",
 }
 
 
@@ -26,7 +29,12 @@ def main() -> int:
     if name in ("-h", "--help"):
         print(text)
         return 0
-    print(f"error: there is no verb {name!r}\n{text}", file=sys.stderr)
+    if name in ("-V", "--version"):
+        print(f"bertqa {__version__}")
+        return 0
+    near = difflib.get_close_matches(name, VERBS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    print(f"error: there is no verb {name!r}{hint}\n{text}", file=sys.stderr)
     return 2
 
 

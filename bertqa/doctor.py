@@ -21,6 +21,7 @@ from bertqa.flags import run_verb
 from bertqa.qa.checkup import examine
 from bertqa.reporting.checkup_table import fixed_line, table
 from bertqa.reporting.question_view import describe, marks_for
+from bertqa.settings import bundled_reader
 
 DEFAULTS = {"max_length": 384, "overlap": 128, "max_question": 64, "max_answer_length": 30}
 """In tokens."""
@@ -133,8 +134,6 @@ def vocabulary_folder(args: argparse.Namespace) -> Path | None:
     """Where the tokenizer and the model's settings are; None: nowhere."""
     if args.weights:
         return args.weights
-    from bertqa.settings import bundled_reader
-
     bundled = Path(bundled_reader())
     return bundled if bundled.is_dir() else None
 

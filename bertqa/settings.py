@@ -20,9 +20,12 @@ SAVE_EVERY = re.compile(r"([1-9][0-9]*) ?steps|([0-9]*[.]?[0-9]+(?:e[-+]?[0-9]+)
 
 
 def bundled_reader() -> str:
-    """The reader in the repository's weights/, from the working directory or an editable install."""
+    """The reader that comes with bertqa: in weights/ of where one stands or of the clone, else in the wheel."""
     name = Path("weights") / "minilm-squad2"
-    return str(name if name.is_dir() else PACKAGE.parent / name)
+    for place in (name, PACKAGE.parent / name):
+        if place.is_dir():
+            return str(place)
+    return str(PACKAGE / name)
 
 
 def broken(settings, rules: dict[str, tuple[bool, str]]) -> list[str]:

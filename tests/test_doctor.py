@@ -53,7 +53,7 @@ def weights(tmp_path) -> Path:
 @pytest.fixture(autouse=True)
 def no_bundled_reader(tmp_path, monkeypatch):
     """The answers below must not depend on whether the repository has its reader."""
-    monkeypatch.setattr("bertqa.settings.bundled_reader", lambda: str(tmp_path / "absent"))
+    monkeypatch.setattr("bertqa.doctor.bundled_reader", lambda: str(tmp_path / "absent"))
 
 
 def question(id, text, *answers, **more):

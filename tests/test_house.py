@@ -103,6 +103,7 @@ def test_data_qa_reporting_and_files_never_name_torch(path):
         "bertqa.report",
         "bertqa.data.windows",
         "bertqa.train",
+        "bertqa.convert",
         "bertqa.training.command_line",
     ],
 )
@@ -133,6 +134,7 @@ def test_the_top_level_is_what_it_should_be():
     assert top <= {
         "setup.cfg",
         "pyproject.toml",
+        "MANIFEST.in",
         "bertqa",
         "tests",
         "tools",
