@@ -22,7 +22,7 @@ from processes import (
     wild_clock,
 )
 
-from bertqa import UserError
+from bertqa import Reader, UserError
 from bertqa.reporting.run_folder import read_journal
 from bertqa.train import main
 from bertqa.training import checkpoint
@@ -67,7 +67,7 @@ def resume(out: Path, log: Path, tiny_model, letters) -> str:
 @pytest.mark.parametrize(
     ("part", "number"),
     [
-        ("last.tmp/checksums.json", 6),
+        (r"/last[^/]*\.tmp/checksums.json", 6),
         (r"/best[^/]*\.tmp$", 6),
         ("previous", 9),
     ],
@@ -128,7 +128,7 @@ def test_a_run_that_never_saved_begins_again(tmp_path, whole, tiny_model, letter
     run(
         training(tiny_model, letters, out, *STEPS),
         log,
-        partial(die_at_file_event, 1, str(out), "last.tmp"),
+        partial(die_at_file_event, 1, str(out), r"/last[^/]*\.tmp"),
         status=-9,
     )
     assert (
@@ -161,10 +161,9 @@ def test_files_that_may_not_grow(tmp_path, whole, tiny_model, letters):
         partial(small_files_from, 5, 100_000),
         status=2,
     )
-    assert "last.tmp: could not be written" in one_error(said) and "Make room" in one_error(said)
+    assert "last: could not be written" in one_error(said) and "Make room" in one_error(said)
     assert (
-        not (out / "last.tmp").exists()
-        and checkpoint.load_checkpoint(out)[1]["progress"]["step"] == 4
+        not list(out.glob("*.tmp")) and checkpoint.load_checkpoint(out)[1]["progress"]["step"] == 4
     )
     resume(out, log, tiny_model, letters)
     assert result(out) == result(whole[0])
@@ -258,7 +257,7 @@ def test_the_sound_checkpoint_outlives_the_next_ones(tmp_path, whole, tiny_model
     run(
         ["train", "--resume", out],
         log,
-        partial(die_at_file_event, 1, str(out), "last.tmp/checksums.json"),
+        partial(die_at_file_event, 1, str(out), r"/last[^/]*\.tmp/checksums.json"),
         status=-9,
     )
     assert checkpoint.load_checkpoint(out)[0] == out / "previous"
@@ -282,6 +281,7 @@ def test_changed_weights_are_refused(tmp_path, whole, tiny_model):
     content = bytearray((tiny_model / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (tmp_path / "model" / "model.safetensors").write_bytes(content)
+    (tmp_path / "model" / "checksums.json").unlink()
     config = json.loads((whole[0] / "config.json").read_text())
     config["settings"]["weights"] = str(tmp_path / "model")
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
@@ -305,6 +305,7 @@ def test_changed_data_is_refused(tmp_path, whole, tiny_model, letters, which):
         words[-3], words[-4] = words[-4], words[-3]
         (tmp_path / "model" / "vocab.txt").write_text("\n".join(words))
         (tmp_path / "model" / "tokenizer.json").unlink(missing_ok=True)
+        (tmp_path / "model" / "checksums.json").unlink()
         config["settings"]["weights"] = str(tmp_path / "model")
     else:
         changed = tmp_path / "changed.jsonl"
@@ -351,3 +352,24 @@ def test_a_run_killed_before_its_summary_takes_no_step(tmp_path, whole, tiny_mod
     (out / "summary.json").unlink()
     run(["train", "--resume", out], log)
     assert result(out) == result(whole[0])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "vocab.txt", "config.json"])
+def test_a_flipped_bit_in_best_is_noticed_by_whoever_loads_it(tmp_path, whole, name):
+    shutil.copytree(whole[0] / "best", tmp_path / "best")
+    qa = json.loads((tmp_path / "best" / "qa.json").read_text())
+    (tmp_path / "best" / "qa.json").write_text(json.dumps({**qa, "null_threshold": 7.0}))
+    assert (
+        Reader.load(tmp_path / "best").qa["null_threshold"] == 7.0
+    )  # qa.json is for people to change
+    path = tmp_path / "best" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"best.*{name}"):
+        Reader.load(tmp_path / "best")
+
+
+def test_a_lost_journal_is_told(tmp_path, capsys):
+    Journal(tmp_path / "metrics.jsonl", keep_bytes=1234).close()
+    assert "metrics.jsonl: 1,234 bytes of it are lost" in capsys.readouterr().err

@@ -485,22 +485,23 @@ def test_a_damaged_checkpoint_falls_back(tmp_path, tiny_model, letters, capsys):
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
+    def state(step):
+        parts = {"optimizer": {}, "rng": [], "fingerprints": {}, "journal_bytes": 0}
+        return {"progress": {"step": step}, **parts}
+
     def save_model(where):
-        where.mkdir()
+        where.mkdir(exist_ok=True)
         (where / "model.safetensors").write_bytes(b"weights")
 
-    checkpoint.save_checkpoint(tmp_path, save_model, {"step": 1})
+    checkpoint.save_checkpoint(tmp_path, save_model, state(1))
 
     def full(where):
-        where.mkdir()
+        where.mkdir(exist_ok=True)
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="could not be written .*No space left.*untouched"):
-        checkpoint.save_checkpoint(tmp_path, full, {"step": 2})
-    assert (
-        checkpoint.load_checkpoint(tmp_path)[1] == {"step": 1}
-        and not (tmp_path / "last.tmp").exists()
-    )
+        checkpoint.save_checkpoint(tmp_path, full, state(2))
+    assert checkpoint.load_checkpoint(tmp_path)[1] == state(1) and not list(tmp_path.glob("*.tmp"))
 
 
 def test_nan_weights_stop_the_run_before_they_spread(tmp_path, tiny_model, letters):

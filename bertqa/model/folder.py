@@ -5,6 +5,7 @@ config.json           "architecture" (BertConfig), "head", "labels", "provenance
 vocab.txt, tokenizer.json, tokenizer_config.json
 qa.json               no-answer threshold and window settings, once they are known
 README.md             the model card
+checksums.json        sha256 of these files, by which a flipped bit is noticed
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from bertqa.errors import UserError
 from bertqa.files import read_object, staged, write_json
 from bertqa.model.card import plain_card
+from bertqa.model.checksums import CHECKSUMS, refuse_damage, write_checksums
 from bertqa.model.config import BertConfig
 from bertqa.model.encoder import BertEncoder
 from bertqa.model.heads import BertForQuestionAnswering, BertForSequenceClassification
@@ -145,6 +147,7 @@ def open_model_weights(
             + "; ".join(problems[:8])
             + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         )
+    refuse_damage(folder)
     return stored
 
 
@@ -204,6 +207,8 @@ def save(
         (new / "README.md").write_text(
             card or plain_card(model.config, head, parameters, provenance or {}), encoding="utf-8"
         )
+        write_json(new / CHECKSUMS, {"model.safetensors": sha256})
+        write_checksums(new)
     return sha256
 
 

@@ -5,8 +5,6 @@ previous/   the checkpoint before it, for when last/ is damaged
 damaged/    a last/ that was found damaged
 """
 
-import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -14,44 +12,40 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from bertqa.distributed import World
-from bertqa.errors import UserError
-from bertqa.files import sha256
+from bertqa.errors import UserError, first_sentence
+from bertqa.files import staged
+from bertqa.model.checksums import CHECKSUMS, find_damage, write_checksums
 
-CHECKSUMS = "checksums.json"
+NEEDED = ("state.pt", "model.safetensors", CHECKSUMS)
+"""What a checkpoint cannot be without."""
 
 
 def save_checkpoint(run: Path, save_model: Callable[[Path], None], state: dict) -> None:
-    """Write run/last: the model folder by `save_model(path)`, then state.pt, then checksums, then rename.
+    """Write run/last: the model folder by `save_model(path)`, then state.pt, then checksums of all of it.
+
+    The checkpoint that was there becomes run/previous: at every moment one of the two is whole, for
+    load_checkpoint leaves no damaged last/.
 
     Raises:
         UserError: where the disk is full or read-only; the older checkpoint is left as it was.
     """
-    fresh, last, previous = run / "last.tmp", run / "last", run / "previous"
-    with writing(fresh):
-        shutil.rmtree(fresh, ignore_errors=True)
+    last = run / "last"
+    with writing(last), staged(last, keep_as=run / "previous") as fresh:
         save_model(fresh)
         torch.save(state, fresh / "state.pt")
-        sums = {path.name: sha256(path) for path in sorted(fresh.iterdir()) if path.is_file()}
-        (fresh / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n")
-        for path in fresh.iterdir():
-            _flush(path)
-        # load_checkpoint leaves no damaged last/ here, so at every moment last/ or previous/ is whole.
-        if last.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            last.rename(previous)
-        fresh.rename(last)
+        write_checksums(fresh)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns the failure to write a file or folder of the run into a UserError; what was half written is removed."""
+    """Turns the failure to write a file or folder of the run into a UserError."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        shutil.rmtree(path, ignore_errors=True)
         raise UserError(
             f"{path}: could not be written ({error}); the last checkpoint is untouched. "
             "Make room or permit writing, then go on with --resume"
@@ -65,32 +59,73 @@ def load_checkpoint(run: Path, world: World = World()) -> tuple[Path | None, dic
     Raises:
         UserError: where there are checkpoints but none is whole, naming what is wrong with each.
     """
-    folder = world.gather(_whole_checkpoint(run) if world.first else None)[
-        0
-    ]  # one process looks, and moves
-    return folder, folder and torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    # one process looks, and moves
+    folder = world.gather(whole_checkpoint(run) if world.first else None)[0]
+    if folder is None:
+        return None, None
+    try:
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # its checksum is right: written by another version, or by hand
+        raise UserError(
+            f"{folder / 'state.pt'}: cannot be read ({first_sentence(error)}); start a new run with another --out"
+        ) from None
+    return folder, checked_state(state, folder / "state.pt")
 
 
-def _sweep(run: Path) -> None:
-    """Remove what a killed process had half written, or half replaced."""
-    for path in [*run.glob("*.tmp"), *run.glob("*.old")]:
+def checked_state(state: object, path: Path) -> dict:
+    """The state of a checkpoint, if it has what a resumed run needs. Raises UserError naming what is wrong."""
+    kinds = {
+        "progress": dict,
+        "optimizer": dict,
+        "rng": list,
+        "fingerprints": dict,
+        "journal_bytes": int,
+    }
+    wrong = [
+        name
+        for name, kind in kinds.items()
+        if not isinstance(state, dict) or not isinstance(state.get(name), kind)
+    ]
+    if wrong:
+        raise UserError(
+            f"{path}: not the state of a training ({', '.join(wrong)} missing or of another kind); "
+            "start a new run with another --out"
+        )
+    return state
+
+
+def sweep(run: Path) -> None:
+    """Remove what a killed process had half written; what it had half replaced gets its name back.
+
+    To be called under the run's lock: without it, these may be files that another process is writing.
+    """
+    for aside in run.glob("*.old"):
+        # best.x1y2z3.old/replaced was best/, and what takes its place may not have come
+        replaced = aside / "replaced"
+        original = run / aside.name.rsplit(".", 2)[0]
+        if replaced.is_dir() and not original.exists():
+            replaced.rename(original)
+        shutil.rmtree(aside, ignore_errors=True)
+    for path in run.glob("*.tmp"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
 
 
-def _whole_checkpoint(run: Path) -> Path | None:
-    _sweep(run)
-    last, previous = run / "last", run / "previous"
-    problem = _damage(last)
-    if problem is None:
+def whole_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint that is whole; None where there has never been one. See `load_checkpoint`."""
+    sweep(run)
+    last = run / "last"
+    previous = run / "previous"
+    problem = find_damage(last, NEEDED)
+    if not problem:
         return last
     if not last.exists() and not previous.exists():
         print(f"{run}: was stopped before its first checkpoint; it begins again", file=sys.stderr)
         return None
-    worse = _damage(previous)
-    if worse is not None:
+    worse = find_damage(previous, NEEDED)
+    if worse:
         raise UserError(
             f"{run}: no whole checkpoint to resume (last/: {problem}; previous/: {worse}); start afresh with "
             "another --out"
@@ -100,22 +135,6 @@ def _whole_checkpoint(run: Path) -> Path | None:
         shutil.rmtree(run / "damaged", ignore_errors=True)
         last.rename(run / "damaged")
     return previous
-
-
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None."""
-    if not folder.is_dir():
-        return "not there"
-    try:
-        sums = json.loads((folder / CHECKSUMS).read_text())
-        if not isinstance(sums, dict) or not {"state.pt", "model.safetensors"} <= set(sums):
-            return f"{CHECKSUMS} is damaged"
-        for name, expected in sums.items():
-            if sha256(folder / name) != expected:
-                return f"{name} is damaged (its checksum differs)"
-    except (OSError, ValueError) as error:
-        return f"unreadable ({error})"
-    return None
 
 
 def rng_state(device: torch.device) -> dict:
@@ -143,11 +162,10 @@ def check_same(saved: dict, now: dict, run: Path) -> None:
     Raises:
         UserError: listing each difference with both values.
     """
-    differ = [
-        f"{name} was {saved[name]!r}, now {now[name]!r}"
-        for name in now
-        if name in saved and saved[name] != now[name]
-    ]
+    differ = []
+    for name, value in now.items():
+        if name in saved and saved[name] != value:
+            differ.append(f"{name} was {saved[name]!r}, now {value!r}")
     if differ:
         raise UserError(
             f"{run}: cannot resume, because {'; '.join(differ)}. Give what the run was started with, "
@@ -155,17 +173,6 @@ def check_same(saved: dict, now: dict, run: Path) -> None:
         )
 
 
-def _flush(path: Path) -> None:
-    """Have the system put a file on the disk before the rename that makes it count."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Put the weights of a checkpoint into a model, strictly and bit for bit."""
-    from safetensors.torch import load_file
-
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)

@@ -1,24 +1,43 @@
 """metrics.jsonl: one JSON object a line, the only record of a run; console, report and plots are read from it."""
 
-import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
 from bertqa.errors import UserError
+from bertqa.files import to_json
 
 
 class Journal:
     """Appends events to metrics.jsonl. With no path (ranks other than the first) it writes nothing."""
 
     def __init__(self, path: Path | None, keep_bytes: int | None = None):
-        """Open for appending; `keep_bytes` cuts off what an interrupted run wrote behind its last checkpoint."""
-        self.path, self.file = path, None
-        if path is not None:
-            if keep_bytes is not None and path.exists():
-                os.truncate(path, min(keep_bytes, path.stat().st_size))
-            self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
+        """Open for appending.
+
+        Args:
+            keep_bytes: of a run that goes on, how much was written at its checkpoint: what is behind
+                that is cut off; what is missing of it is said on stderr.
+        """
+        self.path = path
+        self.file = None
+        if path is None:
+            return
+        if keep_bytes is not None:
+            self._cut(keep_bytes)
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
+
+    def _cut(self, keep_bytes: int) -> None:
+        there = self.path.stat().st_size if self.path.exists() else 0
+        if there > keep_bytes:
+            os.truncate(self.path, keep_bytes)
+        elif there < keep_bytes:
+            print(
+                f"warning: {self.path}: {keep_bytes - there:,} bytes of it are lost, so the curves of the "
+                "report have a gap; the training itself goes on as it would have",
+                file=sys.stderr,
+            )
 
     def write(self, event: str, **fields) -> dict:
         """Add one line {"event", "time", fields...}; numbers that JSON does not know (NaN, infinity) become strings.
@@ -27,21 +46,23 @@ class Journal:
             UserError: where the disk is full.
         """
         record = {"event": event, "time": round(time.time(), 3)}
-        record |= {
-            key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in fields.items()
-        }
+        for name, value in fields.items():
+            finite = not isinstance(value, float) or math.isfinite(value)
+            record[name] = value if finite else str(value)
         if self.file:
-            line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-            try:
-                while line:
-                    line = line[self.file.write(line) :]
-            except OSError as error:
-                raise UserError(
-                    f"{self.path}: could not be written ({error}); make room, then go on from the last "
-                    "checkpoint with --resume"
-                ) from None
+            self._append((to_json(record) + "\n").encode())
         return record
+
+    def _append(self, line: bytes) -> None:
+        try:
+            while line:
+                written = self.file.write(line)  # fewer than asked for, on a disk that fills up
+                line = line[written:]
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: could not be written ({error}); make room, then go on from the last "
+                "checkpoint with --resume"
+            ) from None
 
     @property
     def size(self) -> int:
