@@ -26,8 +26,6 @@ class BertConfig:
     """F, inner width of the feed-forward."""
     max_position_embeddings: int = 512
     """Longest sequence, in tokens. Without position embeddings the encoder takes any; this is then what the verbs go by."""
-    position_embedding_type: str = "absolute"
-    """"absolute", or "none" for attention that knows by itself where tokens stand (ALiBi, rotary)."""
     type_vocab_size: int = 2
     """Segments; 0 where the architecture has none (DistilBERT)."""
     hidden_act: str = "gelu"
@@ -42,6 +40,8 @@ class BertConfig:
     """Standard deviation of freshly drawn weights."""
     pooler: bool = False
     """Whether there is a dense + tanh over [CLS]; question answering does not use one."""
+    position_embedding_type: str = "absolute"
+    """"absolute", or "none" for attention that knows by itself where tokens stand (ALiBi, rotary)."""
 
     def __post_init__(self):
         problems = [

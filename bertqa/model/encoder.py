@@ -127,7 +127,6 @@ class BertEncoder(nn.Module):
         self, config: BertConfig, attention: Attention | Sequence[Attention] | None = None
     ):
         super().__init__()
-        self.attention = attention
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.pooler = None
@@ -135,6 +134,8 @@ class BertEncoder(nn.Module):
             self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
         self._config = config
         self.apply(lambda module: init_weights(module, config.initializer_range))
+        # Last: attention of one's own may be a module, which is not for us to initialise.
+        self.attention = attention
 
     @property
     def config(self) -> BertConfig:

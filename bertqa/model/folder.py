@@ -1,7 +1,8 @@
 """A model on disk: load a folder as the module it describes, save a module as a folder, whole or not at all.
 
 model.safetensors     the tensors, under our names
-config.json           "architecture" (BertConfig), "head", "labels", "provenance" (source, license, sha256 ...)
+config.json           "architecture" (BertConfig), "head", "labels", "provenance" (source, license, sha256 ...), and
+                      "attention" and "model" of models of one's own (own.py)
 vocab.txt, tokenizer.json, tokenizer_config.json
 qa.json               no-answer threshold and window settings, once they are known
 README.md             the model card
@@ -25,6 +26,7 @@ from bertqa.model.checksums import CHECKSUMS, refuse_damage, write_checksums
 from bertqa.model.config import BertConfig
 from bertqa.model.encoder import BertEncoder
 from bertqa.model.heads import BertForQuestionAnswering, BertForSequenceClassification
+from bertqa.model.own import describe_own, listed, refuse_own_attention, refuse_own_model
 from bertqa.model.tensors import Weights, open_safetensors, write_safetensors
 
 QA, CLASSES = "question-answering", "sequence-classification"
@@ -33,45 +35,106 @@ QA, CLASSES = "question-answering", "sequence-classification"
 TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
 
 
-def build(config: BertConfig, head: str | None, labels=None) -> nn.Module:
+def build(config: BertConfig, head: str | None, labels=None, attention=None) -> nn.Module:
     """The module that a folder's config describes, freshly initialised."""
     if head == QA:
-        return BertForQuestionAnswering(config)
-    return (
-        BertForSequenceClassification(config, len(labels))
-        if head == CLASSES
-        else BertEncoder(config)
-    )
+        return BertForQuestionAnswering(config, attention)
+    if head == CLASSES:
+        return BertForSequenceClassification(config, len(labels), attention)
+    return BertEncoder(config, attention)
 
 
-def build_empty(config: dict) -> nn.Module:
+def build_empty(config: dict, attention=None) -> nn.Module:
     """The module that a config.json describes, with names and shapes but no memory."""
+    architecture = BertConfig(**config["architecture"])
     with empty():
-        return build(BertConfig(**config["architecture"]), config["head"], config.get("labels"))
+        return build(architecture, config["head"], config.get("labels"), attention)
 
 
 def load(
-    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    folder: str | Path,
+    *,
+    attention=None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """The model of a folder, in eval mode: a BertEncoder, or the encoder with the head that config.json names.
 
     Args:
+        attention: of your own, as BertEncoder's; needed where the model was trained with it.
         device: where the tensors go, straight from the file.
         dtype: of the parameters; where None, as stored, but 16-bit storage is computed with in float32.
 
     Raises:
-        UserError: for a folder that is not a model folder, or whose weights do not fit its config.
+        UserError: for a folder that is not a model folder, whose weights do not fit its config, that was trained with
+            attention of its own, or that holds a model of one's own (`load_into` loads that).
     """
-    return fill(folder, build_empty(read_config(folder)), device, dtype)
+    config = read_config(folder)
+    refuse_own_model(config, Path(folder))
+    refuse_own_attention(config, Path(folder), attention)
+    return fill(folder, build_empty(config, attention), device, dtype)
 
 
 def load_encoder(
-    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    folder: str | Path,
+    *,
+    attention=None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> BertEncoder:
     """The encoder alone, in eval mode, whatever head the folder has; see `load`."""
     config = read_config(folder)
-    prefix = "encoder." if config["head"] else ""
-    return fill(folder, build_empty({**config, "head": None}), device, dtype, prefix)
+    refuse_own_attention(config, Path(folder), attention)
+    encoder = build_empty({**config, "head": None}, attention)
+    return fill(folder, encoder, device, dtype, _encoder_prefix(config))
+
+
+def load_into(model: nn.Module, folder: str | Path) -> list[str]:
+    """Put the tensors of a folder into a model that you built yourself, by name; its device and dtype stay.
+
+    For models with parameters of their own: a head, adapters. A BertEncoder takes the encoder of any folder.
+
+    Returns:
+        The names of the model's tensors that the folder does not have; they stay as they are (a new head, for example).
+
+    Raises:
+        UserError: for a tensor that the model has no place for, or of another shape.
+    """
+    config = read_config(folder)
+    encoder = getattr(model, "encoder", model)
+    refuse_own_attention(config, Path(folder), encoder.attention)
+    prefix = _encoder_prefix(config) if encoder is model else ""
+    stored = open_safetensors(Path(folder) / "model.safetensors")
+    state = model.state_dict()
+    fresh = set(state)
+    problems = []
+    for full_name, shape in stored.shapes.items():
+        name = full_name.removeprefix(prefix)
+        if not full_name.startswith(prefix) or _is_unused_pooler(name, encoder):
+            continue
+        if name not in state:
+            problems.append(f"{name} has no place in this {type(model).__name__}")
+        elif state[name].shape != shape:
+            problems.append(f"{name} has shape {shape}, the model {tuple(state[name].shape)}")
+        fresh.discard(name)
+    if problems:
+        raise UserError(f"{folder}: does not fit the model: {listed(problems)}")
+    with torch.no_grad():
+        for name in state.keys() - fresh:
+            state[name].copy_(stored.get(prefix + name))
+    model.folder = Path(folder)
+    return [name for name in state if name in fresh]
+
+
+def _encoder_prefix(config: dict) -> str:
+    """What stands before the encoder's names in the file of a folder."""
+    is_encoder = config["head"] is None and config.get("model") in (None, "BertEncoder")
+    return "" if is_encoder else "encoder."
+
+
+def _is_unused_pooler(name: str, encoder: BertEncoder) -> bool:
+    """Whether a tensor is a pooler's, and the model has none, as for question answering."""
+    return encoder.pooler is None and "pooler." in name
 
 
 @contextmanager
@@ -142,11 +205,7 @@ def open_model_weights(
         if found.get(name, tensor.shape) != tensor.shape
     ]
     if problems:
-        raise UserError(
-            f"{path}: does not fit its config.json: "
-            + "; ".join(problems[:8])
-            + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        )
+        raise UserError(f"{path}: does not fit its config.json: {listed(problems)}")
     refuse_damage(folder)
     return stored
 
@@ -172,22 +231,21 @@ def save(
         dtype: to store in (torch.float16 halves the file); as the parameters are where None.
         card: text of README.md; a plain one is written where None.
 
-    A model that was loaded from a folder and is saved without `tokenizer_from` takes what is not given from there.
+    A model that was loaded from a folder and is saved without `tokenizer_from` takes what is not given from there. What is
+    not given is also taken from `tokenizer_from`, where that is a model folder with the same head.
+
+    Raises:
+        UserError: for what could not be loaded again: a model that its config does not describe, labels that are not as many
+            as its classes, or that have no use.
     """
-    head = _head_of(model)
-    if tokenizer_from is None:
-        tokenizer_from = getattr(model, "folder", None)
-        if tokenizer_from is None:
-            raise UserError(
-                f"{folder}: this model was not loaded from a folder, so say where its tokenizer is: "
-                "save(..., tokenizer_from=FOLDER)"
-            )
-        before = read_config(tokenizer_from)
-        provenance, labels = provenance or before.get("provenance"), labels or before.get("labels")
-        qa = qa or read_qa(tokenizer_from) or None
-    if head == CLASSES:
-        labels = list(labels or (f"LABEL_{i}" for i in range(model.num_labels)))
-        assert len(labels) == model.num_labels
+    head = head_of(model)
+    source = _source_of(model, folder, tokenizer_from)
+    before = _same_kind(source, head)
+    provenance = before.get("provenance", {}) if provenance is None else provenance
+    labels = _labels_of(model, head, before.get("labels") if labels is None else labels)
+    if qa is None and before:
+        qa = read_qa(source) or None
+    record = config_record(model, head, labels, provenance)
     state = model.state_dict()
     dtypes = {name: dtype or tensor.dtype for name, tensor in state.items()}
     with staged(folder) as new:
@@ -198,31 +256,80 @@ def save(
             lambda name: state[name].to(dtypes[name]),
         )
         for name in TOKENIZER_FILES:
-            if (Path(tokenizer_from) / name).exists():
-                shutil.copyfile(Path(tokenizer_from) / name, new / name)
-        write_config(new, model.config, head, labels, provenance or {})
+            if (source / name).exists():
+                shutil.copyfile(source / name, new / name)
+        write_json(new / "config.json", record)
         if qa is not None:
             write_qa(new, qa)
         parameters = sum(tensor.numel() for tensor in state.values())
+        shape = getattr(model, "encoder", model).config
         (new / "README.md").write_text(
-            card or plain_card(model.config, head, parameters, provenance or {}), encoding="utf-8"
+            card or plain_card(shape, head, parameters, provenance), encoding="utf-8"
         )
         write_json(new / CHECKSUMS, {"model.safetensors": sha256})
         write_checksums(new)
     return sha256
 
 
-def _head_of(model: nn.Module) -> str | None:
-    """The head of a model, as config.json names it."""
-    heads = {
-        BertForQuestionAnswering: QA,
-        BertForSequenceClassification: CLASSES,
-        BertEncoder: None,
-    }
-    for kind, head in heads.items():
-        if isinstance(model, kind):
-            return head
+def head_of(model: nn.Module) -> str | None:
+    """The head of a model, as config.json names it; None for the encoder alone, and for heads of one's own.
+
+    Raises:
+        TypeError: for a module that has no encoder of ours.
+    """
+    if isinstance(model, BertForQuestionAnswering):
+        return QA
+    if isinstance(model, BertForSequenceClassification):
+        return CLASSES
+    if isinstance(getattr(model, "encoder", model), BertEncoder):
+        return None
     raise TypeError(f"a {type(model).__name__} is none of our models; unwrap it first")
+
+
+def _source_of(model: nn.Module, folder: str | Path, tokenizer_from: str | Path | None) -> Path:
+    """The folder whose tokenizer a model is saved with."""
+    source = tokenizer_from or getattr(model, "folder", None)
+    if source is None:
+        raise UserError(
+            f"{folder}: this model was not loaded from a folder, so say where its tokenizer is: "
+            "save(..., tokenizer_from=FOLDER)"
+        )
+    return Path(source)
+
+
+def _same_kind(source: Path, head: str | None) -> dict:
+    """config.json of the folder that a model comes from; {} where it is of another head, or no model folder."""
+    if not (source / "config.json").exists():
+        return {}
+    before = read_config(source)
+    return before if before["head"] == head else {}
+
+
+def _labels_of(model: nn.Module, head: str | None, labels) -> list[str] | None:
+    """The names of a model's classes, checked."""
+    if head == QA or isinstance(model, BertEncoder):
+        if labels:
+            raise UserError(
+                f"labels {list(labels)} are of no use: {type(model).__name__} has no classes"
+            )
+        return None
+    if head is None:
+        return list(labels) if labels else None  # a head of one's own knows what they are
+    labels = list(labels or (f"LABEL_{i}" for i in range(model.num_labels)))
+    if len(labels) != model.num_labels:
+        raise UserError(f"{len(labels)} labels for a model of {model.num_labels} classes: {labels}")
+    return labels
+
+
+def config_record(model: nn.Module, head: str | None, labels, provenance: dict) -> dict:
+    """What config.json says of a model. Raises UserError where a folder that says so could not be loaded."""
+    encoder = getattr(model, "encoder", model)
+    record = {"architecture": dataclasses.asdict(encoder.config), "head": head}
+    if labels:
+        record["labels"] = labels
+    plain = build_empty(record, encoder.attention).state_dict()
+    is_ours = type(model) in (BertForQuestionAnswering, BertForSequenceClassification, BertEncoder)
+    return {**record, **describe_own(model, is_ours, plain), "provenance": provenance}
 
 
 def write_config(
@@ -290,6 +397,9 @@ def read_config(folder: str | Path) -> dict:
             f"{path}: head is {head!r} with labels {labels!r}; known are null, {QA!r}, and {CLASSES!r} with "
             "a list of labels"
         )
+    for name in ("attention", "model"):
+        if not isinstance(config.get(name, ""), str):
+            raise UserError(f'{path}: "{name}" is {config[name]!r}; it must be a name')
     return config
 
 
