@@ -221,6 +221,8 @@ def _refuse_inexpressible(config: BertConfig) -> None:
     wrong = [name for name, value in fixed.items() if getattr(config, name) != value]
     if config.model_type == "bert" and config.type_vocab_size == 0:
         wrong = ["type_vocab_size"]
+    if not config.has_positions:
+        wrong.append("position_embedding_type")
     if wrong:
         listed = ", ".join(f"{name} {getattr(config, name)}" for name in wrong)
         raise UserError(

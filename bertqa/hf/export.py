@@ -22,6 +22,7 @@ from bertqa.model.folder import (
     read_qa,
     write_qa,
 )
+from bertqa.model.own import refuse_elsewhere
 from bertqa.model.tensors import DTYPES, write_safetensors
 
 TASKS = {QA: "question-answering", CLASSES: "text-classification", None: "feature-extraction"}
@@ -53,6 +54,7 @@ def export(src: str | Path, dest: str | Path) -> Report:
     src = Path(src)
     dest = new_folder(dest)
     record = read_config(src)
+    refuse_elsewhere(record, src, "transformers")
     head = record["head"]
     config = BertConfig(**record["architecture"])
     empty = build_empty(record).state_dict()

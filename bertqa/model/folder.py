@@ -32,6 +32,7 @@ from bertqa.model.tensors import Weights, open_safetensors, write_safetensors
 QA, CLASSES = "question-answering", "sequence-classification"
 """The heads, as config.json names them; null is the encoder alone."""
 
+WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -104,7 +105,7 @@ def load_into(model: nn.Module, folder: str | Path) -> list[str]:
     encoder = getattr(model, "encoder", model)
     refuse_own_attention(config, Path(folder), encoder.attention)
     prefix = _encoder_prefix(config) if encoder is model else ""
-    stored = open_safetensors(Path(folder) / "model.safetensors")
+    stored = _open_weights(folder, "cpu")
     state = model.state_dict()
     fresh = set(state)
     problems = []
@@ -119,6 +120,7 @@ def load_into(model: nn.Module, folder: str | Path) -> list[str]:
         fresh.discard(name)
     if problems:
         raise UserError(f"{folder}: does not fit the model: {listed(problems)}")
+    refuse_damage(folder)
     with torch.no_grad():
         for name in state.keys() - fresh:
             state[name].copy_(stored.get(prefix + name))
@@ -186,12 +188,7 @@ def open_model_weights(
     Raises:
         UserError: for weights that are not there, or do not fit; tensor by tensor.
     """
-    path = Path(folder) / "model.safetensors"
-    if not path.exists():
-        raise UserError(
-            f"{path} is missing, so this is only half a model folder; convert or copy it again"
-        )
-    stored = open_safetensors(path, device)
+    stored = _open_weights(folder, device)
     found = {
         name.removeprefix(prefix): shape
         for name, shape in stored.shapes.items()
@@ -205,9 +202,20 @@ def open_model_weights(
         if found.get(name, tensor.shape) != tensor.shape
     ]
     if problems:
-        raise UserError(f"{path}: does not fit its config.json: {listed(problems)}")
+        raise UserError(
+            f"{Path(folder) / WEIGHTS}: does not fit its config.json: {listed(problems)}"
+        )
     refuse_damage(folder)
     return stored
+
+
+def _open_weights(folder: str | Path, device) -> Weights:
+    path = Path(folder) / WEIGHTS
+    if not path.exists():
+        raise UserError(
+            f"{path} is missing, so this is only half a model folder; convert or copy it again"
+        )
+    return open_safetensors(path, device)
 
 
 def save(
@@ -250,7 +258,7 @@ def save(
     dtypes = {name: dtype or tensor.dtype for name, tensor in state.items()}
     with staged(folder) as new:
         sha256 = write_safetensors(
-            new / "model.safetensors",
+            new / WEIGHTS,
             dtypes,
             {n: tuple(t.shape) for n, t in state.items()},
             lambda name: state[name].to(dtypes[name]),
@@ -266,7 +274,7 @@ def save(
         (new / "README.md").write_text(
             card or plain_card(shape, head, parameters, provenance), encoding="utf-8"
         )
-        write_json(new / CHECKSUMS, {"model.safetensors": sha256})
+        write_json(new / CHECKSUMS, {WEIGHTS: sha256})
         write_checksums(new)
     return sha256
 
