@@ -4,7 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from bertqa.errors import UserError
 
@@ -72,6 +74,36 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def grad_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
     """A loss scaler for float16, whose gradients underflow without one; disabled for the others."""
     return torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array as a tensor on the device. The host does not wait for the copy.
+
+    From ordinary memory it would: only what lies in pinned memory is copied while the host goes on.
+    """
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+class OnItsWay:
+    """A tensor on its way from the device to the host. `read()` waits for it, and not for what was asked for later."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+        self.arrived = None
+        if tensor.device.type == "cuda":
+            self.tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self.tensor.copy_(tensor, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def read(self) -> np.ndarray:
+        """The values."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.tensor.cpu().numpy()
 
 
 def peak_memory(device: torch.device) -> int:

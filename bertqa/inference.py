@@ -62,7 +62,7 @@ def _forward(compute, store: WindowStore, batches: list[np.ndarray], autocast, p
     ) as bar:
         for rows in batches:
             batch = store.batch(rows)
-            layout = Layout.of(batch.lengths, store.device)
+            layout = Layout.of_batch(batch)
             with autocast or torch.autocast(store.device.type, enabled=False):
                 results = compute(batch, layout)
             # One batch late, so that the copy of a batch waits while the next is already under way.

@@ -9,20 +9,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bertqa.data.text_windows import TextWindows
 from bertqa.data.windows import Windows
+from bertqa.device import to_device
+
+START, END, LENGTH = 3, 4, 5
+"""Columns of WindowStore's table."""
 
 
 @dataclass
 class Batch:
-    """S whole windows packed into N tokens, one behind the other."""
+    """S windows packed into N tokens, one behind the other. All tensors are on the device."""
 
-    rows: np.ndarray
-    """(S,) which windows these are."""
-    lengths: tuple[int, ...]
-    """S lengths, on the host; they sum to N."""
     input_ids: Tensor
     """(N,) int64."""
     token_type_ids: Tensor
@@ -32,7 +33,21 @@ class Batch:
     end_labels: Tensor
     """(S,) int64."""
     picked: Tensor
-    """(S,) int64: `rows` on the device."""
+    """(S,) int64: which windows these are."""
+    weights: Tensor
+    """(S,) float32: how much each window counts in the loss: 1, and 0 for what only fills a static batch."""
+    cu_seqlens: Tensor
+    """(S+1,) int32: window s owns tokens cu_seqlens[s] : cu_seqlens[s+1]."""
+    positions: Tensor
+    """(N,) int64: of each token in its window."""
+    sequence: Tensor
+    """(N,) int64: which of the S windows each token belongs to."""
+    longest: int
+    """No window is longer than this."""
+    rows: np.ndarray | None = None
+    """(S,) `picked` on the host, by which a task of one's own finds its labels; None in a static batch."""
+    lengths: tuple[int, ...] | None = None
+    """S lengths, on the host; they sum to N. None in a static batch, whose lengths only the device knows."""
 
 
 class WindowStore:
@@ -40,42 +55,96 @@ class WindowStore:
 
     def __init__(self, windows: Windows | TextWindows, device: torch.device | str = "cpu"):
         sequences = windows.sequences()
-        self.device, self.lengths = torch.device(device), sequences.lengths
-        self.ids = torch.from_numpy(sequences.ids).to(device)
-        self.window = torch.from_numpy(sequences.table).to(device)  # (W, 5)
+        self.device = torch.device(device)
+        self.lengths = sequences.lengths
+        self.ids = torch.from_numpy(sequences.ids).to(self.device)
+        table = np.column_stack([sequences.table, sequences.lengths]).astype(np.int64)
+        self.window = torch.from_numpy(table).to(self.device)  # (W, 6)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest window."""
+        return int(self.lengths.max())
+
     def batch(self, rows: np.ndarray) -> Batch:
         """The windows `rows` (S,), packed in that order. Nothing here makes the host wait for the device."""
-        lengths = self.lengths[rows].astype(np.int64)  # (S,)
-        ends = lengths.cumsum()
-        total = int(ends[-1])
-        to_device = torch.from_numpy(np.stack([rows.astype(np.int64), lengths, ends - lengths]))
-        picked, length, begin = to_device.to(self.device, non_blocking=True)  # 3 x (S,)
-        fields = self.window[picked]  # (S, 5)
-        per_token = torch.repeat_interleave(
-            torch.cat([fields[:, :3], length[:, None], begin[:, None]], 1),
-            length,
-            0,
-            output_size=total,
-        )
-        question_at, asked, context_at, length, begin = per_token.unbind(1)  # 5 x (N,)
-        position = torch.arange(total, device=self.device) - begin  # (N,)
+        lengths = tuple(self.lengths[rows].tolist())
+        picked = to_device(rows.astype(np.int64), self.device)  # (S,)
+        ends = self.window[picked, LENGTH].cumsum(0)  # (S,)
+        batch = self._gather(picked, ends, sum(lengths), max(lengths))
+        batch.rows = rows
+        batch.lengths = lengths
+        return batch
+
+    def static_batch(self, picked: Tensor, tokens: int) -> Batch:
+        """The same with nothing that depends on which windows they are but the numbers in its tensors.
+
+        So one CUDA graph serves all batches of so many tokens: `picked` is all that the host writes, and the host looks at
+        nothing. Windows that are missing have no tokens, and dummy windows behind the last take up those that are left.
+        With windows of 5 and 4 tokens, one missing, none longer than 6, and 16 tokens to fill:
+
+            picked 7 3 -1     lengths 5 4 0 | 6 1     cu_seqlens 0 5 9 9 15 16     weights 1 1 0 0 0
+
+        Args:
+            picked: (S,) int64 on the device, -1 for a window that is missing.
+            tokens: N, from `bucket_of` the tokens of the windows.
+        """
+        longest = self.longest
+        dummies = -(-bucket_width(tokens) // longest)
+        lengths = self.window[picked.clamp(min=0), LENGTH]
+        ends = torch.where(picked < 0, 0, lengths).cumsum(0)  # (S,)
+        # A dummy is no longer than a window: its positions must exist, and attention computes up to the longest only.
+        steps = longest * torch.arange(1, dummies + 1, device=self.device)
+        ends = torch.cat([ends, (ends[-1] + steps).clamp(max=tokens)])  # (S + dummies,)
+        picked = torch.cat([picked, picked.new_full((dummies,), -1)])
+        return self._gather(picked, ends, tokens, longest)
+
+    def _gather(self, picked: Tensor, ends: Tensor, tokens: int, longest: int) -> Batch:
+        """The batch of the windows `picked` (S,), -1 for none, that end behind so many tokens (S,)."""
+        is_window = picked >= 0  # (S,)
+        picked = picked.clamp(min=0)
+        fields = self.window[picked]  # (S, 6)
+        place = torch.arange(tokens, device=self.device)  # (N,)
+        # Windows without tokens end where their neighbour does, and no place lies in them.
+        sequence = torch.searchsorted(ends, place, right=True)  # (N,)
+        begins = F.pad(ends, (1, 0))  # (S+1,)
+        position = place - begins[sequence]  # (N,)
+
+        question_at, asked, context_at, _, _, length = fields[sequence].unbind(1)  # (N,) each
         in_context = position - asked - 2  # [CLS] question [SEP] stand before it
         source = torch.where(in_context < 0, question_at + position - 1, context_at + in_context)
-        separator = (in_context == -1) | (position == length - 1)
-        source = torch.where(separator, 1, torch.where(position == 0, 0, source))
+        is_separator = (in_context == -1) | (position == length - 1)
+        source = torch.where(is_separator, 1, torch.where(position == 0, 0, source))
+        is_real = is_window[sequence]  # (N,)
         return Batch(
-            rows,
-            tuple(lengths.tolist()),
-            self.ids[source].long(),
-            (in_context >= 0).long(),
-            fields[:, 3],
-            fields[:, 4],
-            picked,
+            input_ids=self.ids[torch.where(is_real, source, 0)].long(),
+            token_type_ids=((in_context >= 0) & is_real).long(),
+            start_labels=torch.where(is_window, fields[:, START], 0),
+            end_labels=torch.where(is_window, fields[:, END], 0),
+            picked=picked,
+            weights=is_window.float(),
+            cu_seqlens=begins.to(torch.int32),
+            positions=position,
+            sequence=sequence,
+            longest=longest,
         )
+
+
+def bucket_width(tokens: int) -> int:
+    """How far token counts of this size are rounded up: 3 % at most, and 128 for small ones."""
+    return max(128, 2 ** (tokens.bit_length() - 6))
+
+
+def bucket_of(tokens: int) -> int:
+    """A count of tokens, rounded up, so that few CUDA graphs serve many batches.
+
+    2,800 -> 2,816 (in steps of 128); 11,400 -> 11,520 (256); 30,000 -> 30,208 (512).
+    """
+    width = bucket_width(tokens)
+    return max(1, -(-tokens // width)) * width
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:

@@ -25,14 +25,22 @@ from bertqa.model.dropout import dropout as cheap_dropout
 class Layout:
     """Where S sequences lie in N packed tokens, one behind the other, nothing between them."""
 
-    lengths: tuple[int, ...]
-    """S lengths, on the host: slicing by them needs no synchronisation with the device."""
+    lengths: tuple[int, ...] | None
+    """S lengths, on the host: slicing by them needs no synchronisation with the device. None in a static layout, whose
+    lengths only the device knows; some of them may be 0."""
     cu_seqlens: Tensor
     """(S+1,) int32 on the device: sequence s owns tokens cu_seqlens[s] : cu_seqlens[s+1]."""
     positions: Tensor
     """(N,) int64 on the device: position of each token in its own sequence."""
     sequence: Tensor
     """(N,) int64 on the device: the sequence of each token."""
+    longest: int
+    """L: no sequence is longer."""
+
+    @classmethod
+    def of_batch(cls, batch) -> "Layout":
+        """The layout of a Batch of windows (data/batches.py), whose index tensors are on the device already."""
+        return cls(batch.lengths, batch.cu_seqlens, batch.positions, batch.sequence, batch.longest)
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Layout":
@@ -43,21 +51,19 @@ class Layout:
         sequence = torch.repeat_interleave(on_host)  # (N,)
         positions = torch.arange(len(sequence)) - cu_seqlens[sequence]  # (N,)
         move = functools.partial(torch.Tensor.to, device=device, non_blocking=True)
-        return cls(lengths, move(cu_seqlens.to(torch.int32)), move(positions), move(sequence))
-
-    @property
-    def longest(self) -> int:
-        """L."""
-        return max(self.lengths)
+        cu_seqlens = move(cu_seqlens.to(torch.int32))
+        return cls(lengths, cu_seqlens, move(positions), move(sequence), max(lengths))
 
     @property
     def first_tokens(self) -> Tensor:
-        """(S,) index of each sequence's first token, [CLS]."""
-        return self.cu_seqlens[:-1].long()
+        """(S,) index of each sequence's first token, [CLS]; of some token where a sequence has none."""
+        # An empty sequence behind the last token begins at N, where nothing is.
+        return self.cu_seqlens[:-1].long().clamp(max=self.positions.shape[0] - 1)
 
     def pad(self, packed: Tensor, value: float = 0.0) -> Tensor:
         """(N, ...) -> (S, L, ...), `value` behind the end of each sequence."""
-        padded = packed.new_full((len(self.lengths), self.longest, *packed.shape[1:]), value)
+        sequences = self.cu_seqlens.shape[0] - 1
+        padded = packed.new_full((sequences, self.longest, *packed.shape[1:]), value)
         return padded.index_put((self.sequence, self.positions), packed)
 
     def unpad(self, padded: Tensor) -> Tensor:
@@ -105,6 +111,10 @@ def per_sequence_attention(
     Lengths 9, 9, 9, 4 are two calls: one of 3 sequences, one of 1. In batches sorted by length a run is many sequences;
     otherwise it is mostly one, and a call costs little.
     """
+    if layout.lengths is None:
+        raise UserError(
+            "attention sequence by sequence needs a Layout that knows its lengths on the host; use padded_attention"
+        )
     runs = [(length, len(list(same))) for length, same in itertools.groupby(layout.lengths)]
     tokens = [length * count for length, count in runs]
     attend = F.scaled_dot_product_attention
@@ -145,6 +155,7 @@ def padded_attention(
     query = _padded_rows(query, layout)  # (N, A, D) -> (S, A, L, D)
     key = _padded_rows(key, layout)
     value = _padded_rows(value, layout)
+    # Of an empty sequence nothing is kept, so its row comes out as NaN; but no token is read from there.
     keep = layout.mask()[:, None, None, :]  # (S, 1, 1, L)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=keep, dropout_p=dropout)
     return layout.unpad(mixed.transpose(1, 2))  # (N, A, D)
@@ -180,18 +191,22 @@ def _has_varlen(device: torch.device) -> bool:
 
 
 def choose_attention(
-    device: torch.device, dtype: torch.dtype, dropout: float, has_lengths: bool = True
+    device: torch.device,
+    dtype: torch.dtype,
+    dropout: float,
+    has_lengths: bool = True,
+    is_packed: bool = True,
 ) -> Attention:
     """The fastest body for these tensors. All bodies but the variable-length one can drop attention weights.
 
     Args:
         has_lengths: whether the layout knows its lengths as numbers on the host.
+        is_packed: whether there are nothing but tokens, no padding between them.
     """
-    if not has_lengths:
-        return padded_attention
     if device.type != "cuda":
-        return per_sequence_attention
-    if dropout == 0 and dtype in (torch.float16, torch.bfloat16) and _has_varlen(device):
+        return per_sequence_attention if has_lengths else padded_attention
+    is_16_bit = dtype in (torch.float16, torch.bfloat16)
+    if is_packed and dropout == 0 and is_16_bit and _has_varlen(device):
         return varlen_attention
     return padded_attention
 

@@ -87,7 +87,7 @@ class Layer(nn.Module):
         query, key, value = qkv.unbind(1)  # (N, A, D) each
         drop = self.attention_dropout if self.training else 0.0
         body = attention or choose_attention(
-            qkv.device, qkv.dtype, drop, layout.lengths is not None
+            qkv.device, qkv.dtype, drop, layout.lengths is not None, isinstance(layout, Layout)
         )
         mixed = body(query, key, value, layout, drop)  # (N, A, D)
         if isinstance(mixed, tuple):

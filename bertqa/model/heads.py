@@ -116,6 +116,7 @@ def span_loss(
     start_labels: Tensor,
     end_labels: Tensor,
     smoothing: float = 0.0,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Sum over the S windows of the mean of two cross-entropies, of the first and of the last token of the answer.
 
@@ -124,24 +125,30 @@ def span_loss(
         layout: of the same N tokens.
         start_labels, end_labels: (S,) positions within each window; 0 ([CLS]) where it holds no answer.
         smoothing: share of each label spread evenly over the window's own tokens (Szegedy et al. 2015).
+        weights: (S,) how much each window counts; 1 where None, 0 for what only fills a static batch.
 
     A sum and not a mean: the caller divides once by the number of windows of the whole optimizer step.
     """
-    return (
-        _cross_entropy(logits.start, layout, start_labels, smoothing)
-        + _cross_entropy(logits.end, layout, end_labels, smoothing)
-    ) / 2
+    starts = _cross_entropy(logits.start, layout, start_labels, smoothing)  # (S,)
+    ends = _cross_entropy(logits.end, layout, end_labels, smoothing)  # (S,)
+    losses = (starts + ends) / 2
+    if weights is not None:
+        losses = losses * weights
+    return losses.sum()
 
 
 def _cross_entropy(logits: Tensor, layout: Layout, labels: Tensor, smoothing: float) -> Tensor:
-    """Summed cross-entropy of S softmaxes, each over the tokens of one window: (N,), (S,) -> ()."""
-    # Only the logits are padded, one number a token.
-    log_p = layout.pad(logits, float("-inf")).log_softmax(1)  # (N,) -> (S, L)
-    loss = F.nll_loss(log_p, labels, reduction="sum")
+    """Cross-entropy of S softmaxes, each over the tokens of one window: (N,), (S,) -> (S,)."""
+    # Only the logits are padded, one number a token. Not with -inf: a window without tokens would lose NaN, and a weight
+    # of 0 does not make that 0.
+    lowest = torch.finfo(logits.dtype).min
+    log_p = layout.pad(logits, lowest).log_softmax(1)  # (N,) -> (S, L)
+    loss = F.nll_loss(log_p, labels, reduction="none")
     if smoothing:
         lengths = layout.cu_seqlens.diff()  # (S,)
-        even = -(layout.unpad(log_p) / lengths[layout.sequence]).sum()
-        loss = (1 - smoothing) * loss + smoothing * even
+        of_tokens = -layout.unpad(log_p)  # (N,)
+        sums = torch.zeros_like(loss).index_add(0, layout.sequence, of_tokens)  # (S,)
+        loss = (1 - smoothing) * loss + smoothing * sums / lengths.clamp(min=1)
     return loss
 
 
@@ -202,7 +209,7 @@ class BertForSequenceClassification(nn.Module):
         pooled = out.pooled  # (S, H)
         if self.pre_classifier is not None:
             first = self._first(out.last_hidden_state, attention_mask, lengths)
-            pooled = torch.relu(self.pre_classifier(first))  # (S, H)
+            pooled = torch.relu(in_float32(self.pre_classifier, first))  # (S, H)
         pooled = dropout(pooled, self.config.hidden_dropout_prob, self.training)
         logits = in_float32(self.classifier, pooled)  # (S, C)
         if output_hidden_states or output_attentions:

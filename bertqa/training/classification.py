@@ -142,7 +142,8 @@ class Classification(Task):
         logits = model(
             batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout
         )  # (S, C)
-        loss = F.cross_entropy(logits, batch.start_labels, self.weight, reduction="sum")
+        losses = F.cross_entropy(logits, batch.start_labels, self.weight, reduction="none")
+        loss = (losses * batch.weights).sum()
         if self.teaching is None:
             return loss
         return self.teaching.class_loss(loss, logits, batch)

@@ -58,12 +58,14 @@ class Teaching:
         """The loss of a packed batch, summed over its windows as `hard`, the loss of the right answers, is."""
         begin = self.first[batch.picked]  # (S,)
         taught = self.logits[begin[layout.sequence] + layout.positions]  # (N, 2)
-        return self._mixed(hard, span_divergence(logits, taught, layout, self.temperature))
+        divergences = span_divergence(logits, taught, layout, self.temperature)  # (S,)
+        return self._mixed(hard, (divergences * batch.weights).sum())
 
     def class_loss(self, hard: Tensor, logits: Tensor, batch: Batch) -> Tensor:
         """The same for class logits (S, C)."""
         taught = self.logits[batch.picked]  # (S, C)
-        return self._mixed(hard, class_divergence(logits, taught, self.temperature))
+        divergences = class_divergence(logits, taught, self.temperature)  # (S,)
+        return self._mixed(hard, (divergences * batch.weights).sum())
 
     def _mixed(self, hard: Tensor, divergence: Tensor) -> Tensor:
         return (1 - self.weight) * hard + self.weight * self.temperature**2 * divergence
@@ -72,7 +74,7 @@ class Teaching:
 def span_divergence(
     logits: SpanLogits, taught: Tensor, layout: Layout, temperature: float
 ) -> Tensor:
-    """Sum over S windows of the mean of KL(teacher || student) for the first and the last token of the answer.
+    """(S,) of each window the mean of KL(teacher || student) for the first and the last token of the answer.
 
     Each softmax is over the tokens of one window, [CLS] (no answer) among them.
 
@@ -82,14 +84,15 @@ def span_divergence(
     """
     student = layout.pad(torch.stack(logits, 1) / temperature, LOW).log_softmax(1)  # (S, L, 2)
     teacher = layout.pad(taught.float() / temperature, LOW).log_softmax(1)
-    return F.kl_div(student, teacher, reduction="sum", log_target=True) / 2
+    both = F.kl_div(student, teacher, reduction="none", log_target=True)  # (S, L, 2)
+    return both.sum((1, 2)) / 2
 
 
 def class_divergence(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """Sum over S texts of KL(teacher || student): (S, C), (S, C) -> ()."""
+    """KL(teacher || student) of S texts: (S, C), (S, C) -> (S,)."""
     student = (logits / temperature).log_softmax(1)
     teacher = (taught.float() / temperature).log_softmax(1)
-    return F.kl_div(student, teacher, reduction="sum", log_target=True)
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
 
 
 def ask_teachers(

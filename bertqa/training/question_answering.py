@@ -112,7 +112,9 @@ class QuestionAnswering(Task):
     def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
         """Summed span loss of a packed batch, with what teachers say where there are any."""
         logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
-        loss = span_loss(logits, layout, batch.start_labels, batch.end_labels)
+        loss = span_loss(
+            logits, layout, batch.start_labels, batch.end_labels, weights=batch.weights
+        )
         if self.teaching is None:
             return loss
         return self.teaching.span_loss(loss, logits, batch, layout)

@@ -84,7 +84,7 @@ class Step:
         total = torch.zeros((), device=job.device)
         for number, micro in enumerate(micros, 1):
             batch = store.batch(micro)
-            layout = Layout.of(batch.lengths, store.device)
+            layout = Layout.of_batch(batch)
             with without_sync(self.model, last=number == len(micros)):
                 with self.cast:
                     loss = job.task.loss(self.model, batch, layout) * share
