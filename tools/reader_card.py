@@ -1,0 +1,82 @@
+"""The card of a reader that tools/train_reader.py made: its README.md, of what was measured and nothing else."""
+
+import argparse
+import shlex
+import sys
+
+from trainings import HEADER, Results, Training, cells_of, markdown
+
+from bertqa.model import folder
+
+
+def reader_card(args: argparse.Namespace, results: Results, best: Training) -> str:
+    """Markdown: lineage, scores, what chose what, recipe, limits.
+
+    Args:
+        args: of the command that made it.
+        best: the training whose weights these are.
+    """
+    provenance = folder.read_config(results.bench.model_of(best))["provenance"]
+    license = provenance.get("license") or "other"
+    scores = [cells_of(row) for row in results.rows]
+    recipe = [f"- {training.name}: `{training.command}`" for training in results.bench.done]
+    split = results.facts["split"]
+    return f"""---
+library_name: bertqa
+pipeline_tag: question-answering
+tags: [bertqa, bert, extractive-qa]
+license: {license}
+---
+
+# {results.bench.out.name}
+
+A small extractive question answering model: it marks the answer in a text that you give, or says that there is none.
+
+## Where it comes from
+
+- started from: {args.weights}, {license}
+- lineage: {provenance.get("lineage") or provenance.get("source")}
+- fine-tuned on {split["source"]} (sha256 {split["asked"]["sha256"][:16]}): {split["train_questions"]:,} questions,
+  {best.windows:,} windows
+- {taught_by(results, best)}
+
+## What it got
+
+{markdown(HEADER, scores)}
+
+In float32, from the weights as they are stored (float16). The dev sets chose nothing.
+
+## What chose what
+
+{split["held_out_questions"]:,} questions of {len(split["held_out_articles"])} articles
+({split["held_out_impossible"]:,} without an answer) were held out of every training. On them `{best.name}` was the best of
+{len(results.bench.done)} trainings, and its no-answer threshold and calibration were fitted to them. The articles, drawn by
+seed {split["asked"]["seed"]}: {", ".join(split["held_out_articles"])}.
+
+## Recipe
+
+```bash
+python {shlex.join(sys.argv)}
+```
+
+did these trainings:
+
+{chr(10).join(recipe)}
+
+## Limits
+
+It knows nothing but the text at hand, cuts its answer out of it, does not count, compare or combine, and can be wrong with a
+high score. `--threshold none` always answers. Nothing was measured here on languages or kinds of text other than those above.
+"""
+
+
+def taught_by(results: Results, best: Training) -> str:
+    """A line of the lineage: whom the model learned from."""
+    teachers = [one for one in results.bench.done if f"/{one.name}/best" in best.command]
+    if not teachers:
+        return "no teacher: the right answers alone"
+    scores = ", ".join(f"{one.metrics['f1']:.2f}" for one in teachers)
+    return (
+        f"taught by {len(teachers)} reader(s) of its own size (F1 on the held-out articles {scores}): the mean of their "
+        "logits, beside the right answers"
+    )

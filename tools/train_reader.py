@@ -1,0 +1,327 @@
+"""The reader of weights/, made by one command: teachers, their mean logits, a student, its threshold, its card.
+
+    python tools/train_reader.py --out runs/reader                     all of it (a GPU: minutes; two CPU cores: days)
+    python tools/train_reader.py --out runs/reader --max-minutes 5     what five minutes allow
+    python tools/train_reader.py --out runs/try --quick                a few hundred questions, two minutes on two cores
+
+Stopped, the same command goes on. What it does, in order:
+
+1. Articles are held out of the training data, by seed, among those that have questions without an answer (where there are
+   any), as every article of SQuAD 2.0's dev set has them. They choose: threshold, calibration, which model is kept.
+2. Teachers: the plain recipe with several seeds. The first one's time decides how many more there are and how long the
+   student is trained, so that everything ends within --max-minutes: never a student that is half trained.
+3. The student learns from the mean of the teachers' logits (bertqa/training/distillation.py).
+4. The best on the held-out articles is rounded to float16, its threshold is tuned on them, and it is measured on the
+   dev sets, which choose nothing.
+
+Left in --out: reader/ (the model folder with its card), results.json, results.md, split.json, data/, a run folder for each
+training.
+"""
+
+import argparse
+import random
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from reader_card import reader_card
+from trainings import Bench, Results, Row, Training, open_bench, say
+
+from bertqa.data.download import locate
+from bertqa.data.examples import Example, read_examples
+from bertqa.errors import UserError
+from bertqa.files import read_object, write_json
+from bertqa.flags import run_verb
+from bertqa.model import folder
+from bertqa.model.ensemble import Ensemble
+
+LOGGED = (
+    "Appalachian_Mountains",
+    "Everton_F.C.",
+    "Hunter-gatherer",
+    "Internet_service_provider",
+    "National_Archives_and_Records_Administration",
+    "United_States_dollar",
+)
+"""Held out since weights/EXPERIMENTS.md began: its rows can be compared with ours."""
+
+FINISH = 12.0
+"""Seconds that are kept for what comes behind the student: evaluations and writing."""
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python tools/train_reader.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", required=True, help="folder for everything")
+    add("--train", default="squad2-train", help="questions to learn from [%(default)s]")
+    add("--dev", default="squad2-dev", help="questions that measure the reader [%(default)s]")
+    add("--dev1", help="SQuAD 1.1 dev, on which it always answers")
+    add("--weights", default="sentence-transformers/all-MiniLM-L6-v2", help="start [%(default)s]")
+    add("--device", default="auto")
+    add("--precision", default="auto")
+    add("--max-minutes", type=float, help="for everything; fewer epochs and teachers where needed")
+    add("--max-length", type=int, default=384, help="tokens of a window [%(default)s]")
+    add("--held-out", type=float, default=0.1, help="share of the articles [%(default)s]")
+    add("--seed", type=int, default=0, help="of the split; others are counted from it [0]")
+    add("--teachers", type=int, default=3, help="how many [%(default)s]")
+    add("--teacher-epochs", type=int, default=3, help="[%(default)s]")
+    add("--teacher-lr", default="3e-4", help="[%(default)s]")
+    add("--epochs", type=int, default=10, help="of the student [%(default)s]")
+    add("--lr", default="4e-4", help="of the student [%(default)s]")
+    add("--batch-size", default="64", help="[%(default)s]")
+    add("--warmup", default="0.06", help="[%(default)s]")
+    add("--ema", default="0.999", help="[%(default)s]")
+    add("--temperature", default="2", help="[%(default)s]")
+    add("--teacher-weight", default="0.8", help="[%(default)s]")
+    add("--limit", type=int, help="use N questions of each file only")
+    add("--quick", action="store_true", help="a few hundred questions, one epoch: does it run?")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.limit = args.limit or 200
+        args.teachers = min(args.teachers, 2)
+        args.teacher_epochs = 1
+        args.epochs = min(args.epochs, 2)
+        args.batch_size = "16"
+        args.ema = "0.5"  # a longer average of so few steps would be the weights of the start
+    return args
+
+
+# ---- data ----
+
+
+def hold_out(examples: Sequence[Example], share: float, seed: int) -> list[str]:
+    """The titles to hold out: a share of the articles that choose best, those of EXPERIMENTS.md first, others by seed.
+
+    Of data with questions without an answer those articles choose best that have some: all of dev's articles do.
+    """
+    impossible = {example.title for example in examples if not example.answer_texts}
+    every = list(dict.fromkeys(example.title for example in examples))
+    fitting = [title for title in every if title in impossible] or every
+    wanted = max(1, round(share * len(fitting)))
+    if wanted >= len(every):
+        raise UserError(
+            f"the training data have {len(every)} article(s) (titles): none would be left to train on; "
+            "give more data, or titles"
+        )
+    chosen = [title for title in LOGGED if title in fitting][:wanted]
+    others = [title for title in fitting if title not in chosen]
+    chosen += random.Random(seed).sample(others, wanted - len(chosen))
+    return sorted(chosen)
+
+
+def write_squad(path: Path, examples: Sequence[Example]) -> None:
+    """Write questions as SQuAD 2.0 JSON, articles and paragraphs together again."""
+    articles: dict = defaultdict(lambda: defaultdict(list))
+    for example in examples:
+        answers = []
+        for text, start in zip(example.answer_texts, example.answer_starts, strict=True):
+            answers.append({"text": text, "answer_start": start})
+        asked = {"id": example.id, "question": example.question, "answers": answers}
+        asked["is_impossible"] = not answers
+        articles[example.title][example.context].append(asked)
+    data = []
+    for title, paragraphs in articles.items():
+        kept = [{"context": context, "qas": qas} for context, qas in paragraphs.items()]
+        data.append({"title": title, "paragraphs": kept})
+    write_json(path, {"version": "v2.0", "data": data})
+
+
+def split_data(args: argparse.Namespace, out: Path) -> dict:
+    """Write data/train.json and data/held-out.json, once. Returns what split.json says of them.
+
+    Raises:
+        UserError: where they were made of another file, or with another seed.
+    """
+    source = read_examples(locate(args.train, "train"))
+    asked = {"sha256": source.sha256, "share": args.held_out, "seed": args.seed}
+    asked["limit"] = args.limit
+    note = out / "split.json"
+    if note.exists():
+        known = read_object(note)
+        if known["asked"] != asked:
+            raise UserError(
+                f"{out}: was begun with other data, --held-out, --seed or --limit; give another --out"
+            )
+        return known
+    usable = source.trainable()
+    if args.limit:
+        usable = usable[:: -(-len(usable) // args.limit)]  # of every article some
+    titles = hold_out(usable, args.held_out, args.seed)
+    held = [example for example in usable if example.title in titles]
+    kept = [example for example in usable if example.title not in titles]
+    (out / "data").mkdir(parents=True, exist_ok=True)
+    write_squad(out / "data" / "train.json", kept)
+    write_squad(out / "data" / "held-out.json", held)
+    split = {
+        "asked": asked,
+        "source": Path(source.path).name,
+        "train_questions": len(kept),
+        "held_out_questions": len(held),
+        "held_out_impossible": sum(not example.answer_texts for example in held),
+        "held_out_articles": titles,
+    }
+    write_json(note, split)
+    return split
+
+
+# ---- time ----
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What fits into the time."""
+
+    teachers: int
+    epochs: int
+    """Of the student."""
+
+
+def make_plan(wanted: Plan, teacher_epochs: int, first: float, left: float) -> Plan:
+    """How many teachers there are, and how long the student is trained.
+
+    Args:
+        first: seconds that the first teacher took.
+        left: seconds until all must be done.
+
+    First the student's epochs shrink, down to twice a teacher's; then the number of teachers; then epochs again. With 60 s
+    for a teacher of 3 epochs and 10 epochs wanted, 350 s are enough for two more teachers and 10 epochs, 300 s for 7,
+    200 s for one more teacher and 6.
+    """
+    epoch = first / teacher_epochs
+    least = min(wanted.epochs, 2 * teacher_epochs)
+    for teachers in range(wanted.teachers, 0, -1):
+        # A tenth of a teacher's time is what it costs to ask one.
+        rest = left - (teachers - 1) * first - teachers * 0.1 * first
+        epochs = min(wanted.epochs, int(rest / (1.05 * epoch)))
+        if epochs >= least:
+            return Plan(teachers, epochs)
+    return Plan(1, max(1, epochs))
+
+
+def decide(args: argparse.Namespace, out: Path, first: Training, left: float) -> Plan:
+    """The plan, made once: a second sitting follows that of the first."""
+    note = out / "plan.json"
+    if note.exists():
+        return Plan(**read_object(note))
+    plan = Plan(args.teachers, args.epochs)
+    if args.max_minutes:
+        plan = make_plan(plan, args.teacher_epochs, first.seconds, left - FINISH)
+    write_json(note, vars(plan))
+    return plan
+
+
+# ---- the flow ----
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    deadline = time.monotonic() + 60 * (args.max_minutes or 1e9)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    split = split_data(args, out)
+    articles = split["held_out_articles"]
+    say(
+        f"{split['train_questions']:,} questions to learn from, {split['held_out_questions']:,} of "
+        f"{len(articles)} articles held out: {', '.join(articles)}"
+    )
+    train, held = str(out / "data" / "train.json"), str(out / "data" / "held-out.json")
+    bench = open_bench(args, out, train, held, ["--ema", args.ema])
+    results = Results(bench, "held out, tuned on it", {"split": split})
+    teachers, plan = train_teachers(args, bench, results, deadline)
+    flags = ["--epochs", str(plan.epochs), "--lr", args.lr, "--seed", str(args.seed + 10)]
+    flags += ["--temperature", args.temperature, "--teacher-weight", args.teacher_weight]
+    bench.train("student", *flags, teachers=teachers)
+    results.write()
+
+    best = max(bench.done, key=lambda training: training.metrics["f1"])
+    say(f"{best.name} is the best on the held-out articles")
+    make_reader(args, bench, results, best)
+    if len(teachers) > 1 and time.monotonic() < deadline:
+        measure_ensemble(args, bench, results, teachers)
+    print(results.table())
+    return 0
+
+
+def train_teachers(
+    args: argparse.Namespace, bench: Bench, results: Results, deadline: float
+) -> tuple[list[Training], Plan]:
+    """The first teacher, then the plan that its time allows, then the other teachers of the plan."""
+    flags = ["--epochs", str(args.teacher_epochs), "--lr", args.teacher_lr]
+    teachers = [bench.train("teacher0", *flags, "--seed", str(args.seed))]
+    results.write()
+    plan = decide(args, bench.out, teachers[0], deadline - time.monotonic())
+    say(f"plan: {plan.teachers} teacher(s), a student of {plan.epochs} epochs")
+    for number in range(1, plan.teachers):
+        seed = str(args.seed + number)
+        teachers.append(bench.train(f"teacher{number}", *flags, "--seed", seed))
+        results.write()
+    return teachers, plan
+
+
+def make_reader(args: argparse.Namespace, bench: Bench, results: Results, best: Training) -> None:
+    """Round the best model to float16, tune its threshold on the held-out articles, measure it, write out/reader.
+
+    In float32 products, as a CPU answers: what the card says is what people get.
+    """
+    source = bench.model_of(best)
+    model = folder.load(source, device=bench.device)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half().float()
+    held = bench.task.dev.examples
+    tuned = bench.tune(model, torch.float32)
+    results.add(Row("reader", "held out, tuned on it", len(held), tuned.metrics))
+    threshold = tuned.qa["null_threshold"]
+
+    def save() -> None:
+        folder.save(
+            bench.out / "reader",
+            model,
+            tokenizer_from=source,
+            dtype=torch.float16,
+            qa={**folder.read_qa(source), **tuned.qa},
+            provenance=folder.read_config(source)["provenance"],
+            card=reader_card(args, results, best),
+        )
+
+    save()  # before anything else can go wrong
+    logged = [example for example in held if example.title in LOGGED]
+    if 0 < len(logged) < len(held):
+        asked = bench.held_out("six held-out articles of the log", logged)
+        results.measure("reader", model, asked, threshold, torch.float32)
+    for name, asked in dev_sets(args, bench).items():
+        at = None if name == "dev 1.1" else threshold
+        results.measure("reader", model, asked, at, torch.float32)
+    save()
+    say(f"{bench.out / 'reader'} is written")
+
+
+def dev_sets(args: argparse.Namespace, bench: Bench) -> dict:
+    """The questions that measure and choose nothing."""
+    found = {"dev": bench.read("dev", locate(args.dev, "dev"), args.limit)}
+    if args.dev1:
+        found["dev 1.1"] = bench.read("dev 1.1, always answering", Path(args.dev1), args.limit)
+    return found
+
+
+def measure_ensemble(
+    args: argparse.Namespace, bench: Bench, results: Results, teachers: list[Training]
+) -> None:
+    """What the teachers are worth together: the mean of their logits, as the student learned it."""
+    members = [folder.load(bench.model_of(one), device=bench.device) for one in teachers]
+    ensemble = Ensemble(members).eval()
+    name = f"ensemble of the {len(members)} teachers"
+    tuned = bench.tune(ensemble, bench.dtype)
+    results.add(Row(name, "held out, tuned on it", len(bench.task.dev.examples), tuned.metrics))
+    asked = bench.read("dev", locate(args.dev, "dev"), args.limit)
+    results.measure(name, ensemble, asked, tuned.qa["null_threshold"], bench.dtype)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_verb(main))

@@ -1,0 +1,263 @@
+"""Trainings that share one data set: read once, each in a folder of its own as `python -m bertqa.train` leaves it.
+
+A finished training is never done again: whoever runs the same command once more goes on where it was stopped.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bertqa.data.examples import Dataset, Example, read_examples
+from bertqa.data.windows import Windows, build_windows
+from bertqa.device import autocast, pick_device, pick_precision
+from bertqa.errors import UserError
+from bertqa.files import read_object, write_json
+from bertqa.hf.resolve import resolve_weights
+from bertqa.inference import find_spans
+from bertqa.qa.answers import best_answers, null_odds
+from bertqa.qa.metrics import Scores, evaluate_v2, score_answers
+from bertqa.qa.thresholds import abstain
+from bertqa.reporting.run_folder import read_journal
+from bertqa.settings import QuestionAnsweringSettings
+from bertqa.training.question_answering import Evaluation, QuestionAnswering
+
+BEGAN = time.monotonic()
+
+HEADER = ["model", "data", "questions", "EM", "F1", "F1 at 0", "HasAns F1", "NoAns F1"]
+"""Of the table of results."""
+
+
+@dataclass
+class Training:
+    """One that has ended."""
+
+    name: str
+    command: str
+    """What repeats it."""
+    metrics: dict
+    """Of its last evaluation, in percent."""
+    seconds: float
+    """On the clock, from the start weights to the model folder."""
+    windows: int
+    """How many it was trained on, repeats counted."""
+
+
+@dataclass
+class Questions:
+    """What models are measured on, cut into windows once."""
+
+    name: str
+    data: Dataset
+    windows: Windows
+
+
+@dataclass
+class Bench:
+    """Where trainings are made: their folder, their data, the flags that all of them have."""
+
+    out: Path
+    task: QuestionAnswering
+    flags: list[str]
+    device: torch.device
+    dtype: torch.dtype
+    done: list[Training] = field(default_factory=list)
+
+    def model_of(self, training: Training) -> Path:
+        """The model folder that a training left."""
+        return self.out / training.name / "best"
+
+    def train(self, name: str, *flags: str, teachers: Sequence[Training] = ()) -> Training:
+        """Train as the common flags and these say, into out/NAME; a finished training is taken as it is.
+
+        Raises:
+            UserError: where out/NAME holds a training with other flags, or a signal stopped this one.
+        """
+        run = self.out / name
+        arguments = [*self.flags, *flags, "--out", str(run)]
+        if teachers:
+            arguments += ["--teacher", *(str(self.model_of(teacher)) for teacher in teachers)]
+        command = "python -m bertqa.train " + shlex.join(arguments)
+        note = run / "training.json"
+        if note.exists():
+            training = Training(**read_object(note))
+            if training.command != command:
+                raise UserError(
+                    f"{run}: holds a training with other settings; give another --out, or delete that folder"
+                )
+        else:
+            began = time.monotonic()
+            windows = self._fit(run, arguments)
+            evaluations = []
+            for record in read_journal(run / "metrics.jsonl"):
+                if record["event"] == "eval":
+                    evaluations.append(record)
+            seconds = time.monotonic() - began
+            training = Training(name, command, evaluations[-1], seconds, windows)
+            write_json(note, vars(training))
+        self.done.append(training)
+        say(f"{name}: {line_of(training.metrics)} | {training.seconds:.1f} s")
+        return training
+
+    def _fit(self, run: Path, arguments: list[str]) -> int:
+        """Train, or go on with what was stopped. Returns how many windows were seen."""
+        from bertqa.train import main
+
+        if (run / "config.json").exists():
+            arguments = ["--resume", str(run)]
+        if main(arguments):
+            raise UserError(f"{run}: stopped; the same command goes on with it")
+        return read_object(run / "summary.json")["windows"]
+
+    def read(self, name: str, path: Path, limit: int | None = None) -> Questions:
+        """The questions of a file, in windows like those of training."""
+        return self.cut(name, read_examples(path, limit))
+
+    def cut(self, name: str, data: Dataset) -> Questions:
+        """Questions in windows like those of training."""
+        settings = self.task.settings
+        windows = build_windows(
+            data.examples,
+            self.task.tokenizer,
+            max_length=settings.max_length,
+            max_question=settings.max_question,
+            **settings.stride,
+        )
+        return Questions(name, data, windows)
+
+    def held_out(self, name: str, examples: list[Example]) -> Questions:
+        """Some of the held-out questions."""
+        return self.cut(name, replace(self.task.dev, examples=examples))
+
+    def tune(self, model: nn.Module, dtype: torch.dtype) -> Evaluation:
+        """What a model gets on the held-out questions, at the threshold that is best there."""
+        self.task.evaluate(model, autocast(self.device, dtype))
+        return self.task.evaluation
+
+    def score(
+        self, model: nn.Module, asked: Questions, threshold: float | None, dtype: torch.dtype
+    ) -> Scores:
+        """How a model does on questions at a threshold that was chosen elsewhere; None = it always answers."""
+        spans, _ = find_spans(
+            model,
+            asked.windows,
+            self.device,
+            autocast=autocast(self.device, dtype),
+            progress=asked.name,
+        )
+        texts = best_answers(spans, asked.windows, asked.data.examples).texts
+        silent = abstain(null_odds(spans), threshold)
+        given = {}
+        for example, text, quiet in zip(asked.data.examples, texts, silent, strict=True):
+            given[example.id] = "" if quiet else text
+        return score_answers(asked.data.examples, given)
+
+
+def open_bench(
+    args: argparse.Namespace, out: Path, train: str, dev: str, flags: Sequence[str]
+) -> Bench:
+    """Read the data and cut them into windows, for all trainings; `flags` are what all have beside those of `args`."""
+    weights = Path(resolve_weights(args.weights))
+    device = pick_device(args.device)
+    out.mkdir(parents=True, exist_ok=True)
+    length = args.max_length
+    overlap, asked = min(128, length // 3), min(64, length // 6)
+    settings = QuestionAnsweringSettings(max_length=length, overlap=overlap, max_question=asked)
+    task = QuestionAnswering(train, dev, weights, settings, seed=0, device=device, say=say)
+    common = ["--train", train, "--dev", dev, "--weights", str(weights), "--fresh-head"]
+    common += ["--batch-size", args.batch_size, "--warmup", args.warmup]
+    common += ["--max-length", str(length), "--overlap", str(overlap), "--max-question", str(asked)]
+    common += ["--device", args.device, "--precision", args.precision]
+    # One evaluation, at the end: the schedule ends there, and the average of the weights is best there.
+    common += ["--eval-every", "1000000000", *flags]
+    return Bench(out, task, common, device, pick_precision(args.precision, device))
+
+
+@dataclass
+class Row:
+    """What a model got on some questions."""
+
+    model: str
+    data: str
+    questions: int
+    metrics: dict
+
+
+class Results:
+    """results.json and results.md, written anew after every part: a run that is stopped leaves what it knows."""
+
+    def __init__(self, bench: Bench, questions: str, facts: dict):
+        """`questions` names what trainings are evaluated on; `facts` go into results.json as they are."""
+        self.bench, self.questions, self.facts = bench, questions, facts
+        self.rows: list[Row] = []
+
+    def measure(
+        self, name: str, model: nn.Module, asked: Questions, threshold: float | None, dtype
+    ) -> None:
+        """Score a model, note it, say it."""
+        metrics = evaluate_v2(self.bench.score(model, asked, threshold, dtype))
+        self.add(Row(name, asked.name, len(asked.data.examples), metrics))
+
+    def add(self, row: Row) -> None:
+        """Note what a model got, and say it."""
+        self.rows.append(row)
+        say(f"{row.model} on {row.data}: {line_of(row.metrics)}")
+        self.write()
+
+    def write(self) -> None:
+        """Put everything that is known on the disk."""
+        content = {
+            **self.facts,
+            "trainings": [vars(training) for training in self.bench.done],
+            "rows": [vars(row) for row in self.rows],
+        }
+        write_json(self.bench.out / "results.json", content)
+        (self.bench.out / "results.md").write_text(self.table() + "\n", encoding="utf-8")
+
+    def table(self) -> str:
+        """All that was measured, as Markdown."""
+        count = len(self.bench.task.dev.examples)
+        rows = []
+        for training in self.bench.done:
+            name = f"{training.name} ({training.windows:,} windows, {training.seconds:.0f} s)"
+            rows.append(Row(name, self.questions, count, training.metrics))
+        return markdown(HEADER, [cells_of(row) for row in rows + self.rows])
+
+
+def cells_of(row: Row) -> list[str]:
+    """A row of the table of results."""
+    found = [row.model, row.data, f"{row.questions:,}"]
+    for name in ("exact", "f1", "f1_at_zero", "HasAns_f1", "NoAns_f1"):
+        found.append(f"{row.metrics[name]:.2f}" if name in row.metrics else "")
+    return found
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+
+
+def line_of(metrics: dict) -> str:
+    """The scores that people look for, on a line."""
+    names = {
+        "exact": "EM",
+        "f1": "F1",
+        "f1_at_zero": "F1 at 0",
+        "HasAns_f1": "HasAns",
+        "NoAns_f1": "NoAns",
+        "loss": "loss",
+    }
+    shown = [f"{label} {metrics[name]:.2f}" for name, label in names.items() if name in metrics]
+    return ", ".join(shown)
+
+
+def say(line: str) -> None:
+    """A line for people, with the time since the start."""
+    print(f"[{time.monotonic() - BEGAN:6.1f} s] {line}", file=sys.stderr, flush=True)
