@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if world.first:
                 print(line, file=sys.stderr, flush=True)
 
-        weights = Path(world.in_turn(lambda: resolve_weights(files.weights)))
+        weights = Path(
+            world.in_turn(lambda: resolve_weights(files.weights, encoder_only=files.fresh_head))
+        )
         model_config = folder.read_config(weights)
         positions = model_config["architecture"]["max_position_embeddings"]
         problems = settings.problems(positions)

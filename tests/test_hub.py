@@ -4,6 +4,7 @@ The client runs in a process of its own, for huggingface_hub reads its variables
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -256,54 +257,128 @@ def test_model_folder_is_taken_as_it_is(checkpoint, tmp_path):
 def test_local_folder_is_converted_once(checkpoint, tmp_path, capsys):
     cache, source = tmp_path / "weights", Path(shutil.copytree(checkpoint, tmp_path / "tiny"))
     first = resolve_weights(source, cache)
-    assert (
-        first == cache / "tiny"
-        and capsys.readouterr().err == f"converting {source} into {first} (once)\n"
-    )
+    assert first.parent == cache and first.name.startswith("tiny-")
+    assert capsys.readouterr().err == f"converting {source} into {first} (once)\n"
     written = (first / "config.json").stat().st_mtime_ns
-    assert (
-        resolve_weights(source, cache) == first
-        and (first / "config.json").stat().st_mtime_ns == written
-    )
+    assert resolve_weights(source, cache) == first
+    assert (first / "config.json").stat().st_mtime_ns == written
     assert capsys.readouterr().err == f"using {first}, converted from {source} before\n"
     tensors = load_file(source / "model.safetensors")
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, source / "model.safetensors")
-    second = resolve_weights(
-        source, cache
-    )  # other weights of the same name must not be taken for these
-    assert second == cache / "tiny-converted"
+    second = resolve_weights(source, cache)
+    # other weights of the same name must not be taken for these
+    assert second != first
     assert torch.equal(folder.load(first).span.bias + 1, folder.load(second).span.bias)
     save_file({name: tensor + 2 for name, tensor in tensors.items()}, source / "model.safetensors")
-    with pytest.raises(
-        UserError, match="tiny is of another checkpoint of that name; convert it yourself"
-    ):
-        resolve_weights(source, cache)
+    third = resolve_weights(source, cache)
+    assert torch.equal(folder.load(first).span.bias + 2, folder.load(third).span.bias)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("qa.json", {"null_threshold": 2.5}),
+        ("tokenizer_config.json", {"do_lower_case": True, "model_max_length": 7}),
+        ("special_tokens_map.json", {"additional_special_tokens": ["[MASK]"]}),
+        ("config.json", {"hidden_act": "relu"}),
+        ("vocab.txt", None),
+        ("README.md", None),
+    ],
+)
+def test_conversion_is_made_anew_where_its_source_changed(checkpoint, tmp_path, name, content):
+    """Whatever of it conversion reads: tokenizer, threshold, config, licence."""
+    source = Path(shutil.copytree(checkpoint, tmp_path / "tiny"))
+    (source / "tokenizer.json").unlink()
+    first = resolve_weights(source, tmp_path / "weights")
+    if content is None:
+        with open(source / name, "a") as stream:
+            stream.write("\n")
+    else:
+        before = json.loads((source / name).read_text()) if (source / name).exists() else {}
+        (source / name).write_text(json.dumps({**before, **content}))
+    assert resolve_weights(source, tmp_path / "weights") != first
+
+
+def test_half_a_folder_in_the_cache_is_made_anew(checkpoint, tmp_path):
+    first = resolve_weights(checkpoint, tmp_path / "weights")
+    (first / "model.safetensors").unlink()
+    assert resolve_weights(checkpoint, tmp_path / "weights") == first
+    folder.load(first)
+
+
+def test_a_cache_that_cannot_be_written(checkpoint, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot keep converted weights there .*set BERTQA_CACHE"):
+        resolve_weights(checkpoint, tmp_path / "file" / "weights")
 
 
 def test_fresh_heads_are_not_taken_for_trained_ones(checkpoint, tmp_path):
     """Somebody converted the same checkpoint with --fresh-head under the name that would be used."""
     convert(checkpoint, tmp_path / "weights" / "tiny", fresh_head="qa")
-    assert (
-        resolve_weights(checkpoint, tmp_path / "weights") == tmp_path / "weights" / "tiny-converted"
-    )
+    found = resolve_weights(checkpoint, tmp_path / "weights")
+    assert "fresh_head" not in folder.read_config(found)["provenance"]
+    encoder = resolve_weights(checkpoint, tmp_path / "weights", encoder_only=True)
+    assert folder.read_config(encoder)["head"] is None and encoder != found
 
 
-def test_hub_id_is_converted_once(server, tmp_path, monkeypatch, capsys, checkpoint):
+def test_hub_id_is_converted_once(server, tmp_path, monkeypatch, checkpoint):
     """Also when the name is taken by another organisation; and the second time without the Hub."""
     asked = []
     monkeypatch.setattr(
         hub, "download", lambda repo, revision: asked.append((repo, revision)) or checkpoint
     )
-    monkeypatch.chdir(tmp_path)
-    assert resolve_weights("org/tiny") == Path("weights/tiny")
-    assert resolve_weights("other/tiny") == Path("weights/other--tiny")
-    assert resolve_weights("org/tiny@v1") == Path("weights/tiny@v1")
-    assert (
-        resolve_weights("org/tiny") == Path("weights/tiny")
-        and resolve_weights("other/tiny").name == "other--tiny"
-    )
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("BERTQA_CACHE", str(tmp_path / "cache"))
+    ids = ["org/tiny", "other/tiny", "org/tiny@v1"]
+    found = [resolve_weights(name) for name in ids]
+    assert [where.parent for where in found] == [tmp_path / "cache" / "weights"] * 3
+    assert len(set(found)) == 3 and found[0].name.startswith("org--tiny-")
+    assert [resolve_weights(name) for name in ids] == found
     assert asked == [("org/tiny", None), ("other/tiny", None), ("org/tiny", "v1")]
-    assert folder.read_config("weights/tiny@v1")["provenance"]["source"] == "org/tiny"
+    assert folder.read_config(found[2])["provenance"]["source"] == "org/tiny"
+    assert list((tmp_path / "here").iterdir()) == [], "nothing is left where one stands"
+
+
+START = """
+import sys
+from bertqa.flags import run_verb
+from bertqa.hf.resolve import resolve_weights
+from bertqa.model import folder
+def main(argv):
+    folder.load(resolve_weights(argv[0]))
+    return 0
+raise SystemExit(run_verb(main))
+"""
+
+
+def test_five_starts_on_one_unconverted_folder(checkpoint, tmp_path):
+    """Five processes at once: one converts, all load the same folder, and nothing else is left behind."""
+    env = {
+        **os.environ,
+        "BERTQA_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    theirs = tmp_path / "cache" / "weights" / "tiny.old"
+    theirs.mkdir(parents=True)
+    starts = [
+        subprocess.Popen(
+            [sys.executable, "-c", START, str(checkpoint)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(5)
+    ]
+    said = [start.communicate(timeout=120)[1] for start in starts]
+    assert [start.returncode for start in starts] == [0] * 5, said
+    assert sum(line.startswith("converting ") for line in said) == 1
+    assert sum(line.startswith("using ") for line in said) == 4
+    left = sorted(path.name for path in theirs.parent.iterdir())
+    assert len(left) == 3 and left[0].startswith("tiny-") and left[1] == left[0] + ".lock"
+    assert left[2] == "tiny.old", "a folder of the user's own"
 
 
 def test_command_with_a_hub_id(server, tmp_path):

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from bertqa.errors import UserError
 from bertqa.files import read_object
+from bertqa.hf.hub import CONFIG_FILES
+from bertqa.hf.weights import ADAPTER_CONFIG, adapter
 from bertqa.model.config import BertConfig
 from bertqa.model.folder import CLASSES, QA
-
-CONFIG_FILES = ("config.json", "bert_config.json")
-"""What the file is called: today, and in Google's and the oldest checkpoints."""
 
 # Our config fields that DistilBERT calls otherwise, and what its configs may leave out.
 DISTIL_FIELDS = {
@@ -49,14 +48,14 @@ CLASS_ENDINGS = {QA: "ForQuestionAnswering", CLASSES: "ForSequenceClassification
 
 def read_hf_config(folder: Path) -> dict:
     """config.json of a Hugging Face folder."""
-    for name in CONFIG_FILES:
-        if (folder / name).exists():
-            raw = read_object(folder / name)
-            break
-    else:
+    found = [folder / name for name in CONFIG_FILES if (folder / name).exists()]
+    if not found:
+        if (folder / ADAPTER_CONFIG).exists():
+            raise UserError(adapter(folder))
         raise UserError(
             f"{folder}: has no config.json, so the shape of the model is unknown; fetch it too"
         )
+    raw = read_object(found[0])
     if "architecture" in raw and "model_type" not in raw:
         raise UserError(
             f"{folder}: is a model folder of bertqa already; use it as it is, or add --to-hf to export it"
@@ -185,6 +184,21 @@ def class_labels(raw: dict, count: int | None) -> list[str]:
     if isinstance(named, dict) and named and all(str(key).isdecimal() for key in named):
         return [str(named[key]) for key in sorted(named, key=int)]
     return [f"LABEL_{i}" for i in range(count or 2)]
+
+
+def refuse_other_losses(raw: dict, labels: list[str]) -> None:
+    """Raise UserError, by name, for a classification head whose outputs are not the classes of a softmax."""
+    kind = raw.get("problem_type")
+    if kind not in (None, "single_label_classification"):
+        found = f"a head for {str(kind).replace('_', ' ')}"
+    elif len(labels) == 1:
+        found = "a head with one output (a regression or a cross-encoder's score)"
+    else:
+        return
+    raise UserError(
+        f"its head is {found}, and bertqa's are classes of which one is right (a softmax): its numbers "
+        "would be wrong here; --fresh-head takes the encoder and draws a new question-answering head"
+    )
 
 
 def write_architecture(

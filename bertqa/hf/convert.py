@@ -15,7 +15,7 @@ from bertqa.errors import UserError
 from bertqa.files import read_object, staged, write_text
 from bertqa.hf import hub, vocabulary
 from bertqa.hf.architecture import model_type_of, read_hf_config
-from bertqa.hf.match import Plan, plan_conversion
+from bertqa.hf.match import SEGMENT, Plan, plan_conversion
 from bertqa.hf.table import Report, fold
 from bertqa.hf.weights import open_weights
 from bertqa.model.card import plain_card, read_license
@@ -31,7 +31,7 @@ def convert(src: str | Path, dest: str | Path, *, fresh_head=None, seed: int = 0
         src: a folder, one weight file in it, or a Hub id `org/name[@revision]`.
         dest: a new or empty folder; it appears when everything has succeeded.
         fresh_head: None for the head that the checkpoint brings; "qa" or ("classification", labels) to put a new one,
-            drawn as BERT initialises, in its place.
+            drawn as BERT initialises, in its place; "none" to leave it out.
         seed: of that draw.
 
     Raises:
@@ -70,13 +70,19 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
         "license": read_license(place.folder),
         "sha256": weights.sha256(),
     }
-    if fresh_head is not None:
+    if fresh_head not in (None, "none"):
         provenance["fresh_head"] = seed  # these weights answer nothing before they are trained
     shapes = {name: tuple(tensor.shape) for name, tensor in plan.empty.items()}
     parameters = sum(tensor.numel() for tensor in plan.empty.values())
 
     with staged(dest) as new:
-        remarks = vocabulary.install(place.folder, new, plan.config.vocab_size)
+        tokenizer = vocabulary.install(place.folder, new, plan.config.vocab_size)
+        remarks = [*plan.remarks, *tokenizer.remarks]
+        if not tokenizer.segments and plan.config.type_vocab_size and fresh_head is None:
+            tensors.one_segment = True
+            remarks.append(
+                "its tokenizer gives no token types: the row of the first segment stands for both"
+            )
         sha256 = write_safetensors(new / "model.safetensors", dtypes, shapes, tensors.get)
         tensors.check()
         if fresh_head is None and plan.head == QA and (place.folder / "qa.json").exists():
@@ -96,7 +102,7 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
         source_sha256=provenance["sha256"],
         sha256=sha256,
         rows=plan.rows,
-        remarks=[*plan.remarks, *remarks],
+        remarks=remarks,
     )
 
 
@@ -108,6 +114,8 @@ class _Tensors:
     weights: Weights
     dtypes: dict[str, torch.dtype]
     generator: torch.Generator
+    one_segment: bool = False
+    """Whether every segment gets the first one's row, as the model was never fed another."""
     broken: list[str] = field(default_factory=list)
     """Stored tensors with numbers that are not finite, among those read so far."""
 
@@ -122,6 +130,8 @@ class _Tensors:
                 self.broken.append(name)
             pieces.append(piece)
         whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        if self.one_segment and ours.endswith(SEGMENT):
+            whole = whole[:1].expand_as(whole)
         return whole.to(self.dtypes[ours])
 
     def check(self) -> None:

@@ -64,7 +64,7 @@ def export(src: str | Path, dest: str | Path) -> Report:
     dtype = dtype_name(dtypes.values())
 
     with staged(dest) as new:
-        remarks = vocabulary.install(src, new, config.vocab_size, complete=True)
+        remarks = vocabulary.install(src, new, config.vocab_size, complete=True).remarks
         sha256 = write_safetensors(
             new / "model.safetensors",
             dtypes,

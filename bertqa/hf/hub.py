@@ -1,18 +1,40 @@
 """Where a checkpoint is: a folder, one weight file, or the Hugging Face Hub.
 
 Downloads go through huggingface_hub (which `tokenizers` brings), so its cache and its variables hold: HF_HOME,
-HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE. It is imported only when something is fetched. Model cards, which the Hub reads the
-metadata of, are read and written here too.
+HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE. It is imported only when something is fetched.
 """
 
+import contextlib
 import hashlib
-import json
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bertqa.errors import UserError, first_sentence
-from bertqa.hf.weights import WEIGHT_FILES
+from bertqa.files import sha256, show
+from bertqa.hf.weights import ADAPTER_CONFIG, WEIGHT_FILES, adapter, shard_names
+
+CONFIG_FILES = ("config.json", "bert_config.json")
+"""What the file is called: today, and in Google's and the oldest checkpoints."""
+
+TEXT_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "vocab.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "README.md",
+    "qa.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+)
+"""What else a conversion reads, of tokenizers, cards, bertqa's own and sentence-transformers' settings."""
+
+COMMIT = re.compile("[0-9a-f]{40}")
+HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+"""git's hash of a small file, sha256 of a large one."""
 
 ID = re.compile(
     r"(?:https?://[^/]+/|hf://)?([\w.-]+/[\w.-]+?)(?:/tree/([^/@]+))?/?(?:@([\w./-]+))?"
@@ -51,13 +73,14 @@ def locate(source: str | Path) -> Place:
 
 def parse_id(source: str | Path) -> tuple[str, str | None]:
     """("org/name", revision or None) of a Hub id. Raises UserError for what can only be a path that does not exist."""
-    match, parent = ID.fullmatch(str(source)), Path(source).parent
-    mistyped = (
-        parent != Path(".") and parent.is_dir()
-    )  # runs/bset, where runs/ is here: never ask the Hub for that
-    if mistyped or not match:
+    match = ID.fullmatch(str(source))
+    parent = Path(source).parent
+    # runs/bset, where runs/ is here: never ask the Hub for that
+    mistyped = parent != Path(".") and parent.is_dir()
+    if mistyped or not match or ".." in str(source):
+        where = f" in {parent}" if mistyped else ""
         raise UserError(
-            f"{source}: there is no such file or folder{f' in {parent}' if mistyped else ''}; expected a path, "
+            f"{source}: there is no such file or folder{where}; expected a path, "
             "or a Hub id like google-bert/bert-base-uncased"
         )
     return match[1], match[2] or match[3]
@@ -72,31 +95,87 @@ def download(repo: str, revision: str | None = None) -> Path:
     Returns:
         The snapshot's folder, named by its commit.
     """
-    config = next(
-        filter(None, (fetch(repo, name, revision) for name in ("config.json", "bert_config.json"))),
-        None,
-    )
-    if config is None:
-        raise _lacks(repo, "config.json")
-    folder = config.parent
-    for name in ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "README.md", "qa.json"):
-        fetch(repo, name, folder.name)
-    weights = next(filter(None, (fetch(repo, name, folder.name) for name in WEIGHT_FILES)), None)
-    if weights is None:
-        raise _lacks(repo, " or ".join(WEIGHT_FILES[::2]))
-    if weights.name.endswith(".index.json"):
-        try:
-            shards = sorted(
-                set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{repo}: {weights.name} is not an index of weight shards ({error})"
-            ) from error
-        for shard in shards:
-            if fetch(repo, shard, folder.name) is None:
-                raise _lacks(repo, shard)
-    return folder
+    with checked_answers():
+        config = _first(repo, CONFIG_FILES, revision)
+        if config is None:
+            if fetch(repo, ADAPTER_CONFIG, revision):
+                raise UserError(adapter(repo))
+            raise _lacks(repo, "config.json")
+        commit = config.parent.name
+        for name in TEXT_FILES:
+            fetch(repo, name, commit)
+        weights = _first(repo, WEIGHT_FILES, commit)
+        if weights is None:
+            if fetch(repo, ADAPTER_CONFIG, commit):
+                raise UserError(adapter(repo))
+            raise _lacks(repo, " or ".join(WEIGHT_FILES[::2]))
+        if weights.name.endswith(".index.json"):
+            for shard in sorted(set(shard_names(weights).values())):
+                if fetch(repo, shard, commit) is None:
+                    raise _lacks(repo, shard)
+    return config.parent
+
+
+def _first(repo: str, names: Sequence[str], revision: str | None) -> Path | None:
+    """The first of these files that the repository has."""
+    for name in names:
+        path = fetch(repo, name, revision)
+        if path is not None:
+            return path
+    return None
+
+
+@contextlib.contextmanager
+def checked_answers() -> Iterator[None]:
+    """While the block runs, every answer of the Hub passes `refuse_bad_names` before paths are made of it.
+
+    huggingface_hub names files in its cache by the ETag and the commit that the server states, and believes both.
+    """
+    import huggingface_hub as hub
+
+    http = hub.utils._http
+    if hasattr(hub, "set_client_factory"):
+        before = http._GLOBAL_CLIENT_FACTORY
+        configure = hub.set_client_factory
+    else:  # before 1.0, it spoke through another library
+        before = http._GLOBAL_BACKEND_FACTORY
+        configure = hub.configure_http_backend
+
+    def factory():
+        client = before()
+        hooks = getattr(client, "event_hooks", None) or client.hooks
+        hooks["response"].append(lambda answer, *_, **__: refuse_bad_names(answer))
+        return client
+
+    configure(factory)
+    try:
+        yield
+    finally:
+        configure(before)
+
+
+def refuse_bad_names(answer) -> None:
+    """Raise UserError for an answer to HEAD whose ETag is no hash, or whose commit is none.
+
+    Of such an ETag no download can be checked, and one like ../../x would lead out of the cache.
+    """
+    if answer.request.method != "HEAD":
+        return  # a file's own server may have ETags of any kind: nothing is named by them
+    commit = answer.headers.get("X-Repo-Commit")
+    if commit is None:
+        return  # huggingface_hub refuses it by itself
+    linked = answer.headers.get("X-Linked-Etag")
+    tag = linked or answer.headers.get("ETag")
+    problems = []
+    if not COMMIT.fullmatch(commit):
+        problems.append(f"the commit {show(commit)}")
+    if tag is not None and not HASH.fullmatch(tag.removeprefix("W/").strip('"')):
+        problems.append(f"the ETag {show(tag)}")
+    if problems:
+        raise UserError(
+            f"{answer.request.url}: the server states {' and '.join(problems)}, which is no hash, so what it "
+            "sends cannot be checked; nothing was fetched. Is HF_ENDPOINT a mirror of the Hub?"
+        )
 
 
 def fetch(repo: str, name: str, revision: str | None) -> Path | None:
@@ -110,6 +189,8 @@ def fetch(repo: str, name: str, revision: str | None) -> Path | None:
 
     try:
         path = Path(hub.hf_hub_download(repo, name, revision=revision))
+    except UserError as error:
+        raise UserError(f"{repo}: {error}") from None
     except errors.GatedRepoError as error:
         raise UserError(
             f"{repo}: is gated; accept its terms on {hub.constants.ENDPOINT}/{repo}, then log in with "
@@ -125,9 +206,8 @@ def fetch(repo: str, name: str, revision: str | None) -> Path | None:
             f"{repo}: is neither a folder here nor a model on {hub.constants.ENDPOINT} that you may see; check "
             "the spelling, and for a private one set HF_TOKEN"
         ) from error
-    except (
-        errors.LocalEntryNotFoundError
-    ) as error:  # not in the cache, and the Hub could not be asked
+    except errors.LocalEntryNotFoundError as error:
+        # not in the cache, and the Hub could not be asked
         if hub.constants.HF_HUB_OFFLINE or _known_absent(hub, repo, name, revision):
             return None
         raise UserError(
@@ -174,20 +254,22 @@ def _known_absent(hub, repo: str, name: str, revision: str | None) -> bool:
 def _verify(repo: str, path: Path) -> None:
     """The cache names a file by the hash that the Hub gave: sha256 for large files, git's own for small ones."""
     stored = path.resolve()
-    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", stored.name):
+    if stored.name == path.name:
         return  # a file system without links: the name is the plain one
-    digest = (
-        hashlib.sha256()
-        if len(stored.name) == 64
-        else hashlib.sha1(b"blob %d\0" % stored.stat().st_size)
-    )
-    with open(stored, "rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    if digest.hexdigest() != stored.name:
+    if len(stored.name) == 64:
+        found = sha256(stored)
+    else:
+        found = _git_hash(stored)
+    if found != stored.name:
         path.unlink()
         stored.unlink(missing_ok=True)
         raise UserError(
-            f"{repo}: {path.name} arrived damaged (its hash is {digest.hexdigest()[:12]}..., the Hub says "
+            f"{repo}: {path.name} arrived damaged (its hash is {found[:12]}..., the Hub says "
             f"{stored.name[:12]}...); it was deleted, run the same command again"
         )
+
+
+def _git_hash(path: Path) -> str:
+    """As git names a file's content; of small files only, so it may be read at once."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bertqa.errors import UserError
-from bertqa.hf.architecture import architecture_of, class_labels, find_head
+from bertqa.hf.architecture import architecture_of, class_labels, find_head, refuse_other_losses
 from bertqa.hf.names import HEAD, ignored, plain_name, their_names
 from bertqa.hf.table import Row, listed
 from bertqa.model.config import BertConfig
@@ -24,6 +24,9 @@ TIED = {
     )
 }
 """Tensors that transformers ties to another: a checkpoint may hold one of the two names only."""
+
+SEGMENT = "embeddings.segment.weight"
+"""How the name of ours ends that holds a row for each segment."""
 
 INSIDE = ("embeddings.", "encoder.", "transformer.", "pooler.")
 """Where plain names of the encoder begin. An unknown tensor there changes what the encoder computes."""
@@ -53,6 +56,10 @@ def plan_conversion(raw: dict, weights: Weights, fresh_head) -> Plan:
     plain = _plain_names(weights)
     head, labels = _head_and_labels(raw, weights, plain, fresh_head)
     config = architecture_of(raw, plain, head)
+    one_row = config.type_vocab_size == 1
+    if one_row:
+        # bertqa feeds 0 and 1: with the one row for both, a model that knows one segment sees no difference
+        config = config.replace(type_vocab_size=2)
     record = {"architecture": dataclasses.asdict(config), "head": head, "labels": labels}
     plan = Plan(config, head, labels, build_empty(record).state_dict(), {}, [], [])
     wrapped = sum(stored != _unwrapped(stored) for stored in weights.shapes)
@@ -60,13 +67,17 @@ def plan_conversion(raw: dict, weights: Weights, fresh_head) -> Plan:
         plan.remarks.append(
             f"{wrapped} names without the prefixes that DataParallel, DDP or torch.compile left in them"
         )
-    _match(plan, weights, plain, fresh=fresh_head is not None)
+    if one_row:
+        plan.remarks.append("it knows one segment only: its row stands for both")
+    _match(plan, weights, plain, fresh_head is not None, one_row)
     return plan
 
 
 def _head_and_labels(raw: dict, weights: Weights, plain: dict[str, str], fresh_head):
     if fresh_head == "qa":
         return QA, None
+    if fresh_head == "none":
+        return None, None
     if fresh_head is not None:
         return CLASSES, list(fresh_head[1])
     head = find_head(raw, plain)
@@ -74,8 +85,11 @@ def _head_and_labels(raw: dict, weights: Weights, plain: dict[str, str], fresh_h
         return head, None
     rows = None
     if "classifier.weight" in plain:
-        rows = weights.shapes[plain["classifier.weight"]][0]
-    return head, class_labels(raw, rows)
+        shape = weights.shapes[plain["classifier.weight"]]
+        rows = shape[0] if shape else None
+    labels = ["score"] if rows == 1 else class_labels(raw, rows)
+    refuse_other_losses(raw, labels)
+    return head, labels
 
 
 def _unwrapped(stored: str) -> str:
@@ -96,7 +110,7 @@ def _plain_names(weights: Weights) -> dict[str, str]:
     return plain
 
 
-def _match(plan: Plan, weights: Weights, plain: dict[str, str], fresh: bool) -> None:
+def _match(plan: Plan, weights: Weights, plain: dict[str, str], fresh: bool, one_row: bool) -> None:
     """Fill the plan's parts and rows; or one UserError that lists all that does not fit."""
     missing, misshapen, used = [], [], set()
     for ours, tensor in plan.empty.items():
@@ -104,6 +118,8 @@ def _match(plan: Plan, weights: Weights, plain: dict[str, str], fresh: bool) -> 
         if fresh and _belongs_to_fresh_head(ours, theirs, plan, plain):
             plan.rows.append(Row("fresh", None, ours, tuple(tensor.shape)))
             continue
+        if one_row and ours.endswith(SEGMENT):
+            theirs = theirs * 2
         size = len(tensor) // len(theirs)
         shape = (size, *tensor.shape[1:])
         for i, wanted in enumerate(theirs):

@@ -1,51 +1,100 @@
 """What --weights and --model take: a model folder, or a Hugging Face checkpoint that is converted the first time."""
 
+import hashlib
+import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from bertqa.errors import UserError
-from bertqa.files import read_object
+from bertqa.files import cache_folder, locked, read_object, sha256
 from bertqa.hf import hub
 from bertqa.hf.convert import convert
-from bertqa.hf.weights import open_weights
+from bertqa.hf.weights import WEIGHT_FILES, open_weights
+
+FORMAT = 1
+"""To be raised when the same checkpoint converts into something else than before."""
 
 
-def resolve_weights(name_or_path: str | Path, cache: str | Path = "weights") -> Path:
+@dataclass
+class _Source:
+    """What to convert, and the name of the folder in the cache that it becomes."""
+
+    given: str | Path
+    name: str
+
+
+def resolve_weights(
+    name_or_path: str | Path, cache: str | Path | None = None, *, encoder_only: bool = False
+) -> Path:
     """The model folder that a user means by --weights or --model.
 
-    A model folder is taken as it is. A Hugging Face folder, file or Hub id is converted into `cache`/name the first
-    time, which is said on stderr, and taken from there after that; a Hub id without a revision stays at the commit of
-    that first time.
+    A model folder is taken as it is. A Hugging Face folder, file or Hub id is converted into the cache the first time,
+    which is said on stderr, and taken from there after that: a folder or file as long as all that conversion reads is
+    unchanged, a Hub id without a revision at the commit of that first time. Several processes may ask at once: one
+    converts, the others wait for it.
+
+    Args:
+        cache: where conversions are kept; weights/ in BERTQA_CACHE or ~/.cache/bertqa where None.
+        encoder_only: leave out the head, and what else stands on the encoder, because a fresh head will take its place.
 
     Raises:
-        UserError: as `convert`, and where `cache` holds other checkpoints under that name.
+        UserError: as `convert`.
     """
     path = Path(name_or_path)
-    if path.is_dir() and "architecture" in (
-        read_object(path / "config.json") if (path / "config.json").exists() else {}
-    ):
+    if _is_model_folder(path):
         return path
-    if path.exists():
-        place = hub.locate(path)
-        names, source = [place.source, place.source + "-converted"], place.source
-        same = {"sha256": open_weights(place.weights).sha256()}
-    else:
-        source, revision = hub.parse_id(name_or_path)
-        at = f"@{revision.replace('/', '-')}" if revision else ""
-        names, same = (
-            [source.split("/")[1] + at, source.replace("/", "--") + at],
-            {"source": source},
-        )
-    for dest in (Path(cache) / name for name in names):
-        if not (dest / "config.json").exists():
-            print(f"converting {name_or_path} into {dest} (once)", file=sys.stderr)
-            convert(name_or_path, dest)
-            return dest
-        before = read_object(dest / "config.json").get("provenance", {})
-        if same.items() <= before.items() and "fresh_head" not in before:
+    source = _source_of_path(path) if path.exists() else _source_of_id(name_or_path)
+    name = source.name + ("-encoder" if encoder_only else "")
+    cache = Path(cache) if cache else cache_folder() / "weights"
+    _make(cache)
+    dest = cache / name
+    with locked(cache / f"{name}.lock"):
+        if _is_whole(dest):
             print(f"using {dest}, converted from {name_or_path} before", file=sys.stderr)
             return dest
-    raise UserError(
-        f"{name_or_path}: {Path(cache) / names[0]} is of another checkpoint of that name; convert it yourself: "
-        f"python tools/convert_weights.py {name_or_path} NEW_FOLDER"
-    )
+        # half a folder, of a copy or an rsync that was cut off: all in the cache is ours to make anew
+        shutil.rmtree(dest, ignore_errors=True)
+        print(f"converting {name_or_path} into {dest} (once)", file=sys.stderr)
+        convert(source.given, dest, fresh_head="none" if encoder_only else None)
+    return dest
+
+
+def _is_model_folder(path: Path) -> bool:
+    config = path / "config.json"
+    return config.exists() and "architecture" in read_object(config)
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / "config.json").exists() and (folder / "model.safetensors").exists()
+
+
+def _make(cache: Path) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{cache}: cannot keep converted weights there ({error.strerror}); set BERTQA_CACHE to a folder "
+            "that you may write to"
+        ) from None
+
+
+def _source_of_path(path: Path) -> _Source:
+    """A folder or file here: its name, and a hash over all that conversion reads."""
+    place = hub.locate(path)
+    names = (*hub.CONFIG_FILES, *hub.TEXT_FILES, *WEIGHT_FILES[1::2])
+    read = [place.folder / name for name in names if (place.folder / name).is_file()]
+    lines = [f"format {FORMAT}"]
+    for file in (*read, *open_weights(place.weights).files):
+        lines.append(f"{file.relative_to(place.folder)} {sha256(file)}")
+    key = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return _Source(path, f"{place.source}-{key[:16]}")
+
+
+def _source_of_id(given: str | Path) -> _Source:
+    """A Hub id: organisation, name and revision."""
+    repo, revision = hub.parse_id(given)
+    name = repo.replace("/", "--")
+    if revision:
+        name += f"@{revision.replace('/', '-')}"
+    return _Source(given, f"{name}-{FORMAT}")

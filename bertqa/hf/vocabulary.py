@@ -1,293 +1,259 @@
 """The tokenizer files of a checkpoint, checked against each other and brought into one form.
 
 Checkpoints hold tokenizer.json, or only vocab.txt (all of those before 2020), or both, with or without a
-tokenizer_config.json. A model folder always holds vocab.txt and a tokenizer.json that neither cuts nor pads. Lower-casing
-is the classic trap (F1 81.97 in place of 88.52), so the files must agree on it; nothing is ever assumed.
+tokenizer_config.json and the tokens that were added later. A model folder always holds vocab.txt and a tokenizer.json
+that neither cuts nor pads. The files must agree; nothing is ever assumed.
 """
 
-import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bertqa.errors import UserError
+from bertqa.files import read_object, show, to_json, write_json, write_text
+from bertqa.hf import casing
+from bertqa.hf.fast import Casing, make_fast, normaliser, open_fast, segments_given
+from bertqa.hf.later_tokens import add_later_tokens
+from bertqa.model.vocabulary import check_tokens, read_vocab, tokens_by_id
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-CASED_SHARE = 0.02
-"""A vocabulary with a larger share of tokens with A-Z in them was made without lower-casing (bert-base-cased: 0.28;
-bert-base-uncased: 0)."""
-PADDING_ROWS = 128
-"""An embedding may have fewer than this many rows more than there are tokens: sizes are rounded up for speed."""
+OURS = (
+    "Bert",
+    "DistilBert",
+    "Electra",
+    "MobileBert",
+    "RetriBert",
+    "ConvBert",
+    "Lxmert",
+    "LayoutLM",
+    "SqueezeBert",
+)
+"""Models of transformers whose tokenizer is BERT's WordPiece."""
+
+CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
+CLASSES |= {name + ending for name in OURS for ending in ("Tokenizer", "TokenizerFast")}
+CLASSES |= {
+    f"DPR{part}Tokenizer{fast}"
+    for part in ("Reader", "QuestionEncoder", "ContextEncoder")
+    for fast in ("", "Fast")
+}
+"""Tokenizer classes that do what vocab.txt and tokenizer.json say, and no more."""
+
+SPECIAL_NAMES = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+"""What configs call the special tokens that bertqa uses, and what they must be."""
+
+INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+"""What BERT is fed."""
 
 
-def install(source: Path, dest: Path, vocab_size: int, complete: bool = False) -> list[str]:
+@dataclass
+class Installed:
+    """What was found out about a tokenizer."""
+
+    remarks: list[str] = field(default_factory=list)
+    """For the report: casing and where it was read, what was dropped or derived."""
+    segments: bool = True
+    """Whether the checkpoint's own stack feeds token types; where not, all tokens are of the first segment."""
+
+
+def install(source: Path, dest: Path, vocab_size: int, complete: bool = False) -> Installed:
     """Write vocab.txt, tokenizer.json and, where there is one, tokenizer_config.json of `source` into `dest`.
 
     Args:
         vocab_size: rows of the word embedding.
         complete: write a tokenizer_config.json also where the source has none.
 
-    Returns:
-        Remarks for the report: casing and where it was read, what was dropped or derived.
-
     Raises:
         UserError: no vocabulary, another kind than WordPiece, files that contradict each other, special tokens that are
             missing, more tokens than the embedding has rows, or so few that it must be another model's.
     """
-    vocab_path, fast_path = source / "vocab.txt", source / "tokenizer.json"
-    config = _read_object(source / "tokenizer_config.json") or {}
-    vocab, fast = _read_vocab(vocab_path), _read_object(fast_path)
+    done = Installed()
+    fast_path = source / "tokenizer.json"
+    vocab = read_vocab(source / "vocab.txt") if (source / "vocab.txt").exists() else None
+    config = _read_optional(source / "tokenizer_config.json")
+    _check_config(source, config)
+    if fast_path.exists():
+        fast, vocab = _ready(source, vocab, done.remarks)
+    elif vocab is not None:
+        fast = _made(source, vocab, config, done.remarks)
+    else:
+        raise UserError(
+            f"{source}: has no vocab.txt and no tokenizer.json; fetch the tokenizer of this checkpoint too, "
+            "for weights are of no use without it"
+        )
+    done.remarks += add_later_tokens(source, fast, config)
+    tokens = tokens_by_id(fast_path, fast)
+    if (source / "vocab.txt").exists():
+        # an id that tokenizer.json does not have is one of a token that vocab.txt holds twice
+        tokens = {**dict(enumerate(vocab)), **tokens}
+    count = check_tokens(source, tokens, vocab_size)
+    backend = open_fast(fast_path, fast)
+    traits = casing.measure(normaliser(backend))
+    if fast_path.exists():
+        done.remarks.insert(0, casing.check_stated(source, traits, config))
+    if count < vocab_size:
+        done.remarks.append(
+            f"{count:,} tokens; the last {vocab_size - count} of the embedding's {vocab_size:,} rows are unused"
+        )
+    done.remarks += casing.check_vocabulary(source, vocab, traits, normaliser(backend))
+    fed = config.get("model_input_names")
+    done.segments = segments_given(fast_path, backend) and (not fed or "token_type_ids" in fed)
+    _write(dest, vocab, fast, config, traits, complete)
+    return done
+
+
+def _read_optional(path: Path) -> dict:
+    return read_object(path) if path.exists() else {}
+
+
+def _ready(source: Path, vocab: list[str] | None, remarks: list[str]) -> tuple[dict, list[str]]:
+    """The tokenizer.json of a checkpoint, that neither cuts nor pads, and its vocabulary."""
+    path = source / "tokenizer.json"
+    fast = read_object(path)
+    tokens = tokens_by_id(path, fast)
+    if vocab is None:
+        # Where a vocabulary held a token twice, one of the two ids has none left.
+        plain = {number: token for token, number in fast["model"]["vocab"].items()}
+        if max(plain) > 2 * len(plain):
+            raise UserError(f"{path}: {len(plain):,} tokens have ids up to {max(plain):,}")
+        vocab = [plain.get(i, f"[none{i}]") for i in range(max(plain) + 1)]
+        remarks.append("vocab.txt made from tokenizer.json")
+    number = _first_difference(vocab, tokens)
+    if number is not None:
+        other = repr(tokens[number]) if number in tokens else "missing"
+        raise UserError(
+            f"{source}: vocab.txt and tokenizer.json are of different vocabularies: token {number} is "
+            f"{vocab[number]!r} in one and {other} in the other; delete the wrong one"
+        )
+    dropped = [name for name in ("truncation", "padding") if fast.get(name)]
+    if dropped:
+        remarks.append(
+            f"tokenizer.json: {' and '.join(dropped)} dropped (windows are cut by bertqa)"
+        )
+    fast["truncation"] = None
+    fast["padding"] = None
+    return fast, vocab
+
+
+def _first_difference(vocab: list[str], tokens: dict[int, str]) -> int | None:
+    """The first id at which vocab.txt has another token than tokenizer.json; None where they agree."""
+    last = {token: number for number, token in enumerate(vocab)}
+    for number, token in enumerate(vocab):
+        if number in tokens:
+            if tokens[number] != token:
+                return number
+        # of a token that stands twice the last id counts; [none5] was made by us, for an id without a token
+        elif last[token] == number and not token.startswith("[none"):
+            return number
+    return None
+
+
+def _made(source: Path, vocab: list[str], config: dict, remarks: list[str]) -> dict:
+    """A tokenizer.json for a vocab.txt."""
+    chosen, remark = _casing_without_fast(vocab, config)
+    remarks.append(remark)
+    remarks.append("tokenizer.json made from vocab.txt")
+    return make_fast(vocab, chosen)
+
+
+def _casing_without_fast(vocab: list[str], config: dict) -> tuple[Casing, str]:
+    """What the normaliser is told, and the remark that says why."""
+    chosen = Casing(
+        bool(config.get("do_lower_case")),
+        config.get("strip_accents"),
+        config.get("tokenize_chinese_chars") is not False,
+    )
+    if config.get("do_lower_case") is not None:
+        word = "uncased" if chosen.do_lower_case else "cased"
+        return chosen, f"{word} (from tokenizer_config.json)"
+    share = casing.capitals(vocab)
+    chosen.do_lower_case = share <= casing.CASED_SHARE
+    word = "uncased" if chosen.do_lower_case else "cased"
+    if chosen.do_lower_case and chosen.strip_accents is None and _needs_accents(vocab):
+        chosen.strip_accents = False
+        word = "uncased, accents kept, for the vocabulary has them"
+    return chosen, (
+        f"{word} (no file says so; {share:.0%} of the tokens of vocab.txt have capitals)"
+    )
+
+
+def _needs_accents(vocab: list[str]) -> bool:
+    """Whether taking accents off would make a part of the vocabulary unreachable: Korean is taken apart by it."""
+    from tokenizers.normalizers import BertNormalizer
+
+    strip = BertNormalizer(strip_accents=True).normalize_str
+    keep = BertNormalizer(strip_accents=False).normalize_str
+    plain = casing.plain_tokens(vocab)
+    lost = len(casing.unreachable(plain, strip)) - len(casing.unreachable(plain, keep))
+    return lost > casing.CASED_SHARE * len(plain)
+
+
+def _check_config(source: Path, config: dict) -> None:
+    """Refuse, by name, a tokenizer that does more than WordPiece or feeds more than BERT takes."""
+    path = source / "tokenizer_config.json"
     wrong = [
         f"{name} {config[name]!r}"
         for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
         if not isinstance(config.get(name), bool | None)
     ]
     if wrong:
+        raise UserError(f"{path}: {', '.join(wrong)}; expected true, false or null")
+    model_config = _read_optional(source / "config.json")
+    kind = config.get("tokenizer_class") or model_config.get("tokenizer_class")
+    problems = []
+    if kind is not None and kind not in CLASSES:
+        problems.append(f"tokenizer_class {show(kind)}")
+    if config.get("auto_map"):
+        problems.append("auto_map, code of its own")
+    inputs = config.get("model_input_names") or []
+    if not isinstance(inputs, list) or set(map(str, inputs)) - INPUTS:
+        problems.append(f"model_input_names {show(inputs)}")
+    for name, usual in (("word_tokenizer_type", "basic"), ("subword_tokenizer_type", "wordpiece")):
+        if config.get(name) not in (None, usual):
+            problems.append(f"{name} {show(config[name])}")
+    if not (source / "tokenizer.json").exists():
+        problems += _slow_problems(config)
+    stated = {**_read_optional(source / "special_tokens_map.json"), **config}
+    for name, usual in SPECIAL_NAMES.items():
+        token = stated.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        if content not in (None, usual):
+            problems.append(f"{name} {show(content)} in place of {usual}")
+    if problems:
         raise UserError(
-            f"{source}/tokenizer_config.json: {', '.join(wrong)}; expected true, false or null"
+            f"{path}: the tokenizer needs more than BERT's WordPiece: {'; '.join(problems)}; bertqa does not "
+            "have that, and other tokens would be other answers"
         )
-    if vocab is None and fast is None:
-        raise UserError(
-            f"{source}: has no vocab.txt and no tokenizer.json; fetch the tokenizer of this checkpoint too, "
-            "for weights are of no use without it"
-        )
-    remarks = []
-    if fast is None:
-        lowercase, remark = _casing_without_fast(source, vocab, config)
-        fast = make_fast(
-            vocab,
-            lowercase=lowercase,
-            strip_accents=config.get("strip_accents"),
-            chinese=config.get("tokenize_chinese_chars", True),
-        )
-        remarks += [remark, "tokenizer.json made from vocab.txt"]
-    else:
-        fast_vocab = _fast_vocab(fast_path, fast)
-        if vocab is None:
-            # Where a vocabulary held a token twice, one of the two ids has none left.
-            vocab = [fast_vocab.get(i, f"[none{i}]") for i in range(max(fast_vocab) + 1)]
-            remarks.append("vocab.txt made from tokenizer.json")
-        at = next((i for i, token in enumerate(vocab) if fast_vocab.get(i, token) != token), None)
-        if at is not None:
-            raise UserError(
-                f"{source}: vocab.txt and tokenizer.json are of different vocabularies: token {at} is "
-                f"{vocab[at]!r} in one and {fast_vocab[at]!r} in the other; delete the wrong one"
-            )
-        remarks.append(_check_fast(source, fast, config))
-        dropped = [name for name in ("truncation", "padding") if fast.get(name)]
-        if dropped:
-            remarks.append(
-                f"tokenizer.json: {' and '.join(dropped)} dropped (windows are cut by bertqa)"
-            )
-        fast = {**fast, "truncation": None, "padding": None}
-    tokens = _check_tokens(source, vocab, fast, vocab_size)
-    if tokens < vocab_size:
-        remarks.append(
-            f"{tokens:,} tokens; the last {vocab_size - tokens} of the embedding's {vocab_size:,} rows are unused"
-        )
-    remarks += _check_capitals(source, vocab, _traits(fast)[0])
-    if vocab_path.exists():
-        (dest / "vocab.txt").write_bytes(vocab_path.read_bytes())
-    else:
-        (dest / "vocab.txt").write_text(
-            "".join(token + "\n" for token in vocab), encoding="utf-8", newline="\n"
-        )
-    (dest / "tokenizer.json").write_text(json.dumps(fast, ensure_ascii=False), encoding="utf-8")
+
+
+def _slow_problems(config: dict) -> list[str]:
+    """What a tokenizer without tokenizer.json may be told and ours is not."""
+    problems = []
+    if config.get("do_basic_tokenize") is False:
+        problems.append("do_basic_tokenize false")
+    if config.get("never_split"):
+        problems.append(f"never_split {show(config['never_split'])}")
+    if config.get("wordpieces_prefix", "##") != "##":
+        problems.append(f"wordpieces_prefix {show(config['wordpieces_prefix'])}")
+    return problems
+
+
+def _write(
+    dest: Path, vocab, fast: dict, config: dict, traits: casing.Traits, complete: bool
+) -> None:
+    write_text(dest / "vocab.txt", "".join(token + "\n" for token in vocab))
+    write_text(dest / "tokenizer.json", to_json(fast))
     if config:
-        (dest / "tokenizer_config.json").write_bytes(
-            (source / "tokenizer_config.json").read_bytes()
-        )
+        write_json(dest / "tokenizer_config.json", config)
     elif complete:
-        lowercase, strip, chinese = _traits(fast)
         stated = {
             "tokenizer_class": "BertTokenizer",
-            "do_lower_case": lowercase,
-            "strip_accents": strip,
-            "tokenize_chinese_chars": chinese,
+            "do_lower_case": traits.lowercase,
+            "strip_accents": traits.strip_accents,
+            "tokenize_chinese_chars": traits.chinese,
         }
-        (dest / "tokenizer_config.json").write_text(
-            json.dumps(stated, indent=2) + "\n", encoding="utf-8"
-        )
-    return remarks
+        write_json(dest / "tokenizer_config.json", stated)
 
 
 def pad_id(folder: Path) -> int:
     """Id of [PAD]; 0 where the vocabulary has none."""
-    vocab = _read_vocab(folder / "vocab.txt")
+    vocab = read_vocab(folder / "vocab.txt")
     return vocab.index("[PAD]") if "[PAD]" in vocab else 0
-
-
-def make_fast(
-    vocab: list[str], *, lowercase: bool, strip_accents: bool | None, chinese: bool
-) -> dict:
-    """The tokenizer.json of a BERT WordPiece vocabulary (what transformers' BertTokenizer has always done)."""
-    ids = {token: i for i, token in enumerate(vocab)}
-    cls, sep = ({"SpecialToken": {"id": token, "type_id": 0}} for token in ("[CLS]", "[SEP]"))
-    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": i,
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for i, token in sorted((ids[token], token) for token in SPECIAL if token in ids)
-        ],
-        "normalizer": {
-            "type": "BertNormalizer",
-            "clean_text": True,
-            "handle_chinese_chars": chinese,
-            "strip_accents": strip_accents,
-            "lowercase": lowercase,
-        },
-        "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [cls, first, sep],
-            "pair": [cls, first, sep, second, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}],
-            "special_tokens": {
-                token: {"id": token, "ids": [ids.get(token, 0)], "tokens": [token]}
-                for token in ("[CLS]", "[SEP]")
-            },
-        },
-        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-        "model": {
-            "type": "WordPiece",
-            "unk_token": "[UNK]",
-            "continuing_subword_prefix": "##",
-            "max_input_chars_per_word": 100,
-            "vocab": ids,
-        },
-    }
-
-
-def _read_vocab(path: Path) -> list[str] | None:
-    if not path.exists():
-        return None
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}); fetch it again") from error
-    # Only "\n" ends a token: vocabularies hold U+2028 and its like as tokens, which splitlines() would cut at.
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    return lines[:-1] if lines[-1] == "" else lines
-
-
-def _read_object(path: Path) -> dict | None:
-    if not path.exists():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a JSON {type(value).__name__}, expected an object")
-    return value
-
-
-def _fast_vocab(path: Path, fast: dict) -> dict[int, str]:
-    """Tokens by id."""
-    model = fast.get("model")
-    kind = model.get("type", "WordPiece") if isinstance(model, dict) else "nameless"
-    if kind != "WordPiece":
-        raise UserError(
-            f"{path}: is a {kind} tokenizer; bertqa reads BERT's WordPiece vocabularies only"
-        )
-    _traits(fast)  # the tokenizers library checks the rest of the file
-    return {i: token for token, i in model["vocab"].items()}
-
-
-def _traits(fast: dict) -> tuple[bool, bool, bool]:
-    """(lower-cases, strips accents, splits Chinese characters), as the normaliser really does, however it is spelled."""
-    from tokenizers import Tokenizer
-
-    try:
-        normalizer = Tokenizer.from_str(json.dumps(fast)).normalizer
-    except Exception as error:  # the library raises a bare Exception
-        raise UserError(
-            f"tokenizer.json: the tokenizers library cannot read it ({error})"
-        ) from error
-    if normalizer is None:
-        return False, False, False
-    return (
-        normalizer.normalize_str("A") == "a",
-        normalizer.normalize_str("é") == "e",
-        normalizer.normalize_str("中").strip() != normalizer.normalize_str("中"),
-    )
-
-
-def _check_fast(source: Path, fast: dict, config: dict) -> str:
-    """tokenizer_config.json must not say otherwise than tokenizer.json does."""
-    lowercase, strip, chinese = _traits(fast)
-    stated = {"do_lower_case": lowercase, "strip_accents": strip, "tokenize_chinese_chars": chinese}
-    for name, does in stated.items():
-        says = config.get(name)
-        if says is not None and says != does:
-            raise UserError(
-                f"{source}: the tokenizer files contradict each other: tokenizer_config.json has {name} "
-                f"{json.dumps(says)}, but tokenizer.json {'does' if does else 'does not do'} that; find out "
-                "how the model was trained and correct the other file"
-            )
-    return (
-        f"{'uncased' if lowercase else 'cased'}{'' if strip == lowercase else ', accents kept' if lowercase else ''} "
-        "(from tokenizer.json)"
-    )
-
-
-def _casing_without_fast(source: Path, vocab: list[str], config: dict) -> tuple[bool, str]:
-    if config.get("do_lower_case") is not None:
-        lowercase = bool(config["do_lower_case"])
-        return lowercase, f"{'uncased' if lowercase else 'cased'} (from tokenizer_config.json)"
-    lowercase = _capitals(vocab) <= CASED_SHARE
-    return lowercase, (
-        f"{'uncased' if lowercase else 'cased'} (no file says so; {_capitals(vocab):.0%} of the tokens of "
-        "vocab.txt have capitals)"
-    )
-
-
-def _capitals(vocab: list[str]) -> float:
-    """Share of tokens with A-Z in them, special tokens aside."""
-    plain = [token for token in vocab if not (token.startswith("[") and token.endswith("]"))]
-    return sum(any("A" <= c <= "Z" for c in token) for token in plain) / max(1, len(plain))
-
-
-def _check_capitals(source: Path, vocab: list[str], lowercase: bool) -> list[str]:
-    """Lower-casing text for a vocabulary with capitals loses a part of it: the files contradict each other."""
-    share = _capitals(vocab)
-    if lowercase and share > CASED_SHARE:
-        raise UserError(
-            f"{source}: the tokenizer lower-cases, but {share:.0%} of the tokens of its vocabulary have capitals "
-            "and could never be used: casing contradicts the vocabulary; set do_lower_case to false in "
-            'tokenizer_config.json (and "lowercase" in tokenizer.json), or bring the right vocabulary'
-        )
-    if not lowercase and share == 0:
-        return [
-            "warning: the tokenizer keeps capitals, but its vocabulary has none; capitalised words become [UNK]"
-        ]
-    return []
-
-
-def _check_tokens(source: Path, vocab: list[str], fast: dict, vocab_size: int) -> int:
-    """How many ids there are; they must fit the embedding."""
-    last = max([len(vocab) - 1] + [token["id"] for token in fast.get("added_tokens") or []])
-    lost = [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in vocab]
-    if lost:
-        raise UserError(
-            f"{source}: the vocabulary has no {' and no '.join(lost)}; bertqa needs BERT's special tokens"
-        )
-    if last >= vocab_size:
-        raise UserError(
-            f"{source}: the vocabulary has {last + 1:,} tokens, but the word embedding only {vocab_size:,} rows; "
-            "vocabulary and weights are of different models"
-        )
-    if last + 1 <= vocab_size - PADDING_ROWS:
-        raise UserError(
-            f"{source}: the vocabulary has {last + 1:,} tokens, but the word embedding {vocab_size:,} rows: "
-            f"{vocab_size - last - 1:,} too many for rounding up; vocabulary and weights are of different models"
-        )
-    return last + 1

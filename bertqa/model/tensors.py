@@ -6,7 +6,7 @@ it is hashed.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bertqa.errors import UserError, first_sentence
-from bertqa.files import sha256
+from bertqa.files import refuse_lfs_pointer, sha256
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """safetensors' names of the number types that weights may have."""
@@ -38,21 +38,27 @@ class Weights:
         return sha256(*self.files)
 
 
-def open_safetensors(path: Path, device) -> Weights:
+def open_safetensors(path: Path, device: str | torch.device) -> Weights:
+    """Read the header of a safetensors file and map the rest; `get` puts tensors on `device`.
+
+    Raises:
+        UserError: the file is damaged, or a Git LFS pointer in its place.
+    """
     try:
+        with open(path, "rb") as stream:
+            refuse_lfs_pointer(stream.read(100))
         file = safe_open(path, framework="pt", device=str(device))
         slices = {name: file.get_slice(name) for name in file.keys()}
-        return Weights(
-            [path],
-            {name: tuple(s.get_shape()) for name, s in slices.items()},
-            {name: str(s.get_dtype()) for name, s in slices.items()},
-            file.get_tensor,
-        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{path}: not a whole safetensors file ({first_sentence(error)}); it was cut off or damaged on "
             "its way: fetch it again"
         ) from error
+    shapes = {name: tuple(entry.get_shape()) for name, entry in slices.items()}
+    dtypes = {name: str(entry.get_dtype()) for name, entry in slices.items()}
+    return Weights([path], shapes, dtypes, file.get_tensor)
 
 
 def write_safetensors(
@@ -63,38 +69,43 @@ def write_safetensors(
 ) -> str:
     """Write a safetensors file one tensor at a time and return its sha256.
 
-    The library's own writer wants all tensors in memory first. The format: 8 bytes with the length of a JSON header,
-    the header (name -> dtype, shape, byte range), then the bytes.
+    By hand, because the library's own writers want all tensors in memory at once, and a conversion needs no more than
+    one. The format: 8 bytes with the length of a JSON header, the header (name -> dtype, shape, byte range), the bytes.
 
     Args:
         dtypes, shapes: of every tensor, by name.
         get: name -> tensor on any device, of that dtype and shape; called once each.
     """
+    # wide numbers first keeps all of them aligned
+    names = sorted(dtypes, key=lambda name: -dtypes[name].itemsize)
+    digest = hashlib.sha256()
+    with open(path, "wb") as stream:
+
+        def write(block) -> None:
+            stream.write(block)
+            digest.update(block)
+
+        write(_header(names, dtypes, shapes))
+        for name in names:
+            tensor = get(name).detach().to("cpu").contiguous()
+            assert tensor.dtype == dtypes[name] and tensor.shape == shapes[name], name
+            write(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _header(names: list[str], dtypes: dict, shapes: dict) -> bytes:
+    """What stands before the numbers, its own length first."""
     spelled = {dtype: name for name, dtype in DTYPES.items()}
-    names = sorted(
-        dtypes, key=lambda name: -dtypes[name].itemsize
-    )  # wide numbers first keeps all of them aligned
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name in names:
-        start, end = end, end + dtypes[name].itemsize * torch.Size(shapes[name]).numel()
-        header[name] = {
+        start = end
+        end += dtypes[name].itemsize * torch.Size(shapes[name]).numel()
+        entries[name] = {
             "dtype": spelled[dtypes[name]],
             "shape": list(shapes[name]),
             "data_offsets": [start, end],
         }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-    with open(path, "wb") as stream:
-        for block in _blocks(len(text).to_bytes(8, "little") + text, names, dtypes, shapes, get):
-            stream.write(block)
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _blocks(header: bytes, names, dtypes, shapes, get) -> Iterable[memoryview]:
-    yield memoryview(header)
-    for name in names:
-        tensor = get(name).detach().to("cpu").contiguous()
-        assert tensor.dtype == dtypes[name] and tensor.shape == shapes[name], name
-        yield memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
