@@ -74,7 +74,7 @@ class Hub(BaseHTTPRequestHandler):
     """HEAD and GET of /org/name/resolve/revision/file, out of `server.repos`: {id: {file: content}}.
 
     `server.log` lists what was asked; org/gated, org/broken, org/damaged (of which `server.damaged` names the file) and
-    org/cut go wrong.
+    org/cut go wrong. `server.hostile` gives the ETags of files, and the "commit", that it states in place of the true ones.
     """
 
     protocol_version = "HTTP/1.1"
@@ -98,9 +98,11 @@ class Hub(BaseHTTPRequestHandler):
         if revision not in COMMITS:
             return self.refuse(404, "RevisionNotFound")
         content = hub.repos[repo].get(name)
+        hostile = getattr(hub, "hostile", {})
+        commit = hostile.get("commit", COMMITS[revision])
         if content is None:
-            return self.refuse(404, "EntryNotFound", COMMITS[revision])
-        tag = etag(name, content)
+            return self.refuse(404, "EntryNotFound", commit)
+        tag = hostile.get(name, etag(name, content))
         if repo == "org/damaged" and name == hub.damaged:
             content = content[:-1] + bytes([content[-1] ^ 1])
         start = (
@@ -110,7 +112,7 @@ class Hub(BaseHTTPRequestHandler):
         )
         self.send_response(206 if start else 200)
         self.send_header("ETag", f'"{tag}"')
-        self.send_header("X-Repo-Commit", COMMITS[revision])
+        self.send_header("X-Repo-Commit", commit)
         self.send_header("Content-Length", str(len(content) - start))
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")

@@ -212,6 +212,54 @@ def test_no_server(client, checkpoint):
     assert same_files(checkpoint, where, but="model.safetensors")
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    "tag", ["../../../../escaped", "/tmp/escaped", "v1", "d41d8cd98f00b204e9800998ecf8427e", ""]
+)
+def test_an_etag_that_is_no_hash(client, server, tmp_path, name, tag):
+    """It names the file in the cache, and is what the download is checked by: nothing of that file is fetched."""
+    server.hostile = {name: tag}
+    where, error = client("org/tiny")
+    assert where is None
+    if tag:
+        assert f'the server states the ETag "\\"{tag}\\"", which is no hash' in error
+    fetched = [asked for command, *_, asked, _ in server.log if command == "GET"]
+    assert name not in fetched
+    assert not list(tmp_path.rglob("*escaped*"))
+
+
+def test_a_commit_that_is_no_hash(client, server, tmp_path):
+    """It names a folder in the cache, also that of files which the repository does not have."""
+    server.hostile = {"commit": "../../../../../escaped"}
+    _, error = client("org/tiny")
+    assert 'the server states the commit "../../../../../escaped", which is no hash' in error
+    _, error = client("org/empty")
+    assert "which is no hash" in error
+    assert not list(tmp_path.rglob("*escaped*"))
+
+
+@pytest.mark.parametrize("shard", ["../../escaped.safetensors", "/tmp/x.safetensors", 7, None, ""])
+def test_shard_names_that_lead_elsewhere(client, server, tmp_path, shard):
+    index = json.dumps({"weight_map": {"a": shard}}).encode()
+    server.repos["org/half"]["model.safetensors.index.json"] = index
+    _, error = client("org/half")
+    assert "which is no name of a weight file" in error
+    assert not list(tmp_path.rglob("*escaped*"))
+
+
+def test_adapter_on_the_hub(client, server):
+    server.repos["org/adapter"] = {"adapter_config.json": b"{}", "adapter_model.safetensors": b""}
+    _, error = client("org/adapter")
+    assert "error: org/adapter: is an adapter" in error and "merge it into its base model" in error
+
+
+def test_added_tokens_are_fetched(client, server):
+    more = {"added_tokens.json": b'{"covid19": 99}', "1_Pooling/config.json": b"{}"}
+    server.repos["org/config"] = {**server.repos["org/tiny"], **more}
+    where, _ = client("org/config")
+    assert all((where / name).read_bytes() == content for name, content in more.items())
+
+
 def test_server_fails(client):
     _, error = client("org/broken")
     assert "error: org/broken: http://127.0.0.1:" in error and "cannot be reached" in error

@@ -132,8 +132,8 @@ def checked_answers() -> Iterator[None]:
     huggingface_hub names files in its cache by the ETag and the commit that the server states, and believes both.
     """
     import huggingface_hub as hub
+    from huggingface_hub.utils import _http as http
 
-    http = hub.utils._http
     if hasattr(hub, "set_client_factory"):
         before = http._GLOBAL_CLIENT_FACTORY
         configure = hub.set_client_factory
