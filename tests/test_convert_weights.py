@@ -477,7 +477,18 @@ def test_historical_defaults():
         "tie_weights_": True,
     }
     assert architecture_of(distil, names, None) == BertConfig(
-        "distilbert", 99, 32, 6, 4, 64, 512, 0, "relu", 1e-12, 0.2, 0.3
+        model_type="distilbert",
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=512,
+        type_vocab_size=0,
+        hidden_act="relu",
+        layer_norm_eps=1e-12,
+        hidden_dropout_prob=0.2,
+        attention_probs_dropout_prob=0.3,
     )
     assert (
         architecture_of({"architectures": ["DistilBertForMaskedLM"]}, names, None).model_type

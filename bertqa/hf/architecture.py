@@ -37,6 +37,9 @@ ACTIVATIONS = {
 }
 EXPORTED_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
 
+DECIDED_HERE = ("model_type", "pooler", "position_embedding_type")
+"""Fields of ours that are not taken as a config states them."""
+
 OTHER_KINDS = ("is_decoder", "add_cross_attention", "pruned_heads", "quantization_config")
 """Fields that, where true, make another model of it than the one that bertqa computes."""
 
@@ -104,7 +107,7 @@ def architecture_of(raw: dict, plain_names: Collection[str], head: str | None) -
     if distil:
         fields["num_hidden_layers"] = DISTIL_LAYERS
     for name, default in fields.items():
-        if name not in ("model_type", "pooler"):
+        if name not in DECIDED_HERE:
             fields[name] = _stated(raw, name, default, distil)
     if distil:
         fields.update(DISTIL_FIXED)
@@ -212,7 +215,7 @@ def write_architecture(
     del fields["pooler"]
     del fields["model_type"]
     if distil:
-        for name in DISTIL_FIXED:
+        for name in (*DISTIL_FIXED, "position_embedding_type"):
             del fields[name]
         fields = {DISTIL_FIELDS.get(name, name): value for name, value in fields.items()}
         fields["sinusoidal_pos_embds"] = False
@@ -232,11 +235,10 @@ def write_architecture(
 
 def _refuse_inexpressible(config: BertConfig) -> None:
     fixed = DISTIL_FIXED if config.model_type == "distilbert" else {}
+    fixed = {**fixed, "position_embedding_type": "absolute"}
     wrong = [name for name, value in fixed.items() if getattr(config, name) != value]
     if config.model_type == "bert" and config.type_vocab_size == 0:
-        wrong = ["type_vocab_size"]
-    if not config.has_positions:
-        wrong.append("position_embedding_type")
+        wrong.append("type_vocab_size")
     if wrong:
         listed = ", ".join(f"{name} {getattr(config, name)}" for name in wrong)
         raise UserError(
