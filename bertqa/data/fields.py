@@ -1,26 +1,69 @@
-"""The fields of a record and the rows of a CSV, checked.
+"""The fields of a record, checked: the right type under one of the names that files give them.
 
 Each raises UserError that says what is wrong, where, and what to do; its callers put the name of the file before it.
 """
 
-import csv
-import io
+import math
+from collections.abc import Iterator, Sequence
 
 from bertqa.errors import UserError
 from bertqa.files import show
 
 KINDS = {str: "text", list: "a list", dict: "an object", bool: "true or false"}
 
+FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+"""What files write for yes and no, in lower case; pandas makes 1.0 of true where cells are empty."""
+
+EMPTY = ("", "nan", "none", "null")
+"""What files write, in lower case, where nothing is said."""
+
+
+class Faults:
+    """What to do with a mistake in a file: raise it, or take note of it and go on with what follows.
+
+    with faults:
+        read one thing, which may raise UserError
+    """
+
+    def __init__(self, gather: bool = False):
+        self.gather = gather
+        self.found: list[str] = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace) -> bool:
+        if self.gather and isinstance(error, UserError):
+            self.found.append(str(error))
+            return True
+        return False
+
 
 def field(where: str, record: object, key: str, kind: type):
     """record[key], checked to be there and to be of this type."""
-    if isinstance(record, dict) and isinstance(value := record.get(key), kind):
-        return value
     if not isinstance(record, dict):
         raise UserError(f"{where}: must be an object, not {show(record)}")
     if key not in record:
         raise UserError(f'{where}: has no "{key}", its keys are {show(list(record))}')
-    raise UserError(f'{where}: "{key}" must be {KINDS[kind]}, not {show(value)}')
+    value = record[key]
+    if not isinstance(value, kind):
+        raise UserError(f'{where}: "{key}" must be {KINDS[kind]}, not {show(value)}')
+    return value
+
+
+def members(where: str, record: object, key: str) -> Iterator[tuple[str, object]]:
+    """Where each member of the list record[key] stands, and the member."""
+    for number, member in enumerate(field(where, record, key, list)):
+        yield f"{where}.{key}[{number}]", member
+
+
+def name_among(record: object, names: Sequence[str]) -> str:
+    """The first of these names that the record has as a key; the first of all where it has none."""
+    if isinstance(record, dict):
+        for name in names:
+            if name in record:
+                return name
+    return names[0]
 
 
 def name_in(where: str, record: dict, key: str) -> str:
@@ -31,25 +74,35 @@ def name_in(where: str, record: dict, key: str) -> str:
 
 
 def title_in(where: str, record: dict) -> str:
-    return "" if record.get("title") is None else name_in(where, record, "title")
+    """The title, "" where there is none."""
+    if not isinstance(record, dict) or missing(record.get("title")):
+        return ""
+    return name_in(where, record, "title")
 
 
-def csv_rows(text: str, delimiter: str, keep_blank: bool = False) -> list[tuple[str, list[str]]]:
-    """The rows that are not blank (or all that have a cell). A quoted paragraph may go over several lines: a row is named
-    by its first."""
-    rows, last = [], 0
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    usual_limit = csv.field_size_limit(2**31 - 1)  # 128 KiB, for the whole process: put it back
-    try:
-        for row in reader:
-            if row and keep_blank or any(cell.strip() for cell in row):
-                rows.append((f"line {last + 1}", row))
-            last = reader.line_num
-    except csv.Error as error:
-        cut = "cut off: " if "unexpected end" in str(error) else ""
-        raise UserError(
-            f"{cut}the CSV row that begins on line {last + 1} cannot be read: {error}"
-        ) from None
-    finally:
-        csv.field_size_limit(usual_limit)
-    return rows
+def flag_in(where: str, record: dict, key: str) -> bool | None:
+    """record[key] as yes or no; None where it says neither."""
+    value = record.get(key)
+    if missing(value) or isinstance(value, bool):
+        return None if missing(value) else value
+    text = str(value).strip().lower() if isinstance(value, (str, int, float)) else "?"
+    if text in EMPTY:
+        return None
+    if text not in FLAGS:
+        raise UserError(f'{where}: "{key}" must be true or false, not {show(value)}')
+    return FLAGS[text]
+
+
+def missing(value: object) -> bool:
+    """Whether a value says that there is none: null, or the NaN of pandas."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def refuse_doubles(where: str, record: dict, names: Sequence[str]) -> None:
+    """Raise UserError where the record has one of these keys twice, spelt in two ways ("Question" beside "question")."""
+    spelt: dict[str, str] = {}
+    for key in record:
+        name = key.strip().casefold()
+        if name in spelt and name in names:
+            raise UserError(f'{where}: has both "{spelt[name]}" and "{key}"; leave one out')
+        spelt[name] = key

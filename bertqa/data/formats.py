@@ -1,174 +1,284 @@
-"""The formats of question files: a file's text to flat records, one for each question (examples.py describes them)."""
+"""The shapes in which questions are shipped: one table, from the keys of a record to how it is read, or why not.
 
-import ast
-import json
-import re
-from collections.abc import Iterator
+To add a shape, add a row to SHAPES: a name, the keys that tell it, and a function from one record to
+its questions, or a text that says why it is not read and what to use instead.
+"""
 
-from bertqa.data.fields import csv_rows, field, name_in, title_in
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from bertqa.data.fields import Faults, field, members, name_among, title_in
+from bertqa.data.gold import ANSWER_KEYS, STARTS
+from bertqa.data.literals import parse_printed
+from bertqa.data.records import Records, look_ahead, records_in
 from bertqa.errors import UserError
-from bertqa.files import json_lines, parse_json, show
+from bertqa.files import show
 
 ACCEPTED = (
     'SQuAD JSON ("data", "paragraphs", "qas"); records with id, question, context and answers as a JSON list, under '
     '"data" or one per line; MRQA lines ("context", "qas"); CSV with the columns id, question, context and answers'
 )
 
-Question = tuple[str, dict, str, str]
-"""Where it stands in the file, its record, its context, its title."""
+CONTEXTS = ("context", "context_text")
+QUESTIONS = ("question", "query_text")
+IDS = ("id", "qid", "question_id", "query_id", "guid", "_id", "key")
+KNOWN = {
+    *IDS,
+    *QUESTIONS,
+    *CONTEXTS,
+    *ANSWER_KEYS,
+    *STARTS,
+    "answer",
+    "title",
+    "is_impossible",
+    "header",
+}
+"""Names of keys and columns that mean something here, in lower case."""
+
+LOOKED_AT = 100
+"""Records among which one must have the keys of a shape: a first one without them is that record's mistake."""
 
 
-def questions_in(text: str) -> tuple[str, Iterator[Question]]:
-    """-> the format, and the questions, lazily."""
-    if text.lstrip()[0] not in "{[":
-        return "csv", _flat(_csv_records(text))
-    kind, head = "jsonl", _first_line(text)
-    if head is not None and "data" not in head:
-        items = json_lines(text, allow_nan=True)
-    elif isinstance(document := parse_json(text, allow_nan=True), dict) and "data" not in document:
-        head, items = document, iter([("the only record", document)])
+@dataclass(slots=True)
+class Question:
+    """One question as its file has it; nothing in it is checked but that it has a paragraph."""
+
+    where: str
+    """Where it stands in the file, for messages."""
+    record: dict
+    """Its keys: an id, the question and the answers, under any of their names."""
+    context: str
+    title: str
+
+
+Reader = Callable[[str, object, Faults], Iterator[Question]]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A row of the table."""
+
+    name: str
+    """What messages and `Dataset.format` call it."""
+    keys: str
+    """The keys that a record of it has, a dot before what is inside another's value, # for a number."""
+    then: Reader | str
+    """How a record is read, or why it is not and what to use."""
+
+
+# How a record is read
+
+
+def _article(where: str, article: object, faults: Faults) -> Iterator[Question]:
+    """SQuAD: {"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}."""
+    with faults:
+        title = title_in(where, article)
+        for here, paragraph in members(where, article, "paragraphs"):
+            yield from _paragraph(here, paragraph, faults, title)
+
+
+def _paragraph(
+    where: str, paragraph: object, faults: Faults, title: str = ""
+) -> Iterator[Question]:
+    """A paragraph of SQuAD, also without an article, as SimpleTransformers, CMRC and MRQA write them."""
+    with faults:
+        context = field(where, paragraph, name_among(paragraph, CONTEXTS), str)
+        title = title or title_in(where, paragraph)
+        for here, record in members(where, paragraph, "qas"):
+            yield Question(here, record, context, title)
+
+
+def _mrqa(where: str, entry: object, faults: Faults) -> Iterator[Question]:
+    """MRQA: {"context", "qas": [{"qid", "question", "detected_answers", "answers"}]}, behind a header."""
+    if isinstance(entry, dict) and "header" in entry and "context" not in entry:
+        return
+    for question in _paragraph(where, entry, faults):
+        question.where = question.where.replace(f"{where}.qas", f"{where}, qas")
+        if isinstance(question.record, dict) and "qid" in question.record:
+            question.record = {**question.record, "id": question.record["qid"]}
+        yield question
+
+
+def _flat(where: str, record: object, faults: Faults) -> Iterator[Question]:
+    """A question with its own context: {"id", "question", "context", "answers"}."""
+    with faults:
+        context = field(where, record, name_among(record, CONTEXTS), str)
+        yield Question(where, record, context, title_in(where, record))
+
+
+def _sberquad(where: str, record: dict, faults: Faults) -> Iterator[Question]:
+    """SberQuAD's CSV: paragraph_id, question_id, paragraph, question, answer."""
+    flat = {"id": record.get("question_id"), "answers": [record.get("answer")], **record}
+    flat.pop("answer", None)
+    yield from _flat(where, {**flat, "context": record.get("paragraph")}, faults)
+
+
+def _subjqa(where: str, record: dict, faults: Faults) -> Iterator[Question]:
+    """SubjQA's CSV: question, review, human_ans_spans; a review ends in the word that stands for no answer."""
+    text = record.get("human_ans_spans")
+    indices = parse_printed(where, "human_ans_indices", str(record.get("human_ans_indices", "")))
+    start = indices[0] if isinstance(indices, list) and indices else None
+    answers = [] if text == "ANSWERNOTFOUND" else [{"text": text, "start": start}]
+    flat = {**record, "id": record.get("q_review_id"), "answers": answers}
+    yield from _flat(where, {**flat, "context": record.get("review")}, faults)
+
+
+# Why others are not
+
+MRQA = "use its file from MRQA's collection (mrqa/MRQA-Shared-Task-2019)"
+ELSEWHERE = f"its texts are in other files; {MRQA}"
+DIALOGUE = (
+    "a question only makes sense after the turns before it; use data whose questions stand alone, "
+    "such as SQuAD"
+)
+NUMBERS = "answers are numbers and dates as well as spans; use SQuAD"
+PAGES = f"answers are tokens of web pages; {MRQA}"
+VOTES = f"answers are votes of annotators; {MRQA}"
+UNPLACED = (
+    "in the task's own form answers have no place; use BioASQ in SQuAD's form (dmis-lab/biobert)"
+)
+NO_CONTEXT = (
+    "the texts that they are found in are missing; use a file with contexts, such as MRQA's"
+)
+NO_SPANS = "answers are no spans of the text; use SQuAD"
+
+SHAPES = (
+    Shape("QuAC", "paragraphs.qas.followup", DIALOGUE),
+    Shape("QuAC", "paragraphs.qas.yesno", DIALOGUE),
+    Shape("QuAC", "context turn_ids", DIALOGUE),
+    Shape("CoQA", "story questions", DIALOGUE),
+    Shape("KorQuAD 2", "raw_html", "answers are pieces of web pages; use KorQuAD 1"),
+    Shape(
+        "KorQuAD 2",
+        "qas.answer.html_answer_start",
+        "answers are pieces of web pages; use KorQuAD 1",
+    ),
+    Shape("DROP", "passage qa_pairs", NUMBERS),
+    Shape("DROP", "passage answers_spans", NUMBERS),
+    Shape("BoolQ", "passage question", NO_SPANS),
+    Shape("MS MARCO", "query passages", NO_SPANS),
+    Shape(
+        "HotpotQA",
+        "supporting_facts",
+        f"the context is ten articles, some answers yes or no; {MRQA}",
+    ),
+    Shape(
+        "MuSiQue", "question_decomposition", "the context is twenty paragraphs; use MRQA's HotpotQA"
+    ),
+    Shape("NewsQA", "storyid questions.q", VOTES),
+    Shape("NewsQA", "story_id answer_char_ranges", VOTES),
+    Shape("TriviaQA", "data.questionsource", ELSEWHERE),
+    Shape("TriviaQA", "question questionsource", ELSEWHERE),
+    Shape("TriviaQA", "question entity_pages", ELSEWHERE),
+    Shape("SearchQA", "question search_results", f"answers have no place; {MRQA}"),
+    Shape(
+        "TyDi QA's primary task",
+        "document_plaintext",
+        "texts are whole articles; use its GoldP file",
+    ),
+    Shape("Natural Questions", "question_text annotations", PAGES),
+    Shape("Natural Questions", "annotations long_answer_candidates", PAGES),
+    Shape("TechQA", "question_text doc_ids", "its texts are in other files; use SQuAD"),
+    Shape("BioASQ", "questions.body", UNPLACED),
+    Shape("BioASQ", "body snippets", UNPLACED),
+    Shape("MRQA as the Hub's rows", "detected_answers.char_spans.start", f"to read it, {MRQA}"),
+    Shape("a file of Haystack's labels", "query document", "export them in SQuAD's form"),
+    Shape(
+        "a table by column (pandas)",
+        "question.# context.#",
+        'write df.to_json(FILE, orient="records")',
+    ),
+    Shape("mrqa", "header", _mrqa),
+    Shape("mrqa", "context qas.detected_answers", _mrqa),
+    Shape("squad", "paragraphs", _article),
+    Shape("squad", "context qas", _paragraph),
+    Shape("squad", "context_text qas", _paragraph),
+    Shape("sberquad", "paragraph question answer", _sberquad),
+    Shape("subjqa", "review question human_ans_spans", _subjqa),
+    Shape("flat", "question context", _flat),
+    Shape("flat", "query_text context_text", _flat),
+    Shape("a file of DPR's", "question positive_ctxs", NO_CONTEXT),
+    Shape("questions with answers alone (NQ-open)", "question answer", NO_CONTEXT),
+    Shape("questions with answers alone", "question answers", NO_CONTEXT),
+    Shape("flat", "question", _flat),
+    Shape("flat", "context", _flat),
+)
+"""The first row all of whose keys a record has is its shape; keys are compared without case."""
+
+
+def questions_in(text: str, faults: Faults) -> tuple[str, Iterator[Question]]:
+    """-> the format, and the questions, lazily. Raises UserError for a shape that is not read."""
+    records = records_in(text, KNOWN)
+    if records.header is not None:
+        shape = shape_of_columns(records.header, text)
     else:
-        kind, name = "flat json", "data" if isinstance(document, dict) else "records"
-        records = field("the file", document, "data", list) if name == "data" else document
-        items = ((f"{name}[{i}]", record) for i, record in enumerate(records))
-        if not records:
-            return kind, _flat(items)
-        keyed = (
-            item
-            for item in records
-            if isinstance(item, dict) and item.keys() & {"paragraphs", "question"}
-        )
-        head = next(
-            keyed, records[0]
-        )  # a first record without its key is that record's mistake, not another format
-    keys = head.keys() if isinstance(head, dict) else set()
-    if keys & {"header", "qas"}:
-        return "mrqa", _mrqa(items)
-    if "paragraphs" in keys:
-        return "squad", _squad(items)
-    if keys & {"question", "context"}:
-        return kind, _flat(items)
-    raise UserError(f"wrong shape: found {show(list(keys) or head)}; accepted are {ACCEPTED}")
+        shape = shape_of_records(records)
+    if isinstance(shape.then, str):
+        raise UserError(f"is {shape.name}: {shape.then}")
+    name = shape.name
+    if name in ("flat", "sberquad", "subjqa"):
+        name = {"json": "flat json"}.get(records.kind, records.kind)
+    return name, _all_questions(records, shape.then, faults)
 
 
-def _squad(articles: Iterator[tuple[str, dict]]) -> Iterator[Question]:
-    for where, article in articles:
-        paragraphs, title = field(where, article, "paragraphs", list), title_in(where, article)
-        for i, paragraph in enumerate(paragraphs):
-            here = f"{where}.paragraphs[{i}]"
-            context = field(here, paragraph, "context", str)
-            for k, question in enumerate(field(here, paragraph, "qas", list)):
-                yield f"{here}.qas[{k}]", question, context, title
+def _all_questions(records: Records, read: Reader, faults: Faults) -> Iterator[Question]:
+    for where, record in records.items:
+        yield from read(where, record, faults)
 
 
-def _flat(records: Iterator[tuple[str, dict]]) -> Iterator[Question]:
-    for where, record in records:
-        yield where, record, field(where, record, "context", str), title_in(where, record)
+def shape_of_keys(keys: set[str]) -> Shape | None:
+    """The first shape whose keys are all among these."""
+    for shape in SHAPES:
+        if keys.issuperset(shape.keys.split()):
+            return shape
+    return None
 
 
-def _mrqa(entries: Iterator[tuple[str, dict]]) -> Iterator[Question]:
-    for where, entry in entries:
-        if isinstance(entry, dict) and "header" in entry and "context" not in entry:
-            continue
-        context = field(where, entry, "context", str)
-        for k, qa in enumerate(field(where, entry, "qas", list)):
-            here = f"{where}, qas[{k}]"
-            record = {"id": name_in(here, qa, "qid"), "question": field(here, qa, "question", str)}
-            detected = field(here, qa, "detected_answers", list) if "detected_answers" in qa else []
-            answers = [
-                _span(f"{here}.detected_answers[{i}]", found, context)
-                for i, found in enumerate(detected)
-            ]
-            others = field(here, qa, "answers", list) if "answers" in qa else []
-            answers += [
-                {"text": text}
-                for text in others
-                if text not in [answer["text"] for answer in answers]
-            ]
-            yield here, {**record, "answers": answers}, context, ""
+def shape_of_records(records: Records) -> Shape:
+    """The shape of the first records, that of a single odd one aside. Raises UserError where none has one."""
+    first, records.items = look_ahead(records.items, LOOKED_AT)
+    if not first:
+        return Shape("flat", "", _flat)
+    found = [shape_of_keys(keys_in(record)) for _, record in first]
+    found = [shape for shape in found if shape]
+    if found:
+        return min(found, key=SHAPES.index)
+    record = first[0][1]
+    found = list(record) if isinstance(record, dict) and record else record
+    raise UserError(f"wrong shape: found {show(found)}; accepted are {ACCEPTED}")
 
 
-def _span(where: str, detected: dict, context: str) -> dict:
-    """MRQA's spans are [first, last character]; their text may differ in case and blanks from the paragraph's own."""
-    text, spans = field(where, detected, "text", str), field(where, detected, "char_spans", list)
-    if not spans:
-        return {"text": text}
-    pair = spans[0]
-    if not (
-        isinstance(pair, list)
-        and len(pair) == 2
-        and all(type(end) is int and end >= 0 for end in pair)
-    ):
-        raise UserError(
-            f'{where}: "char_spans" must hold [first, last] character offsets, not {show(pair)}'
-        )
-    piece = context[pair[0] : pair[1] + 1]
-    same = piece.casefold().split() == text.casefold().split()
-    return {"text": piece if same else text, "answer_start": pair[0]}
-
-
-def _csv_records(text: str) -> Iterator[tuple[str, dict]]:
-    """-> where a row begins, and the row as the flat record that JSON would hold."""
-    first = re.split("[\r\n]", text.lstrip(), maxsplit=1)[0]
-    for delimiter in ",;\t":
-        if {"id", "question", "context"} <= {
-            name.strip(' "').lower() for name in first.split(delimiter)
-        }:
-            break
-    else:
+def shape_of_columns(header: list[str], text: str) -> Shape:
+    """The shape of a CSV. Raises UserError that names the column that it lacks."""
+    shape = shape_of_keys(set(header))
+    if shape and shape.then not in (_flat, NO_CONTEXT):
+        return shape
+    lacking = []
+    for names in (QUESTIONS, CONTEXTS):
+        if not set(names) & set(header):
+            lacking.append(names[0])
+    if not lacking:
+        return Shape("flat", "", _flat)
+    if not KNOWN & set(header):
+        first = text.lstrip().splitlines()[0]
         raise UserError(
             f"wrong shape: neither JSON nor a CSV header: {show(first)}; accepted are {ACCEPTED}"
         )
-    (_, header), *rows = csv_rows(text, delimiter)
-    header = [name.strip().lower() for name in header]
-    for where, row in rows:
-        if len(row) != len(header):
-            raise UserError(
-                f"{where}: has {len(row)} cells, the header {len(header)}; cut off, or a quote missing?"
-            )
-        record: dict = dict(zip(header, row, strict=True))
-        if "is_impossible" in record:
-            flags = {"": None, "true": True, "1": True, "false": False, "0": False}
-            record["is_impossible"] = flags.get(
-                record["is_impossible"].strip().lower(), record["is_impossible"]
-            )
-        if "answers" in record:
-            record["answers"] = _literal(where, record["answers"])
-        elif "answer_text" in record:
-            start = record.get("answer_start", "").strip()
-            number = re.fullmatch(r"-?\d+(\.0*)?", start)
-            record["answer_start"] = float(start) if number else start or None
-            record["answer_text"] = record["answer_text"] or None
-        yield where, record
+    raise UserError(
+        f"the CSV has no column {' and no '.join(map(show, lacking))}; its columns are "
+        f"{', '.join(map(show, header))}"
+    )
 
 
-def _literal(where: str, cell: str) -> object:
-    """The value of a cell in JSON or as a Python literal, in which array([...], dtype=...) stands for its list."""
-    if not cell.strip():
-        return None
-    try:
-        return json.loads(cell)
-    except ValueError:
-        pass
-    try:
-        tree = ast.parse(cell.strip(), mode="eval").body
-        if isinstance(tree, ast.Dict):
-            tree.values = [
-                node.args[0] if isinstance(node, ast.Call) and node.args else node
-                for node in tree.values
-            ]
-        return ast.literal_eval(tree)
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        raise UserError(
-            f'{where}: "answers" is neither JSON nor a Python literal: {show(cell)}'
-        ) from None
-
-
-def _first_line(text: str) -> dict | None:
-    """The first line, if that is a whole JSON object and more follows: the mark of JSONL."""
-    first, _, rest = text.lstrip().partition("\n")
-    try:
-        value = json.loads(first) if rest.strip() else None
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+def keys_in(value: object, before: str = "", depth: int = 4) -> set[str]:
+    """The keys of an object in lower case, and those inside with a dot: {"qas": [{"id": 1}]} has "qas" and "qas.id"."""
+    found: set[str] = set()
+    if isinstance(value, list):
+        for member in value[:20]:
+            found |= keys_in(member, before, depth)
+    elif isinstance(value, dict) and depth:
+        for key, inside in list(value.items())[:200]:
+            name = before + ("#" if key.isdigit() else key.lower())
+            found.add(name)
+            found |= keys_in(inside, f"{name}.", depth - 1)
+    return found

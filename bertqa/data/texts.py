@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bertqa.data.fields import csv_rows, field
+from bertqa.data.fields import field
+from bertqa.data.tables import csv_rows
 from bertqa.errors import UserError
 from bertqa.files import decode, json_lines, parse_json, read_bytes, show
 

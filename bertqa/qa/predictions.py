@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bertqa.data.fields import csv_rows
+from bertqa.data.tables import csv_rows
 from bertqa.errors import UserError
 from bertqa.files import decode, json_lines, parse_json, read_bytes, show
 
