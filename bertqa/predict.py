@@ -341,7 +341,7 @@ def answer_file(args, config: dict, world) -> int:
     from bertqa.data.examples import read_examples
     from bertqa.qa.answers import prediction_files
 
-    data = read_examples(args.data, args.limit)
+    data = read_examples(args.data, args.limit, labelled=False)
     print(f"{args.data}: {data.summary()}", file=sys.stderr)
     reader, out = load_reader(args), Path(args.out)
     threshold = threshold_of(args, reader.qa)

@@ -6,12 +6,7 @@ This is the rule of Unicode's grapheme clusters (UAX 29), without its tables for
 """
 
 import unicodedata
-from collections.abc import Sequence
 from functools import lru_cache
-
-import numpy as np
-
-from bertqa.data.tokens import Tokens
 
 JOINERS = "\u200c\u200d"  # zero width non-joiner, zero width joiner
 JOINER = "\u200d"
@@ -32,8 +27,8 @@ def extends(character: str) -> bool:
     )
 
 
-def beginnings(text: str) -> np.ndarray:
-    """(c+1,) the offsets at which a character of `text` begins, and its length.
+def beginnings(text: str) -> list[int]:
+    """The offsets at which a character of `text` begins, and its length.
 
     Example: e, combining accent, blank, x: 0, 2, 3, 4.
     """
@@ -46,21 +41,4 @@ def beginnings(text: str) -> np.ndarray:
             begins.append(place)
     if text:
         begins.append(len(text))
-    return np.array(begins)
-
-
-def whole_characters(tokens: Tokens, texts: Sequence[str]) -> Tokens:
-    """The tokens of these texts, each taking whole every character that it has a part of; changed in place.
-
-    Example: "Dupré." with a combining accent is D u p r e ´ . and a tokenizer that drops accents
-    gives  dupre 0-5  and  . 6-7.  Here the first becomes 0-6.
-    """
-    for row, text in enumerate(texts):
-        if text.isascii() or not any(map(extends, set(text))):
-            continue
-        begins = beginnings(text)
-        own = slice(tokens.rows[row], tokens.rows[row + 1])
-        starts, ends = tokens.starts[own], tokens.ends[own]
-        tokens.starts[own] = begins[np.searchsorted(begins, starts, side="right") - 1]
-        tokens.ends[own] = begins[np.searchsorted(begins, ends, side="left")]
-    return tokens
+    return begins

@@ -131,7 +131,7 @@ DIALOGUE = (
     "a question only makes sense after the turns before it; use data whose questions stand alone, "
     "such as SQuAD"
 )
-NUMBERS = "answers are numbers and dates as well as spans; use SQuAD"
+NUMBERS = f"answers are numbers and dates, no spans; {MRQA}"
 PAGES = f"answers are tokens of web pages; {MRQA}"
 VOTES = f"answers are votes of annotators; {MRQA}"
 UNPLACED = (

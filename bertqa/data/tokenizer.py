@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bertqa.data.characters import whole_characters
-from bertqa.data.tokens import Tokens, running_sum
+from bertqa.data.tokens import Tokens, running_sum, whole_characters
 from bertqa.errors import UserError
 from bertqa.files import read_object
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bertqa.data.characters import beginnings, extends
+
 
 @dataclass
 class Tokens:
@@ -53,3 +55,20 @@ def no_tokens() -> Tokens:
 def running_sum(counts: Sequence[int] | np.ndarray) -> np.ndarray:
     """(n+1,) int64: the sum of all before each, and of all.  2 0 3 -> 0 2 2 5."""
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+
+
+def whole_characters(tokens: Tokens, texts: Sequence[str]) -> Tokens:
+    """The tokens of these texts, each taking whole every character that it has a part of; changed in place.
+
+    Example: "Dupré." with a combining accent is D u p r e ´ . and a tokenizer that drops accents
+    gives  dupre 0-5  and  . 6-7.  Here the first becomes 0-6.
+    """
+    for row, text in enumerate(texts):
+        if text.isascii() or not any(map(extends, set(text))):
+            continue
+        begins = np.array(beginnings(text))
+        own = slice(tokens.rows[row], tokens.rows[row + 1])
+        starts, ends = tokens.starts[own], tokens.ends[own]
+        tokens.starts[own] = begins[np.searchsorted(begins, starts, side="right") - 1]
+        tokens.ends[own] = begins[np.searchsorted(begins, ends, side="left")]
+    return tokens

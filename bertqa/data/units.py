@@ -4,24 +4,26 @@ JavaScript and Java count UTF-16 units (two for an emoji), others UTF-8 bytes; a
 characters on Windows. A unit that gives an answer its own text at the stated offset explains it.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-
-import numpy as np
+from itertools import accumulate
 
 from bertqa.data.gold import Gold
 
 CHARACTERS = "characters"
 
-UNITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    CHARACTERS: lambda codes: np.ones(len(codes), np.int64),
-    "UTF-16 units": lambda codes: 1 + (codes > 0xFFFF),
-    "UTF-8 bytes": lambda codes: 1 + (codes > 0x7F) + (codes > 0x7FF) + (codes > 0xFFFF),
-    "line ends as two characters": lambda codes: 1 + (codes == 10),
-    "line ends as one character": lambda codes: 1 - 1 * (codes == 13),
-    "UTF-16 units, line ends as two": lambda codes: 1 + (codes > 0xFFFF) + (codes == 10),
+UNITS: dict[str, Callable[[str], int]] = {
+    CHARACTERS: lambda character: 1,
+    "UTF-16 units": lambda character: 1 + (character > "\uffff"),
+    "UTF-8 bytes": lambda character: len(character.encode("utf-8", "surrogatepass")),
+    "line ends as two characters": lambda character: 1 + (character == "\n"),
+    "line ends as one character": lambda character: 1 - (character == "\r"),
+    "UTF-16 units, line ends as two": lambda character: (
+        1 + (character > "\uffff") + (character == "\n")
+    ),
 }
-"""What a file may count in -> how much each character of a paragraph counts, from its code points."""
+"""What a file may count in -> how much a character counts."""
 
 FROM_ONE = "characters from 1"
 
@@ -38,10 +40,9 @@ def exact_place(context: str, gold: Gold, unit: str = CHARACTERS) -> int:
 
 
 @lru_cache(maxsize=8)
-def _offsets(context: str, unit: str) -> np.ndarray:
-    """(c+1,) what a file that counts in `unit` calls each character of the context, rising."""
-    codes = np.frombuffer(context.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
-    return np.concatenate([[0], np.cumsum(UNITS[unit](codes))])
+def _offsets(context: str, unit: str) -> list[int]:
+    """What a file that counts in `unit` calls each character of the context, and its end, rising."""
+    return list(accumulate(map(UNITS[unit], context), initial=0))
 
 
 def in_characters(context: str, start: int, unit: str) -> int:
@@ -54,7 +55,7 @@ def in_characters(context: str, start: int, unit: str) -> int:
     if unit == FROM_ONE:
         return start - 1
     offsets = _offsets(context, unit)
-    place = int(np.searchsorted(offsets, start, side="left"))
+    place = bisect_left(offsets, start)
     if place < len(offsets) and offsets[place] == start:
         return place
     return -1
