@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import random
 import re
 import subprocess
 import sys
@@ -413,6 +414,147 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path):
         "a/run",
         "b/run",
     ]
+
+
+def test_several_runs_have_mean_and_deviation_of_each_recipe(tmp_path):
+    """Seeds 0 and 1 of one recipe, and one run of another; the answers of seed 1 miss one more."""
+    worse = [(*row[:4], "" if row[0] == "where" else row[4], *row[5:]) for row in ROWS]
+    runs = [
+        make_run(tmp_path / "a", lr=1e-4),
+        make_run(tmp_path / "b", worse, lr=1e-4, seed=1),
+        make_run(tmp_path / "c", lr=2e-4),
+    ]
+    out = write_report(*runs)
+    page = read(out)
+    assert out.name == "report-b-c.html" and out.parent.name == "a"
+    first, second = page["families"]
+    assert (first["name"], first["runs"]) == ("lr 0.0001", [0, 1])
+    assert second["name"] == "lr 0.0002" and second["exact"][1] is None
+    # of 7 questions 3 and 2 are right: 42.86 and 28.57, mean 35.71, deviation 14.29 / sqrt(2)
+    assert first["exact"] == pytest.approx([35.7143, 10.1015, 28.5714, 42.8571], abs=1e-3)
+    assert page["verdict"] is None and len(page["scores"][0]["f1"]) == 3
+    assert page["gaps"]["questions"].startswith("Single questions are shown")
+
+
+def test_a_classifiers_page_shows_classes(tmp_path):
+    evaluated = {"event": "eval", "step": 3, "accuracy": 50.0, "macro_f1": 50.0, "loss": 0.5}
+    run = make_run(tmp_path / "run", events=(*TRAIN, evaluated, END), task="classify")
+    lines = [
+        {"id": str(i), "label": label, "gold": gold, "probabilities": {label: share, "x": 0.1}}
+        for i, (label, gold, share) in enumerate(
+            [("good", "good", 0.9), ("bad", "good", 0.6), ("bad", "bad", 0.8), ("good", "bad", 0.7)]
+        )
+    ]
+    (run / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    texts = tmp_path / "texts.csv"
+    texts.write_text("text,label\nfine,good\ndull,good\nnever,bad\nwell,bad\n")
+    page = read(write_report(run, dev=str(texts)))
+    (found,) = page["classes"]
+    assert found["labels"] == ["bad", "good"] and found["matrix"] == [[1, 1], [1, 1]]
+    assert found["rows"][0] == {"n": 2, "precision": 50.0, "recall": 50.0, "f1": 50.0}
+    assert [(error["text"], error["gold"], error["label"]) for error in found["errors"]] == [
+        ("well", "bad", "good"),
+        ("dull", "good", "bad"),
+    ]
+    assert page["gaps"] == {}
+    assert len(read(write_report(run, run))["classes"]) == 2
+
+
+@pytest.mark.parametrize("name", ["config.json", "predictions.json", "dev.json"])
+def test_what_the_page_is_made_from_is_not_overwritten(run, name):
+    before = (run / name).read_bytes()
+    with pytest.raises(UserError, match="would overwrite"):
+        write_report(run, out=run / name)
+    assert (run / name).read_bytes() == before
+
+
+DAMAGE = {
+    "config.json": [
+        {"settings": {"dev": 5, "lr": [], "epochs": {}, "limit_dev": "x", "weights": None}},
+        {"settings": {}, "versions": {}, "hardware": None, "command": None, "fingerprints": None},
+    ],
+    "metrics.jsonl": [
+        {"event": "end", "seconds": "long", "steps": "many", "windows": None},
+        {"event": "train", "step": [], "loss": "nan", "epoch": {}},
+        {"event": "eval", "step": 1e400, "f1": None},
+    ],
+    "best/config.json": [{"architecture": None, "provenance": None}, {"architecture": {}}],
+    "best/qa.json": [
+        {"null_threshold": "x", "tuning": 3, "no_answer_scale": [], "max_length": -1},
+        {"null_threshold": 1.0, "tuning": {"held_out": 1}, "no_answer_scale": "a"},
+    ],
+    "nbest_predictions.json": [{"where": [{"text": 5}]}, {"where": 3}],
+    "null_odds.json": [{"where": True}, {"where": "x"}],
+    "predictions.jsonl": [{"id": 1}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in DAMAGE.items() for value in values]
+)
+def test_no_damage_ends_in_a_traceback(run, name, value):
+    """A page is written, or the file is named: whatever stands in a run folder."""
+    (run / name).write_text(json.dumps(value).replace("Infinity", "1e400") + "\n")
+    try:
+        write_report(run)
+    except UserError as error:
+        assert name in str(error)
+
+
+ODD = [None, True, -1, 0, 10**400, 1e308, "x", "", [], {}, [1], {"a": 1}, "\ud800", 3.5, [[]]]
+
+
+def mutated(value, draw: random.Random):
+    """The value with one of its parts, or itself, replaced by something odd, or a part left out."""
+    if isinstance(value, dict) and value and draw.random() < 0.8:
+        key = draw.choice(list(value))
+        if draw.random() < 0.2:
+            return {name: part for name, part in value.items() if name != key}
+        return {**value, key: mutated(value[key], draw)}
+    if isinstance(value, list) and value and draw.random() < 0.8:
+        row = draw.randrange(len(value))
+        return [*value[:row], mutated(value[row], draw), *value[row + 1 :]]
+    return draw.choice(ODD)
+
+
+@pytest.mark.parametrize("name", [name for name in DAMAGE if name != "predictions.jsonl"])
+def test_mutated_files_of_a_run(run, name):
+    config = json.loads((run / "config.json").read_text())
+    config["moved_ends"] = [{"step": 1, "from": 2, "to": 3}]
+    write(run / "config.json", config)
+    draw = random.Random(name)
+    text = (run / name).read_text()
+    for _ in range(30):
+        values = [json.loads(line) for line in text.splitlines()]
+        row = draw.randrange(len(values))
+        values[row] = mutated(values[row], draw)
+        (run / name).write_text("".join(json.dumps(value) + "\n" for value in values))
+        try:
+            write_report(run)
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "content", [b"version https://git-lfs.github.com/spec/v1\n", b"", b"\xff" * 64, b"\0" * 8]
+)
+def test_weights_that_are_none_do_not_matter(run, content):
+    """The first eight bytes of an LFS pointer are a header of 2^63 bytes, if one believes them."""
+    (run / "best" / "model.safetensors").write_bytes(content)
+    assert "parameters" not in read(write_report(run))["runs"][0]["facts"]["Model"]
+
+
+def test_the_recipe_is_what_ran_and_the_command_can_be_pasted(tmp_path):
+    events = (*TRAIN[:2], {**TRAIN[2], "epoch": 0.75}, EVAL, END)
+    run = make_run(tmp_path / "run 3", events=events, epochs=2.0, batch_size=4)
+    config = json.loads((run / "config.json").read_text())
+    config["command"] = ["python", "-m", "bertqa.train", "--out", "out/run 3"]
+    config["hardware"] = {"cores": 2, "device": "cpu", "precision": "bf16"}
+    write(run / "config.json", config)
+    facts = read(write_report(run))["runs"][0]["facts"]
+    assert facts["Recipe"].startswith("3 steps (0.75 epochs), batches of 4 windows")
+    assert facts["Command"] == "python -m bertqa.train --out 'out/run 3'"
+    assert facts["Hardware"].endswith("device cpu, precision bf16")
 
 
 # ---- hostile text ----

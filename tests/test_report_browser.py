@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from test_report import HOSTILE, ROWS, fill_with, make_run
+from test_report import HOSTILE, ROWS, TRAIN, fill_with, make_run
 
 from bertqa.data.examples import read_examples
 from bertqa.reporting.page import write_report
@@ -252,6 +252,156 @@ def test_a_link_to_a_question(browser, page):
     )  # behind three emoji
 
 
+def in_view(browser, css: str) -> bool:
+    """Whether the top of an element is on the screen."""
+    return browser.js(
+        f"((box) => box.top >= -1 && box.top < innerHeight)"
+        f"(document.querySelector({json.dumps(css)}).getBoundingClientRect())"
+    )
+
+
+def settle(browser, test: str) -> bool:
+    """Wait up to 3 s until a JavaScript expression is true."""
+    for _ in range(60):
+        if browser.js(test):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_link_arrives_at_its_question(browser, page, width):
+    browser.view(width, 900)
+    browser.open(page, "#q=emoji-14")
+    time.sleep(0.6)  # the charts have been drawn, and have pushed everything down
+    assert in_view(browser, "#detail h3") and "What is eaten? (14)" in detail(browser)
+    # another one, typed into the address bar; it fits the filters that are set, which stay
+    browser.click(chip("Wrong span"))
+    browser.js("void (location.hash = '#q=sleep-3')")
+    assert settle(browser, "document.getElementById('detail').innerText.includes('(3)')")
+    assert status(browser) == "1 to 15 of 15 questions" and in_view(browser, "#detail h3")
+    # and one that does not, for which they go
+    browser.js("void (location.hash = '#q=where-7')")
+    assert settle(browser, "document.getElementById('detail').innerText.includes('(7)')")
+    assert status(browser).endswith("of 120 questions")
+    assert browser.complaints() == []
+
+
+def test_a_link_can_be_copied(browser, page):
+    browser.view(1280, 900)
+    browser.open(page)
+    browser.click(chip("Wrong span"))
+    browser.click("#list li:nth-child(2) button")
+    assert browser.js("document.querySelector('.permalink').getAttribute('href')") == "#q=sleep-1"
+    browser.click(".permalink")
+    assert settle(
+        browser, "document.querySelector('.permalink').textContent !== 'Link to this question'"
+    )
+    assert browser.js("location.hash") == "#q=sleep-1"
+
+
+def test_search_in_paragraphs_and_clear_filters(browser, page):
+    browser.view(1280, 900)
+    browser.open(page)
+    assert not browser.js("document.getElementById('clear').disabled")  # only misses are listed
+    browser.type("#search", "red panda lives")
+    assert status(browser) == "No question fits these filters."
+    browser.click("#inside")
+    assert status(browser) == "1 to 45 of 45 questions"
+    browser.click("#clear")
+    assert status(browser) == "1 to 50 of 120 questions"
+    assert browser.js("document.getElementById('clear').disabled")
+    assert not browser.js("document.getElementById('inside').checked")
+
+
+def test_sorting_by_f1(browser, page):
+    browser.view(1280, 900)
+    browser.open(page)
+    browser.type("#order", "Highest F1")
+    assert listed(browser)[0].startswith("What does it eat? (0)")  # among misses, F1 67
+    browser.open(page)  # else the browser takes both for one word typed
+    browser.type("#order", "Lowest F1")
+    assert listed(browser)[0].startswith("In which place does it sleep? (0)")
+
+
+def test_the_list_can_be_saved(browser, page, tmp_path):
+    browser.view(1280, 900)
+    browser.cdp("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    browser.open(page)
+    browser.click(chip("Wrong span"))
+    browser.click("#save")
+    saved = tmp_path / "base-questions.jsonl"
+    for _ in range(60):
+        if saved.exists():
+            break
+        time.sleep(0.05)
+    rows = [json.loads(line) for line in saved.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 15
+    assert rows[0] == {
+        "id": "sleep-0",
+        "title": "Red_panda",
+        "question": "In which place does it sleep? (0)",
+        "answers": ["trees"],
+        "predictions": {
+            "base": {"answer": "bamboo", "kind": "wrong", "f1": 0, "null_odds": -2},
+        },
+    }
+    assert browser.complaints() == []
+
+
+def test_hovering_shows_what_was_measured_there(browser, tmp_path):
+    """An evaluation at step 40 says nothing about step 10, and a smoothed line shows the loss itself."""
+    events = [
+        {"event": "train", "step": step, "loss": 5.0 + step % 2, "lr": 2.5e-5, "windows_per_s": 1.0}
+        for step in range(1, 41)
+    ]
+    run = make_run(tmp_path / "run", events=(*events, {"event": "eval", "step": 40, "loss": 2.0}))
+    browser.view(1280, 900)
+    browser.open(write_report(run))
+    browser.js("void document.getElementById('training').scrollIntoView({behavior: 'instant'})")
+    assert settle(browser, "document.querySelectorAll('#training svg').length > 0")
+
+    def hover(step: int) -> str:
+        browser.js(
+            "((svg) => { const box = svg.getBoundingClientRect(); const width = svg.clientWidth;"
+            f"const at = 44 + (width - 54) * {step} / 40;"
+            "svg.dispatchEvent(new PointerEvent('pointermove', {clientX: box.left + at, clientY: box.top + 50})) })"
+            "(document.querySelector('#training svg'))"
+        )
+        return browser.js("document.querySelector('#training .tip').innerText")
+
+    assert hover(11).split("\n") == ["step 11", "training, smoothed: 6.00"]
+    assert hover(40).split("\n") == ["step 40", "training, smoothed: 5.00", "dev: 2.00"]
+    ticks = browser.js(
+        "[...document.querySelectorAll('#training figure:nth-child(3) svg text')].map((each) => each.textContent)"
+    )
+    assert "2.5e−5" in ticks
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_classifier_and_several_runs(browser, tmp_path, width):
+    evaluated = {"event": "eval", "step": 3, "accuracy": 50.0, "macro_f1": 50.0, "loss": 0.5}
+    classes = make_run(tmp_path / "classes", events=(*TRAIN, evaluated), task="classify")
+    lines = [
+        {"id": str(i), "label": label, "gold": gold, "probabilities": {label: 0.8}}
+        for i, (label, gold) in enumerate([("<b>", "<b>"), ("no", "<b>"), ("no", "no")])
+    ]
+    (classes / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    browser.view(width, 900)
+    browser.open(write_report(classes))
+    assert browser.js("document.querySelectorAll('.matrix td').length") == 4
+    assert browser.js("document.querySelectorAll('.errors tbody tr').length") == 1
+    assert browser.js("document.getElementById('questions')") is None
+    assert browser.js("document.documentElement.scrollWidth") == width
+
+    runs = [make_run(tmp_path / name, seed=seed) for seed, name in enumerate("abc")]
+    browser.open(write_report(*runs))
+    assert "± 0.00" in browser.js("document.querySelector('.families').innerText")
+    assert browser.js("document.querySelectorAll('#failures .stack').length") == 3
+    assert browser.js("document.documentElement.scrollWidth") == width
+    assert browser.complaints() == []
+
+
 @pytest.mark.parametrize(
     "width, dark", [(1280, False), (1280, True), (390, False), (390, True), (320, False)]
 )
@@ -337,6 +487,10 @@ def test_two_runs_side_by_side(browser, tmp_path):
         listed(browser)[0]
         == "Where does it live?\nbase Right answer: Nepal\nsilent False no-answer"
     )
+    browser.click("#questions .controls button:nth-child(1)")
+    browser.type("#order", "Largest")
+    assert listed(browser)[0].startswith("Where does it live?")  # 100 and 0
+    assert "when" in listed(browser)[2].lower()  # 0 and 100
     browser.click("#questions .controls button:nth-child(4)")
     assert [row.split("\n")[0] for row in listed(browser)] == ["When was it found?"]
     browser.view(390, 844)

@@ -4,7 +4,7 @@ import math
 import shlex
 from pathlib import Path
 
-from bertqa.reporting.run_folder import Run, is_number, moved_ends, numbers
+from bertqa.reporting.run_folder import Run, has_numbers, is_number, moved_ends, numbers, object_at
 
 
 def remarks(run: Run) -> list[str]:
@@ -27,14 +27,15 @@ def tuning_remarks(run: Run) -> list[str]:
     tuning = run.qa.get("tuning")
     if run.qa.get("null_threshold") is None or not isinstance(tuning, dict):
         return []
-    rest = tuning.get("held_out")
-    if rest:
+    tuned = tuning.get("tuned")
+    rest = tuning.get("held_out")  # of runs made when a part of dev could be kept from the tuning
+    if has_numbers(tuned, "questions") and has_numbers(rest, "questions", "exact", "f1"):
         return [
-            f"The no-answer threshold was tuned on {counted(tuning['tuned']['questions'])} of these "
-            f"questions. On the {counted(rest['questions'])} held out it gives EM "
-            f"{rest['exact']:.2f}, F1 {rest['f1']:.2f}: these are the honest numbers."
+            f"The no-answer threshold was tuned on {tuned['questions']:,} of these questions. On the "
+            f"{rest['questions']:,} held out it gives EM {rest['exact']:.2f}, F1 {rest['f1']:.2f}: "
+            "these are the honest numbers."
         ]
-    if tuning.get("tuned"):
+    if tuned:
         return [
             "The no-answer threshold was tuned on these same questions, which flatters the scores a little."
         ]
@@ -48,8 +49,10 @@ def counted(value: object) -> str:
 
 def lead(run: Run) -> str:
     """One sentence: what was trained, on what, how long."""
-    shape = run.model.get("architecture") or {}
-    kind = {"bert": "A BERT", "distilbert": "A DistilBERT"}.get(shape.get("model_type"), "A model")
+    shape = run.shape
+    kind = {"bert": "A BERT", "distilbert": "A DistilBERT"}.get(
+        str(shape.get("model_type")), "A model"
+    )
     size = parameters(run.weights)
     if "num_hidden_layers" in shape:
         kind += f" of {shape['num_hidden_layers']} layers"
@@ -91,9 +94,11 @@ def facts(run: Run) -> dict[str, str]:
     """Label -> value of what was run, for people; what is not known is left out."""
     config = run.config
     end = (run.of("end") or [{}])[-1]
-    versions = {
-        name: value for name, value in config.get("versions", {}).items() if name != "platform"
-    }
+    versions = [
+        f"{name} {value}" for name, value in run.part("versions").items() if name != "platform"
+    ]
+    command = config.get("command")
+    words = command if isinstance(command, list) else []
     found = {
         "Model": model_fact(run),
         "Started from": source_fact(run),
@@ -105,17 +110,17 @@ def facts(run: Run) -> dict[str, str]:
         "Training time": time_fact(end),
         "Throughput": speed_fact(end),
         "Peak memory": memory_fact(end),
-        "Hardware": hardware(config),
-        "Software": ", ".join(f"{name} {value}" for name, value in versions.items()),
+        "Hardware": hardware(run),
+        "Software": ", ".join(versions),
         "Commit": config.get("commit"),
         "Begun": config.get("started"),
-        "Command": shlex.join(map(str, config.get("command") or [])),
+        "Command": shlex.join(map(str, words)),
     }
     return {label: str(value) for label, value in found.items() if value}
 
 
 def model_fact(run: Run) -> str:
-    shape = run.model.get("architecture")
+    shape = run.shape
     if not shape:
         return ""
     size = parameters(run.weights)
@@ -127,7 +132,7 @@ def model_fact(run: Run) -> str:
 
 
 def source_fact(run: Run) -> str:
-    provenance = run.model.get("provenance") or {}
+    provenance = object_at(run.model, "provenance")
     origin = [str(provenance[name]) for name in ("source", "license") if provenance.get(name)]
     text = str(run.setting("weights"))
     if origin:
@@ -143,7 +148,7 @@ def file_fact(run: Run, part: str) -> str:
     limit = run.setting(f"limit_{part}")
     if limit:
         text += f", first {counted(limit)} questions"
-    mark = (run.config.get("fingerprints") or {}).get(f"{part} file")
+    mark = run.part("fingerprints").get(f"{part} file")
     if mark:
         text += f" (sha256 {mark}…)"
     return text
@@ -203,23 +208,19 @@ def memory_fact(end: dict) -> str:
     return f"{counted(peak)} MB" if peak else ""
 
 
-def hardware(config: dict) -> str:
+def hardware(run: Run) -> str:
     """What config.json says of the machine: its "hardware" (names and values), platform, device and number format.
 
     Device and format are those that were chosen where the run says them, else those that were asked for.
     """
-    known = dict(config.get("hardware") or {})
-    chosen = [f"{name} {known.pop(name, asked(config, name))}" for name in ("device", "precision")]
+    known = dict(run.part("hardware"))
+    chosen = [f"{name} {known.pop(name, run.setting(name))}" for name in ("device", "precision")]
     parts = [f"{name.replace('_', ' ')} {value}" for name, value in known.items()]
-    parts.append((config.get("versions") or {}).get("platform", ""))
-    processes = (config.get("fingerprints") or {}).get("processes", 1)
+    parts.append(str(run.part("versions").get("platform", "")))
+    processes = run.part("fingerprints").get("processes", 1)
     if is_number(processes) and processes > 1:
         parts.append(f"{processes} processes")
     return ", ".join(filter(None, [*parts, *chosen]))
-
-
-def asked(config: dict, name: str) -> str:
-    return str(config["settings"].get(name))
 
 
 def parameters(folder: Path | None) -> int:

@@ -28,7 +28,7 @@ from bertqa.reporting.scored import answer_or_not, count_windows, score
 ASSETS = Path(__file__).resolve().parent / "assets"
 SCRIPTS = ("charts.js", "sections.js", "classes.js", "questions.js", "start.js")
 """One after the other, as one script."""
-CHANCE = {"seed", "out", "threads", "device", "save_every", "max_minutes"}
+CHANCE = {"seed", "out", "dev", "threads", "device", "save_every", "max_minutes"}
 """Settings in which runs of one recipe may differ."""
 
 
@@ -108,7 +108,9 @@ def collect(runs: list[Run], dev: str | None) -> dict:
         page["classes"] = [class_report(run, dev) for run in runs]
         return page
     if not why:
-        data = read_examples(find_dev(runs[0], dev), runs[0].setting("limit_dev"))
+        limit = runs[0].setting("limit_dev")
+        is_count = type(limit) is int and 0 < limit < 2**31
+        data = read_examples(find_dev(runs[0], dev), limit if is_count else None)
         fill(page, runs, data)
         return page
     if len(runs) > 1:
@@ -238,7 +240,7 @@ def changed_data_notes(runs: list[Run], data: Dataset) -> list[str]:
     """A sentence for each run that was evaluated on other questions than these."""
     notes = []
     for run in runs:
-        known = (run.config.get("fingerprints") or {}).get("dev file")
+        known = run.part("fingerprints").get("dev file")
         if known and not data.sha256.startswith(str(known)):
             notes.append(
                 f"{data.path} is not the file that {run.name} was evaluated on: its content differs."

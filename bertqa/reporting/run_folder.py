@@ -1,6 +1,5 @@
 """A run folder as one reads it afterwards, without torch: its files and its curves."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +41,24 @@ class Run:
         """The run's value of a setting; None also for one it did not know."""
         return self.config["settings"].get(name)
 
+    def part(self, name: str) -> dict:
+        """An object in config.json, such as its versions; empty where there is none."""
+        return object_at(self.config, name)
+
+    @property
+    def shape(self) -> dict:
+        """The architecture of its model."""
+        return object_at(self.model, "architecture")
+
     @property
     def classifies(self) -> bool:
         return self.setting("task") == "classify"
+
+
+def object_at(parent: dict, name: str) -> dict:
+    """parent[name] where that is an object, else an empty one."""
+    value = parent.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def read_run(folder: Path) -> Run:
@@ -103,8 +117,13 @@ def object_in(path: Path, kind: type = object) -> dict | None:
 
 
 def is_number(value: object) -> bool:
-    """Whether this is a finite number, and not True or False."""
-    return type(value) in (int, float) and math.isfinite(value)
+    """Whether this is a finite number, and not True or False, or more than a float can hold."""
+    return type(value) in (int, float) and -1e300 < value < 1e300
+
+
+def has_numbers(record: object, *names: str) -> bool:
+    """Whether this is an object with a number under each of these names."""
+    return isinstance(record, dict) and all(is_number(record.get(name)) for name in names)
 
 
 def check_entries(path: Path, id: str, entries: object) -> None:
@@ -118,6 +137,7 @@ def check_entries(path: Path, id: str, entries: object) -> None:
             and type(entry.get("start")) is int
             and type(entry.get("end")) is int
             and is_number(entry.get("probability"))
+            and abs(entry["probability"]) < 2
         )
         if not good:
             raise damaged(path, f"an entry of {id!r} is {show(entry)[:60]}")
@@ -195,9 +215,11 @@ def numbers(records: list[dict], *names: str) -> list[list[float]]:
 def moved_ends(config: dict) -> list[str]:
     """A sentence for each time that --resume gave the run another end: its schedule is not that of the settings alone."""
     sentences = []
-    for move in config.get("moved_ends", []):
-        sentences.append(
-            f"At step {move['step']:,} the run's end was moved from step {move['from']:,} to "
-            f"{move['to']:,}; the learning rate follows the new schedule from there."
-        )
+    moves = config.get("moved_ends")
+    for move in moves if isinstance(moves, list) else []:
+        if has_numbers(move, "step", "from", "to"):
+            sentences.append(
+                f"At step {move['step']:,} the run's end was moved from step {move['from']:,} to "
+                f"{move['to']:,}; the learning rate follows the new schedule from there."
+            )
     return sentences
