@@ -259,6 +259,36 @@ def test_initialisation_is_berts():
             assert abs(p.mean()) < 0.003 and 0.017 < p.std() < 0.023, name
 
 
+def test_initialisation_follows_the_config():
+    """With another deviation, in the encoder and in all heads; span readers have no pooler."""
+    wide = TINY.replace(hidden_size=128, num_attention_heads=8, initializer_range=0.1)
+    reader = BertForQuestionAnswering(wide.replace(pooler=True))
+    assert not reader.config.pooler and "encoder.pooler.weight" not in reader.state_dict()
+    distil = BertForSequenceClassification(wide.replace(model_type="distilbert"), 64)
+    for model in (BertEncoder(wide.replace(pooler=True)), reader, distil):
+        for name, p in model.named_parameters():
+            if p.dim() == 2:
+                assert 0.08 < p.std() < 0.12, name
+            elif "norm.weight" not in name:
+                assert (p == 0).all(), name
+
+
+def test_fuse_compiles_what_stands_behind_attention(model, monkeypatch):
+    compiled = []
+
+    def compile(function, dynamic):
+        compiled.append((function.__self__, dynamic))
+        return lambda *inputs: function(*inputs) + 1
+
+    monkeypatch.setattr(torch, "compile", compile)
+    ids, _ = packed()
+    before = model(ids, lengths=LENGTHS).start
+    layers = list(model.encoder.layers)
+    model.encoder.fuse()
+    assert compiled == [(layer, True) for layer in layers]
+    assert not torch.allclose(model(ids, lengths=LENGTHS).start, before)
+
+
 def test_swapping_attention_takes_one_function(model):
     def mean_attention(query, key, value, layout, dropout_p):
         return torch.cat(

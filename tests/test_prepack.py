@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from bertqa import BertConfig, BertEncoder, BertForQuestionAnswering, Reader
+from bertqa import BertConfig, BertEncoder, BertForQuestionAnswering, Reader, UserError
 from bertqa.model import prepack
 from bertqa.model.attention import Layout
 
@@ -138,3 +138,33 @@ def test_the_head_is_not_packed_and_the_reader_is(tiny_model):
         isinstance(module, prepack.PackedLinear)
         for module in Reader.load(tiny_model, device="cpu").model.modules()
     )
+
+
+@pytest.mark.parametrize("pack", [pytest.param(prepack.pack, marks=needs_packing), prepack.int8])
+@pytest.mark.parametrize("of", ["vectors", "weights"])
+def test_gradients_through_packed_products_are_refused(encoder, ids, pack, of):
+    """They would be false; forwards, and gradients of what stands behind, go on as ever."""
+    packed = pack(encoder.eval())
+    vectors = encoder.embeddings.word(ids).detach().requires_grad_()
+    with torch.no_grad():
+        want = packed(ids, lengths=LENGTHS).last_hidden_state
+    given = {"inputs_embeds": vectors} if of == "vectors" else {"input_ids": ids}
+    out = packed(**given, lengths=LENGTHS).last_hidden_state
+    assert torch.allclose(out, want, atol=1e-5)
+    with pytest.raises(
+        UserError, match=r"know no gradient; load one that can be trained: bertqa.load"
+    ):
+        out.sum().backward()
+    head = torch.nn.Linear(32, 1)
+    head(out.detach()).sum().backward()
+    assert head.weight.grad.abs().sum() > 0
+
+
+def test_gradients_through_the_model_of_a_reader(tiny_model):
+    from bertqa.model import folder
+
+    reader = Reader.load(tiny_model, device="cpu", int8=True)
+    ids = torch.arange(10, 20)
+    with pytest.raises(UserError, match="gradient"):
+        reader.model(ids, lengths=[10]).start.sum().backward()
+    folder.load(tiny_model)(ids, lengths=[10]).start.sum().backward()

@@ -12,15 +12,12 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """
     if not training or p == 0:
         return x
-    if (
-        x.device.type != "cpu" or torch.compiler.is_compiling()
-    ):  # what is compiled draws inside of its kernel
+    # What is compiled draws inside of its kernel.
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(
-        torch.iinfo(torch.int64).min, None
-    )
-    uniform = draws.view(torch.int16)[: x.numel()].view(
-        x.shape
-    )  # -32768 .. 32767, all equally likely
+    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64)
+    draws.random_(torch.iinfo(torch.int64).min, None)  # all 64 bits
+    # -32768 .. 32767, all equally likely
+    uniform = draws.view(torch.int16)[: x.numel()].view(x.shape)
     keep = uniform >= round(p * 65536) - 32768
     return x * keep.to(x.dtype).mul_(1 / (1 - p))

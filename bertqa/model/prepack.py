@@ -1,4 +1,7 @@
-"""Matrix products for inference on a CPU, their weights laid out for the processor in advance: as they are, or in int8."""
+"""Matrix products for inference on a CPU, their weights laid out for the processor in advance: as they are, or in int8.
+
+`pack` and `int8` copy a model and replace every Linear of its encoder. What they put there computes forwards only.
+"""
 
 import copy
 import warnings
@@ -10,20 +13,44 @@ from torch import Tensor, nn
 from bertqa.errors import UserError
 
 
+class _ForwardOnly(torch.autograd.Function):
+    """Passes a product on; asking for a gradient through it raises, where torch would go on with a false one."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, product: Tensor) -> Tensor:
+        return product.view_as(product)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        raise UserError(
+            "gradient: this model's products are packed for inference (as Reader.load, pack and int8 do), and know no "
+            "gradient; load one that can be trained: bertqa.load(FOLDER)"
+        )
+
+
+def forward_only(x: Tensor, product: Tensor) -> Tensor:
+    """The product of an input `x`, which must not be asked for its gradient."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _ForwardOnly.apply(x, product.detach())
+    return product
+
+
 class PackedLinear(nn.Module):
     """A Linear whose weights lie in the blocks that oneDNN multiplies; as exact as the one it is made of."""
 
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype):
         super().__init__()
-        self.dtype, self.bias = dtype, bias.detach().to(dtype)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(
-            weight.detach().to(dtype), None
-        )  # (out, in), in blocks
+        self.dtype = dtype
+        self.bias = bias.detach().to(dtype)
+        # (out, in), in blocks
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(
+        """(N, in) -> (N, out)."""
+        product = torch.ops.mkldnn._linear_pointwise(
             x.to(self.dtype), self.weight, self.bias, "none", [], ""
-        )  # -> (N, out)
+        )
+        return forward_only(x, product)
 
     def __reduce__(self):
         """Copied and pickled by its plain weights: the blocks cannot be."""
@@ -41,28 +68,27 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear):
         super().__init__()
         weight = linear.weight.detach().float()  # (out, in)
-        scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127  # (out,)
-        with (
-            warnings.catch_warnings()
-        ):  # torch plans to move these tensor types elsewhere, and says so every time
-            warnings.simplefilter("ignore")
-            rounded = torch.quantize_per_channel(
-                weight, scale, torch.zeros(len(weight), dtype=torch.int64), 0, torch.qint8
-            )
-        self.packed, self.bias = (
-            torch.ops.quantized.linear_prepack(rounded, None),
-            linear.bias.detach().float(),
-        )
+        self.packed = torch.ops.quantized.linear_prepack(_rounded(weight), None)
+        self.bias = linear.bias.detach().float()
         # Without VNNI the processor adds pairs of products in 16 bits, which holds 7-bit inputs only.
         self.seven_bits = not torch.cpu._is_vnni_supported()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.float()  # (N, in)
+        """(N, in) -> (N, out)."""
+        x = x.float()
         largest = x.abs().amax(1, keepdim=True).clamp(min=1e-8)  # (N, 1)
-        products = torch.ops.quantized.linear_dynamic(
-            x / largest, self.packed, self.seven_bits
-        )  # (N, out)
-        return torch.addcmul(self.bias, products, largest)
+        products = torch.ops.quantized.linear_dynamic(x / largest, self.packed, self.seven_bits)
+        return forward_only(x, torch.addcmul(self.bias, products, largest))
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    """(out, in) float32 -> int8, each row divided by a scale of its own that takes its largest value to 127."""
+    scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127  # (out,)
+    zero = torch.zeros(len(weight), dtype=torch.int64)
+    with warnings.catch_warnings():
+        # torch plans to move these tensor types elsewhere, and says so every time
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
 
 
 def pack(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -74,17 +100,18 @@ def pack(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     Args:
         dtype: of the products: torch.float32, or torch.bfloat16 for a model that is called under autocast to it.
     """
-    device, own = (
-        next(model.parameters()).device,
-        {parameter.dtype for parameter in model.parameters()},
-    )
-    fast = {
-        torch.float32: torch.backends.cpu.get_cpu_capability().startswith("AVX"),
-        torch.bfloat16: torch.cpu._is_avx512_bf16_supported(),
-    }
-    if device.type != "cpu" or own != {torch.float32} or not fast.get(dtype) or not _has_onednn():
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    is_float32 = all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    if not on_cpu or not is_float32 or not _is_faster_packed(dtype) or not _has_onednn():
         return model
     return _with_linears(model, lambda linear: PackedLinear(linear.weight, linear.bias, dtype))
+
+
+def _is_faster_packed(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies packed weights of that type faster than torch does plain ones."""
+    if dtype == torch.float32:
+        return torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    return dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
 
 
 def int8(model: nn.Module) -> nn.Module:
@@ -110,14 +137,15 @@ def int8(model: nn.Module) -> nn.Module:
 
 def _with_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> nn.Module:
     """A copy of the model in eval mode, with something made of each Linear of its encoder in the place of that."""
-    linears = [
-        module for module in getattr(model, "encoder", model).modules() if type(module) is nn.Linear
-    ]
-    return copy.deepcopy(model, {id(linear): make(linear) for linear in linears}).eval()
+    encoder = getattr(model, "encoder", model)
+    # deepcopy takes what its memo holds for an object in the place of a copy of it.
+    memo = {id(part): make(part) for part in encoder.modules() if type(part) is nn.Linear}
+    return copy.deepcopy(model, memo).eval()
 
 
 def _has_onednn() -> bool:
     """Whether this build of torch has the two functions of oneDNN that its own compiler uses."""
+    names = ("_reorder_linear_weight", "_linear_pointwise")
     return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+        hasattr(torch.ops.mkldnn, name) for name in names
     )
