@@ -78,6 +78,18 @@ def _on_host(rows: np.ndarray, results: tuple[Tensor, ...]) -> tuple[np.ndarray,
     return rows, [result.float().cpu().numpy() for result in results]
 
 
+def span_scores(out) -> tuple[Tensor, ...]:
+    """Start and end logits (N,) of what a span model returns, by name, and null scores (S,) where it has them.
+
+    A head of one's own returns an object with `.start` and `.end`, and whatever else it likes. Its `.null`, a verifier's
+    logit for "no answer here", is added to the null score of each window, and so to the null odds.
+    """
+    null = getattr(out, "null", None)
+    if null is None:
+        return out.start, out.end
+    return out.start, out.end, null
+
+
 def find_spans(
     model: nn.Module,
     windows: Windows,
@@ -90,18 +102,20 @@ def find_spans(
 ) -> tuple[Spans, float]:
     """The n-best spans of every question, and the mean loss over windows (of use only where there are labels).
 
-    The ranks of a `world` share the work; all of them return the spans of all questions.
+    The ranks of a `world` share the work; all of them return the spans of all questions. The model may be your own: see
+    `span_scores` for what it returns.
     """
 
     def compute(batch: Batch, layout: Layout) -> tuple[Tensor, ...]:
         logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
-        return *logits, span_loss(logits, layout, batch.start_labels, batch.end_labels)
+        loss = span_loss(logits, layout, batch.start_labels, batch.end_labels)
+        return loss, *span_scores(logits)
 
     decoder, total, training = SpanDecoder(windows, settings), 0.0, model.training
     model.eval()
     parts = forward_all(compute, windows, device, autocast=autocast, progress=progress, world=world)
-    for rows, (start, end, loss) in parts:
-        decoder.add(rows, start, end)
+    for rows, (loss, *scores) in parts:
+        decoder.add(rows, *scores)
         total += float(loss)
     model.train(training)
     return decoder.finish(), total / max(1, len(windows))

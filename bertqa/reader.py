@@ -53,21 +53,34 @@ class Reader:
     'Agnes Holm'
     """
 
-    def __init__(self, model, tokenizer, qa: dict, device, dtype=None):
+    def __init__(self, model, tokenizer, qa: dict | None = None, device=None, dtype=None):
+        """A Reader of a model of your own; `Reader.load` is for model folders.
+
+        Args:
+            model: called as BertForQuestionAnswering is with packed tokens; inference.span_scores says what it returns.
+            tokenizer: its WordPiece.
+            qa: threshold and window settings, as qa.json has them; a folder's, where the model was loaded from one, and
+                else the defaults.
+            device: where the model is.
+            dtype: of autocast; none where None.
+        """
         self.model = model.eval()
         self.tokenizer = tokenizer if isinstance(tokenizer, TokenCache) else TokenCache(tokenizer)
-        self.qa = qa
-        self.device = device
+        self.qa = with_defaults(_qa_of(model) if qa is None else qa, _positions(model))
+        self.device = next(model.parameters()).device if device is None else device
         self.dtype = dtype
 
     @classmethod
-    def load(cls, name: str | Path, device=None, dtype=None, *, int8: bool = False) -> "Reader":
+    def load(
+        cls, name: str | Path, device=None, dtype=None, *, int8: bool = False, attention=None
+    ) -> "Reader":
         """Load a model folder, a Hugging Face folder or a Hub id.
 
         Args:
             device: "cuda", "cuda:1", "cpu", "mps" or a torch.device; None or "auto" takes the fastest that is there.
             dtype: "fp32", "bf16", "fp16" or the torch dtype; None or "auto" what is fastest there without loss.
             int8: run the matrix products in 8 bits, on the CPU.
+            attention: of your own, where the model was trained with it.
 
         Raises:
             UserError: where there is no such model, or no such device, or the model has no answer head.
@@ -89,9 +102,9 @@ class Reader:
                 f"{where}: its head is {config['head']!r}, but answering needs {folder.QA!r}; fine-tune it first: "
                 "python -m bertqa.train --weights ... --fresh-head"
             )
-        qa = with_defaults(folder.read_qa(where), config["architecture"]["max_position_embeddings"])
+        qa = folder.read_qa(where)
         dtype = _dtype(dtype, device)
-        model = folder.load(where, device=device)
+        model = folder.load(where, device=device, attention=attention)
         model = prepack.int8(model) if int8 else prepack.pack(model, dtype)
         return cls(model, WordPiece.load(where), qa, device, dtype)
 
@@ -207,7 +220,7 @@ class Reader:
     ) -> Reading:
         """Run the model over all windows of the examples."""
         from bertqa.device import autocast
-        from bertqa.inference import forward_all
+        from bertqa.inference import forward_all, span_scores
 
         windows = build_windows(
             examples,
@@ -222,20 +235,33 @@ class Reader:
         mass = np.full((2, len(examples)), -np.inf)  # start and end of each document
 
         def compute(batch, layout):
-            logits = self.model(
-                batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout
+            return span_scores(
+                self.model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
             )
-            return tuple(logits)
 
         cast = None if self.dtype is None else autocast(self.device, self.dtype)
         batches = forward_all(compute, windows, self.device, autocast=cast, progress=progress)
-        for rows, (start, end) in batches:
-            decoder.add(rows, start, end)
+        for rows, (start, end, *null) in batches:
+            decoder.add(rows, start, end, *null)
             question = windows.question[rows]
             count = windows.count[rows]
             np.logaddexp.at(mass[0], question, log_mass(start, lengths[rows], count))
             np.logaddexp.at(mass[1], question, log_mass(end, lengths[rows], count))
         return Reading(examples, decoder.finish(), windows, mass)
+
+
+def _qa_of(model) -> dict:
+    """qa.json of the folder that a model was loaded from, if it was."""
+    from bertqa.model.folder import read_qa
+
+    where = getattr(model, "folder", None)
+    return {} if where is None else read_qa(where)
+
+
+def _positions(model) -> int:
+    """The longest sequence that a model takes, 512 where it does not say; a model of one's own may leave it to its encoder."""
+    config = getattr(getattr(model, "encoder", model), "config", None)
+    return 512 if config is None else config.max_position_embeddings
 
 
 def with_defaults(qa: dict, positions: int) -> dict:

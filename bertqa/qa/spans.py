@@ -58,7 +58,7 @@ class Spans:
     null_end: np.ndarray
     """(Q,) float32, its end logit."""
     null_score: np.ndarray
-    """(Q,) their sum, of the type of `score`."""
+    """(Q,) their sum, and what a verifier adds to it, of the type of `score`."""
 
 
 class SpanDecoder:
@@ -90,16 +90,23 @@ class SpanDecoder:
         )
         self.null["score"] = np.inf
         self.waiting = np.ones(len(windows.question), bool)  # (W,) not yet added
-        self.buffer: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # rows, starts, ends
+        self.buffer: list[tuple[np.ndarray, ...]] = []  # rows, starts, ends, own null scores
         self.buffered = 0  # tokens
 
-    def add(self, rows: np.ndarray, start_logits: np.ndarray, end_logits: np.ndarray) -> None:
+    def add(
+        self,
+        rows: np.ndarray,
+        start_logits: np.ndarray,
+        end_logits: np.ndarray,
+        null: np.ndarray | None = None,
+    ) -> None:
         """Take the logits of S whole windows.
 
         Args:
             rows: (S,) rows of `windows`, each added once in the decoder's life.
             start_logits, end_logits: (N,) float32, window after window in the order of `rows`, each with all of its
                 `windows.lengths` tokens from [CLS] to the last [SEP]. They are copied.
+            null: (S,) what a head of its own, a verifier, adds to the null score of each window.
 
         Raises:
             UserError: naming a question whose logits are not finite.
@@ -107,16 +114,19 @@ class SpanDecoder:
         rows = np.array(rows, np.int64)
         start = np.array(start_logits, np.float32)
         end = np.array(end_logits, np.float32)
+        null = np.zeros(len(rows), np.float32) if null is None else np.array(null, np.float32)
         tokens = int(self.lengths[rows].sum())
         assert start.shape == end.shape == (tokens,), (
             f"{start.shape} and {end.shape} logits for {tokens} tokens"
         )
+        assert null.shape == rows.shape, f"{null.shape} null scores for {len(rows)} windows"
         assert self.waiting[rows].all() and (np.diff(np.sort(rows)) > 0).all(), (
             "a window was added twice"
         )
         self._check_finite(rows, start, end)
+        self._check_null(rows, null)
         self.waiting[rows] = False
-        self.buffer.append((rows, start, end))
+        self.buffer.append((rows, start, end, null))
         self.buffered += tokens
         if self.buffered >= BUFFER:
             self._search()
@@ -156,15 +166,24 @@ class SpanDecoder:
             "training diverged, or half precision overflowed: try float32"
         )
 
+    def _check_null(self, rows, null):
+        good = np.abs(null) < LARGEST_LOGIT  # False for NaN too
+        if not good.all():
+            window = int(good.argmin())
+            raise UserError(
+                f"question {self.windows.question[rows[window]]} (counted from 0): the model gave null score {null[window]}; "
+                "scores must be finite, so its weights are damaged, or training diverged"
+            )
+
     def _search(self):
         """Empty the buffer into the tables."""
         if not self.buffer:
             return
-        rows, starts, ends = (np.concatenate(part) for part in zip(*self.buffer, strict=True))
+        rows, starts, ends, null = (np.concatenate(part) for part in zip(*self.buffer, strict=True))
         self.buffer = []
         self.buffered = 0
         cls = self.lengths[rows].cumsum() - self.lengths[rows]  # (S,) where each sequence begins
-        self._add_null(rows, starts[cls], ends[cls])
+        self._add_null(rows, starts[cls], ends[cls], null)
         find = find_exact if self.settings.mode == "exact" else find_candidates
         for part in _parts_of_similar_size(self.windows.count[rows], self.settings):
             block = self._block(rows[part], cls[part])
@@ -183,10 +202,10 @@ class SpanDecoder:
             ahead=self.windows.first[rows].astype(np.int64),
         )
 
-    def _add_null(self, rows, start, end):
+    def _add_null(self, rows, start, end, null):
         """Lower the null score of each question to that of its windows, the first window winning ties."""
         new = np.empty(len(rows), self.null.dtype)
-        new["score"] = start.astype(self.settings.score_type) + end
+        new["score"] = start.astype(self.settings.score_type) + end + null
         new["row"] = rows
         new["start"] = start
         new["end"] = end
