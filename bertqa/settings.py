@@ -18,6 +18,15 @@ PACKAGE = Path(__file__).resolve().parent
 SAMPLE = PACKAGE / "data" / "sample"
 SAVE_EVERY = re.compile(r"([1-9][0-9]*) ?steps|([0-9]*[.]?[0-9]+(?:e[-+]?[0-9]+)?)")
 
+RESUMABLE = {"max_minutes", "device", "threads", "save_every"}
+"""Settings that a resumed run may have otherwise than the run had: none of them is part of its result."""
+
+ENDS = {"epochs", "max_steps"}
+"""Settings by which --resume moves the end of a run; its config.json says at which step that was."""
+
+MOVABLE = {"train", "dev", "weights"}
+"""Files that may have been moved when a run is resumed: their fingerprints tell whether they are the same."""
+
 
 def bundled_reader() -> str:
     """The reader that comes with bertqa: in weights/ of where one stands or of the clone, else in the wheel."""

@@ -68,7 +68,7 @@ def resume(out: Path, log: Path, tiny_model, letters) -> str:
     ("part", "number"),
     [
         (r"/last[^/]*\.tmp/checksums.json", 6),
-        (r"/best[^/]*\.tmp$", 6),
+        (r"/best[^/]*\.tmp$", 12),
         ("previous", 9),
     ],
     ids=["last.tmp without its checksums", "no best", "no previous"],

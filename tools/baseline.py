@@ -34,11 +34,11 @@ from bertqa.hf.export import export
 from bertqa.hf.resolve import resolve_weights
 from bertqa.model import folder
 from bertqa.model.heads import SpanLogits
-from bertqa.train import starting_model
 from bertqa.training.command_line import parse
 from bertqa.training.loop import total_steps
 from bertqa.training.optim import lr_at, make_optimizer, set_lr
 from bertqa.training.question_answering import QuestionAnswering
+from bertqa.training.starting import starting_model
 
 
 class Theirs(nn.Module):
@@ -103,9 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = QuestionAnswering(
         files.train, files.dev, weights, answers, seed=loop.seed, device=device, say=say
     )
-    ours, _ = starting_model(
+    ours = starting_model(
         weights, folder.read_config(weights), files.fresh_head, settings.model, task
-    )
+    ).model
     with tempfile.TemporaryDirectory() as scratch:
         folder.save(
             f"{scratch}/ours", ours, tokenizer_from=weights, provenance={"source": files.weights}

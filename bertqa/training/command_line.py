@@ -13,7 +13,7 @@ from typing import Literal
 from bertqa.errors import UserError
 from bertqa.files import show
 from bertqa.flags import CompactHelp, add_fields, check_names, read_config_file
-from bertqa.settings import RunSettings, parts_of
+from bertqa.settings import ENDS, MOVABLE, RESUMABLE, RunSettings, parts_of
 
 PRESETS = {
     "google": dict(
@@ -58,12 +58,6 @@ PRESETS = {
     ),
 }
 """Settings of published rows: google-research/bert's run_squad, transformers' run_qa, and ours for small encoders."""
-
-RESUMABLE = {"max_minutes", "device", "threads", "save_every"}
-"""Settings that a resumed run may have otherwise than the run had: none of them is part of its result."""
-
-ENDS = {"epochs", "max_steps"}
-"""Settings by which --resume moves the end of a run; its config.json says at which step that was."""
 
 REMOVED = {
     "keep_impossible": 1.0,
@@ -116,7 +110,8 @@ def parse(argv: Sequence[str] | None) -> Asked:
     layers = []
     if resume:
         check_resume(given, config, preset)
-        config = str(Path(resume) / "config.json")
+        config = str(config_of_run(resume))
+        resume = str(Path(config).parent)
     if preset:
         layers.append(preset_layer(preset, parts))
     if config:
@@ -177,8 +172,16 @@ def task_of(argv: Sequence[str] | None) -> str:
 
 
 def config_of_run(run: str) -> Path:
-    """The config.json of a run folder. Raises UserError where there is none."""
+    """The config.json of a run folder, also where one of the model folders in it is named.
+
+    Raises:
+        UserError: where there is none.
+    """
     path = Path(run) / "config.json"
+    if path.parent.name in ("best", "last", "previous"):
+        above = path.parent.parent / "config.json"
+        if above.exists():
+            path = above
     if not path.exists():
         raise UserError(
             f"{run}: not the folder of a run, there is no config.json in it; --resume wants what "
@@ -189,7 +192,7 @@ def config_of_run(run: str) -> Path:
 
 def check_resume(given: dict, config: str | None, preset: str | None) -> None:
     """Refuse settings that a resumed run cannot have otherwise than it had."""
-    allowed = RESUMABLE | ENDS
+    allowed = RESUMABLE | ENDS | MOVABLE
     extra = set(given) - allowed
     if config:
         extra.add("config")
@@ -318,10 +321,3 @@ def in_words(kind) -> str:
     if typing.get_origin(kind) is Literal:
         return f"one of {', '.join(allowed)}"
     return " or ".join(WORDS[choice] for choice in allowed)
-
-
-def lasting(settings: RunSettings) -> dict:
-    """The settings that must not change over a run's life; its files have fingerprints of their own."""
-    files = {field.name for field in dataclasses.fields(settings.files)}
-    changing = files | RESUMABLE | ENDS
-    return {name: value for name, value in settings.by_name().items() if name not in changing}

@@ -1,5 +1,8 @@
 """What a training run needs, in one object."""
 
+import dataclasses
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +15,14 @@ from bertqa.training.journal import Journal
 from bertqa.training.task import Task
 
 
+def say_on_stderr(line: str) -> None:
+    """Tell people who wait at a terminal."""
+    print(line, file=sys.stderr, flush=True)
+
+
 @dataclass
 class Job:
-    """A run of the loop: which model learns which task, how, where, and where its folder is.
+    """A training run: which model learns which task, how, where, and where its folder is.
 
     What the settings say holds whoever calls the loop: it draws from `settings.seed` and freezes what `optim.freeze` names.
     """
@@ -26,14 +34,30 @@ class Job:
     optim: OptimSettings
     run: Path
     """The run folder: best/ and last/ are written there."""
-    device: torch.device
-    dtype: torch.dtype
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
     """Format of matrix products; float32 = no mixed precision."""
-    journal: Journal
+    journal: Journal = field(default_factory=lambda: Journal(None))
+    """Where the loop writes its numbers; `run_training` opens the run's own."""
     world: World = World()
     fingerprints: dict = field(default_factory=dict)
-    """What a resumed run must share with this one: data, vocabulary, windows, settings."""
+    """What a resumed run must share with this one, beside what the task and the loop's settings say."""
     resumed: dict | None = None
     """The state that `checkpoint.load_checkpoint` returned, of the run to go on with."""
     evaluate_first: bool = False
     """Also evaluate before the first step, to know where training starts from."""
+    recorded: dict = field(default_factory=dict)
+    """Settings that config.json keeps beside the loop's and the optimizer's, by name."""
+    command: list[str] | None = None
+    """The command line that asked for the run; None from Python."""
+    say: Callable[[str], None] = say_on_stderr
+    """Takes a line at a time for people."""
+
+    @property
+    def all_settings(self) -> dict:
+        """Every setting of the run by its name."""
+        return {
+            **self.recorded,
+            **dataclasses.asdict(self.optim),
+            **dataclasses.asdict(self.settings),
+        }

@@ -13,6 +13,8 @@ import torch
 from bertqa.data.batches import epoch_order, step_rows
 from bertqa.device import autocast, peak_memory
 from bertqa.errors import UserError
+from bertqa.files import staged
+from bertqa.model.checksums import write_checksums
 from bertqa.settings import LoopSettings
 from bertqa.training import checkpoint
 from bertqa.training.job import Job
@@ -211,8 +213,11 @@ class Trainer:
     def keep_best(self) -> None:
         """Write run/best and the predictions of the last evaluation."""
         run = self.job.run
-        with checkpoint.writing(run / "best.tmp"):
-            self.job.task.save_model(self.job.model, run / "best", evaluated=True)
+        best = run / "best"
+        with checkpoint.writing(best):
+            with staged(best) as fresh:
+                self.job.task.save_model(self.job.model, fresh, evaluated=True)
+                write_checksums(fresh)
             self.job.task.save_predictions(run)
 
     def save(self) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bertqa.data.batches import Batch, WindowStore
@@ -20,6 +21,8 @@ class Task:
     """The head of its models, as model/folder.py names it; None = one that folders do not know."""
     labels: list[str] | None = None
     """The classes, for a head that has them."""
+    recipe: dict = {}
+    """Settings that the model card tells."""
     weights: Path | None = None
     """The model folder that the tokenizer and the provenance of saved models come from."""
 
@@ -44,8 +47,16 @@ class Task:
         return ", ".join(shown)
 
     def save_model(self, model: nn.Module, where: Path, evaluated: bool) -> None:
-        """Write a model folder with what the last evaluation found, and its numbers where it was `evaluated`."""
-        folder.save(where, model, tokenizer_from=self.weights, provenance={})
+        """Write a model folder with what the last evaluation found, and its numbers where it was `evaluated`.
+
+        Without `weights`, which has the tokenizer, it holds nothing but the weights.
+        """
+        if self.weights is not None:
+            folder.save(where, model, tokenizer_from=self.weights, provenance={})
+            return
+        where.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        save_file(state, where / "model.safetensors")
 
     def save_predictions(self, run: Path) -> None:
         """Write the predictions of the last evaluation into the run folder."""

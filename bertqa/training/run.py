@@ -1,0 +1,211 @@
+"""A whole training run: its folder, the loop, and what is left behind. For any task, from the command line or Python."""
+
+import contextlib
+import math
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from bertqa.errors import UserError, first_sentence
+from bertqa.files import held, write_json
+from bertqa.model.checksums import find_damage
+from bertqa.reporting.page import write_report
+from bertqa.settings import ENDS, MOVABLE, RESUMABLE
+from bertqa.training.checkpoint import check_same, load_checkpoint, load_weights
+from bertqa.training.job import Job
+from bertqa.training.journal import Journal
+from bertqa.training.loop import Outcome, summary, total_steps, train
+from bertqa.training.optim import freeze
+from bertqa.training.run_config import move_end, read_run_config, write_run_config
+
+LOCK = "lock"
+"""Name of the file in a run folder that says who is training there."""
+
+
+@dataclass
+class Trained:
+    """What a run left."""
+
+    run: Path
+    outcome: Outcome
+    figures: dict
+    """Time, speed, memory, best score: summary.json."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal stopped it; a time limit is as asked for."""
+        return not self.outcome.finished and "limit" not in self.outcome.stopped_by
+
+
+def run_training(job: Job, *, resume: bool = False) -> Trained:
+    """Train, from the run folder's config.json to its report; with `resume`, from its last checkpoint on.
+
+    Raises:
+        UserError: for a folder that holds another run or in which another process trains; for a
+            resumed run whose data, weights or settings have changed; and what the loop raises.
+    """
+    freeze(
+        job.model, job.optim.freeze
+    )  # refuses what the model does not have, before a folder is made
+    if job.world.first and not resume:
+        check_new(job.run)
+        job.run.mkdir(parents=True, exist_ok=True)
+    with lock_of(job):
+        if resume:
+            restore(job)
+        else:
+            begin(job)
+        job.say(opening_line(job))
+        outcome = train(job)
+        return finish(job, outcome)
+
+
+def lock_of(job: Job) -> contextlib.AbstractContextManager:
+    """The run folder's lock, which the first process of a run has."""
+    if not job.world.first:
+        return contextlib.nullcontext()
+    return held(job.run / LOCK)
+
+
+def check_new(run: Path) -> None:
+    """Refuse a run folder that holds something already. Raises UserError."""
+    if run.is_dir():
+        others = [path for path in run.iterdir() if path.suffix != ".tmp" and path.name != LOCK]
+        if others:
+            raise UserError(
+                f"{run}: already holds a run; give another --out, or go on with it: "
+                f"--resume {shlex.quote(str(run))}"
+            )
+
+
+def begin(job: Job) -> None:
+    """Fill a new run folder: config.json, rejected.jsonl, an empty journal."""
+    fingerprints = fingerprints_of(job)
+    if job.world.first:
+        check_new(job.run)  # again, now that nobody else can
+        write_run_config(job, fingerprints)
+        job.task.save_rejected(job.run)
+        job.journal = Journal(job.run / "metrics.jsonl", keep_bytes=0)
+    job.fingerprints = fingerprints | lasting_settings(job)
+
+
+def restore(job: Job) -> None:
+    """Put the last checkpoint of the run folder into the job, if it goes on where the run left off."""
+    last, state = load_checkpoint(job.run, job.world)
+    fingerprints = fingerprints_of(job)
+    saved = state or read_run_config(job.run)
+    check_same(saved["fingerprints"], fingerprints | lasting_settings(job), job.run)
+    job.fingerprints = fingerprints | lasting_settings(job)
+    job.resumed = state
+    step = state["progress"]["step"] if state else 0
+    moves = move_end(job, step)
+    for sentence in moves:
+        job.say(sentence)
+    job.task.recipe = {**job.task.recipe, "moved_ends": " ".join(moves) or None}
+    if last:
+        load_weights(job.model, last)
+        check_best(job, state)
+    if job.world.first:
+        if state is None:
+            job.task.save_rejected(job.run)
+        kept = state["journal_bytes"] if state else 0
+        job.journal = Journal(job.run / "metrics.jsonl", keep_bytes=kept)
+
+
+def fingerprints_of(job: Job) -> dict:
+    """What a resumed run must have in common with this one, beside its settings."""
+    return {**job.task.fingerprints(), **job.fingerprints, "processes": job.world.size}
+
+
+def lasting_settings(job: Job) -> dict:
+    """The settings that must not change over a run's life; its files have fingerprints of their own."""
+    changing = RESUMABLE | ENDS | MOVABLE | {"out", "fresh_head", "task"}
+    return {name: value for name, value in job.all_settings.items() if name not in changing}
+
+
+def check_best(job: Job, state: dict) -> None:
+    """See to it that best/ of a resumed run holds what the run thinks it does.
+
+    Where it is damaged or gone, the run forgets it, so that the next evaluation writes a new one.
+
+    Raises:
+        UserError: where no evaluation is to come.
+    """
+    best = job.run / "best"
+    progress = state["progress"]
+    if progress["best"] == -math.inf:
+        return
+    found = find_damage(best, ("model.safetensors",)) if job.world.first else ""
+    problem = job.world.gather(found)[0]
+    if not problem:
+        return
+    lost = (
+        f"{best}: {problem}; the best weights so far, of step {progress['best_step']:,}, are lost"
+    )
+    if progress["step"] >= total_steps(len(job.task.store), job.settings):
+        raise UserError(
+            f"{lost}. The run is at its end, so no evaluation will make new ones; its last weights "
+            f"are in {job.run / 'last'}, and more --epochs or --max-steps would go on from there"
+        )
+    job.say(f"warning: {lost}; the next evaluation makes new ones")
+    progress["best"] = -math.inf
+    progress["best_step"] = 0
+    if job.world.first and best.exists():
+        aside = job.run / "damaged-best"
+        if not aside.exists():
+            best.rename(aside)
+
+
+def opening_line(job: Job) -> str:
+    """What is about to run, for people."""
+    trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
+    steps = total_steps(len(job.task.store), job.settings)
+    dtype = str(job.dtype).removeprefix("torch.")
+    return (
+        f"{trained:,} weights to train on {job.device}, {dtype}, {steps:,} steps of "
+        f"{job.settings.batch_size} windows; run folder {job.run}"
+    )
+
+
+def finish(job: Job, outcome: Outcome) -> Trained:
+    """Write the last line of the journal, summary.json and the report, and tell people."""
+    figures = summary(outcome, job.task.key, job.device)
+    if job.world.first:
+        job.journal.write("end", **figures)
+        job.journal.close()
+        if outcome.finished:
+            write_json(job.run / "summary.json", figures)
+            say_report(job)
+        for line in closing_lines(job, outcome, figures):
+            job.say(line)
+    return Trained(job.run, outcome, figures)
+
+
+def say_report(job: Job) -> None:
+    """Write report.html. Whatever keeps the page from being written is no reason to fail a run that was trained."""
+    try:
+        job.say(f"report: {write_report(job.run, say=job.say)}")
+    except Exception as error:
+        if not isinstance(error, (UserError, OSError)):
+            error = f"{type(error).__name__}: {first_sentence(error)}"
+        job.say(f"no report: {error}")
+
+
+def closing_lines(job: Job, outcome: Outcome, figures: dict) -> list[str]:
+    """The last lines for people."""
+    speed = (
+        f"{figures['steps']:,} steps, {figures['windows']:,} windows in {figures['seconds']:,.0f} s of training: "
+        f"{figures['windows_per_s']:.1f} windows/s, {figures['tokens_per_s']:,.0f} useful tokens/s, peak memory "
+        f"{figures['peak_memory_mb']:,} MB"
+    )
+    if not outcome.finished:
+        command = f"python -m bertqa.train --resume {shlex.quote(str(job.run))}"
+        return [speed, f"stopped by {outcome.stopped_by}; go on with: {command}"]
+    progress = outcome.progress
+    lines = [speed]
+    if outcome.last:
+        lines.append(f"last evaluation: {job.task.describe(outcome.last)}")
+    lines.append(
+        f"best {job.task.key} {progress.best:.2f} at step {progress.best_step}, kept in {job.run / 'best'}"
+    )
+    return lines

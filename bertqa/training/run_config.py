@@ -1,0 +1,113 @@
+"""config.json of a run folder: everything that it takes to repeat the run, and how its end was moved since."""
+
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+from bertqa.errors import UserError
+from bertqa.files import read_object, write_json
+from bertqa.reporting.run_folder import moved_ends
+from bertqa.settings import ENDS, MOVABLE, LoopSettings
+from bertqa.training.job import Job
+from bertqa.training.loop import total_steps
+
+
+def write_run_config(job: Job, fingerprints: dict) -> None:
+    """Write config.json: every setting, versions, commit, fingerprints, and the device and format that were chosen."""
+    hardware = {
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(job.device),
+        "precision": str(job.dtype).removeprefix("torch."),
+    }
+    if job.device.type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(job.device)
+    config = {
+        "settings": job.all_settings,
+        "fingerprints": fingerprints,
+        "command": job.command,
+        "steps": total_steps(len(job.task.store), job.settings),
+        "commit": git_commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "platform": platform.platform(),
+        },
+        "hardware": hardware,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    write_json(job.run / "config.json", config)
+
+
+def read_run_config(run: Path) -> dict:
+    """config.json of a run, with the kinds of values that going on with it needs.
+
+    Raises:
+        UserError: where it is missing or damaged; names what is wrong.
+    """
+    path = run / "config.json"
+    config = read_object(path)
+    kinds = {"settings": dict, "fingerprints": dict, "moved_ends": list}
+    config.setdefault("moved_ends", [])
+    for name, kind in kinds.items():
+        if not isinstance(config.get(name), kind):
+            raise UserError(f'{path}: its "{name}" is missing or of another kind; is it damaged?')
+    for move in config["moved_ends"]:
+        steps = (
+            [move.get(name) for name in ("step", "from", "to")] if isinstance(move, dict) else []
+        )
+        if not steps or any(type(step) is not int for step in steps):
+            raise UserError(f'{path}: its "moved_ends" hold {move!r}; is it damaged?')
+    return config
+
+
+def move_end(job: Job, step: int) -> list[str]:
+    """Where a run resumed at this step was given another end, put it in config.json. Returns all such moves, in words.
+
+    Raises:
+        UserError: where the run is past that end.
+    """
+    config = read_run_config(job.run)
+    moves = config["moved_ends"]
+    windows = len(job.task.store)
+    old = total_steps(windows, _ends_of(config["settings"]))
+    new = total_steps(windows, job.settings)
+    if old != new:
+        if new <= step:
+            raise UserError(
+                f"{job.run}: is at step {step:,} and cannot end at step {new:,}; give more --epochs or --max-steps"
+            )
+        moves.append({"step": step, "from": old, "to": new})
+    changed = {**config["settings"], **{name: job.all_settings[name] for name in ENDS}}
+    for name in MOVABLE & job.recorded.keys():
+        changed[name] = job.recorded[name]
+    if changed != config["settings"]:
+        config["settings"] = changed
+        if job.world.first:
+            write_json(job.run / "config.json", config)
+    return moved_ends(config)
+
+
+def _ends_of(settings: dict) -> LoopSettings:
+    """The loop's settings as far as they say where the run ends."""
+    names = [*ENDS, "batch_size"]
+    return LoopSettings(**{name: settings[name] for name in names if name in settings})
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, with + where it has changes; None outside of a checkout."""
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return said.stdout.strip() or None
