@@ -112,6 +112,48 @@ def test_starts_without_torch(module):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+ONLY_IN_FILES = {
+    ("json", "loads"),
+    ("json", "load"),
+    ("os", "replace"),
+    ("os", "rename"),
+    ("tempfile", "mkstemp"),
+    ("tempfile", "mkdtemp"),
+    ("fcntl", "flock"),
+    *(("hashlib", name) for name in ("sha256", "sha1", "md5", "new", "file_digest")),
+}
+"""One reader of JSON, one writer of files and folders, one checksum of a file, one lock: those of files.py."""
+
+REMAINS = {
+    ("data.download", "flock"): "a lock that is tried first, to say whom one waits for",
+    ("data.download", "replace"): "a download that goes on where an earlier one stopped",
+    ("data.download", "sha256"): "of bytes that were just fetched",
+    ("data.examples", "sha256"): "of a file's content behind gzip",
+    ("data.texts", "sha256"): "of a file's content behind gzip",
+    ("data.windows", "sha256"): "of arrays",
+    ("hf.hub", "sha1"): "git's own, of small files of the Hub",
+    ("hf.resolve", "sha256"): "of a list of names and checksums",
+    ("model.tensors", "sha256"): "of a file while it is written, tensor by tensor",
+    ("predict", "replace"): "answers written as they come",
+    ("prompt", "loads"): "a line of --jsonl",
+    ("reporting.page", "sha256"): "of the page's own script, which its policy names",
+    ("training.distillation", "sha256"): "of arrays, and of a list of names",
+}
+"""What else uses these, and why."""
+
+
+def test_files_are_read_and_written_in_one_way():
+    found = set()
+    for path in MODULES:
+        module = name_of(path).removeprefix("bertqa.")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                if (node.value.id, node.attr) in ONLY_IN_FILES and module != "files":
+                    found.add((module, node.attr))
+    assert found - set(REMAINS) == set(), "use what bertqa/files.py has"
+    assert set(REMAINS) - found == set(), "these are gone: take them out of REMAINS"
+
+
 def test_five_dependencies():
     allowed = {
         "torch",
