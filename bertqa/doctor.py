@@ -80,7 +80,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     show.add_argument("--seed", metavar="S", type=int, default=0, help="of the random choice [0]")
     parser.add_argument(
-        "--fix", metavar="OUT", type=Path, help="write SQuAD v2 JSON, .gz or not, offsets repaired"
+        "--fix",
+        metavar="OUT",
+        type=Path,
+        help="write SQuAD v2 JSON, .gz or not: offsets repaired, "
+        "broken records left out, repeated ids made unique",
     )
     return parser.parse_args(argv)
 
@@ -92,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = vocabulary_folder(args)
     settings = window_settings(args, folder)
     tokenizer = WordPiece.load(folder) if folder else None
-    data = read_examples(args.file)
-    other = read_examples(args.other) if args.other else None
+    data = read_examples(args.file, gather=True)
+    other = read_examples(args.other, gather=True) if args.other else None
     fixed = write_repaired(data, args.fix) if args.fix else None
 
     if args.show is not None or args.id:

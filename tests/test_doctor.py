@@ -545,6 +545,8 @@ def test_fix_writes_data_with_nothing_left_to_fix(sick, tmp_path, capsys, name):
         "file": str(tmp_path / name),
         "questions": 6,
         "repaired": 1,
+        "renamed": 0,
+        "broken_left_out": 0,
         "rejected_left_out": 1,
         "answers_left_out": 1,
     }
@@ -560,6 +562,38 @@ def test_fix_writes_data_with_nothing_left_to_fix(sick, tmp_path, capsys, name):
     questions = document["data"][0]["paragraphs"][0]["qas"]
     assert [qa["is_impossible"] for qa in questions] == [False, False, False, True, False]
     assert not (tmp_path / (name + ".part")).exists()
+
+
+@pytest.fixture
+def broken(tmp_path) -> Path:
+    """Of seven records four are broken and two have an id that another has."""
+    asked = [
+        question("fine", "Where does it live?", ("Nepal", 23)),
+        {"id": "no-question", "answers": []},
+        {"id": "no-answers", "question": "Who is it?"},
+        {"id": "text", "question": "Who?", "answers": "Nepal"} | {"answers": [{"answer_start": 3}]},
+        question("", "Who?"),
+        question("fine", "What does it eat?", ("bamboo", 38)),
+        question("fine", "What does it drink?"),
+    ]
+    return write(tmp_path / "broken.json", (PANDAS, asked))
+
+
+def test_every_broken_record_is_listed_and_fix_mends_them(broken, tmp_path, capsys):
+    with pytest.raises(UserError):
+        read_examples(broken)
+    found = report(capsys, broken, "--fix", tmp_path / "out.json")
+    assert found["questions"] == 1 and len(found["faults"]) == 6
+    where = ["qas[1]", "qas[2]", "qas[3]", "qas[4]", "qas[5]", "qas[6]"]
+    assert all(place in fault for place, fault in zip(where, found["faults"], strict=True))
+    assert (found["fixed"]["renamed"], found["fixed"]["broken_left_out"]) == (2, 4)
+    fixed = read_examples(tmp_path / "out.json")
+    assert [example.id for example in fixed.examples] == ["fine", "fine-2", "fine-3"]
+    assert fixed.examples[1].answer_texts == ("bamboo",)
+    text = table(capsys, broken, "--fix", tmp_path / "out.json", "--explain", 3)
+    assert "broken records                     6   train and score refuse the file" in text
+    assert "... and 3 more: --explain 6" in text
+    assert "2 repeated ids made unique; left out: 4 broken records, 0 rejected questions" in text
 
 
 def test_fix_never_overwrites_its_input_and_never_writes_nothing(sick, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """A data set with everything mended that can be mended, written as SQuAD v2 JSON: `doctor --fix`."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 from bertqa.data.examples import Dataset, Example
@@ -11,7 +12,8 @@ from bertqa.files import replacing, to_json
 def write_repaired(data: Dataset, path: Path) -> dict:
     """Write what training can use, every offset right, gzipped where the name ends in .gz.
 
-    Answers that could not be placed are left out: SQuAD's format has no way to say so.
+    Broken records are left out; a question whose id another has gets one of its own. Answers that
+    could not be placed are left out: SQuAD's format has no way to say so.
 
     Returns:
         what was written and what was left out, counted.
@@ -24,21 +26,40 @@ def write_repaired(data: Dataset, path: Path) -> dict:
         raise UserError(
             f"{data.path}: all {len(data.examples):,} questions are rejected; nothing is left to write"
         )
-    content = to_json(squad_document(kept)).encode()
+    renamed = with_own_ids(data)
+    content = to_json(squad_document(kept + renamed)).encode()
     if path.suffix == ".gz":
         content = gzip.compress(content, mtime=0)
     with replacing(path) as fresh:
         fresh.write_bytes(content)
     unplaced = 0
-    for example in kept:
+    for example in kept + renamed:
         unplaced += sum(start < 0 for start in example.answer_starts)
     return {
         "file": str(path),
-        "questions": len(kept),
+        "questions": len(kept) + len(renamed),
         "repaired": data.repaired,
+        "renamed": len(renamed),
+        "broken_left_out": len(data.faults) - len(renamed),
         "rejected_left_out": len(data.examples) - len(kept),
         "answers_left_out": unplaced,
     }
+
+
+def with_own_ids(data: Dataset) -> list[Example]:
+    """The usable questions whose id an earlier one has, as "ID-2", "ID-3", ...: the next that is free."""
+    used = {example.id for example in data.examples}
+    renamed = []
+    for example in data.repeats:
+        usable = not example.answer_starts or max(example.answer_starts) >= 0
+        if not usable or not example.question.strip():
+            continue
+        number = 2
+        while f"{example.id}-{number}" in used:
+            number += 1
+        used.add(f"{example.id}-{number}")
+        renamed.append(replace(example, id=f"{example.id}-{number}"))
+    return renamed
 
 
 def squad_document(examples: list[Example]) -> dict:

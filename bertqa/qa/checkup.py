@@ -39,6 +39,8 @@ def examine(
         "paragraphs": len({example.context for example in examples}),
         "articles": len({example.title for example in examples} - {""}),
         "answers_per_question": dict(sorted(answers.items())),
+        "faults": data.faults,
+        "offsets_in": data.unit,
         "repaired": data.repaired,
         "unplaced_answers": count_unplaced(examples),
         "rejected": [{"id": question.id, "reason": question.reason} for question in data.rejected],

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from bertqa.data.units import CHARACTERS
 from bertqa.qa.ceiling import FAULTS, INSIDE, NO_WINDOW, TOO_LONG
 from bertqa.reporting.question_view import printable
 
@@ -72,7 +73,17 @@ def data_table(report: dict) -> Iterator[str]:
 def problem_table(report: dict, most: int) -> Iterator[str]:
     """What is wrong with answers and questions."""
     rejected = report["rejected"]
-    yield row("offsets repaired", report["repaired"])
+    faults = report["faults"]
+    if faults:
+        yield row("broken records", len(faults), "train and score refuse the file; --fix mends it")
+        for fault in faults[:most]:
+            yield f"  {brief(fault, 96)}"
+        if len(faults) > most:
+            yield f"  ... and {len(faults) - most:,} more: --explain {len(faults)}, or --json"
+    unit = ""
+    if report["offsets_in"] != CHARACTERS:
+        unit = f"the file counts in {report['offsets_in']}"
+    yield row("offsets repaired", report["repaired"], unit)
     yield row(
         "answers without a place",
         report["unplaced_answers"],
@@ -179,9 +190,13 @@ def why(answer: dict, settings: dict) -> str:
 
 def fixed_line(fixed: dict) -> str:
     """What --fix wrote and left out."""
+    mended = f"{fixed['repaired']:,} offsets repaired"
+    if fixed["renamed"]:
+        mended += f", {fixed['renamed']:,} repeated ids made unique"
+    left_out = f"{fixed['rejected_left_out']:,} rejected questions"
+    if fixed["broken_left_out"]:
+        left_out = f"{fixed['broken_left_out']:,} broken records, {left_out}"
     return (
-        f"wrote {fixed['file']}: {fixed['questions']:,} questions, "
-        f"{fixed['repaired']:,} offsets repaired; "
-        f"left out: {fixed['rejected_left_out']:,} rejected questions, "
-        f"{fixed['answers_left_out']:,} answers without a place"
+        f"wrote {fixed['file']}: {fixed['questions']:,} questions, {mended}; "
+        f"left out: {left_out}, {fixed['answers_left_out']:,} answers without a place"
     )
