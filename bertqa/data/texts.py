@@ -9,20 +9,22 @@ Plain or gzipped UTF-8, with or without byte order mark, in one of these shapes:
 A label is a name or a whole number. A column "id" names the rows; without one they are numbered from 0.
 """
 
-import csv
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from bertqa.data.fields import field
-from bertqa.data.tables import csv_rows
+from bertqa.data.fields import EMPTY, field
+from bertqa.data.tables import DELIMITERS, header_cells, read_table
 from bertqa.errors import UserError
 from bertqa.files import decode, json_lines, parse_json, read_bytes, show
+
+Row = tuple[str, dict]
+"""Where a row stands in its file, for messages, and its values by column."""
 
 
 @dataclass
@@ -42,22 +44,20 @@ class Texts:
 
     def select(self, rows: Sequence[int]) -> "Texts":
         """These rows, in this order."""
-        columns = {
-            name: getattr(self, name) for name in ("where", "ids", "texts", "pairs", "labels")
-        }
-        return replace(
-            self,
-            **{name: column and [column[row] for row in rows] for name, column in columns.items()},
-        )
+        chosen = {}
+        for name in ("where", "ids", "texts", "pairs", "labels"):
+            column = getattr(self, name)
+            chosen[name] = None if column is None else [column[row] for row in rows]
+        return replace(self, **chosen)
 
     def empty(self) -> list[int]:
         """Rows without a word in any of their texts."""
-        second = self.pairs or [""] * len(self)
-        return [
-            row
-            for row, text in enumerate(self.texts)
-            if not text.strip() and not second[row].strip()
-        ]
+        seconds = self.pairs or [""] * len(self)
+        found = []
+        for row, (text, second) in enumerate(zip(self.texts, seconds, strict=True)):
+            if not text.strip() and not second.strip():
+                found.append(row)
+        return found
 
 
 def read_texts(
@@ -70,58 +70,64 @@ def read_texts(
 ) -> Texts:
     """Read the columns named, and "id"; `limit` keeps the first so many rows.
 
-    Without `text_column`, the column is "text", and what is no table is read as lines: where the file has no objects,
-    its first line no cell "text", and its name no .csv or .tsv.
+    Without `text_column` the column is "text", and what is no table is read as lines (see `is_table`).
 
     Raises:
         UserError: one line that names the file and what is wrong with it: missing, not UTF-8, cut off, without one of
-            the columns (its own are listed), without rows, a text that is no text, a label that is empty.
+            the columns (its own are listed), with two columns of one name, without rows, a text that is no text, a
+            label that is empty.
     """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}; it must be at least 1 text")
+    wanted = [name for name in (text_column or "text", pair_column, label_column) if name]
     try:
         content = read_bytes(Path(path))
         text = decode(content)
-        wanted = [name for name in (text_column or "text", pair_column, label_column) if name]
-        if text_column is None and not _is_table(str(path), text):
-            lines = text.removesuffix("\n").split("\n")
-            rows = [
-                (f"line {n}", {"text": line.removesuffix("\r")}) for n, line in enumerate(lines, 1)
-            ]
+        if text_column is None and not is_table(str(path), text):
+            rows = _lines(text)
+        elif text.lstrip()[0] in "{[":
+            rows = _objects(text, wanted)
         else:
-            table = text.lstrip()[0] not in "{["
-            rows = (
-                _cells(text, wanted, keep_blank=label_column is None)
-                if table
-                else _objects(text, wanted)
-            )
+            rows = _cells(text, wanted, keep_blank=label_column is None)
         rows = list(islice(rows, limit))
         if not rows:
             raise UserError("has a header, but no rows")
-
-        def column(name: str | None, get) -> list[str] | None:
-            return name and [get(where, row, name) for where, row in rows]
-
-        ids = [str(row.get("id", number)) for number, (_, row) in enumerate(rows)]
         return Texts(
-            str(path),
-            hashlib.sha256(content).hexdigest(),
-            [where for where, _ in rows],
-            ids,
-            column(wanted[0], _text),
-            column(pair_column, _text),
-            column(label_column, _label),
+            path=str(path),
+            sha256=hashlib.sha256(content).hexdigest(),
+            where=[where for where, _ in rows],
+            ids=[str(row.get("id", number)) for number, (_, row) in enumerate(rows)],
+            texts=_column(rows, wanted[0], _text),
+            pairs=_column(rows, pair_column, _text) if pair_column else None,
+            labels=_column(rows, label_column, _label) if label_column else None,
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def _is_table(name: str, text: str) -> bool:
-    first = text.lstrip().split("\n", 1)[0].strip()
-    cells = [cell.strip(' "') for cell in re.split("[,;\t]", first)]
-    return (
-        name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
-        or first.startswith("{")
-        or "text" in cells
+def is_table(name: str, text: str) -> bool:
+    """Whether a file is CSV or JSON, and no list of texts, by its name or by its first line.
+
+    A list may well begin with the word "text": a header that tells a CSV by itself has "text" and
+    other names, and stands in no file that is called .txt.
+    """
+    suffix = Path(name.lower().removesuffix(".gz")).suffix
+    if suffix in (".csv", ".tsv", ".json", ".jsonl"):
+        return True
+    if suffix == ".txt":
+        return False
+    if text.lstrip().startswith("{"):
+        return True
+    headers = [header_cells(text, delimiter) for delimiter in DELIMITERS]
+    return any(
+        len(cells) > 1 and "text" in cells and all(re.fullmatch(r"[\w.-]*", c) for c in cells)
+        for cells in headers
     )
+
+
+def _column(rows: Sequence[Row], name: str, get: Callable[[str, dict, str], str]) -> list[str]:
+    """A column of the rows, each of its values checked by `get`."""
+    return [get(where, row, name) for where, row in rows]
 
 
 def _text(where: str, row: dict, name: str) -> str:
@@ -129,32 +135,42 @@ def _text(where: str, row: dict, name: str) -> str:
 
 
 def _label(where: str, row: dict, name: str) -> str:
+    """A label as text; a whole number that pandas has made a float of, as it was: 1.0 is 1."""
     value = row[name]
-    if isinstance(value, float) and value.is_integer():  # a pandas column that had empty cells
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
-    label = str(value).strip() if isinstance(value, (str, int)) else ""
-    if not label:
-        raise UserError(
-            f'{where}: the label "{name}" is {show(value)}; it must be a name or a whole number'
-        )
-    return label
+    if isinstance(value, (str, int)):
+        label = str(value).strip()
+        if re.fullmatch(r"-?[0-9]+\.0", label):
+            label = label.removesuffix(".0")
+        if label.lower() not in EMPTY:
+            return label
+    raise UserError(
+        f'{where}: the label "{name}" is {show(value)}; it must be a name or a whole number'
+    )
 
 
-def _require(where: str, wanted: list[str], found: Sequence[str]) -> None:
-    missing = [name for name in wanted if name not in found]
-    if missing:
+def _require(where: str, wanted: Sequence[str], found: Sequence[str]) -> None:
+    """Raise UserError where columns are missing."""
+    lacking = [name for name in wanted if name not in found]
+    if lacking:
         raise UserError(
-            f"{where} has no column {' and no '.join(map(show, missing))}; its columns are "
+            f"{where} has no column {' and no '.join(map(show, lacking))}; its columns are "
             f"{', '.join(map(show, found))}; say which with --text-column, --label-column, --pair-column"
         )
 
 
-def _objects(text: str, wanted: list[str]):
+def _lines(text: str) -> Iterator[Row]:
+    """A text a line."""
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
+        yield f"line {number}", {"text": line.removesuffix("\r")}
+
+
+def _objects(text: str, wanted: Sequence[str]) -> Iterator[Row]:
+    """The objects of a JSON list, or of the lines."""
     if text.lstrip().startswith("["):
-        rows = (
-            (f"record {number}", row)
-            for number, row in enumerate(parse_json(text, allow_nan=True), 1)
-        )
+        values = parse_json(text, allow_nan=True)
+        rows = ((f"record {number}", value) for number, value in enumerate(values, 1))
     else:
         rows = json_lines(text, allow_nan=True)
     for where, row in rows:
@@ -164,72 +180,40 @@ def _objects(text: str, wanted: list[str]):
         yield where, row
 
 
-def _cells(text: str, wanted: list[str], keep_blank: bool):
-    first = re.split("[\r\n]", text.lstrip(), maxsplit=1)[0]
-    headers = {delimiter: next(csv.reader([first], delimiter=delimiter)) for delimiter in ",;\t"}
-    fits = {
-        delimiter: set(wanted) <= {name.strip() for name in names}
-        for delimiter, names in headers.items()
-    }
-    delimiter = max(headers, key=lambda delimiter: (fits[delimiter], len(headers[delimiter])))
-    header = [name.strip() for name in headers[delimiter]]
-    _require("the header", wanted, header)
-    try:
-        return _fit(header, csv_rows(text, delimiter, keep_blank))
-    except UserError:
-        if delimiter != "\t":
-            raise
-        # Many a TSV (GLUE's) quotes nothing, and a quotation mark in it is just one.
-        lines = [
-            (f"line {n}", line.removesuffix("\r")) for n, line in enumerate(text.split("\n"), 1)
-        ]
-        return _fit(
-            header,
-            [
-                (where, line.split("\t"))
-                for where, line in lines
-                if line.strip() or keep_blank and line
-            ],
-        )
+def _cells(text: str, wanted: Sequence[str], keep_blank: bool) -> Iterator[Row]:
+    """The rows of a CSV."""
+    table = read_table(text, wanted, keep_blank=keep_blank)
+    _require("the header", wanted, table.header)
+    yield from table.rows
 
 
-def _fit(header: list[str], rows: list[tuple[str, list[str]]]) -> list[tuple[str, dict]]:
-    """The rows behind the first, which is the header, as objects."""
-    for where, row in rows:
-        if len(row) != len(header):
-            raise UserError(
-                f"{where}: has {len(row)} cells, the header {len(header)}; cut off, or a quote missing?"
-            )
-    return [(where, dict(zip(header, row, strict=True))) for where, row in rows[1:]]
-
-
-# ---- labels and splits ----
+# Labels and splits
 
 
 def label_names(labels: Sequence[str]) -> list[str]:
     """The classes in their order: by value where all are whole numbers, else by name."""
     names = set(labels)
-    whole = all(re.fullmatch(r"-?\d+", name) for name in names)
-    return sorted(names, key=(lambda name: (int(name), name)) if whole else None)
+    if all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
 
 
 def label_rows(texts: Texts, names: Sequence[str]) -> np.ndarray:
     """(R,) the class of each row, as its place in `names`. Raises UserError for labels that are not among them."""
-    unseen = [
-        (label, where)
-        for label, where in zip(texts.labels, texts.where, strict=True)
-        if label not in names
-    ]
+    place = {name: row for row, name in enumerate(names)}
+    unseen: dict[str, str] = {}  # label -> where it stands first
+    count = 0
+    for label, where in zip(texts.labels, texts.where, strict=True):
+        if label not in place:
+            unseen.setdefault(label, where)
+            count += 1
     if unseen:
-        kinds = ", ".join(
-            f"{show(name)} (first: {next(where for label, where in unseen if label == name)})"
-            for name in label_names([label for label, _ in unseen])[:8]
-        )
+        some = label_names(list(unseen))[:8]
+        kinds = ", ".join(f"{show(name)} (first: {unseen[name]})" for name in some)
         raise UserError(
-            f"{texts.path}: {len(unseen):,} of {len(texts):,} labels were not seen in training: {kinds}; "
+            f"{texts.path}: {count:,} of {len(texts):,} labels were not seen in training: {kinds}; "
             f"known are {', '.join(map(show, names))}"
         )
-    place = {name: row for row, name in enumerate(names)}
     return np.array([place[label] for label in texts.labels])
 
 
@@ -238,13 +222,12 @@ def split(texts: Texts, share: float, seed: int) -> tuple[Texts, Texts]:
 
     Stratified: that share is drawn of each label, by seed; one row at least if there are two, and never the last.
     """
-    labels, drawn, draw = np.array(texts.labels), [], np.random.default_rng([seed, 2])
+    labels = np.array(texts.labels)
+    draw = np.random.default_rng([seed, 2])
+    drawn: set[int] = set()
     for name in label_names(texts.labels):
-        rows = np.flatnonzero(labels == name)
-        drawn.extend(
-            draw.permutation(rows)[: min(len(rows) - 1, max(1, round(share * len(rows))))].tolist()
-        )
-    chosen = set(drawn)
-    return texts.select([row for row in range(len(texts)) if row not in chosen]), texts.select(
-        sorted(chosen)
-    )
+        rows = draw.permutation(np.flatnonzero(labels == name)).tolist()
+        count = min(len(rows) - 1, max(1, round(share * len(rows))))
+        drawn.update(rows[:count])
+    rest = [row for row in range(len(texts)) if row not in drawn]
+    return texts.select(rest), texts.select(sorted(drawn))
