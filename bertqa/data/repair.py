@@ -47,13 +47,18 @@ def write_repaired(data: Dataset, path: Path) -> dict:
 
 
 def with_own_ids(data: Dataset) -> list[Example]:
-    """The usable questions whose id an earlier one has, as "ID-2", "ID-3", ...: the next that is free."""
-    used = {example.id for example in data.examples}
+    """The usable questions whose id an earlier one has, as "ID-2", "ID-3", ...: the next that is free.
+
+    A question that is an earlier one over again, answers and all, is left out.
+    """
+    used = {example.id for example in [*data.examples, *data.repeats]}
+    seen = set(data.examples)
     renamed = []
     for example in data.repeats:
         usable = not example.answer_starts or max(example.answer_starts) >= 0
-        if not usable or not example.question.strip():
+        if not usable or not example.question.strip() or example in seen:
             continue
+        seen.add(example)
         number = 2
         while f"{example.id}-{number}" in used:
             number += 1
