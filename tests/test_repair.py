@@ -98,7 +98,7 @@ def test_fix_renames_repeated_ids(tmp_path, capsys):
     ]
     sick.write_text(json.dumps(records))
     assert main([str(sick), "--fix", str(fixed)]) == 0
-    assert "4 questions, 0 offsets repaired, 2 ids made unique; left out: 2 broken" in (
+    assert "4 questions, 0 offsets repaired, 2 repeated ids made unique; left out: 2 broken" in (
         capsys.readouterr().out
     )
     found = {example.id: example.question for example in read_examples(fixed).examples}
