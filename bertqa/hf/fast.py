@@ -63,16 +63,25 @@ def make_fast(vocab: list[str], casing: Casing) -> dict:
     }
 
 
-def added_token(number: int, content: str, *, special: bool = False, **flags) -> dict:
-    """An entry of "added_tokens"; what is special is looked for in the raw text, else in the normalised one."""
+def added_token(
+    number: int,
+    content: str,
+    *,
+    special: bool = False,
+    normalized: bool | None = None,
+    single_word: bool = False,
+    lstrip: bool = False,
+    rstrip: bool = False,
+) -> dict:
+    """An entry of "added_tokens"; where not said, special ones are looked for in the raw text, others in the normalised."""
     return {
         "id": number,
         "content": content,
-        "single_word": bool(flags.get("single_word", False)),
-        "lstrip": bool(flags.get("lstrip", False)),
-        "rstrip": bool(flags.get("rstrip", False)),
-        "normalized": bool(flags.get("normalized", not special)),
-        "special": bool(flags.get("special", special)),
+        "single_word": single_word,
+        "lstrip": lstrip,
+        "rstrip": rstrip,
+        "normalized": not special if normalized is None else normalized,
+        "special": special,
     }
 
 

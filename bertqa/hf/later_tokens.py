@@ -26,7 +26,6 @@ class Later:
     """The file, for messages."""
     number: int | None = None
     """Its id; None where the file does not say."""
-    special: bool = False
     flags: dict = field(default_factory=dict)
 
 
@@ -55,7 +54,7 @@ def add_later_tokens(source: Path, fast: dict, config: dict) -> list[str]:
             number = max(ids.values()) + 1
         ids[token.content] = number
         ready.add(token.content)
-        new.append(added_token(number, token.content, special=token.special, **token.flags))
+        new.append(added_token(number, token.content, **token.flags))
     # in the order of ids, for the tokenizers library numbers them by their place
     fast["added_tokens"] = sorted(entries + new, key=lambda entry: entry["id"])
     if not new:
@@ -83,7 +82,7 @@ def _of_added_tokens(path: Path, special: set[str]) -> Iterator[Later]:
     if not path.exists():
         return
     for content, number in read_object(path).items():
-        yield Later(content, path.name, _id(path, number), content in special)
+        yield Later(content, path.name, _id(path, number), {"special": content in special})
 
 
 def _of_decoder(path: Path, config: dict) -> Iterator[Later]:
@@ -105,7 +104,7 @@ def _of_lists(path: Path, config: dict) -> Iterator[Later]:
             raise UserError(f"{path}: {name} is {show(tokens)}, expected a list of tokens")
         for token in tokens:
             content, flags = _content_and_flags(path, token)
-            yield Later(content, path.name, special=True, flags={**flags, "special": True})
+            yield Later(content, path.name, flags={**flags, "special": True})
 
 
 def _content_and_flags(path: Path, token: object) -> tuple[str, dict]:
