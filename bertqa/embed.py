@@ -57,15 +57,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--pool",
         metavar="{cls,mean,pooler,none}",
-        default="mean",
-        help="see above; none needs .safetensors [mean]",
+        help="see above; none needs .safetensors [as the model was made, else mean]",
     )
     group.add_argument(
         "--layer", default="-1", help="-1 = the last, 0 = the embeddings, or all [-1]"
     )
-    group.add_argument("--normalize", action="store_true", help="make every vector of length 1")
     group.add_argument(
-        "--max-length", type=int, metavar="N", help="cut texts to N tokens [the model's positions]"
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="make every vector of length 1 [as the model was made, else no]",
+    )
+    group.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="cut texts to N tokens [as the model was made, else its positions]",
     )
     group = parser.add_argument_group("the machine")
     group.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
@@ -130,6 +136,7 @@ class Embedder:
         from bertqa.device import pick_device, pick_precision
         from bertqa.hf.resolve import resolve_weights
         from bertqa.model import folder, prepack
+        from bertqa.model.record import read_embed
 
         if args.threads:
             torch.set_num_threads(args.threads)
@@ -140,11 +147,12 @@ class Embedder:
         self.tokenizer = WordPiece.load(where)
         self.encoder = prepack.pack(folder.load_encoder(where, device=device), self.dtype)
         self.progress = "embed" if args.data else None
+        made = read_embed(where)  # what a model of sentence-transformers says of itself
         self.settings = {
-            "pool": args.pool,
+            "pool": first_given(args.pool, made.pool, "mean"),
             "layer": args.layer,
-            "normalize": args.normalize,
-            "max_length": args.max_length,
+            "normalize": first_given(args.normalize, made.normalize, False),
+            "max_length": first_given(args.max_length, made.max_length, None),
         }
 
     def __call__(self, texts: Texts, empty=np.empty):
@@ -162,6 +170,11 @@ class Embedder:
         )
         print(report(found, texts, time.perf_counter() - began), file=sys.stderr)
         return found
+
+
+def first_given(*values):
+    """The first of several values that is not None; None where all are."""
+    return next((value for value in values if value is not None), None)
 
 
 def report(found, texts: Texts, took: float) -> str:

@@ -10,7 +10,7 @@ from bertqa.files import read_object
 from bertqa.hf.hub import CONFIG_FILES
 from bertqa.hf.weights import ADAPTER_CONFIG, adapter
 from bertqa.model.config import BertConfig
-from bertqa.model.folder import CLASSES, QA
+from bertqa.model.record import CLASSES, QA
 
 # Our config fields that DistilBERT calls otherwise, and what its configs may leave out.
 DISTIL_FIELDS = {
@@ -193,13 +193,13 @@ def refuse_other_losses(raw: dict, labels: list[str]) -> None:
     """Raise UserError, by name, for a classification head whose outputs are not the classes of a softmax."""
     kind = raw.get("problem_type")
     if kind not in (None, "single_label_classification"):
-        found = f"a head for {str(kind).replace('_', ' ')}"
+        found = f"is for {str(kind).replace('_', ' ')}"
     elif len(labels) == 1:
-        found = "a head with one output (a regression or a cross-encoder's score)"
+        found = "has one output (a regression, or a cross-encoder's score)"
     else:
         return
     raise UserError(
-        f"its head is {found}, and bertqa's are classes of which one is right (a softmax): its numbers "
+        f"its head {found}, and bertqa's are classes of which one is right (a softmax): its numbers "
         "would be wrong here; --fresh-head takes the encoder and draws a new question-answering head"
     )
 

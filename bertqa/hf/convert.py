@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from bertqa.errors import UserError
-from bertqa.files import read_object, staged, write_text
+from bertqa.files import staged, write_text
 from bertqa.hf import hub, vocabulary
 from bertqa.hf.architecture import model_type_of, read_hf_config
 from bertqa.hf.match import SEGMENT, Plan, plan_conversion
+from bertqa.hf.pooling import read_pooling
 from bertqa.hf.table import Report, fold
 from bertqa.hf.weights import open_weights
 from bertqa.model.card import plain_card, read_license
 from bertqa.model.config import BertConfig
-from bertqa.model.folder import QA, write_config, write_qa
+from bertqa.model.record import QA, read_qa, write_config, write_embed, write_qa
 from bertqa.model.tensors import DTYPES, Weights, write_safetensors
 
 
@@ -70,6 +71,7 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
         "license": read_license(place.folder),
         "sha256": weights.sha256(),
     }
+    embedding, pooling_remarks = read_pooling(place.folder)
     if fresh_head not in (None, "none"):
         provenance["fresh_head"] = seed  # these weights answer nothing before they are trained
     shapes = {name: tuple(tensor.shape) for name, tensor in plan.empty.items()}
@@ -86,10 +88,13 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
         sha256 = write_safetensors(new / "model.safetensors", dtypes, shapes, tensors.get)
         tensors.check()
         if fresh_head is None and plan.head == QA and (place.folder / "qa.json").exists():
-            write_qa(new, read_object(place.folder / "qa.json"))
+            write_qa(new, read_qa(place.folder))
             remarks.append(
                 "qa.json taken over: the threshold and windows that its maker tuned with bertqa"
             )
+        if plan.head is None and embedding is not None:
+            write_embed(new, embedding)
+            remarks += pooling_remarks
         write_config(new, plan.config, plan.head, plan.labels, provenance)
         write_text(new / "README.md", plain_card(plan.config, plan.head, parameters, provenance))
     return Report(

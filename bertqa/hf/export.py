@@ -11,18 +11,12 @@ from bertqa.hf.architecture import write_architecture
 from bertqa.hf.convert import dtype_name, new_folder
 from bertqa.hf.names import HEAD, their_names
 from bertqa.hf.table import Report, Row
+from bertqa.model.build import build_empty
 from bertqa.model.card import exported_card
 from bertqa.model.config import BertConfig
-from bertqa.model.folder import (
-    CLASSES,
-    QA,
-    build_empty,
-    open_model_weights,
-    read_config,
-    read_qa,
-    write_qa,
-)
+from bertqa.model.folder import open_model_weights
 from bertqa.model.own import refuse_elsewhere
+from bertqa.model.record import CLASSES, QA, read_config, read_qa, write_qa
 from bertqa.model.tensors import DTYPES, write_safetensors
 
 TASKS = {QA: "question-answering", CLASSES: "text-classification", None: "feature-extraction"}

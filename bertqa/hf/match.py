@@ -10,8 +10,9 @@ from bertqa.errors import UserError
 from bertqa.hf.architecture import architecture_of, class_labels, find_head, refuse_other_losses
 from bertqa.hf.names import HEAD, ignored, plain_name, their_names
 from bertqa.hf.table import Row, listed
+from bertqa.model.build import build_empty
 from bertqa.model.config import BertConfig
-from bertqa.model.folder import CLASSES, QA, build_empty
+from bertqa.model.record import CLASSES, QA
 from bertqa.model.tensors import DTYPES, Weights
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -189,8 +190,8 @@ def _misfit(plan: Plan, plain: dict[str, str], missing, unexpected, misshapen) -
     behind = _other_prefixes(plain, missing)
     if behind:
         return (
-            f"its tensors stand behind {' and '.join(map(repr, behind))}, as in {behind[0]}{missing[0]}; "
-            "bertqa does not know that prefix: save the model that it wraps, without it"
+            f"its tensors stand behind {' and '.join(map(repr, behind))}, a prefix that bertqa does not know; take it "
+            "off their names, or save the model that was wrapped by itself"
         )
     said = []
     problems = {
@@ -210,13 +211,14 @@ def _misfit(plan: Plan, plain: dict[str, str], missing, unexpected, misshapen) -
 def _other_prefixes(plain: dict[str, str], missing: list[str]) -> list[str]:
     """What stands before the names of the encoder's tensors, where it is found behind something else."""
     encoder = [name for name in missing if not HEAD.match(name)]
-    found: Counter[str] = Counter()
+    found: Counter[str] = Counter()  # prefix -> how many tensors of the encoder stand behind it
     for name in plain:
         for wanted in encoder:
             if name.endswith("." + wanted):
                 found[name.removesuffix(wanted)] += 1
     # one tensor of that ending is chance; all of an encoder is a prefix
-    return sorted(prefix for prefix, count in found.items() if count == len(encoder))
+    whole = [prefix for prefix, count in found.items() if count == len(encoder)]
+    return sorted(prefix.removesuffix("bert.").removesuffix("distil") for prefix in whole)
 
 
 def _advice(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:

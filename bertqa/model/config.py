@@ -7,6 +7,17 @@ from bertqa.errors import UserError
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 
+LARGEST = {
+    "vocab_size": 10_000_000,
+    "hidden_size": 100_000,
+    "num_hidden_layers": 1_000,
+    "num_attention_heads": 100_000,
+    "intermediate_size": 1_000_000,
+    "max_position_embeddings": 10_000_000,
+    "type_vocab_size": 100_000,
+}
+"""Sizes beyond these are no model's; a file that states one must not make us build it."""
+
 
 @dataclass(frozen=True)
 class BertConfig:
@@ -44,18 +55,7 @@ class BertConfig:
     """"absolute", or "none" for attention that knows by itself where tokens stand (ALiBi, rotary)."""
 
     def __post_init__(self):
-        problems = [
-            f"{name} is {getattr(self, name)}, it must be positive"
-            for name in (
-                "vocab_size",
-                "hidden_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-                "intermediate_size",
-                "max_position_embeddings",
-            )
-            if getattr(self, name) < 1
-        ]
+        problems = [*self._wrong_sizes(), *self._wrong_numbers()]
         if not problems and self.hidden_size % self.num_attention_heads:
             problems.append(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
@@ -73,6 +73,36 @@ class BertConfig:
             problems.append(f"model_type is {self.model_type!r}, known are bert, distilbert")
         if problems:
             raise UserError("model configuration: " + "; ".join(problems))
+
+    def _wrong_sizes(self) -> list[str]:
+        problems = []
+        for name, most in LARGEST.items():
+            size = getattr(self, name)
+            least = 0 if name == "type_vocab_size" else 1
+            # bool is an int to Python, and no size
+            if type(size) is not int:
+                problems.append(f"{name} is {size!r}, it must be a whole number")
+            elif size < least:
+                problems.append(
+                    f"{name} is {size}, it must be {'positive' if least else '0 or more'}"
+                )
+            elif size > most:
+                problems.append(f"{name} is {size}, and no model's is over {most:,}")
+        return problems
+
+    def _wrong_numbers(self) -> list[str]:
+        problems = []
+        for name in (
+            "layer_norm_eps",
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "initializer_range",
+        ):
+            value = getattr(self, name)
+            # written so that NaN is refused too
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                problems.append(f"{name} is {value!r}, it must be a number from 0 to 1")
+        return problems
 
     @property
     def has_positions(self) -> bool:

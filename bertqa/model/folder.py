@@ -5,51 +5,44 @@ config.json           "architecture" (BertConfig), "head", "labels", "provenance
                       "attention" and "model" of models of one's own (own.py)
 vocab.txt, tokenizer.json, tokenizer_config.json
 qa.json               no-answer threshold and window settings, once they are known
+embed.json            how the encoder's maker pools its vectors, where that is known
 README.md             the model card
 checksums.json        sha256 of these files, by which a flipped bit is noticed
 """
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from bertqa.errors import UserError
-from bertqa.files import read_object, staged, write_json
+from bertqa.files import staged, write_json, write_text
+from bertqa.model.build import build, build_empty, head_of
 from bertqa.model.card import plain_card
 from bertqa.model.checksums import CHECKSUMS, refuse_damage, write_checksums
-from bertqa.model.config import BertConfig
 from bertqa.model.encoder import BertEncoder
 from bertqa.model.heads import BertForQuestionAnswering, BertForSequenceClassification
 from bertqa.model.own import describe_own, listed, refuse_own_attention, refuse_own_model
+from bertqa.model.record import CLASSES, EMBEDDING, QA, read_config, read_qa, write_qa
 from bertqa.model.tensors import Weights, open_safetensors, write_safetensors
+from bertqa.model.vocabulary import check_tokenizer
 
-QA, CLASSES = "question-answering", "sequence-classification"
-"""The heads, as config.json names them; null is the encoder alone."""
+__all__ = [
+    "CLASSES",
+    "QA",
+    "build",
+    "load",
+    "load_encoder",
+    "load_into",
+    "read_config",
+    "read_qa",
+    "save",
+]
 
 WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
-
-
-def build(config: BertConfig, head: str | None, labels=None, attention=None) -> nn.Module:
-    """The module that a folder's config describes, freshly initialised."""
-    if head == QA:
-        return BertForQuestionAnswering(config, attention)
-    if head == CLASSES:
-        return BertForSequenceClassification(config, len(labels), attention)
-    return BertEncoder(config, attention)
-
-
-def build_empty(config: dict, attention=None) -> nn.Module:
-    """The module that a config.json describes, with names and shapes but no memory."""
-    architecture = BertConfig(**config["architecture"])
-    with empty():
-        return build(architecture, config["head"], config.get("labels"), attention)
 
 
 def load(
@@ -121,6 +114,7 @@ def load_into(model: nn.Module, folder: str | Path) -> list[str]:
     if problems:
         raise UserError(f"{folder}: does not fit the model: {listed(problems)}")
     refuse_damage(folder)
+    check_tokenizer(folder, encoder.config.vocab_size)
     with torch.no_grad():
         for name in state.keys() - fresh:
             state[name].copy_(stored.get(prefix + name))
@@ -139,23 +133,6 @@ def _is_unused_pooler(name: str, encoder: BertEncoder) -> bool:
     return encoder.pooler is None and "pooler." in name
 
 
-@contextmanager
-def empty() -> Iterator[None]:
-    """Modules that are made inside have names and shapes but no memory, and nothing is drawn at random for them."""
-    with torch.device("meta"), _NoInit():
-        yield
-
-
-class _NoInit(TorchFunctionMode):
-    """Skips torch.nn.init: drawing "random" numbers on the meta device makes torch load its compiler, which takes 3 s."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if getattr(function, "__module__", "") == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return function(*args, **kwargs)
-
-
 def fill(
     folder: str | Path,
     model: nn.Module,
@@ -170,6 +147,7 @@ def fill(
         prefix: what stands before the model's names in the file.
     """
     stored = open_model_weights(folder, model.state_dict(), device, prefix)
+    check_tokenizer(folder, getattr(model, "encoder", model).config.vocab_size)
 
     def read(name: str) -> Tensor:
         tensor = stored.get(prefix + name)
@@ -244,7 +222,7 @@ def save(
 
     Raises:
         UserError: for what could not be loaded again: a model that its config does not describe, labels that are not as many
-            as its classes, or that have no use.
+            as its classes, or that have no use, a tokenizer that does not fit the word embedding.
     """
     head = head_of(model)
     source = _source_of(model, folder, tokenizer_from)
@@ -254,6 +232,11 @@ def save(
     if qa is None and before:
         qa = read_qa(source) or None
     record = config_record(model, head, labels, provenance)
+    shape = getattr(model, "encoder", model).config
+    check_tokenizer(source, shape.vocab_size)
+    copied = [*TOKENIZER_FILES]
+    if isinstance(model, BertEncoder):
+        copied.append(EMBEDDING)
     state = model.state_dict()
     dtypes = {name: dtype or tensor.dtype for name, tensor in state.items()}
     with staged(folder) as new:
@@ -263,35 +246,17 @@ def save(
             {n: tuple(t.shape) for n, t in state.items()},
             lambda name: state[name].to(dtypes[name]),
         )
-        for name in TOKENIZER_FILES:
+        for name in copied:
             if (source / name).exists():
                 shutil.copyfile(source / name, new / name)
         write_json(new / "config.json", record)
         if qa is not None:
             write_qa(new, qa)
         parameters = sum(tensor.numel() for tensor in state.values())
-        shape = getattr(model, "encoder", model).config
-        (new / "README.md").write_text(
-            card or plain_card(shape, head, parameters, provenance), encoding="utf-8"
-        )
+        write_text(new / "README.md", card or plain_card(shape, head, parameters, provenance))
         write_json(new / CHECKSUMS, {WEIGHTS: sha256})
         write_checksums(new)
     return sha256
-
-
-def head_of(model: nn.Module) -> str | None:
-    """The head of a model, as config.json names it; None for the encoder alone, and for heads of one's own.
-
-    Raises:
-        TypeError: for a module that has no encoder of ours.
-    """
-    if isinstance(model, BertForQuestionAnswering):
-        return QA
-    if isinstance(model, BertForSequenceClassification):
-        return CLASSES
-    if isinstance(getattr(model, "encoder", model), BertEncoder):
-        return None
-    raise TypeError(f"a {type(model).__name__} is none of our models; unwrap it first")
 
 
 def _source_of(model: nn.Module, folder: str | Path, tokenizer_from: str | Path | None) -> Path:
@@ -338,85 +303,3 @@ def config_record(model: nn.Module, head: str | None, labels, provenance: dict) 
     plain = build_empty(record, encoder.attention).state_dict()
     is_ours = type(model) in (BertForQuestionAnswering, BertForSequenceClassification, BertEncoder)
     return {**record, **describe_own(model, is_ours, plain), "provenance": provenance}
-
-
-def write_config(
-    folder: Path, config: BertConfig, head: str | None, labels, provenance: dict
-) -> None:
-    """Write config.json."""
-    record = {"architecture": dataclasses.asdict(config), "head": head}
-    if head == CLASSES:
-        record["labels"] = list(labels)
-    write_json(folder / "config.json", {**record, "provenance": provenance})
-
-
-def read_config(folder: str | Path) -> dict:
-    """config.json of a model folder: "architecture", "head", "labels" (classification), "provenance"; checked.
-
-    Raises:
-        UserError: where there is none, or it is not of a model folder of ours.
-    """
-    folder = Path(folder)
-    path = folder / "config.json"
-    if not path.exists():
-        raise UserError(
-            f"{folder}: {'has no config.json' if folder.is_dir() else 'there is no such folder'}; expected a "
-            "model folder, as training and tools/convert_weights.py write it"
-        )
-    config = read_object(path)
-    if "architecture" not in config and config.keys() & {
-        "model_type",
-        "hidden_size",
-        "dim",
-        "architectures",
-    }:
-        raise UserError(
-            f"{folder}: is a Hugging Face folder; convert it first: python tools/convert_weights.py {folder} "
-            f"weights/{folder.resolve().name}"
-        )
-    shape, head, labels = (
-        config.get("architecture"),
-        config.setdefault("head", None),
-        config.get("labels"),
-    )
-    known = {field.name: type(field.default) for field in dataclasses.fields(BertConfig)}
-    strange = (
-        [
-            f"{name} {value!r}"
-            for name, value in shape.items()
-            if not isinstance(
-                value, (float, int) if known.get(name) is float else known.get(name, ())
-            )
-        ]
-        if isinstance(shape, dict)
-        else ["it is no object"]
-    )
-    if strange:
-        raise UserError(
-            f'{path}: "architecture" does not describe a BERT: {", ".join(strange)}; known are '
-            f"{', '.join(known)}"
-        )
-    if (
-        head not in (None, QA, CLASSES)
-        or head == CLASSES
-        and not (isinstance(labels, list) and labels)
-    ):
-        raise UserError(
-            f"{path}: head is {head!r} with labels {labels!r}; known are null, {QA!r}, and {CLASSES!r} with "
-            "a list of labels"
-        )
-    for name in ("attention", "model"):
-        if not isinstance(config.get(name, ""), str):
-            raise UserError(f'{path}: "{name}" is {config[name]!r}; it must be a name')
-    return config
-
-
-def read_qa(folder: str | Path) -> dict:
-    """qa.json of a model folder; {} where it has none yet."""
-    path = Path(folder) / "qa.json"
-    return read_object(path) if path.exists() else {}
-
-
-def write_qa(folder: str | Path, qa: dict) -> None:
-    """Write or replace qa.json."""
-    write_json(Path(folder) / "qa.json", qa)

@@ -1,0 +1,81 @@
+"""How sentence-transformers would pool an encoder's vectors: the defaults of `embed` for a model that was made for it."""
+
+import json
+import re
+from pathlib import Path
+
+from bertqa.errors import UserError
+from bertqa.files import read_json, read_object, show
+from bertqa.model.record import Embedding
+
+MODULES = "modules.json"
+SETTINGS = "sentence_bert_config.json"
+POOLS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
+"""What their Pooling module calls it -> what `embed --pool` does."""
+
+
+def read_pooling(folder: Path) -> tuple[Embedding | None, list[str]]:
+    """What a checkpoint says of its vectors, and remarks; None where it is not one of sentence-transformers.
+
+    Raises:
+        UserError: for files that are not what sentence-transformers writes.
+    """
+    if not (folder / MODULES).exists():
+        return None, []
+    modules = read_json(folder / MODULES)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise UserError(f"{folder / MODULES}: is {show(modules)}, expected a list of modules")
+    kinds = {str(module.get("type")).rpartition(".")[2]: module for module in modules}
+    embedding = Embedding(normalize="Normalize" in kinds)
+    remarks = []
+    if (folder / SETTINGS).exists():
+        settings = read_object(folder / SETTINGS)
+        length = settings.get("max_seq_length")
+        if length is not None and (type(length) is not int or not 3 <= length <= 1_000_000):
+            raise UserError(f"{folder / SETTINGS}: max_seq_length is {show(length)}")
+        embedding.max_length = length
+        if settings.get("do_lower_case") is True:
+            remarks.append(
+                f"warning: {SETTINGS} has do_lower_case true: sentence-transformers lower-cases texts first"
+            )
+    if "Pooling" in kinds:
+        path = str(kinds["Pooling"].get("path", ""))
+        embedding.pool = _pool_of(folder, path)
+        if embedding.pool is None:
+            remarks.append(
+                "warning: its Pooling is neither mean nor cls alone: embed uses its own default"
+            )
+    others = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
+    if others:
+        remarks.append(
+            f"warning: embed does not compute its {', '.join(others)}; its vectors will differ"
+        )
+    remarks.append(f"embed's defaults are those of sentence-transformers: {describe(embedding)}")
+    return embedding, remarks
+
+
+def _pool_of(folder: Path, path: str) -> str | None:
+    """The one kind of pooling that a Pooling module has; None where it has another, or several."""
+    config = folder / path / "config.json"
+    if not re.fullmatch(r"[\w-]+", path) or not config.exists():
+        return None
+    settings = read_object(config)
+    named = settings.get("pooling_mode")
+    if isinstance(named, str):  # since sentence-transformers 5
+        return POOLS.get(named)
+    chosen = [
+        name.removeprefix("pooling_mode_")
+        for name, value in settings.items()
+        if name.startswith("pooling_mode_") and value is True
+    ]
+    return POOLS.get(chosen[0]) if len(chosen) == 1 else None
+
+
+def describe(embedding: Embedding) -> str:
+    """In a few words."""
+    parts = [f"pool {json.dumps(embedding.pool)}"]
+    if embedding.normalize:
+        parts.append("normalised")
+    if embedding.max_length:
+        parts.append(f"at most {embedding.max_length} tokens")
+    return ", ".join(parts)
