@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from bertqa.files import to_json
-from bertqa.flags import run_verb
+from bertqa.flags import VerbParser, run_verb
 
 DESCRIPTION = (
     "Weights in and out: a Hugging Face checkpoint into a model folder, or a model folder into one."
@@ -17,7 +17,7 @@ EXAMPLE = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="python -m bertqa.convert",
         description=DESCRIPTION,
         epilog=EXAMPLE,

@@ -17,7 +17,7 @@ from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import check_window_settings
 from bertqa.errors import UserError
 from bertqa.files import read_object, same_file
-from bertqa.flags import run_verb
+from bertqa.flags import VerbParser, run_verb
 from bertqa.qa.checkup import examine
 from bertqa.reporting.checkup_table import fixed_line, table
 from bertqa.reporting.question_view import describe, marks_for
@@ -28,7 +28,7 @@ DEFAULTS = {"max_length": 384, "overlap": 128, "max_question": 64, "max_answer_l
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="python -m bertqa.doctor",
         description="What is wrong with a data set, and the best score that it allows.",
         epilog="example: python -m bertqa.doctor train.json dev.json --weights my-model --fix train-fixed.json",
@@ -55,7 +55,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "windows", "defaults are those of the model's qa.json, then these in brackets"
     )
     windows.add_argument(
-        "--weights", metavar="W", type=Path, help="folder with a tokenizer [the bundled reader]"
+        "--weights",
+        "--model",
+        metavar="W",
+        type=Path,
+        help="folder with a tokenizer [the bundled reader]",
     )
     windows.add_argument("--max-length", metavar="N", type=int, help="tokens of a window [384]")
     windows.add_argument(

@@ -20,12 +20,12 @@ import numpy as np
 from bertqa.data.texts import Texts, read_texts
 from bertqa.errors import UserError
 from bertqa.files import replacing, to_json, write_text
-from bertqa.flags import run_verb
+from bertqa.flags import VerbParser, run_verb
 from bertqa.settings import bundled_reader
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="python -m bertqa.embed",
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

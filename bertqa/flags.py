@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bertqa.errors import UserError
 from bertqa.files import read_object
+from bertqa.other_names import OTHER_NAMES
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -81,6 +82,38 @@ def full_disk(error: RuntimeError) -> str:
     if "unexpected pos" in words or "failed writing file" in words:
         return f"a file could not be written whole: the disk is full? ({words.splitlines()[0]})"
     return ""
+
+
+class VerbParser(argparse.ArgumentParser):
+    """A parser whose complaint about a flag that it does not know says what was probably meant.
+
+    It prints one line, and not the whole usage before it.
+    """
+
+    def error(self, message: str):
+        words = message.removeprefix("unrecognized arguments: ").split()
+        if message.startswith("unrecognized arguments:"):
+            message = "; ".join(
+                map(self.explain, words[:1] + [w for w in words[1:] if w[:2] == "--"])
+            )
+        self.exit(2, f"error: {message} ({self.prog} --help lists what there is)\n")
+
+    def explain(self, word: str) -> str:
+        """What is wrong with a word that is no flag of this verb."""
+        flag = word.partition("=")[0]
+        plain = flag.lstrip("-").replace("_", "-")
+        if not flag.startswith("-"):
+            return f"{word!r} is not expected here"
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        ours = OTHER_NAMES.get(plain, "")
+        if ours.startswith("not needed: "):
+            return f"{flag} is {ours}"
+        if ours and ours.split()[0].rstrip(",") in known:
+            return f"{flag} is {ours} here"
+        near = difflib.get_close_matches("--" + plain, known, n=1)
+        if near:
+            return f"there is no {flag}; did you mean {near[0]}?"
+        return f"there is no {flag}"
 
 
 def field_docs(cls: type) -> dict[str, str]:

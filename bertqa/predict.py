@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bertqa.data.chunks import chunks
 from bertqa.errors import UserError
-from bertqa.flags import run_verb
+from bertqa.flags import VerbParser, run_verb
 from bertqa.reader import QUESTIONS_AT_ONCE, Reader
 
 COMPARED = 512
@@ -28,7 +28,7 @@ EXAMPLES = """examples:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     from bertqa.settings import bundled_reader
 
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="python -m bertqa.predict",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=EXAMPLES,

@@ -3,17 +3,16 @@
 Everything comes from the run folders and the dev file that they name; reporting/ reads, analyses and draws.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.flags import run_verb
+from bertqa.flags import VerbParser, run_verb
 from bertqa.reporting.page import write_report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="python -m bertqa.report",
         allow_abbrev=False,
         description="One HTML page about a run: what was run, curves, scores, where it fails, every question. With a "

@@ -17,7 +17,7 @@ from pathlib import Path
 from bertqa.data.examples import Dataset, read_examples
 from bertqa.errors import UserError
 from bertqa.files import same_file, write_text
-from bertqa.flags import run_verb
+from bertqa.flags import VerbParser, run_verb
 from bertqa.qa import metrics
 from bertqa.qa.metrics import Scores
 from bertqa.qa.predictions import Predictions, read_odds, read_predictions, threshold_of
@@ -25,7 +25,7 @@ from bertqa.reporting.score_files import details, load_matplotlib, plot, write_d
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="python -m bertqa.score", description="Score answers as SQuAD's scripts do."
     )
     parser.add_argument(

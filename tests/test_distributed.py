@@ -100,7 +100,7 @@ def test_only_the_first_rank_speaks_and_writes(tmp_path, tiny_model, letters):
     ("flags", "says"),
     [
         (["--train", "/nowhere.json"], "error: /nowhere.json: there is no such file"),
-        (["--no-such-flag"], "error: unrecognized arguments: --no-such-flag"),
+        (["--no-such-flag"], "error: there is no --no-such-flag"),
     ],
 )
 def test_a_mistake_is_told_once(tmp_path, tiny_model, letters, flags, says):

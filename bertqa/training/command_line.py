@@ -12,7 +12,7 @@ from typing import Literal
 
 from bertqa.errors import UserError
 from bertqa.files import show
-from bertqa.flags import CompactHelp, add_fields, check_names, read_config_file
+from bertqa.flags import CompactHelp, VerbParser, add_fields, check_names, read_config_file
 from bertqa.settings import ENDS, MOVABLE, RESUMABLE, RunSettings, parts_of
 
 PRESETS = {
@@ -123,7 +123,7 @@ def parse(argv: Sequence[str] | None) -> Asked:
 
 def parser_of(parts: dict[str, type]) -> argparse.ArgumentParser:
     """The command line of these settings; what was not given stays out of its result."""
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="python -m bertqa.train",
         usage="python -m bertqa.train [--flag value ...]",
         allow_abbrev=False,

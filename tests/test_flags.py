@@ -1,0 +1,95 @@
+"""What every verb's command line says of flags that it does not know, of closed streams, and of failures."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bertqa import doctor, predict, report, score, train
+from bertqa.flags import run_verb
+from bertqa.other_names import OTHER_NAMES
+from bertqa.settings import parts_of
+from bertqa.training.command_line import parser_of
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(
+    ("main", "argv", "says"),
+    [
+        (train.main, ["--learning_rate", "3e-5"], "--learning_rate is --lr here"),
+        (train.main, ["--num-train-epochs=3"], "--num-train-epochs is --epochs here"),
+        (train.main, ["--max_seq_length", "384"], "--max_seq_length is --max-length here"),
+        (train.main, ["--per_device_train_batch_size", "8"], "is --batch-size, which counts over"),
+        (train.main, ["--version_2_with_negative"], "is not needed: the data tell"),
+        (train.main, ["--warmpu", "3"], "there is no --warmpu; did you mean --warmup?"),
+        (train.main, ["--batch_size", "3"], "did you mean --batch-size?"),
+        (train.main, ["data.json"], "'data.json' is not expected here"),
+        (train.main, ["--zzz", "--qqq", "1"], "there is no --zzz; there is no --qqq"),
+        (predict.main, ["--modle", "x"], "did you mean --model?"),
+        (predict.main, ["--learning_rate", "1"], "there is no --learning_rate"),
+        (doctor.main, ["data.json", "--fxi", "x"], "did you mean --fix?"),
+        (score.main, ["a", "b", "--out_file", "x"], "did you mean --out-file?"),
+        (report.main, ["run", "--ouput", "x"], "did you mean --out?"),
+    ],
+)
+def test_unknown_flags_are_explained_in_one_line(main, argv, says, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and says in err
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_every_flag_that_is_named_exists():
+    """Somewhere: in training or in predict."""
+    known = {*parser_of(parts_of("qa"))._option_string_actions, "--threshold", "--model", "--data"}
+    for name, ours in OTHER_NAMES.items():
+        for word in ours.replace(",", " ").split():
+            assert not word.startswith("--") or word in known, f"{name}: {word}"
+
+
+def failing(error: Exception):
+    def main(argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "error: the memory is full"),
+        (RecursionError("maximum"), "error: something in the input is nested too deeply"),
+        (RuntimeError("[enforce fail] . unexpected pos 704 vs 598"), "the disk is full?"),
+        (OSError(28, "No space left on device", "last/state.pt"), "No space left on device (last/"),
+    ],
+)
+def test_failures_are_one_line(error, says, capsys):
+    assert run_verb(failing(error)) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+
+
+def test_our_own_mistakes_stay_tracebacks():
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_verb(failing(RuntimeError("shapes differ")))
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_closed_streams(closed):
+    """`--jsonl <&-`, and the like, from cron jobs and services: an empty input, and no traceback."""
+    code = (
+        "import sys; from bertqa.flags import run_verb; "
+        "run_verb(lambda argv: print(repr(sys.stdin.read()), sys.stdout.isatty(), file=sys.stderr))"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"exec {sys.executable} -c '{code}' {closed}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0 and done.stderr == ("" if closed == "2>&-" else "'' False\n")
