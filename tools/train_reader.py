@@ -33,7 +33,7 @@ from trainings import Bench, Results, Row, Training, open_bench, say
 from bertqa.data.download import locate
 from bertqa.data.examples import Example, read_examples
 from bertqa.errors import UserError
-from bertqa.files import read_object, write_json
+from bertqa.files import read_object, to_json, write_json, write_text
 from bertqa.flags import run_verb
 from bertqa.model import folder
 from bertqa.model.ensemble import Ensemble
@@ -130,7 +130,7 @@ def write_squad(path: Path, examples: Sequence[Example]) -> None:
     for title, paragraphs in articles.items():
         kept = [{"context": context, "qas": qas} for context, qas in paragraphs.items()]
         data.append({"title": title, "paragraphs": kept})
-    write_json(path, {"version": "v2.0", "data": data})
+    write_text(path, to_json({"version": "v2.0", "data": data}))
 
 
 def split_data(args: argparse.Namespace, out: Path) -> dict:
