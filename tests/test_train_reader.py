@@ -144,6 +144,7 @@ def test_a_time_limit_shrinks_the_student_up_front(tmp_path, arguments):
     assert plan["epochs"] < 1000
     steps = json.loads((out / "student" / "summary.json").read_text())
     assert steps["finished"]
+    assert not (out / "student" / "last").exists()  # no time for checkpoints
 
 
 def test_rows_are_compared_with_the_row_they_build_on(tmp_path, tiny_model, letters, capsys):

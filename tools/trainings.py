@@ -4,6 +4,7 @@ A finished training is never done again: whoever runs the same command once more
 """
 
 import argparse
+import copy
 import shlex
 import sys
 import time
@@ -26,7 +27,10 @@ from bertqa.qa.metrics import Scores, evaluate_v2, score_answers
 from bertqa.qa.thresholds import abstain
 from bertqa.reporting.run_folder import read_journal
 from bertqa.settings import QuestionAnsweringSettings
+from bertqa.training.command_line import parse
 from bertqa.training.question_answering import Evaluation, QuestionAnswering
+from bertqa.training.run import run_training
+from bertqa.training.starting import job_of
 
 BEGAN = time.monotonic()
 
@@ -67,6 +71,8 @@ class Bench:
     flags: list[str]
     device: torch.device
     dtype: torch.dtype
+    checkpoints: bool = True
+    """Whether a training that is stopped goes on where it was; else it begins again."""
     done: list[Training] = field(default_factory=list)
 
     def model_of(self, training: Training) -> Path:
@@ -107,13 +113,16 @@ class Bench:
 
     def _fit(self, run: Path, arguments: list[str]) -> int:
         """Train, or go on with what was stopped. Returns how many windows were seen."""
-        from bertqa.train import main
-
-        if (run / "config.json").exists():
-            arguments = ["--resume", str(run)]
-        if main(arguments):
+        command = ["python", "-m", "bertqa.train", *arguments]
+        job = job_of(
+            parse(arguments).settings, run, task=copy.copy(self.task), say=say, command=command
+        )
+        job.checkpoints = self.checkpoints
+        job.report = False
+        trained = run_training(job, resume=(run / "config.json").exists())
+        if trained.interrupted:
             raise UserError(f"{run}: stopped; the same command goes on with it")
-        return read_object(run / "summary.json")["windows"]
+        return trained.figures["windows"]
 
     def read(self, name: str, path: Path, limit: int | None = None) -> Questions:
         """The questions of a file, in windows like those of training."""
@@ -176,7 +185,9 @@ def open_bench(
     common += ["--device", args.device, "--precision", args.precision]
     # One evaluation, at the end: the schedule ends there, and the average of the weights is best there.
     common += ["--eval-every", "1000000000", *flags]
-    return Bench(out, task, common, device, pick_precision(args.precision, device))
+    dtype = pick_precision(args.precision, device)
+    # A checkpoint is four times the model: too much to write at the end of every epoch of some seconds.
+    return Bench(out, task, common, device, dtype, checkpoints=args.max_minutes is None)
 
 
 @dataclass

@@ -46,6 +46,10 @@ class Job:
     """The state that `checkpoint.load_checkpoint` returned, of the run to go on with."""
     evaluate_first: bool = False
     """Also evaluate before the first step, to know where training starts from."""
+    checkpoints: bool = True
+    """Keep the whole state in last/. Without it a run cannot go on where it was stopped: for runs of seconds."""
+    report: bool = True
+    """Write report.html at the end."""
     recorded: dict = field(default_factory=dict)
     """Settings that config.json keeps beside the loop's and the optimizer's, by name."""
     command: list[str] | None = None

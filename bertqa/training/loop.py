@@ -223,6 +223,8 @@ class Trainer:
     def save(self) -> None:
         """Write run/last: the model and everything else that the next step depends on."""
         job = self.job
+        if not job.checkpoints:
+            return
         self.logs.flush()  # a checkpoint is only written behind steps that are known to be sound
         generators = self.world.gather(checkpoint.rng_state(job.device))
         if self.world.first:

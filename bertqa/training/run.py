@@ -175,7 +175,8 @@ def finish(job: Job, outcome: Outcome) -> Trained:
         job.journal.close()
         if outcome.finished:
             write_json(job.run / "summary.json", figures)
-            say_report(job)
+            if job.report:
+                say_report(job)
         for line in closing_lines(job, outcome, figures):
             job.say(line)
     return Trained(job.run, outcome, figures)

@@ -22,6 +22,7 @@ from bertqa.training.distillation import ask_teachers
 from bertqa.training.job import Job, say_on_stderr
 from bertqa.training.loop import total_steps
 from bertqa.training.question_answering import QuestionAnswering
+from bertqa.training.task import Task
 
 TASKS = {"qa": QuestionAnswering, "classify": Classification}
 
@@ -39,6 +40,7 @@ def job_of(
     settings: RunSettings,
     run: Path,
     *,
+    task: Task | None = None,
     world: World = World(),
     say: Callable[[str], None] = say_on_stderr,
     typed: frozenset[str] = frozenset(),
@@ -48,6 +50,7 @@ def job_of(
 
     Args:
         run: its folder.
+        task: of another run on the same data, which are not read again; the new run's models and scores are put into it.
         say: takes a line at a time for people.
         typed: names of the settings that somebody just gave, about which more is said.
         command: the command line, for config.json.
@@ -69,18 +72,19 @@ def job_of(
     dtype = pick_precision(settings.loop.precision, device)
     set_up_torch(settings.loop)
 
-    task = make(
-        files.train,
-        files.dev,
-        weights,
-        settings.data,
-        seed=settings.loop.seed,
-        device=device,
-        say=say,
-        progress=world.first,
-        recipe=settings.recipe(),
-        world=world,
-    )
+    if task is None:
+        task = make(
+            files.train,
+            files.dev,
+            weights,
+            settings.data,
+            seed=settings.loop.seed,
+            device=device,
+            say=say,
+            progress=world.first,
+            world=world,
+        )
+    task.recipe = settings.recipe()
     if settings.teachers.teacher:
         task.teaching = ask_teachers(
             settings.teachers, task, device, dtype, world=world, say=say, progress=world.first
