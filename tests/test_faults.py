@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 from processes import (
     count_file_events,
     die_at_file_event,
+    die_at_step,
     journal,
     nan_loss_at,
     result,
     run,
+    signal_in_evaluation,
     small_files_from,
     start,
     training,
@@ -136,6 +139,33 @@ def test_a_run_that_never_saved_begins_again(tmp_path, whole, tiny_model, letter
     )  # an evaluation and a step, now done anew
     said = resume(out, log, tiny_model, letters)
     assert "was stopped before its first checkpoint; it begins again" in said
+    assert result(out) == result(whole[0])
+
+
+# ---- signals ----
+
+
+@pytest.mark.parametrize(
+    ("hook", "steps", "evaluations", "says"),
+    [
+        (partial(die_at_step, 3, signal.SIGTERM), 3, [0], "SIGTERM: stopping after this step"),
+        (partial(signal_in_evaluation, 1, signal.SIGINT), 0, [], "SIGINT: stopping in this eval"),
+        (partial(signal_in_evaluation, 3, signal.SIGHUP), 6, [0, 3], "SIGHUP: stopping in this"),
+        (partial(signal_in_evaluation, 6, signal.SIGTERM), 14, [0, 3, 6, 9, 12], "stopping in"),
+    ],
+    ids=["at a step with an evaluation", "in the first", "in another", "in the last"],
+)
+def test_a_signal_saves_before_the_evaluation(
+    tmp_path, whole, tiny_model, letters, hook, steps, evaluations, says
+):
+    """The state is saved, the evaluation is owed to the resumed run, which ends as the undisturbed one."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    said = run(training(tiny_model, letters, out, *STEPS), log, hook, status=130)
+    assert says in said and "go on with: python -m bertqa.train --resume" in said
+    assert ("once more stops at once" in said) == ("SIGINT" in says)
+    assert checkpoint.load_checkpoint(out)[1]["progress"]["step"] == steps
+    assert [line["step"] for line in journal(out) if line["event"] == "eval"] == evaluations
+    resume(out, log, tiny_model, letters)
     assert result(out) == result(whole[0])
 
 

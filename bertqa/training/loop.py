@@ -5,6 +5,7 @@ What a run needs is a `Job` (job.py), one of its optimizer steps is step.py, and
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from bertqa.training import checkpoint
 from bertqa.training.job import Job
 from bertqa.training.optim import freeze, lr_at
 from bertqa.training.progress import Logs, Progress, StepRecord
-from bertqa.training.signals import stop_signals
+from bertqa.training.signals import StopEvaluation, StopRequest, stop_signals
 from bertqa.training.step import Step, StepResult
 
 SKIPS = 25
@@ -42,11 +43,12 @@ class Outcome:
 
 @dataclass
 class Decision:
-    """What all ranks do behind a step."""
+    """What all ranks do next."""
 
-    save: bool
-    """Write a checkpoint."""
-    stop: str
+    evaluate: bool = False
+    save: bool = False
+    """Write a checkpoint (behind the evaluation)."""
+    stop: str = ""
     """Why the run stops early; "" where it goes on."""
 
 
@@ -57,20 +59,17 @@ def train(job: Job) -> Outcome:
         UserError: for a loss or gradient that is not finite (in fp16: many steps in a row), with what to try.
     """
     trainer = Trainer(job)
-    with stop_signals() as signals, trainer.logs.bar:
-        if job.evaluate_first and trainer.progress.step == 0:
-            trainer.evaluate()
-        while not trainer.finished:
-            trainer.step()
-            if trainer.evaluation_due:
-                trainer.evaluate()
-                trainer.save()
-            decision = trainer.decide(signals)
+    with stop_signals(aloud=job.world.first) as request, trainer.logs.bar:
+        while True:
+            decision = trainer.decide(request.received)
+            if decision.evaluate:
+                trainer.evaluate(request)
             if decision.save:
                 trainer.save()
-            if decision.stop:
-                return trainer.outcome(stopped_by=decision.stop)
-    return trainer.outcome()
+            if decision.stop or trainer.finished:
+                return trainer.outcome(decision.stop)
+            if not decision.evaluate:
+                trainer.step()
 
 
 class Trainer:
@@ -93,7 +92,8 @@ class Trainer:
         self.order = np.zeros(0, np.int64)
         self.order_of_epoch = -1
         self.last_metrics: dict = {}
-        self.saved_step = -1
+        self.first_step = self.progress.step
+        self.saved_step = self.progress.step if job.resumed else -1
         self.saved_at = time.monotonic()
         self.began = time.monotonic()
         job.model.train()
@@ -101,49 +101,73 @@ class Trainer:
     # ---- what is due ----
 
     @property
-    def finished(self) -> bool:
-        """Whether all steps have been taken."""
+    def all_steps_taken(self) -> bool:
+        """Whether the last step is behind us."""
         return self.progress.step >= self.total
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps have been taken, and the evaluation at the end is made."""
+        return self.all_steps_taken and not self.evaluation_owed
 
     @property
     def epoch_over(self) -> bool:
         """Whether the last step was the last one of its epoch."""
-        return self.progress.step % self.steps_per_epoch == 0
+        return self.progress.step > 0 and self.progress.step % self.steps_per_epoch == 0
 
     @property
     def evaluation_due(self) -> bool:
         """At the end always; before it by steps where `eval_every` says so, else behind every epoch."""
         every = self.job.settings.eval_every
-        if self.finished or not every:
-            return self.finished or self.epoch_over
-        return self.progress.step % every == 0
+        step = self.progress.step
+        if step == 0:
+            return self.job.evaluate_first
+        if self.all_steps_taken or not every:
+            return self.all_steps_taken or self.epoch_over
+        return step % every == 0
+
+    @property
+    def evaluation_owed(self) -> bool:
+        """Whether the evaluation that is due here is still to be made; a run that a signal stopped owes it when resumed."""
+        return self.evaluation_due and self.progress.evaluated != self.progress.step
 
     @property
     def checkpoint_due(self) -> bool:
         """Behind every epoch, and by steps or minutes as `save_every` says."""
         steps, minutes = self.job.settings.save_after
-        if self.epoch_over or (steps and self.progress.step % steps == 0):
+        step = self.progress.step
+        if step == 0:
+            return False
+        if self.epoch_over or (steps and step % steps == 0):
             return True
         return time.monotonic() - self.saved_at >= 60 * minutes
 
     @property
     def out_of_time(self) -> bool:
-        """Whether this sitting has lasted as long as it may."""
+        """Whether this sitting has lasted as long as it may; it takes one step at least."""
         minutes = self.job.settings.max_minutes
-        return minutes is not None and time.monotonic() - self.began >= 60 * minutes
+        if minutes is None or self.progress.step == self.first_step:
+            return False
+        return time.monotonic() - self.began >= 60 * minutes
 
     def decide(self, signals: list[str]) -> Decision:
-        """Whether to save and whether to stop, the same on every rank: those who went on alone would wait for ever."""
+        """What comes next, the same on every rank: those who went on alone would wait for ever.
+
+        A signal comes first: who sends one may send SIGKILL soon, and an evaluation can be made by the resumed run.
+        """
         interrupted, late, due = self.world.any(
             bool(signals), self.out_of_time, self.checkpoint_due
         )
-        stop = ""
+        unsaved = self.saved_step != self.progress.step
         if interrupted:
             stop = signals[0] if signals else "a signal to another process"
-        elif late:
-            stop = f"the time limit of {self.job.settings.max_minutes:g} minutes"
-        already_saved = self.saved_step == self.progress.step
-        return Decision(save=(due or stop != "") and not already_saved, stop=stop)
+            return Decision(save=unsaved, stop=stop)
+        if self.evaluation_owed:
+            return Decision(evaluate=True, save=self.progress.step > 0)
+        if late and not self.all_steps_taken:
+            minutes = self.job.settings.max_minutes
+            return Decision(save=unsaved, stop=f"the time limit of {minutes:g} minutes")
+        return Decision(save=due and unsaved)
 
     # ---- what it does ----
 
@@ -195,20 +219,35 @@ class Trainer:
                 f"{self.job.run / 'last'}. Try --precision bf16 or fp32, or a lower --lr"
             )
 
-    def evaluate(self) -> None:
-        """Evaluate the (averaged) weights, and keep them in run/best where they are the best so far."""
+    def evaluate(self, request: StopRequest) -> None:
+        """Evaluate the (averaged) weights, and keep them in run/best where they are the best so far.
+
+        A signal breaks an evaluation off, which is then still owed; not that of several ranks, of which the others
+        might not have got it and would wait.
+        """
         job = self.job
-        progress = self.progress
         self.logs.flush()
+        alone = job.world.size == 1
         with self.logs.paused(), self.take_step.weights_to_keep():
-            metrics = job.task.evaluate(job.model, autocast(job.device, job.dtype))
-            if metrics[job.task.key] > progress.best:
-                progress.best = metrics[job.task.key]
-                progress.best_step = progress.step
-                if self.world.first:
-                    self.keep_best()
+            try:
+                with request.breaking_off() if alone else nullcontext():
+                    metrics = job.task.evaluate(job.model, autocast(job.device, job.dtype))
+            except StopEvaluation:
+                return
+            self.keep(metrics)
             self.logs.evaluation(metrics)
         self.last_metrics = metrics
+        self.progress.evaluated = self.progress.step
+
+    def keep(self, metrics: dict) -> None:
+        """Keep the weights if these metrics of theirs are the best so far."""
+        score = metrics[self.job.task.key]
+        progress = self.progress
+        if score > progress.best:
+            progress.best = score
+            progress.best_step = progress.step
+            if self.world.first:
+                self.keep_best()
 
     def keep_best(self) -> None:
         """Write run/best and the predictions of the last evaluation."""
@@ -250,8 +289,10 @@ class Trainer:
         saved = self.job.resumed
         self.take_step.load_state_dict(saved)
         checkpoint.set_rng_state(saved["rng"][self.world.rank], self.job.device)
-        known = asdict(Progress())  # older runs also counted what nothing asks for any more
-        return Progress(**{name: saved["progress"][name] for name in known})
+        counted = saved["progress"]
+        # Older versions also counted what nothing asks for any more, and made every evaluation before they saved.
+        known = {**asdict(Progress()), "evaluated": counted["step"]}
+        return Progress(**{name: counted.get(name, default) for name, default in known.items()})
 
     def outcome(self, stopped_by: str = "") -> Outcome:
         """How the run ended."""

@@ -26,6 +26,8 @@ class Progress:
     skipped_in_row: int = 0
     best: float = -math.inf
     best_step: int = 0
+    evaluated: int = -1
+    """The last step behind which there was an evaluation."""
     windows: int = 0
     """Windows trained on, over all ranks."""
     tokens: int = 0

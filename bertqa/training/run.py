@@ -142,7 +142,9 @@ def check_best(job: Job, state: dict) -> None:
     lost = (
         f"{best}: {problem}; the best weights so far, of step {progress['best_step']:,}, are lost"
     )
-    if progress["step"] >= total_steps(len(job.task.store), job.settings):
+    step = progress["step"]
+    all_made = progress.get("evaluated", step) == step
+    if all_made and step >= total_steps(len(job.task.store), job.settings):
         raise UserError(
             f"{lost}. The run is at its end, so no evaluation will make new ones; its last weights "
             f"are in {job.run / 'last'}, and more --epochs or --max-steps would go on from there"
