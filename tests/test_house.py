@@ -164,6 +164,7 @@ def test_five_dependencies():
         "tqdm",
         "huggingface_hub",
         "matplotlib",
+        "onnxruntime",
     }
     used = {name.split(".")[0] for path in MODULES for name in imports_of(path)}
     assert used - set(sys.stdlib_module_names) - {"bertqa"} <= allowed
