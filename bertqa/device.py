@@ -62,6 +62,25 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def as_device(device: str | torch.device | None) -> torch.device:
+    """The torch.device of a name, "cuda:1" included, or the one that is given."""
+    if isinstance(device, torch.device):
+        return device
+    name, _, number = (device or "auto").partition(":")
+    if number and not number.isdigit():
+        raise UserError(f"device is {device!r}; use auto, cpu, mps, cuda or cuda:N")
+    return pick_device(name, int(number or 0))
+
+
+def as_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """The torch dtype of a name, or the one that is given."""
+    if dtype in DTYPES.values():
+        return dtype
+    if dtype not in (None, "auto", *DTYPES):
+        raise UserError(f"dtype is {dtype!r}; use auto, {', '.join(DTYPES)} or the torch dtype")
+    return pick_precision(dtype or "auto", device)
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Autocast to a 16-bit dtype, or a context that does nothing for float32."""
     return torch.autocast(

@@ -4,8 +4,9 @@ A text of any length is read in overlapping windows, and several documents as if
 window spans two of them. Answers are compared by start + end logit over all windows, as evaluation does.
 """
 
-import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from bertqa.data.token_cache import TokenCache
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import Windows, build_windows
 from bertqa.errors import UserError
-from bertqa.qa.documents import Answer, Ranking, Reading, log_mass, rank, widen
+from bertqa.qa.asked import Asked, asked_of_pair
+from bertqa.qa.documents import Answer, Ranking, Reading, log_mass, not_ranked, rank, widen
 from bertqa.qa.search import SpanSettings
 from bertqa.qa.spans import SpanDecoder, Spans
 
@@ -29,9 +31,6 @@ FIRST_QUESTIONS = 32
 
 MAX_ANSWER_LENGTH = 30
 """Tokens, where the model folder does not say how it was trained."""
-
-Asked = list[Example]
-"""A question as the model reads it: an Example for each of its documents."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +84,14 @@ class Reader:
         Raises:
             UserError: where there is no such model, or no such device, or the model has no answer head.
         """
+        from bertqa.device import as_device, as_dtype
         from bertqa.hf.resolve import resolve_weights
         from bertqa.model import folder, prepack
 
         where = Path(resolve_weights(name))
         if int8 and device in (None, "auto"):
             device = "cpu"
-        device = _device(device)
+        device = as_device(device)
         if int8 and device.type != "cpu":
             raise UserError(
                 f"int8 runs on the CPU only, and the device is {device}; use device cpu, or bf16 on a GPU"
@@ -103,7 +103,7 @@ class Reader:
                 "python -m bertqa.train --weights ... --fresh-head"
             )
         qa = folder.read_qa(where)
-        dtype = _dtype(dtype, device)
+        dtype = as_dtype(dtype, device)
         model = folder.load(where, device=device, attention=attention)
         model = prepack.int8(model) if int8 else prepack.pack(model, dtype)
         return cls(model, WordPiece.load(where), qa, device, dtype)
@@ -126,6 +126,7 @@ class Reader:
         threshold: float | None = None,
         max_answer_length: int | None = None,
         whole_words: bool = False,
+        on_error: str = "stop",
     ) -> Iterator:
         """Answers for (question, context) pairs, in their order; `pairs` may be endless, answers come as it is read.
 
@@ -136,10 +137,14 @@ class Reader:
             threshold: where it lies; None takes the one that was tuned with the model, or else 0.
             max_answer_length: most tokens of an answer; as trained where None.
             whole_words: widen answers that begin or end inside a word to all of it, as transformers' pipeline did.
+            on_error: what becomes of a pair that is not texts. "stop": UserError in its place, behind the answers to
+                those before it. "keep": an Answer whose `error` says what is wrong stands in its place.
 
         Raises:
             UserError: for a pair that is not texts, by its number, and for options without meaning.
         """
+        if on_error not in ("stop", "keep"):
+            raise UserError(f"on_error is {on_error!r}; use stop or keep")
         how = self.how(
             top_k,
             allow_no_answer=allow_no_answer,
@@ -147,10 +152,16 @@ class Reader:
             max_answer_length=max_answer_length,
             whole_words=whole_words,
         )
-        asked = (asked_of(number, pair) for number, pair in enumerate(pairs, 1))
-        for chunk in chunks(asked, QUESTIONS_AT_ONCE, characters_in, first=FIRST_QUESTIONS):
+        return Answers(self._answers(pairs, how, on_error))
+
+    def _answers(self, pairs: Iterable, how: How, on_error: str) -> Iterator:
+        asked = (asked_of_pair(number, pair) for number, pair in enumerate(pairs, 1))
+        weigh = operator.attrgetter("characters")
+        for chunk in chunks(asked, QUESTIONS_AT_ONCE, weigh, first=FIRST_QUESTIONS):
             for ranking in self.rank(chunk, how):
-                yield ranking.answers[0] if top_k == 1 else ranking.answers[:top_k]
+                if ranking.error and on_error == "stop":
+                    raise UserError(ranking.error)
+                yield ranking.answers[0] if how.top_k == 1 else ranking.answers[: how.top_k]
 
     def how(
         self,
@@ -175,25 +186,37 @@ class Reader:
         spans = self._span_settings(max(20, 3 * top_k), max_answer_length, mode, max_context)
         return How(top_k, threshold if allow_no_answer else None, spans, whole_words)
 
-    def rank(self, chunk: Sequence[Asked], how: How) -> list[Ranking]:
-        """The answers of each question of a chunk, best first, at least `how.top_k` where there are so many."""
-        rankings = self._rank(chunk, how, how.spans)
-        for place, ranking in enumerate(rankings):
+    def rank(
+        self, chunk: Sequence[Asked], how: How, done: Callable[[float], None] | None = None
+    ) -> list[Ranking]:
+        """The answers of each question of a chunk, best first, at least `how.top_k` where there are so many.
+
+        `done` is told after every batch which share of the chunk it was.
+        """
+        good = [asked for asked in chunk if not asked.error]
+        found = iter(self._rank(good, how, how.spans, done))
+        rankings = []
+        for asked in chunk:
+            ranking = not_ranked(asked.error) if asked.error else next(found)
             # Where texts repeat, the n best spans hold fewer answers than are asked for: look at more.
             wider = how.spans
             while len(ranking.answers) < how.top_k and ranking.more and wider.mode == "exact":
                 wider = replace(wider, n_best=8 * wider.n_best)
-                (ranking,) = self._rank([chunk[place]], how, wider)
-            rankings[place] = ranking
+                (ranking,) = self._rank([asked], how, wider)
+            rankings.append(ranking)
         return rankings
 
-    def _rank(self, chunk: Sequence[Asked], how: How, settings: SpanSettings) -> list[Ranking]:
-        examples = [example for documents in chunk for example in documents]
-        reading = self.read(examples, settings)
+    def _rank(
+        self, chunk: Sequence[Asked], how: How, settings: SpanSettings, done=None
+    ) -> list[Ranking]:
+        if not chunk:
+            return []
+        examples = [example for asked in chunk for example in asked.documents]
+        reading = self.read(examples, settings, done=done)
         if how.whole_words:
             windows = reading.windows
             widen(reading.spans, windows, self.tokenizer.continues(windows.contexts.ids))
-        return list(rank(reading, [len(documents) for documents in chunk], how.threshold))
+        return list(rank(reading, [len(asked.documents) for asked in chunk], how.threshold))
 
     def spans(
         self,
@@ -216,7 +239,11 @@ class Reader:
         return SpanSettings(n, max_answer_length, mode, max_context)
 
     def read(
-        self, examples: Sequence[Example], settings: SpanSettings, progress: str | None = None
+        self,
+        examples: Sequence[Example],
+        settings: SpanSettings,
+        progress: str | None = None,
+        done: Callable[[float], None] | None = None,
     ) -> Reading:
         """Run the model over all windows of the examples."""
         from bertqa.device import autocast
@@ -247,6 +274,8 @@ class Reader:
             count = windows.count[rows]
             np.logaddexp.at(mass[0], question, log_mass(start, lengths[rows], count))
             np.logaddexp.at(mass[1], question, log_mass(end, lengths[rows], count))
+            if done is not None:
+                done(len(rows) / len(windows))
         return Reading(examples, decoder.finish(), windows, mass)
 
 
@@ -277,45 +306,16 @@ def with_defaults(qa: dict, positions: int) -> dict:
     return qa
 
 
-def asked_of(name: int | str, pair: object) -> Asked:
-    """A (question, context) pair as an Example for each document. Raises UserError, by its name, where it is something else."""
-    question = context = None
-    if isinstance(pair, (tuple, list)) and len(pair) == 2:
-        question, context = pair
-    documents = list(context) if isinstance(context, (tuple, list)) else [context]
-    if not all(isinstance(text, str) for text in (question, *documents)):
-        raise UserError(
-            f"pair {name} is {reprlib.repr(pair)}; give (question, context), where the question is a "
-            "string and the context a string or a list of strings"
-        )
-    return [Example(str(name), question, document, (), ()) for document in documents or [""]]
+class Answers:
+    """Answers as they are found. Threads may share it: each answer goes to one of them."""
 
+    def __init__(self, answers: Iterator):
+        self.answers = answers
+        self.lock = threading.Lock()
 
-def characters_in(documents: Asked) -> int:
-    """How long a question is to read."""
-    return sum(len(example.context) for example in documents)
+    def __iter__(self) -> "Answers":
+        return self
 
-
-def _device(device):
-    """The torch.device of a name, "cuda:1" included, or the one that is given."""
-    import torch
-
-    from bertqa.device import pick_device
-
-    if isinstance(device, torch.device):
-        return device
-    name, _, number = (device or "auto").partition(":")
-    if number and not number.isdigit():
-        raise UserError(f"device is {device!r}; use auto, cpu, mps, cuda or cuda:N")
-    return pick_device(name, int(number or 0))
-
-
-def _dtype(dtype, device):
-    """The torch dtype of a name, or the one that is given."""
-    from bertqa.device import DTYPES, pick_precision
-
-    if dtype in DTYPES.values():
-        return dtype
-    if dtype not in (None, "auto", *DTYPES):
-        raise UserError(f"dtype is {dtype!r}; use auto, {', '.join(DTYPES)} or the torch dtype")
-    return pick_precision(dtype or "auto", device)
+    def __next__(self):
+        with self.lock:
+            return next(self.answers)

@@ -243,10 +243,11 @@ def wild_clock() -> None:
 
 
 def small_work() -> None:
-    """Evaluation in batches of 100 tokens, predictions in chunks of 10 questions: enough of both for several ranks."""
-    from bertqa import inference, predict
+    """Evaluation in batches of 100 tokens, predictions in shares of 8 and 10 questions: enough of both for several ranks."""
+    from bertqa import answer_file, inference
 
-    inference.TOKENS["cpu"], predict.CHUNK = 100, 10
+    inference.TOKENS["cpu"] = 100
+    answer_file.SHARE = 10
 
 
 # ---- what a run left ----

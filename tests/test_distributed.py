@@ -74,10 +74,11 @@ def test_shared_evaluation_is_that_of_one(runs, size):
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_predictions_of_ranks_are_those_of_one(tmp_path, tiny_model, letters, size):
-    """53 questions in chunks of 10: six turns for one, two for three; in order, and the same to the last byte."""
+    """53 questions in shares of 8 and 10: six turns for one, two for three; in order, and the same to the last byte."""
     for count in (1, size):
         run_ranks(
-            ["predict", "--model", tiny_model, "--data", letters, "--out", tmp_path / str(count)],
+            ["predict", "--model", tiny_model, "--data", letters, "--n-best", "20"]
+            + ["--out", tmp_path / str(count)],
             count,
             tmp_path / f"logs{count}",
             small_work,
@@ -229,7 +230,7 @@ def test_two_machines(tmp_path, runs, tiny_model, letters):
 
 @pytest.mark.slow
 def test_torchrun_predicts_like_one_process(tmp_path, tiny_model, letters):
-    """A file of 4,240 questions: three chunks of 2,048, 2,048 and 144 for two processes, merged in order."""
+    """A file of 4,240 questions: shares of up to 512 for two processes, merged in order."""
     rows = [json.loads(line) for line in letters.read_text().splitlines()]
     many = [{**row, "id": f"{row['id']}-{copy}"} for copy in range(80) for row in rows]
     (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
@@ -240,6 +241,8 @@ def test_torchrun_predicts_like_one_process(tmp_path, tiny_model, letters):
             tiny_model,
             "--data",
             tmp_path / "many.jsonl",
+            "--n-best",
+            "20",
             "--out",
             tmp_path / str(size),
         ]

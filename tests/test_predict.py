@@ -19,6 +19,7 @@ from conftest import ROOT
 
 from bertqa import Answer, Reader, UserError, prompt
 from bertqa import reader as inference_reader
+from bertqa.answer_lines import answer_lines, as_they_come
 from bertqa.data.examples import read_examples
 from bertqa.model import folder, prepack
 from bertqa.predict import main
@@ -77,7 +78,8 @@ def test_files_in_files_out_and_scored(tmp_path, tiny_model, letters, capsys):
     model = tmp_path / "model"
     folder.save(model, folder.load(tiny_model), tokenizer_from=tiny_model, provenance={}, qa=qa)
     out = tmp_path / "out"
-    assert main(["--model", str(model), "--data", str(letters), "--out", str(out)]) == 0
+    asked = ["--model", str(model), "--data", str(letters), "--n-best", "20"]
+    assert main([*asked, "--out", str(out)]) == 0
     predictions = json.loads((out / "predictions.json").read_text())
     odds = json.loads((out / "null_odds.json").read_text())
     ranked = json.loads((out / "nbest_predictions.json").read_text())
@@ -105,20 +107,22 @@ def test_files_in_files_out_and_scored(tmp_path, tiny_model, letters, capsys):
                 "--data",
                 str(letters),
                 "--out",
-                str(out),
+                str(tmp_path / "always"),
                 "--threshold",
                 "none",
             ]
         )
         == 0
     )
-    assert "" not in json.loads((out / "predictions.json").read_text()).values()
+    always = json.loads((tmp_path / "always" / "predictions.json").read_text())
+    assert "" not in always.values()
+    assert not (tmp_path / "always" / "nbest_predictions.json").exists()
 
 
 def test_one_question_from_arguments_file_and_pipe(tmp_path, tiny_model, capsys, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("a b c d")
-    monkeypatch.setattr("sys.stdin", io.StringIO("a b c d"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a b c d")))
     said = []
     for source in (
         ["--context", "a b c d"],
@@ -418,7 +422,7 @@ def test_json_lines_in_and_out(tiny_model, capsys, monkeypatch):
 def test_a_bad_line_is_named_and_those_before_it_are_answered(reader, line, says):
     good, out = '{"question": "where is a?", "context": "a b"}', io.StringIO()
     with pytest.raises(UserError, match=says):
-        prompt.answer_lines(reader, [good, "", line, good], out, None, 1, {})
+        answer_lines(reader, [good, "", line, good], out, None, 1, {})
     assert len(out.getvalue().splitlines()) == 1
 
 
@@ -436,7 +440,7 @@ def test_a_program_that_waits_for_each_answer_gets_it(reader):
             assert answered.wait(60), "the line before was not answered"
 
     out = Out()
-    assert prompt.answer_lines(reader, lines(), out, None, 1, {}) == 0
+    assert answer_lines(reader, lines(), out, None, 1, {}) == 0
     assert len(out.getvalue().splitlines()) == 3
 
 
@@ -446,9 +450,9 @@ def test_lines_that_cannot_be_read_are_an_error_and_not_the_end():
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        list(prompt.as_they_come(lines()))
-    assert [line for some in prompt.as_they_come(["a", b"b"]) for line in some] == ["a", b"b"]
-    assert list(prompt.as_they_come([])) == [[]]
+        list(as_they_come(lines()))
+    assert [line for some in as_they_come(["a", b"b"]) for line in some] == ["a", b"b"]
+    assert list(as_they_come([])) == [[]]
 
 
 def test_whole_words_and_int8_reach_the_reader(tiny_model, monkeypatch, capsys):
@@ -506,8 +510,9 @@ def test_ways_of_decoding_reach_the_files(tmp_path, reader, letters, monkeypatch
         "SpanDecoder",
         lambda *given: asked.append(given[1]) or SpanDecoder(*given),
     )
-    assert main(["--data", str(letters), "--out", str(tmp_path), "--limit", "20", *flags]) == 0
-    assert asked == [SpanSettings(**settings)]
+    ask = ["--data", str(letters), "--out", str(tmp_path), "--limit", "20", "--n-best", "20"]
+    assert main([*ask, *flags]) == 0
+    assert set(asked) == {SpanSettings(**settings)}
     examples = read_examples(letters, 20).examples
     found = prediction_files(*reader.spans(examples, **settings), examples, None)
     for name, content in found.items():
@@ -517,16 +522,8 @@ def test_ways_of_decoding_reach_the_files(tmp_path, reader, letters, monkeypatch
 
 def test_int8_says_what_it_costs(tmp_path, capsys, monkeypatch):
     """Its answers are held against those of the model as it is, and a bad model is told from a good one."""
-    ask = [
-        "--data",
-        str(ROOT / "bertqa/data/sample/dev.json"),
-        "--out",
-        str(tmp_path),
-        "--limit",
-        "20",
-        "--int8",
-    ]
-    assert main([*ask, "--device", "cpu"]) == 0
+    ask = ["--data", str(ROOT / "bertqa/data/sample/dev.json"), "--limit", "20", "--int8"]
+    assert main([*ask, "--device", "cpu", "--out", str(tmp_path / "exact")]) == 0
     said = re.search(
         r"int8: of the first 20 questions (.*)% have the answer that auto precision gives; F1 (.*) instead of "
         r"(.*)\n",
@@ -538,7 +535,7 @@ def test_int8_says_what_it_costs(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         prepack, "int8", lambda model: type(model)(model.config)
     )  # weights drawn at random
-    assert main([*ask, "--threshold", "none"]) == 0
+    assert main([*ask, "--threshold", "none", "--out", str(tmp_path / "drawn")]) == 0
     assert float(re.search(r"questions (.*)% have", capsys.readouterr().err)[1]) < 50
 
 

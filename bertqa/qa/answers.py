@@ -91,17 +91,32 @@ def n_best(
             entries.append(_entry(text, start_logit, end_logit, start, end))
             scores.append(score)
         if no_answer or not entries:
-            null = spans.null_score[q].item()
-            place = sum(score >= null for score in scores)
-            if place < n:  # then it takes one of the n places
-                del entries[n - 1 :], scores[n - 1 :]
-            null_start = spans.null_start[q].item()
-            null_end = spans.null_end[q].item()
-            entries.insert(place, _entry("", null_start, null_end, 0, 0))
-            scores.insert(place, null)
-        for entry, share in zip(entries, softmax(np.array(scores)).tolist(), strict=True):
-            entry["probability"] = share
+            insert_null(entries, scores, null_entry(spans, q), spans.null_score[q].item(), n)
+        add_probabilities(entries, scores)
         yield entries
+
+
+def insert_null(
+    entries: list[dict], scores: list[float], null: dict, null_score: float, n: int
+) -> None:
+    """Put the null answer where its score belongs in a list of at most n, or behind it."""
+    place = sum(score >= null_score for score in scores)
+    if place < n:  # then it takes one of the n places
+        del entries[n - 1 :]
+        del scores[n - 1 :]
+    entries.insert(place, null)
+    scores.insert(place, null_score)
+
+
+def add_probabilities(entries: list[dict], scores: list[float]) -> None:
+    """Tell each entry its share of the list."""
+    for entry, share in zip(entries, softmax(np.array(scores)).tolist(), strict=True):
+        entry["probability"] = share
+
+
+def null_entry(spans: Spans, question: int) -> dict:
+    """The null answer as an entry of an n-best list."""
+    return _entry("", spans.null_start[question].item(), spans.null_end[question].item(), 0, 0)
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

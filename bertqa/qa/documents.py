@@ -4,6 +4,7 @@ The documents of a question are read as one text, except that no window spans tw
 the null score is the least of all windows of all documents, and probabilities are over all their tokens.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ import numpy as np
 
 from bertqa.data.examples import Example
 from bertqa.data.windows import Windows
-from bertqa.qa.answers import n_best, null_odds
+from bertqa.qa.answers import add_probabilities, insert_null, n_best, null_entry, null_odds
+from bertqa.qa.search import SpanSettings
 from bertqa.qa.spans import Spans
 from bertqa.qa.thresholds import abstain
 
@@ -31,6 +33,17 @@ class Answer:
     document: int = 0
     """Which of the documents it stands in, counted from 0; 0 where there is no answer."""
 
+    # Not a field, so that `asdict` stays as it was: "" for every answer but an Unanswered.
+    error = ""
+
+
+@dataclass(frozen=True)
+class Unanswered(Answer):
+    """What stands in the place of an answer where the question could not be read."""
+
+    error: str = ""
+    """What is wrong with the question."""
+
 
 @dataclass
 class Ranking:
@@ -40,8 +53,21 @@ class Ranking:
     """Best first, with distinct texts in a document; never empty."""
     null_odds: float
     """Null score - the best span's score: the higher, the less there is an answer."""
-    more: bool
+    entries: list[dict]
+    """The spans that the answers are made of, as `n_best` gives them, with "document"; "" is not among them."""
+    null: dict
+    """The null answer as such an entry."""
+    null_score: float
+    """What it is compared by."""
+    more: bool = False
     """Whether there may be further answers, which a search for more spans would find."""
+    error: str = ""
+    """What is wrong with the question; "": nothing."""
+
+
+def not_ranked(error: str) -> Ranking:
+    """In the place of a ranking, for a question that could not be read."""
+    return Ranking([Unanswered("", 0.0, 0, 0, error=error)], math.nan, [], {}, math.nan, error=error)
 
 
 @dataclass
@@ -66,7 +92,8 @@ def rank(reading: Reading, sizes: Sequence[int], threshold: float | None) -> Ite
     spans = reading.spans
     sizes = np.asarray(sizes)
     begins = sizes.cumsum() - sizes  # where the documents of each question begin
-    null_score = np.minimum.reduceat(spans.null_score, begins)  # (questions,)
+    least = _place_of_least(spans.null_score, begins)  # (questions,) the document with the least
+    null_score = spans.null_score[least]
     spans.null_score = null_score.repeat(sizes)
     odds = np.minimum.reduceat(null_odds(spans), begins)
     silent = abstain(odds, threshold)
@@ -87,7 +114,21 @@ def rank(reading: Reading, sizes: Sequence[int], threshold: float | None) -> Ite
             if not silent[question]:
                 place = max(1, sum(score_of(entry) >= null for entry in entries))
             answers.insert(place, Answer("", probability(null, log_sum[question]), 0, 0))
-        yield Ranking(answers, float(odds[question]), bool(full[question]))
+        yield Ranking(
+            answers=answers,
+            null_odds=float(odds[question]),
+            entries=entries,
+            null=null_entry(spans, least[question]),
+            null_score=float(null_score[question]),
+            more=bool(full[question]),
+        )
+
+
+def _place_of_least(values: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    """(groups,) where the least value of each group stands, the first of equals. Groups begin at `begins`."""
+    group = np.searchsorted(begins, np.arange(len(values)), side="right") - 1
+    order = np.lexsort((values, group))  # by group, the least first; a stable sort
+    return order[begins]
 
 
 def best_of_documents(lists: list[list[dict]]) -> list[dict]:
@@ -102,6 +143,29 @@ def best_of_documents(lists: list[list[dict]]) -> list[dict]:
             key=score_of, reverse=True
         )  # a stable sort: of equals the earlier document's first
     return found
+
+
+def n_best_list(ranking: Ranking, settings: SpanSettings, *, no_answer: bool) -> list[dict]:
+    """What `n_best` gives for a question, over all its documents; "document" says which, where there are several."""
+    n = settings.n_best
+    several = any(entry["document"] for entry in ranking.entries)
+    entries = []
+    scores = []
+    for entry in ranking.entries[:n]:
+        entry = dict(entry)
+        if not several:
+            del entry["document"]
+        entries.append(entry)
+        scores.append(_sum(entry, settings.score_type))
+    if no_answer or not entries:
+        insert_null(entries, scores, dict(ranking.null), ranking.null_score, n)
+    add_probabilities(entries, scores)
+    return entries
+
+
+def _sum(entry: dict, type_: type) -> float:
+    """Start + end, added up in the type in which spans are compared."""
+    return float(type_(entry["start_logit"]) + type_(entry["end_logit"]))
 
 
 def score_of(entry: dict) -> float:

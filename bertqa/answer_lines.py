@@ -1,0 +1,151 @@
+"""Questions on standard input, a JSON object a line; a line of answer for each: `python -m bertqa.predict --jsonl`.
+
+A program at the other end may wait for each answer, or send a million lines: lines are answered in the lots in which
+they come.
+"""
+
+import queue
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TextIO
+
+from bertqa.errors import UserError
+from bertqa.files import decode, parse_json, to_json
+from bertqa.qa.asked import Asked, asked_of
+from bertqa.qa.documents import Ranking
+from bertqa.reader import QUESTIONS_AT_ONCE, Reader
+
+
+def stdin_lines() -> Iterable[str | bytes]:
+    """The lines of standard input, from a file object of their own: when Python exits it closes sys.stdin, and aborts
+    if the thread of `as_they_come` is still waiting in it."""
+    import os
+
+    try:
+        return open(os.dup(sys.stdin.fileno()), "rb")
+    except OSError:  # not a real file: a program has put something else in its place
+        return sys.stdin
+
+
+@dataclass
+class Line:
+    """A line of input."""
+
+    asked: Asked
+    name: dict
+    """{"id": ...} as the line has it, or {}: a line without an id is answered without one."""
+
+
+def answer_lines(
+    reader: Reader,
+    lines: Iterable[str | bytes],
+    out: TextIO,
+    context: str | None,
+    top_k: int,
+    options: dict,
+    on_error: str = "stop",
+) -> int:
+    """Answer {"question", "context", "id"} objects, one a line, with {"id", "answer", "score", "start", "end", "document"}
+    objects in the same order; returns the exit status.
+
+    A context may be a list of documents; lines without one are asked about `context`. With top_k > 1 a line also has
+    "answers", the best ones. What is no such object is answered by {"id", "error"} where `on_error` is "write", and the
+    status is 1 in the end.
+
+    Raises:
+        UserError: where `on_error` is "stop", naming the line that is no such object; the answers to those before it
+            are out.
+    """
+    if hasattr(out, "reconfigure"):  # half of a surrogate pair is legal in JSON, if escaped
+        out.reconfigure(encoding="utf-8", errors="backslashreplace")
+    how = reader.how(top_k, **options)
+    number = 0
+    failed = 0
+    for waiting in as_they_come(lines):
+        lot = []
+        for line in waiting:
+            number += 1
+            if line.strip():
+                lot.append(read_line(line, number, context))
+        rankings = reader.rank([line.asked for line in lot], how)
+        for line, ranking in zip(lot, rankings, strict=True):
+            if ranking.error and on_error == "stop":
+                out.flush()
+                raise UserError(ranking.error)
+            failed += bool(ranking.error)
+            out.write(to_json({**line.name, **row_of(ranking, top_k)}) + "\n")
+        out.flush()
+    if failed:
+        print(f"{failed:,} of the lines could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def row_of(ranking: Ranking, top_k: int) -> dict:
+    """What is said of a question."""
+    if ranking.error:
+        return {"error": ranking.error}
+    row = asdict(ranking.answers[0])
+    if top_k > 1:
+        row["answers"] = [asdict(answer) for answer in ranking.answers[:top_k]]
+    return row
+
+
+def read_line(line: str | bytes, number: int, context: str | None) -> Line:
+    """A line of input, or what is wrong with it."""
+    try:
+        text = line if isinstance(line, str) else decode(line)
+        row = parse_json(text, number)
+    except UserError as error:
+        return _bad(
+            f"line {number}: not JSON ({error}); each line is an object with question and context"
+        )
+    if not isinstance(row, dict):
+        return _bad(
+            f"line {number}: a JSON {type(row).__name__}; each line is an object with question and context"
+        )
+    name = {"id": row["id"]} if "id" in row else {}
+    question = row.get("question")
+    found = row.get("context", context)
+    if not isinstance(question, str):
+        return _bad(f"line {number}: question is {question!r}; give a string", name)
+    documents = found if isinstance(found, list) else [found]
+    if not all(isinstance(document, str) for document in documents):
+        return _bad(
+            f"line {number}: context is {'missing' if found is None else 'no text'}; give a string or "
+            "a list of strings, or --context-file for all lines",
+            name,
+        )
+    return Line(asked_of(number, question, documents), name)
+
+
+def _bad(error: str, name: dict | None = None) -> Line:
+    return Line(Asked(error=error), name or {})
+
+
+def as_they_come(lines: Iterable) -> Iterator[list]:
+    """Lists of the lines that have come in meanwhile: one where they come slowly, many where the model is slower.
+
+    So a program that waits for each answer gets it, and a file through a pipe is read in large batches.
+    """
+    came: queue.Queue = queue.Queue(maxsize=QUESTIONS_AT_ONCE)
+
+    def read():
+        try:
+            for line in lines:
+                came.put(line)
+            came.put(None)
+        except Exception as error:  # what happens in this thread must be said in the other
+            came.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    last: object = ""
+    while isinstance(last, (str, bytes)):
+        items = [came.get()]
+        while not came.empty() and len(items) < QUESTIONS_AT_ONCE:
+            items.append(came.get())
+        last = items[-1]
+        yield [item for item in items if isinstance(item, (str, bytes))]
+    if last is not None:
+        raise last

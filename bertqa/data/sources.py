@@ -1,0 +1,155 @@
+"""Files of data as streams of bytes: which files are meant, and what is in them, unpacked as it is read."""
+
+import bz2
+import glob
+import gzip
+import io
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from bertqa.data.download import locate
+from bertqa.errors import UserError
+from bertqa.files import refuse_lfs_pointer
+
+STDIN = Path("-")
+
+GZIP = b"\x1f\x8b"
+BZIP2 = b"BZh"
+ZSTANDARD = b"\x28\xb5\x2f\xfd"
+PARQUET = b"PAR1"
+
+
+def expand(names: Sequence[str]) -> list[Path]:
+    """The files that are meant by names of files, folders (all files in them), patterns (*.jsonl) and data sets (squad2).
+
+    In the order of the names, and within a folder or pattern in that of the alphabet. "-" is standard input.
+
+    Raises:
+        UserError: for a name that stands for nothing.
+    """
+    files: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path == STDIN:
+            files.append(path)
+        elif path.is_dir():
+            files += _files_in(path)
+        elif glob.has_magic(str(name)) and not path.exists():
+            files += _matching(str(name))
+        else:
+            files.append(Path(locate(name)))
+    return files
+
+
+def _files_in(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    if not files:
+        raise UserError(f"{folder}: there is no file in this folder")
+    return files
+
+
+def _matching(pattern: str) -> list[Path]:
+    files = [
+        path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if path.is_file()
+    ]
+    if not files:
+        raise UserError(f"{pattern}: no file has such a name")
+    return files
+
+
+class Source:
+    """An open file of data. Use as a context manager.
+
+    Raises:
+        UserError: where there is nothing to read. Its messages do not name the file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.name = "standard input" if path == STDIN else str(path)
+        self._raw = _open(path)
+        self.size = 0  # bytes on the disk, packed or not; 0: unknown
+        if path.is_file():
+            self.size = path.stat().st_size
+        self.head = self._raw.peek(64)[:64]
+        """The first bytes, which tell what is in the file: names lie."""
+        if not self.head:
+            raise UserError("is empty (0 bytes)")
+        refuse_lfs_pointer(self.head)
+        self.stream = _unpacked(self._raw, self.head)
+        self.share_of_records: float | None = None
+        """How much of it is out, where its reader knows better than its bytes: it was read whole."""
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.path != STDIN:
+            self._raw.close()
+
+    @property
+    def share_read(self) -> float:
+        """How much of the file has been read, 0 to 1; 0 where nobody can know."""
+        if self.share_of_records is not None:
+            return self.share_of_records
+        if not self.size or self._raw.closed:
+            return 0.0
+        return min(1.0, self._raw.tell() / self.size)
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines, with their ends."""
+        while line := self._said_well(self.stream.readline):
+            yield line
+
+    def read(self) -> bytes:
+        """All that is left."""
+        return self._said_well(self.stream.read)
+
+    def _said_well(self, read: Callable[[], bytes]) -> bytes:
+        try:
+            return read()
+        except EOFError:
+            raise UserError("cut off: its packed stream ends early; fetch it again") from None
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(
+                f"damaged: its gzip stream cannot be read ({error}); fetch it again"
+            ) from None
+        except OSError as error:
+            raise UserError(f"cannot be read: {error.strerror or error}") from None
+
+
+def _open(path: Path) -> io.BufferedReader:
+    if path == STDIN:
+        # A test, or a program, may have put something without bytes in the place of standard input.
+        bytes_of = getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode())
+        return bytes_of if hasattr(bytes_of, "peek") else io.BufferedReader(bytes_of)
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise UserError("there is no such file") from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}") from None
+
+
+def _unpacked(raw: io.BufferedReader, head: bytes) -> BinaryIO:
+    if head.startswith(GZIP):
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw))
+    if head.startswith(BZIP2):
+        return bz2.BZ2File(raw)
+    if head.startswith(ZSTANDARD):
+        return _zstandard(raw)
+    return raw
+
+
+def _zstandard(raw: io.BufferedReader) -> BinaryIO:
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError(
+            "is packed by zstd, which needs the package zstandard: pip install zstandard, or unpack it on the way: "
+            "zstdcat FILE | python -m bertqa.predict --data -"
+        ) from None
+    return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))
