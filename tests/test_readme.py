@@ -284,7 +284,7 @@ def check_train(command: Command, clone: Path, out: str, err: str) -> None:
 def check_predict(command: Command, clone: Path, out: str, err: str) -> None:
     if "--data" in command.words:
         where = clone / command.option("--out")
-        for name in ("predictions.json", "nbest_predictions.json", "null_odds.json"):
+        for name in ("predictions.json", "na_prob.json", "null_odds.json"):
             assert json.loads((where / name).read_text()).keys() == IDS
     else:
         assert [line.split("   ")[0] for line in out.splitlines()] == (

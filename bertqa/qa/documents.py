@@ -67,7 +67,9 @@ class Ranking:
 
 def not_ranked(error: str) -> Ranking:
     """In the place of a ranking, for a question that could not be read."""
-    return Ranking([Unanswered("", 0.0, 0, 0, error=error)], math.nan, [], {}, math.nan, error=error)
+    return Ranking(
+        [Unanswered("", 0.0, 0, 0, error=error)], math.nan, [], {}, math.nan, error=error
+    )
 
 
 @dataclass
