@@ -83,7 +83,7 @@ class Job:
 
 
 def _refuse_other(folder: Path, before: dict, now: dict) -> None:
-    now = json.loads(json.dumps(now))  # as it reads once it was written
+    now = parse_json(to_json(now))  # as it reads once it was written
     differ = [name for name in now if before.get(name) != now[name]]
     if differ:
         told = "; ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in differ)
