@@ -13,8 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tiny_checkpoints import SIZES, VOCAB, random_model, write_checkpoint, write_vocab
+from safetensors.torch import load_file
+from tiny_checkpoints import (
+    SIZES,
+    VOCAB,
+    edit_json,
+    edit_tensors,
+    random_model,
+    refused,
+    write_checkpoint,
+    write_vocab,
+)
 
 from bertqa.errors import UserError
 from bertqa.hf import weights as weight_files
@@ -53,27 +62,6 @@ def originals(tmp_path_factory) -> Path:
 def copy(originals, tmp_path):
     """A copy of an original that a test may break."""
     return lambda name="bert-qa": Path(shutil.copytree(originals / name, tmp_path / name))
-
-
-def edit_json(path: Path, **changes) -> None:
-    value = json.loads(path.read_text()) if path.exists() else {}
-    value = {k: v for k, v in {**value, **changes}.items() if v is not ...}
-    path.write_text(json.dumps(value))
-
-
-def edit_tensors(source: Path, change) -> None:
-    tensors = load_file(source / "model.safetensors")
-    change(tensors)
-    save_file(tensors, source / "model.safetensors")
-
-
-def refused(source, dest, **options) -> str:
-    """The message with which a conversion fails; nothing may be left at its destination."""
-    with pytest.raises(UserError) as caught:
-        convert(source, dest, **options)
-    assert "\n" not in str(caught.value)
-    assert not dest.exists() and not dest.with_name(dest.name + ".tmp").exists()
-    return str(caught.value)
 
 
 # The table of names ---------------------------------------------------------------------------------------------------

@@ -251,7 +251,18 @@ def test_equals_transformers(tmp_path, model_type, head, form):
         assert difference(run(ours, model_type, head, given), reference) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_python", "relu"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gelu",
+        "gelu_new",
+        "gelu_fast",
+        "gelu_pytorch_tanh",
+        "gelu_python_tanh",
+        "gelu_python",
+        "relu",
+    ],
+)
 @pytest.mark.parametrize("model_type", ["bert", "distilbert"])
 def test_activations(tmp_path, model_type, name):
     write_form(hf_model(model_type, QA, name), tmp_path / "theirs", "safetensors")

@@ -1,10 +1,15 @@
 """Tiny checkpoints in Hugging Face's form, written without transformers: a random model of ours, exported."""
 
+import json
 import string
 from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from bertqa.errors import UserError
+from bertqa.hf.convert import convert
 from bertqa.hf.export import export
 from bertqa.model import folder
 from bertqa.model.config import BertConfig
@@ -80,3 +85,26 @@ def write_checkpoint(
     )
     export(ours, where)
     return where
+
+
+def edit_json(path: Path, **changes) -> None:
+    """Change an object of JSON; `...` takes a key away."""
+    value = json.loads(path.read_text()) if path.exists() else {}
+    value = {k: v for k, v in {**value, **changes}.items() if v is not ...}
+    path.write_text(json.dumps(value))
+
+
+def edit_tensors(source: Path, change) -> None:
+    """Let `change` change the dictionary of a folder's tensors; what it returns takes its place."""
+    tensors = load_file(source / "model.safetensors")
+    tensors = change(tensors) or tensors
+    save_file(tensors, source / "model.safetensors")
+
+
+def refused(source, dest, **options) -> str:
+    """The message with which a conversion fails; nothing may be left at its destination."""
+    with pytest.raises(UserError) as caught:
+        convert(source, dest, **options)
+    assert "\n" not in str(caught.value)
+    assert not dest.exists() and not list(dest.parent.glob(dest.name + ".*tmp"))
+    return str(caught.value)

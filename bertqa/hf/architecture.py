@@ -207,9 +207,8 @@ def refuse_other_losses(raw: dict, labels: list[str]) -> None:
 def write_architecture(
     config: BertConfig, head: str | None, labels: list[str] | None, dtype: str, pad_id: int
 ) -> dict:
-    """The config.json that transformers reads. Raises UserError for a shape that it cannot express."""
+    """The config.json that transformers reads, for a config that it can express (`refuse_inexpressible`)."""
     distil = config.model_type == "distilbert"
-    _refuse_inexpressible(config)
     fields = dataclasses.asdict(config)
     fields["hidden_act"] = EXPORTED_ACTIVATIONS[config.hidden_act]
     del fields["pooler"]
@@ -233,7 +232,8 @@ def write_architecture(
     }
 
 
-def _refuse_inexpressible(config: BertConfig) -> None:
+def refuse_inexpressible(config: BertConfig) -> None:
+    """Raise UserError for a shape that Hugging Face's classes do not have."""
     fixed = DISTIL_FIXED if config.model_type == "distilbert" else {}
     fixed = {**fixed, "position_embedding_type": "absolute"}
     wrong = [name for name, value in fixed.items() if getattr(config, name) != value]

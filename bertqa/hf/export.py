@@ -7,7 +7,7 @@ import torch
 
 from bertqa.files import staged, write_json, write_text
 from bertqa.hf import vocabulary
-from bertqa.hf.architecture import write_architecture
+from bertqa.hf.architecture import refuse_inexpressible, write_architecture
 from bertqa.hf.convert import dtype_name, new_folder
 from bertqa.hf.names import HEAD, their_names
 from bertqa.hf.table import Report, Row
@@ -51,6 +51,7 @@ def export(src: str | Path, dest: str | Path) -> Report:
     refuse_elsewhere(record, src, "transformers")
     head = record["head"]
     config = BertConfig(**record["architecture"])
+    refuse_inexpressible(config)
     empty = build_empty(record).state_dict()
     weights = open_model_weights(src, empty)
     parts = _parts(empty, weights.dtypes, config.model_type, head)

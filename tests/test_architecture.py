@@ -1,0 +1,239 @@
+"""config.json of Hugging Face in both directions: what is taken from it, what is refused, what an export says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_checkpoints import (
+    SIZES,
+    VOCAB,
+    edit_json,
+    edit_tensors,
+    random_model,
+    refused,
+    write_checkpoint,
+    write_vocab,
+)
+
+from bertqa.errors import UserError
+from bertqa.hf.architecture import architecture_of, class_labels, find_head, model_type_of
+from bertqa.hf.convert import convert
+from bertqa.hf.export import export
+from bertqa.model import folder
+from bertqa.model.folder import CLASSES, QA
+
+NAMES = [f"transformer.layer.{i}.x" for i in range(9)]
+DISTIL = {"model_type": "distilbert", "dim": 32, "n_heads": 4, "hidden_dim": 64, "vocab_size": 99}
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    return write_checkpoint(tmp_path / "bert")
+
+
+def exported(tmp_path: Path, model, labels=None, vocab=VOCAB) -> dict:
+    """config.json of a model's export."""
+    write_vocab(tmp_path / "vocabulary", vocab)
+    folder.save(tmp_path / "mine", model, tokenizer_from=tmp_path / "vocabulary", labels=labels)
+    export(tmp_path / "mine", tmp_path / "theirs")
+    return json.loads((tmp_path / "theirs" / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "classes, expected",
+    [
+        (["BertLMHeadModel"], "bert"),
+        (["BertModel"], "bert"),
+        (["BertForPreTraining"], "bert"),
+        (["DistilBertModel"], "distilbert"),
+        ("BertModel", "bert"),
+        ([], "bert"),
+    ],
+)
+def test_the_class_tells_the_model(classes, expected):
+    assert model_type_of({"architectures": classes}, ()) == expected
+
+
+def test_distilbert_by_the_common_names():
+    common = {
+        "model_type": "distilbert",
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "intermediate_size": 64,
+        "vocab_size": 99,
+    }
+    found = architecture_of(common, NAMES, None)
+    assert (found.hidden_size, found.num_hidden_layers, found.intermediate_size) == (32, 3, 64)
+    both = {**common, "dim": 64}
+    assert architecture_of(both, NAMES, None).hidden_size == 64, "its own name goes before"
+
+
+def test_distilbert_has_no_segments_and_one_epsilon():
+    """transformers' class reads neither, whatever a config says."""
+    stated = {**DISTIL, "type_vocab_size": 2, "layer_norm_eps": 1e-5}
+    found = architecture_of(stated, NAMES, None)
+    assert (found.type_vocab_size, found.layer_norm_eps) == (0, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"num_hidden_layers": True}, "num_hidden_layers is True, expected something like 12"),
+        ({"hidden_dropout_prob": True}, "hidden_dropout_prob is True"),
+        ({"hidden_dropout_prob": "0.1"}, "hidden_dropout_prob is '0.1'"),
+        ({"add_cross_attention": True}, "add_cross_attention is True"),
+        ({"hidden_size": 10**9}, "hidden_size is 1000000000"),
+        ({"vocab_size": 2**63}, "vocab_size is 9223372036854775808"),
+        ({"num_hidden_layers": 30_000}, "asks for 30000 layers, but there are only"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0, it must be positive"),
+        ({"layer_norm_eps": -1}, "layer_norm_eps is -1, it must be a number from 0 to 1"),
+        ({"hidden_act": ["gelu"]}, "hidden_act is ['gelu']"),
+        ({"architectures": 7, "model_type": 7}, "the architecture is 7"),
+    ],
+)
+def test_refused(source, tmp_path, changes, said):
+    edit_json(source / "config.json", **changes)
+    assert said in refused(source, tmp_path / "mine")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_are_none(source, tmp_path, number):
+    text = json.dumps({**json.loads((source / "config.json").read_text()), "layer_norm_eps": 0.5})
+    (source / "config.json").write_text(text.replace("0.5", number))
+    assert "config.json" in refused(source, tmp_path / "mine")
+
+
+def test_buffers_and_links_to_a_teacher_are_left_out(source, tmp_path):
+    more = (
+        "bert.embeddings.token_type_ids",
+        "bert.embeddings.position_ids",
+        "fit_dense.weight",
+        "fit_denses.0.bias",
+    )
+    edit_tensors(source, lambda tensors: tensors.update({name: torch.zeros(2) for name in more}))
+    report = convert(source, tmp_path / "mine")
+    assert {row.theirs for row in report.rows if row.what == "ignored"} == set(more)
+
+
+def test_a_named_head_without_tensors(tmp_path):
+    """config.json says that there are classes; it is no encoder with nothing on it."""
+    source = write_checkpoint(tmp_path / "bare", head=None, pooler=True)
+    edit_json(source / "config.json", architectures=["BertForSequenceClassification"])
+    said = refused(source, tmp_path / "mine")
+    assert "2 missing (classifier.weight, classifier.bias). It has no trained head" in said
+    assert find_head({"architectures": ["BertForSequenceClassification"]}, ()) == CLASSES
+    assert find_head({"architectures": ["DistilBertForQuestionAnswering"]}, ()) == QA
+
+
+def test_labels_are_in_the_order_of_their_numbers():
+    named = {str(i): f"class {i}" for i in reversed(range(12))}
+    assert class_labels({"id2label": named}, 12) == [f"class {i}" for i in range(12)]
+
+
+@pytest.mark.parametrize("stated", [{}, {"id2label": {}}, {"id2label": {"a": "b"}}])
+def test_labels_without_names(stated):
+    assert class_labels(stated, 3) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert class_labels(stated, None) == ["LABEL_0", "LABEL_1"]
+
+
+def test_export_of_classes(tmp_path):
+    labels = ["no", "yes", "maybe"]
+    config = exported(tmp_path, random_model(head=CLASSES, labels=labels), labels)
+    assert config["id2label"] == {"0": "no", "1": "yes", "2": "maybe"}
+    assert config["label2id"] == {"no": 0, "yes": 1, "maybe": 2}
+
+
+def test_export_of_distilbert(tmp_path):
+    """Its positions are learnt, which its config calls false: true would make transformers overwrite them."""
+    config = exported(tmp_path, random_model("distilbert"))
+    assert config["sinusoidal_pos_embds"] is False
+    assert config["dim"] == SIZES["hidden_size"] and "hidden_size" not in config
+    assert not {"type_vocab_size", "layer_norm_eps", "position_embedding_type"} & config.keys()
+
+
+@pytest.mark.parametrize("place", [0, 3])
+def test_export_names_the_id_of_padding(tmp_path, place):
+    vocab = [token for token in VOCAB if token != "[PAD]"]
+    vocab.insert(place, "[PAD]")
+    assert exported(tmp_path, random_model(), vocab=vocab)["pad_token_id"] == place
+
+
+@pytest.mark.parametrize(
+    "model_type, changes, said",
+    [
+        ("distilbert", {"type_vocab_size": 2}, "distilbert has no type_vocab_size 2"),
+        ("distilbert", {"layer_norm_eps": 1e-5}, "distilbert has no layer_norm_eps 1e-05"),
+        ("bert", {"type_vocab_size": 0}, "bert has no type_vocab_size 0"),
+        ("bert", {"position_embedding_type": "none"}, "has no position_embedding_type none"),
+    ],
+)
+def test_what_hugging_face_cannot_express(tmp_path, model_type, changes, said):
+    with pytest.raises(UserError, match=said):
+        exported(tmp_path, random_model(model_type, **changes))
+    assert not (tmp_path / "theirs").exists()
+
+
+# The typed files of a model folder ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, value, said",
+    [
+        ("hidden_size", 10**9, "hidden_size is 1000000000, and no model's is over 100,000"),
+        ("vocab_size", 2**63, "vocab_size is 9223372036854775808, and no model's is over"),
+        ("num_hidden_layers", 30_000, "num_hidden_layers is 30000, and no model's is over 1,000"),
+        ("num_hidden_layers", -1, "num_hidden_layers is -1, it must be positive"),
+        ("type_vocab_size", -1, "type_vocab_size is -1, it must be 0 or more"),
+        ("num_attention_heads", True, "num_attention_heads True; known are"),
+        ("layer_norm_eps", -1e-12, "layer_norm_eps is -1e-12, it must be a number from 0 to 1"),
+        ("hidden_dropout_prob", 2, "hidden_dropout_prob is 2, it must be a number from 0 to 1"),
+        ("hidden_act", "silu", "hidden_act is 'silu', known are"),
+        ("pooler", 1, "pooler 1; known are"),
+        ("sizes", 1, "sizes 1; known are"),
+    ],
+)
+def test_config_of_a_model_folder(source, name, value, said):
+    ours = source.with_name("bert-ours")
+    config = json.loads((ours / "config.json").read_text())
+    config["architecture"][name] = value
+    (ours / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as caught:
+        folder.load(ours)
+    assert said in str(caught.value) and "config.json: " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "qa, said",
+    [
+        ('{"null_threshold": NaN}', "NaN"),
+        ('{"null_threshold": 1e999}', "qa.json: "),
+        ('{"null_threshold": "1"}', 'null_threshold is "1"; expected a number'),
+        ('{"null_threshold": true}', "null_threshold is true; expected a number"),
+        ('{"max_length": 384.5}', "max_length is 384.5; expected a whole number"),
+        ('{"max_length": 1e9}', "expected a whole number"),
+        ('{"max_length": 9223372036854775808}', "expected a number from 0 to 1,000,000"),
+        ('{"overlap": -1}', "overlap is -1; expected a number from 0"),
+        ('{"text_column": 7}', "text_column is 7; expected text"),
+        ('{"tuning": []}', "tuning is []; expected an object"),
+        ("[]", "holds a JSON list, expected an object"),
+    ],
+)
+def test_qa_of_a_model_folder(tmp_path, qa, said):
+    (tmp_path / "qa.json").write_text(qa)
+    with pytest.raises(UserError) as caught:
+        folder.read_qa(tmp_path)
+    assert said in str(caught.value) and "qa.json: " in str(caught.value)
+
+
+def test_qa_that_is_fine(tmp_path):
+    qa = {"null_threshold": -2, "max_length": 384, "overlap": None, "tuning": {}, "of": "others"}
+    (tmp_path / "qa.json").write_text(json.dumps(qa))
+    assert folder.read_qa(tmp_path) == qa
+
+
+def test_more_layers_than_tensors(source, tmp_path):
+    """Said before a module of so many layers is made."""
+    edit_json(source / "config.json", num_hidden_layers=999)
+    assert "asks for 999 layers, but there are only 55 tensors" in refused(source, tmp_path / "m")
