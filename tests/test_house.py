@@ -135,8 +135,6 @@ REMAINS = {
     ("hf.hub", "sha1"): "git's own, of small files of the Hub",
     ("hf.resolve", "sha256"): "of a list of names and checksums",
     ("model.tensors", "sha256"): "of a file while it is written, tensor by tensor",
-    ("predict", "replace"): "answers written as they come",
-    ("prompt", "loads"): "a line of --jsonl",
     ("reporting.page", "sha256"): "of the page's own script, which its policy names",
     ("training.distillation", "sha256"): "of arrays, and of a list of names",
 }
