@@ -153,21 +153,6 @@ def test_any_value_can_be_shown():
     assert show("x" * 100) == '"' + "x" * 76 + "..."
 
 
-NOT_YET = {
-    "data/formats.py",
-    "data/tokenizer.py",
-    "flags.py",
-    "hf/hub.py",
-    "hf/vocabulary.py",
-    "hf/weights.py",
-    "prompt.py",
-    "reporting/run_folder.py",
-    "score.py",
-    "training/checkpoint.py",
-}
-"""Modules that still read JSON by themselves; this must become empty."""
-
-
 def test_no_json_from_outside_is_read_elsewhere():
     """files.py's reader knows the traps: depth, digits, memory, NaN, repeated keys."""
     package = Path(__file__).resolve().parents[1] / "bertqa"
@@ -176,7 +161,7 @@ def test_no_json_from_outside_is_read_elsewhere():
         for path in package.rglob("*.py")
         if re.search(r"json\.loads?\(", path.read_text(encoding="utf-8"))
     }
-    assert others - NOT_YET == {"files.py"}
+    assert others == {"files.py"}
 
 
 # ---- writing
