@@ -1,0 +1,158 @@
+"""Other shapes of a trained encoder: fewer layers, another vocabulary, more or fewer positions; its config goes along.
+
+A model with a head, or an encoder. Each function says what is lost, through `say`.
+"""
+
+import copy
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bertqa.errors import UserError
+from bertqa.files import read_object, staged, write_json, write_text
+from bertqa.model.encoder import init_weights
+from bertqa.model.vocabulary import check_tokens, read_vocab, tokens_by_id
+
+
+def keep_layers(model: nn.Module, layers: Sequence[int], say: Callable = print) -> None:
+    """Keep these layers, counted from 0, in this order.
+
+    Every second one is what DistilBERT begins with (Sanh et al. 2019); the lower ones are the better half to keep without
+    training (Sajjad et al. 2020).
+    """
+    encoder = getattr(model, "encoder", model)
+    count = len(encoder.layers)
+    layers = [int(layer) for layer in layers]
+    if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(count)):
+        raise UserError(f"layers to keep are {layers}; give each once, of 0 to {count - 1}")
+    size = sum(p.numel() for p in encoder.layers[0].parameters())
+    encoder.layers = nn.ModuleList(encoder.layers[layer] for layer in layers)
+    if isinstance(encoder.attention, Iterable):
+        bodies = list(encoder.attention)
+        encoder.attention = [bodies[layer] for layer in layers]
+    encoder.config = encoder.config.replace(num_hidden_layers=len(layers))
+    lost = [layer for layer in range(count) if layer not in layers]
+    say(f"layers {lost} of {count} are gone, {len(lost) * size:,} parameters")
+
+
+def resize_positions(model: nn.Module, count: int, say: Callable = print) -> None:
+    """Give the encoder `count` positions: the first of those it has, and copies of them, from the first on, beyond their end.
+
+    Copies are what Longformer begins with (Beltagy et al. 2020); they need training.
+    """
+    encoder = getattr(model, "encoder", model)
+    old = encoder.embeddings.position
+    if old is None:
+        raise UserError("this encoder has no positions (position_embedding_type none)")
+    if count < 1:
+        raise UserError(f"positions are {count}; give 1 or more")
+    rows = torch.arange(count, device=old.weight.device) % old.num_embeddings
+    encoder.embeddings.position = nn.Embedding.from_pretrained(
+        old.weight.detach()[rows], freeze=False
+    )
+    encoder.config = encoder.config.replace(max_position_embeddings=count)
+    lost, copied = max(0, old.num_embeddings - count), max(0, count - old.num_embeddings)
+    say(f"positions {old.num_embeddings} -> {count}: {lost} lost, {copied} copied")
+
+
+def resize_vocabulary(
+    model: nn.Module,
+    tokens: Sequence[str],
+    tokenizer: str | Path,
+    out: str | Path,
+    say: Callable = print,
+) -> None:
+    """Give the encoder these tokens, in the order of their ids, and write the tokenizer's files for them.
+
+    Tokens that were there keep their vectors; new ones are drawn as BERT draws weights. A new token in brackets, "[PLACE]",
+    is never taken apart. To add to a vocabulary: resize_vocabulary(model, [*vocabulary(folder), "covid", "[PLACE]"], ...).
+
+    Args:
+        tokenizer: the folder with the tokenizer's files of the vocabulary that the model has.
+        out: a folder for the new files, to be given to save(..., tokenizer_from=out).
+    """
+    encoder = getattr(model, "encoder", model)
+    tokenizer, out = Path(tokenizer), Path(out)
+    before = {token: row for row, token in enumerate(vocabulary(tokenizer))}
+    if len(set(tokens)) < len(tokens):
+        twice = next(token for token in tokens if list(tokens).count(token) > 1)
+        raise UserError(f"the token {twice!r} stands twice in the new vocabulary")
+    check_tokens(out, dict(enumerate(tokens)), len(tokens))
+
+    special = [token for token in tokens if token not in before and _is_special(token)]
+    if special and not (tokenizer / "tokenizer.json").exists():
+        raise UserError(
+            f"{tokenizer}: has no tokenizer.json, which {special[0]!r} needs; convert the checkpoint again"
+        )
+
+    old = encoder.embeddings.word
+    new = nn.Embedding(len(tokens), old.embedding_dim).to(old.weight)
+    init_weights(new, encoder.config.initializer_range)
+    kept = [row for row, token in enumerate(tokens) if token in before]
+    with torch.no_grad():
+        new.weight[kept] = old.weight[[before[tokens[row]] for row in kept]]
+    encoder.embeddings.word = new
+    encoder.config = encoder.config.replace(vocab_size=len(tokens))
+    _write_tokenizer(tokenizer, out, tokens)
+    drawn = len(tokens) - len(kept)
+    say(
+        f"vocabulary {len(before):,} -> {len(tokens):,}: {len(before) - len(kept):,} lost, {drawn:,} drawn at random"
+    )
+
+
+def vocabulary(folder: str | Path) -> list[str]:
+    """The tokens of a folder's tokenizer, in the order of their ids; "[unused0]" and so on for ids that have none."""
+    folder = Path(folder)
+    ready = folder / "tokenizer.json"
+    if not ready.exists():
+        return read_vocab(folder / "vocab.txt")
+    by_id = tokens_by_id(ready, read_object(ready))
+    return [by_id.get(row, f"[no token {row}]") for row in range(max(by_id) + 1)]
+
+
+def _is_special(token: str) -> bool:
+    """Whether a token is a mark and no piece of text."""
+    return token.startswith("[") and token.endswith("]") and len(token) > 2
+
+
+def _write_tokenizer(source: Path, out: Path, tokens: Sequence[str]) -> None:
+    """The tokenizer's files of `source` with another vocabulary, as a folder `out`."""
+    ids = {token: row for row, token in enumerate(tokens)}
+    with staged(out) as new:
+        write_text(new / "vocab.txt", "".join(f"{token}\n" for token in tokens))
+        if (source / "tokenizer_config.json").exists():
+            shutil.copyfile(source / "tokenizer_config.json", new / "tokenizer_config.json")
+        if (source / "tokenizer.json").exists():
+            write_json(
+                new / "tokenizer.json", _with_ids(read_object(source / "tokenizer.json"), ids)
+            )
+
+
+def _with_ids(fast: dict, ids: dict[str, int]) -> dict:
+    """A tokenizer.json with another vocabulary: in its model, its added tokens, and what it puts around a text."""
+    fast = copy.deepcopy(fast)
+    old = set(fast["model"]["vocab"])
+    fast["model"]["vocab"] = ids
+    added = [
+        {**entry, "id": ids[entry["content"]]}
+        for entry in fast["added_tokens"]
+        if entry["content"] in ids
+    ]
+    known = {entry["content"] for entry in added}
+    for token, row in ids.items():
+        if _is_special(token) and token not in old | known:
+            flags = dict(
+                single_word=False, lstrip=False, rstrip=False, normalized=False, special=True
+            )
+            added.append({"id": row, "content": token, **flags})
+    fast["added_tokens"] = sorted(added, key=lambda entry: entry["id"])
+    around = fast.get("post_processor") or {}
+    for token, entry in (around.get("special_tokens") or {}).items():  # TemplateProcessing
+        entry["ids"] = [ids[token]]
+    for side in ("cls", "sep"):  # BertProcessing
+        if side in around:
+            around[side] = [around[side][0], ids[around[side][0]]]
+    return fast
