@@ -1,17 +1,57 @@
-"""bertqa: fine-tune and run BERT for extractive question answering, in plain PyTorch."""
+"""bertqa: fine-tune and run BERT for extractive question answering, in plain PyTorch.
+
+What other code may use, and README's "Hack the encoder" shows. Everything else may move.
+
+models        BertEncoder, BertForQuestionAnswering, BertForSequenceClassification; BertConfig, their shape
+              Layout: where sequences lie in packed tokens, what attention gets; SpanLogits and span_loss, (N,) -> ()
+on disk       load, load_encoder: a model folder's model, or its encoder; load_into: into a model of your own; save
+surgery       keep_layers, resize_vocabulary, resize_positions: a trained encoder in another shape
+data          read_examples -> [Example]; WordPiece, the tokenizer; build_windows; WindowStore: packed Batches of them
+answers       Reader: answers of a model folder, or of Reader(model, tokenizer), as Answer; find_spans: the n best of each
+              question; SpanSettings, how they are searched
+vectors       embed_texts; pooled: an EncoderOutput to a vector for each sequence
+training      run_training(Job(...)), with a Task of your own or QuestionAnswering; LoopSettings, OptimSettings
+errors        UserError: a mistake of the caller's, in one line
+"""
 
 __version__ = "0.1.0"
 
 # Loaded on first use (PEP 562), so that score, doctor and report start without torch.
 _PUBLIC = {
+    "Answer": "bertqa.qa.documents",
+    "Batch": "bertqa.data.batches",
     "BertConfig": "bertqa.model.config",
     "BertEncoder": "bertqa.model.encoder",
     "BertForQuestionAnswering": "bertqa.model.heads",
     "BertForSequenceClassification": "bertqa.model.heads",
+    "EncoderOutput": "bertqa.model.encoder",
+    "Example": "bertqa.data.examples",
+    "Job": "bertqa.training.job",
+    "Layout": "bertqa.model.attention",
+    "LoopSettings": "bertqa.settings",
+    "OptimSettings": "bertqa.settings",
+    "QuestionAnswering": "bertqa.training.question_answering",
     "Reader": "bertqa.reader",
-    "Answer": "bertqa.reader",
-    "load_encoder": "bertqa.model.folder",
+    "SpanLogits": "bertqa.model.heads",
+    "SpanSettings": "bertqa.qa.search",
+    "Task": "bertqa.training.task",
     "UserError": "bertqa.errors",
+    "WindowStore": "bertqa.data.batches",
+    "WordPiece": "bertqa.data.tokenizer",
+    "build_windows": "bertqa.data.windows",
+    "embed_texts": "bertqa.vectors",
+    "find_spans": "bertqa.inference",
+    "keep_layers": "bertqa.model.surgery",
+    "load": "bertqa.model.folder",
+    "load_encoder": "bertqa.model.folder",
+    "load_into": "bertqa.model.folder",
+    "pooled": "bertqa.vectors",
+    "read_examples": "bertqa.data.examples",
+    "resize_positions": "bertqa.model.surgery",
+    "resize_vocabulary": "bertqa.model.surgery",
+    "run_training": "bertqa.training.run",
+    "save": "bertqa.model.folder",
+    "span_loss": "bertqa.model.heads",
 }
 __all__ = list(_PUBLIC)
 

@@ -1,6 +1,7 @@
 """The house: which room may import which, no cycles, no torch where it must not be, nothing done at import time."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -193,3 +194,13 @@ def test_the_tree_in_the_readme_is_true():
     tree = text.split("## The house", 1)[1].split("```")[1]
     missing = [path.name for path in MODULES if path.stem not in tree]
     assert not missing, f"README's tree lacks {missing}"
+
+
+def test_public_names_exist_and_are_explained():
+    import bertqa
+
+    for name in bertqa.__all__:
+        assert getattr(bertqa, name).__doc__, f"{name} has no docstring"
+        assert re.search(rf"\b{name}\b", bertqa.__doc__), (
+            f"bertqa's docstring does not tell of {name}"
+        )
