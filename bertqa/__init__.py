@@ -2,11 +2,11 @@
 
 What other code may use, and README's "Hack the encoder" shows. Everything else may move.
 
-models        BertEncoder, BertForQuestionAnswering, BertForSequenceClassification; BertConfig, their shape
+models        BertEncoder (returns an EncoderOutput), BertForQuestionAnswering, BertForSequenceClassification; BertConfig, their shape
               Layout: where sequences lie in packed tokens, what attention gets; SpanLogits and span_loss, (N,) -> ()
 on disk       load, load_encoder: a model folder's model, or its encoder; load_into: into a model of your own; save
 surgery       keep_layers, resize_vocabulary, resize_positions: a trained encoder in another shape
-data          read_examples -> [Example]; WordPiece, the tokenizer; build_windows; WindowStore: packed Batches of them
+data          read_examples -> [Example]; WordPiece, the tokenizer; build_windows; WindowStore, which gives each Batch of them packed
 answers       Reader: answers of a model folder, or of Reader(model, tokenizer), as Answer; find_spans: the n best of each
               question; SpanSettings, how they are searched
 vectors       embed_texts; pooled: an EncoderOutput to a vector for each sequence
