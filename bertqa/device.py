@@ -81,12 +81,13 @@ def as_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dty
     return pick_precision(dtype or "auto", device)
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Autocast to a 16-bit dtype, or a context that does nothing for float32."""
+def autocast(device: torch.device, dtype: torch.dtype, cache: bool = True) -> torch.autocast:
+    """Autocast to a 16-bit dtype, or a context that does nothing for float32; `cache` keeps cast weights inside."""
     return torch.autocast(
         device.type,
         dtype=dtype if dtype != torch.float32 else torch.bfloat16,
         enabled=dtype != torch.float32,
+        cache_enabled=cache,
     )
 
 

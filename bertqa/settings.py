@@ -283,8 +283,8 @@ class LoopSettings:
     """Save and stop then; --resume goes on."""
     batch_size: int = 16
     """Windows in an optimizer step, over all ranks."""
-    micro_tokens: int = 8192
-    """Most tokens that one rank processes at once; a larger batch is cut, its gradients added up."""
+    micro_tokens: str | int = "auto"
+    """Most tokens that a rank processes at once, a larger batch is cut; auto = what fits and fills a GPU, 8192 on CPUs."""
     ema: float = 0.0
     """Decay of a moving average of the weights, which is then what is evaluated and kept; 0 = none."""
     eval_every: int = 0
@@ -301,17 +301,20 @@ class LoopSettings:
     """CPU threads; 0 = torch's own choice."""
     deterministic: bool = False
     """Refuse GPU kernels whose results vary from run to run (slower)."""
+    capture: Literal["auto", "on", "off"] = "auto"
+    """Optimizer steps as CUDA graphs; auto = on NVIDIA's GPUs in bf16 and fp32, for models and tasks of ours."""
 
     def problems(self) -> list[str]:
         """Everything that is wrong with these values, one phrase each."""
         most_threads = max(64, 4 * (os.cpu_count() or 1))
+        micro = self.micro_tokens == "auto" or str(self.micro_tokens).strip("0").isdecimal()
         saves = SAVE_EVERY.fullmatch(str(self.save_every)) is not None
         rules = {
             "epochs": (positive(self.epochs), "be positive"),
             "max_steps": (positive(self.max_steps), "be positive"),
             "max_minutes": (positive(self.max_minutes), "be positive"),
             "batch_size": (positive(self.batch_size), "be positive"),
-            "micro_tokens": (positive(self.micro_tokens), "be positive"),
+            "micro_tokens": (micro, "be a number of tokens, or auto"),
             "ema": (0 <= self.ema < 1, "lie in [0, 1)"),
             "eval_every": (self.eval_every >= 0, "be a number of steps, or 0"),
             "save_every": (saves, "be minutes, as in 10, or steps, as in 500steps, or 0"),

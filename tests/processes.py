@@ -242,6 +242,14 @@ def wild_clock() -> None:
     time.time = read
 
 
+def static_steps() -> None:
+    """Steps as they are on a GPU, but for the capture: static shapes, gradients exchanged in one piece."""
+    from bertqa.training import step
+    from bertqa.training.capture import Plan
+
+    step.plan_of = lambda job: Plan(static=True)
+
+
 def small_work() -> None:
     """Evaluation in batches of 100 tokens, predictions in shares of 8 and 10 questions: enough of both for several ranks."""
     from bertqa import answer_file, inference

@@ -18,6 +18,7 @@ from processes import (
     run_ranks,
     small_work,
     start_ranks,
+    static_steps,
     training,
     wait,
     weights,
@@ -63,6 +64,18 @@ def runs(tmp_path_factory, tiny_model, letters):
 def test_ranks_train_like_one(runs, size):
     assert 0 < most_apart(weights(runs[1]), weights(runs[size])) < 1e-6
     for one, many in zip(journal(runs[1]), journal(runs[size]), strict=True):
+        assert one["step"] == many["step"] and one["loss"] == pytest.approx(many["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_static_steps_of_ranks_are_those_of_one(tmp_path, runs, tiny_model, letters, size):
+    """Without DDP: each rank adds up its gradients, then all exchange them. Of three ranks two have no window in the last
+    batch of an epoch."""
+    out = tmp_path / "run"
+    args = training(tiny_model, letters, out, *STEPS)
+    run_ranks(args, size, tmp_path / "logs", small_work, static_steps)
+    assert 0 < most_apart(weights(runs[1]), weights(out)) < 1e-6
+    for one, many in zip(journal(runs[1]), journal(out), strict=True):
         assert one["step"] == many["step"] and one["loss"] == pytest.approx(many["loss"], abs=1e-6)
 
 

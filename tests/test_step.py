@@ -2,32 +2,48 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bertqa import BertConfig, BertForQuestionAnswering
-from bertqa.data.batches import WindowStore, bucket_of, bucket_width
+from bertqa.data.batches import (
+    WindowStore,
+    bucket_of,
+    bucket_width,
+    epoch_order,
+    split_evenly,
+    step_rows,
+)
 from bertqa.data.examples import read_examples
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
 from bertqa.errors import UserError
 from bertqa.model.attention import Layout, per_sequence_attention
-from bertqa.model.heads import span_loss
+from bertqa.model.copies import WeightCopies
+from bertqa.model.heads import BertForSequenceClassification, span_loss
 from bertqa.reporting.run_folder import read_journal
 from bertqa.settings import LoopSettings, OptimSettings
+from bertqa.training.capture import Plan, plan_of
 from bertqa.training.job import Job
 from bertqa.training.journal import Journal
 from bertqa.training.loop import train
+from bertqa.training.optim import freeze, lr_at
+from bertqa.training.progress import Progress
+from bertqa.training.step import Step, settle
 
 CPU = torch.device("cpu")
+CPU_FLOAT = torch.float32
 
 
 class Spans:
     """A task with the least that the loop asks for: windows, a loss, a metric."""
 
     key = "f1"
+    static_shapes = True
 
     def __init__(self, windows, device=CPU):
         self.store = WindowStore(windows, device)
@@ -192,3 +208,259 @@ def test_filling_changes_neither_loss_nor_gradients(windows):
         found.append([loss, *(parameter.grad for parameter in model.parameters())])
     for one, two in zip(*found, strict=True):
         assert torch.allclose(one, two, atol=1e-12)
+
+
+# ---- static steps: what is captured on a GPU, here without capture ----
+
+GOOGLE = OptimSettings(lr=1e-3, bias_correction=False, eps=1e-4)
+
+
+def steps_of(windows, plan, tmp_path, *, optim=None, task=None, model=None, dtype=None, **settings):
+    """(numbers (7, 2), weights by name, averages) of seven steps: one epoch of 53 windows, the last with 5 of 8."""
+    model = model or tiny(dropout=0.0)
+    # Key biases have no gradient but rounding noise, which Adam would blow up to whole steps: a larger eps keeps it noise.
+    optim = optim or OptimSettings(lr=1e-3, eps=1e-4)
+    job = job_of(model, task or Spans(windows), tmp_path / "run", optim, **settings)
+    job.dtype = dtype or CPU_FLOAT
+    freeze(model, optim.freeze)
+    step = Step(job, plan)
+    progress = Progress()
+    order = epoch_order(len(windows), 0, 0)
+    numbers = []
+    for number in range(7):
+        lr = lr_at(number, 7, optim)
+        numbers.append(step(step_rows(order, number, 8), lr, progress).numbers.read())
+        progress.step += 1
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    return np.array(numbers), weights, step.average.averages
+
+
+CASES = {
+    "plain": {},
+    "micro-batches": {"micro_tokens": 64},
+    "one window at a time": {"micro_tokens": 1},
+    "average": {"ema": 0.9},
+    "frozen": {"optim": OptimSettings(lr=1e-3, eps=1e-4, freeze="1")},
+    "layer decay": {"optim": OptimSettings(lr=1e-3, eps=1e-4, layer_decay=0.5)},
+    "google": {"optim": GOOGLE},
+    "no clipping": {"optim": OptimSettings(lr=1e-3, eps=1e-4, clip=0)},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_static_steps_are_the_plain_ones(tmp_path, windows, case):
+    """Losses, gradient norms, weights and averages of seven steps, in float32."""
+    plain = steps_of(windows, Plan(), tmp_path, **CASES[case])
+    static = steps_of(windows, Plan(static=True), tmp_path, **CASES[case])
+    assert np.abs(plain[0] - static[0]).max() < 2e-5
+    assert plain[0][:, 0].std() > 0  # losses move
+    for name, weight in plain[1].items():
+        assert torch.allclose(weight, static[1][name], atol=2e-6), name
+    for one, two in zip(plain[2], static[2], strict=True):
+        assert torch.allclose(one, two, atol=2e-6)
+    if case == "frozen":
+        before = dict(tiny(dropout=0.0).named_parameters())
+        stay = [name for name in before if torch.equal(before[name], static[1][name])]
+        assert any("layers.0" in name for name in stay) and not any("layers.1" in n for n in stay)
+
+
+def test_static_steps_of_a_classifier(tmp_path, windows):
+    """Its loss, too, counts windows by their weights; the classes here are 0, 1, 2."""
+    found = []
+    for plan in (Plan(), Plan(static=True)):
+        torch.manual_seed(0)
+        config = tiny(dropout=0.0).config
+        model = BertForSequenceClassification(config, 3)
+        found.append(steps_of(windows, plan, tmp_path, task=Classes(windows), model=model))
+    plain, static = found
+    assert np.abs(plain[0] - static[0]).max() < 2e-5
+    for name, weight in plain[1].items():
+        assert torch.allclose(weight, static[1][name], atol=2e-6), name
+
+
+class Classes(Spans):
+    """A window's class is the remainder of its number."""
+
+    def loss(self, model, batch, layout):
+        logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
+        losses = F.cross_entropy(logits, batch.picked % 3, reduction="none")
+        return (losses * batch.weights).sum()
+
+
+def test_steps_with_16_bit_copies(tmp_path, windows):
+    """The encoder computes in bfloat16, the weights that are updated and kept are float32."""
+    exact = steps_of(windows, Plan(), tmp_path)
+    plan = Plan(static=True, copies=True)
+    for micro_tokens in (8192, 64):
+        model = tiny(dropout=0.0)
+        found = steps_of(
+            windows, plan, tmp_path, model=model, dtype=torch.bfloat16, micro_tokens=micro_tokens
+        )
+        assert 0 < np.abs(exact[0][:, 0] - found[0][:, 0]).max() < 0.02
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+        assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_copies_follow_their_masters():
+    encoder = tiny().encoder
+    copies = WeightCopies(encoder, torch.bfloat16)
+    with torch.no_grad():
+        encoder.layers[0].qkv.weight.fill_(3.0)
+    copies.refresh()
+    with copies.lent():
+        assert {weight.dtype for weight in encoder.parameters()} == {torch.bfloat16}
+        assert (encoder.layers[0].qkv.weight == 3.0).all()
+    assert {weight.dtype for weight in encoder.parameters()} == {torch.float32}
+
+
+def test_static_state_goes_on_eager(tmp_path, windows):
+    """A run that was captured on a GPU can be resumed on a CPU, and the other way round."""
+    model = tiny(dropout=0.0)
+    job = job_of(model, Spans(windows), tmp_path / "run")
+    rows = np.arange(8)
+    for one, other in ((Plan(static=True), Plan()), (Plan(), Plan(static=True))):
+        first = Step(job, one)
+        first(rows, 1e-3, Progress())
+        state = first.state_dict()
+        second = Step(job, other)
+        second.load_state_dict(state)
+        second(rows, 1e-3, Progress(step=1))
+        steps = {float(moments["step"]) for moments in second.optimizer.state.values()}
+        assert steps == {2.0}
+        is_tensor = isinstance(second.optimizer.param_groups[0]["lr"], torch.Tensor)
+        assert is_tensor == other.static
+
+
+def test_moments_are_made_without_a_trace(tmp_path, windows):
+    """What happens once before an update is captured changes neither weights nor averages, and counts as no step."""
+    model = tiny()
+    job = job_of(model, Spans(windows), tmp_path / "run", ema=0.9)
+    before = [weight.detach().clone() for weight in model.parameters()]
+    step = Step(job, Plan(static=True))
+    step._make_moments()
+    for weight, average, old in zip(model.parameters(), step.average.averages, before, strict=True):
+        assert torch.equal(weight, old) and torch.equal(average, old)
+    for moments in step.optimizer.state.values():
+        assert not any(value.any() for value in moments.values())
+
+
+def test_even_micro_batches():
+    lengths = np.array([4, 4, 4, 4, 4, 9, 1])
+    cut = [part.tolist() for part in split_evenly(np.arange(5), lengths, 16)]
+    assert cut == [[0, 1, 2], [3, 4]]
+    assert [part.tolist() for part in split_evenly(np.arange(5), lengths, 20)] == [[0, 1, 2, 3, 4]]
+    assert split_evenly(np.arange(0), lengths, 16) == []
+    draw = np.random.default_rng(0)
+    for _ in range(50):
+        lengths = draw.integers(1, 400, 70)
+        rows = draw.permutation(70)
+        parts = split_evenly(rows, lengths, 1000)
+        assert np.concatenate(parts).tolist() == rows.tolist()
+        sizes = [lengths[part].sum() for part in parts]
+        assert max(sizes) <= 1000 and min(sizes) > 200
+
+
+def test_micro_tokens_are_settled_once():
+    model = tiny()
+    asked = LoopSettings()
+    assert asked.micro_tokens == "auto" and asked.problems() == []
+    assert settle(asked, model, CPU, torch.float32).micro_tokens == 8192
+    given = LoopSettings(micro_tokens="300")
+    assert settle(given, model, CPU, torch.float32).micro_tokens == 300
+    for wrong in ("0", -1, "many", "1.5"):
+        assert "micro_tokens is" in LoopSettings(micro_tokens=wrong).problems()[0]
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "shape", "tokens"),
+    [
+        (140, (384, 6, 12, 1536), 32768),
+        (140, (1024, 24, 16, 4096), 32768),
+        (16, (768, 12, 12, 3072), 8192),
+        (16, (1024, 24, 16, 4096), 1024),
+    ],
+    ids=["MiniLM on H200", "large on H200", "base on 16 GB", "large on 16 GB"],
+)
+def test_micro_tokens_fit_the_card(monkeypatch, gigabytes, shape, tokens):
+    hidden, layers, heads, inner = shape
+    memory = SimpleNamespace(total_memory=gigabytes * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    with torch.device("meta"):
+        model = BertForQuestionAnswering(
+            BertConfig(
+                hidden_size=hidden,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                intermediate_size=inner,
+            )
+        )
+    cuda = torch.device("cuda")
+    assert settle(LoopSettings(), model, cuda, torch.bfloat16).micro_tokens == tokens
+
+
+def test_too_little_memory_is_explained(tmp_path, windows):
+    class Greedy(Spans):
+        def loss(self, model, batch, layout):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    job = job_of(tiny(), Greedy(windows), tmp_path / "run", micro_tokens=4096)
+    with pytest.raises(
+        UserError, match="too little memory for 4,096 tokens .* --micro-tokens 2048"
+    ):
+        train(job)
+
+
+# ---- which way steps are computed ----
+
+
+def plan_on(device, tmp_path, windows, *, dtype=torch.bfloat16, model=None, task=None, **settings):
+    job = job_of(model or tiny(), task or Spans(windows), tmp_path / "run", **settings)
+    job.device, job.dtype = torch.device(device), dtype
+    return plan_of(job)
+
+
+def test_steps_are_captured_on_gpus(tmp_path, windows):
+    assert plan_on("cpu", tmp_path, windows) == Plan()
+    assert plan_on("cuda", tmp_path, windows) == Plan(static=True, captured=True, copies=True)
+    exact = plan_on("cuda", tmp_path, windows, dtype=torch.float32)
+    assert exact == Plan(static=True, captured=True)
+    long = plan_on("cuda", tmp_path, windows, max_steps=5000, epochs=5000)
+    assert long.compiled and "fused by torch.compile" in str(long)
+
+
+def test_what_may_not_be_captured_runs_eager_and_says_so(tmp_path, windows):
+    def mine(query, key, value, layout, dropout):
+        return value
+
+    def why(**more):
+        plan = plan_on("cuda", tmp_path, windows, **more)
+        assert not plan.static and not plan.captured and not plan.copies
+        return str(plan)
+
+    own = tiny()
+    own.encoder.attention = mine
+    assert "the attention mine is not ours" in why(model=own)
+    patched = tiny()
+    patched.encoder.layers[0].qkv = LowRank(32, 96)
+    assert "the model has LowRank, which is not ours" in why(model=patched)
+    hooked = tiny()
+    hooked.encoder.layers[0].register_forward_hook(lambda *_: None)
+    assert "the model has a hook" in why(model=hooked)
+    again = tiny()
+    again.encoder.recompute = True
+    assert "--recompute" in why(model=again)
+    task = Spans(windows)
+    task.static_shapes = False
+    assert "the task Spans does not say" in why(task=task)
+    assert "fp16" in why(dtype=torch.float16)
+    assert "--capture off" in why(capture="off")
+    wished = plan_on("cuda", tmp_path, windows, model=patched, capture="on")
+    assert wished.captured and not wished.copies
+    with pytest.raises(UserError, match="capture is on, but the device is cpu"):
+        plan_on("cpu", tmp_path, windows, capture="on")
+    with pytest.raises(UserError, match="fp16 cannot be captured; use --precision bf16"):
+        plan_on("cuda", tmp_path, windows, dtype=torch.float16, capture="on")
+
+
+class LowRank(torch.nn.Linear):
+    """A module that is neither torch's nor ours."""

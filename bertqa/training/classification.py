@@ -26,6 +26,8 @@ from bertqa.training.task import Task
 class Classification(Task):
     """Reads the texts, and is the loop's `Task`."""
 
+    static_shapes = True
+
     key, head = "macro_f1", folder.CLASSES
 
     def __init__(

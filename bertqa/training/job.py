@@ -1,6 +1,7 @@
 """What a training run needs, in one object."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -65,3 +66,10 @@ class Job:
             **dataclasses.asdict(self.optim),
             **dataclasses.asdict(self.settings),
         }
+
+
+def total_steps(windows: int, settings: LoopSettings) -> int:
+    """Optimizer steps of the whole run: counted on windows, not on questions."""
+    # The product may be a hair above a whole number: 0.1 * 30 = 3.0000000000000004 are 3 steps.
+    steps = math.ceil(settings.epochs * math.ceil(windows / settings.batch_size) - 1e-9)
+    return max(1, min(steps, settings.max_steps or steps))

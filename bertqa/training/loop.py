@@ -16,9 +16,8 @@ from bertqa.device import autocast, peak_memory
 from bertqa.errors import UserError
 from bertqa.files import staged
 from bertqa.model.checksums import write_checksums
-from bertqa.settings import LoopSettings
 from bertqa.training import checkpoint
-from bertqa.training.job import Job
+from bertqa.training.job import Job, total_steps
 from bertqa.training.optim import freeze, lr_at
 from bertqa.training.progress import Logs, Progress, StepRecord
 from bertqa.training.signals import StopEvaluation, StopRequest, stop_signals
@@ -86,6 +85,8 @@ class Trainer:
         self.steps_per_epoch = math.ceil(windows / job.settings.batch_size)
         self.total = total_steps(windows, job.settings)
         self.take_step = Step(job)
+        if job.device.type == "cuda" and job.world.first:
+            job.say(f"steps: {self.take_step.plan}")
         self.progress = self.restore() if job.resumed else Progress()
         self.logs = Logs(job, self.progress, self.total, self.steps_per_epoch)
 
@@ -186,8 +187,7 @@ class Trainer:
         self.logs.step(
             StepRecord(
                 progress.step,
-                result.loss,
-                result.norm,
+                result.numbers,
                 lr,
                 result.scale,
                 progress.skipped,
@@ -298,13 +298,6 @@ class Trainer:
         """How the run ended."""
         self.logs.flush()
         return Outcome(self.progress, self.last_metrics, self.finished, stopped_by)
-
-
-def total_steps(windows: int, settings: LoopSettings) -> int:
-    """Optimizer steps of the whole run: counted on windows, not on questions."""
-    # The product may be a hair above a whole number: 0.1 * 30 = 3.0000000000000004 are 3 steps.
-    steps = math.ceil(settings.epochs * math.ceil(windows / settings.batch_size) - 1e-9)
-    return max(1, min(steps, settings.max_steps or steps))
 
 
 def summary(outcome: Outcome, key: str, device: torch.device) -> dict:

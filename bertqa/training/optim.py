@@ -4,7 +4,7 @@ import math
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bertqa.errors import UserError
 from bertqa.settings import OptimSettings
@@ -56,9 +56,18 @@ def freeze(model: nn.Module, what: str) -> None:
 
 
 def make_optimizer(
-    model: nn.Module, settings: OptimSettings, device: torch.device
+    model: nn.Module,
+    settings: OptimSettings,
+    device: torch.device,
+    tensor_lr: bool = False,
+    capturable: bool = False,
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters: one group for each pair of depth and decay; `lr_scale` is the depth's factor."""
+    """AdamW over the trainable parameters: one group for each pair of depth and decay; `lr_scale` is the depth's factor.
+
+    Args:
+        tensor_lr: each group has its learning rate in a tensor on the device: a CUDA graph would keep a float as it was.
+        capturable: its steps can be captured in a CUDA graph.
+    """
     layers = model.config.num_hidden_layers
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -68,7 +77,7 @@ def make_optimizer(
             groups.setdefault(
                 (scale, settings.weight_decay if parameter.dim() > 1 else 0.0), []
             ).append(parameter)
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
             {"params": members, "lr_scale": scale, "weight_decay": decay, "decay": decay}
             for (scale, decay), members in groups.items()
@@ -77,7 +86,21 @@ def make_optimizer(
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
         fused=device.type in ("cpu", "cuda"),
+        capturable=capturable,
     )
+    if tensor_lr:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(settings.lr, device=device)
+    return optimizer
+
+
+def load_optimizer(optimizer: torch.optim.AdamW, saved: dict) -> None:
+    """Put back what `optimizer.state_dict()` returned, but for how the update is computed: that is this device's."""
+    own = ("lr", "fused", "capturable")
+    groups = []
+    for group, before in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        groups.append({**before, **{name: group[name] for name in own}})
+    optimizer.load_state_dict({**saved, "param_groups": groups})
 
 
 def set_lr(optimizer: torch.optim.AdamW, lr: float, updates: int, settings: OptimSettings) -> None:
@@ -93,7 +116,11 @@ def set_lr(optimizer: torch.optim.AdamW, lr: float, updates: int, settings: Opti
     )
     scale = c1 / math.sqrt(c2)
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"] * scale
+        rate = lr * group["lr_scale"] * scale
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
         group["eps"] = settings.eps / math.sqrt(c2)
         group["weight_decay"] = group["decay"] / scale
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
 from tqdm import tqdm
 
+from bertqa.device import OnItsWay
 from bertqa.errors import UserError
 from bertqa.training.job import Job
 
@@ -38,14 +38,12 @@ class Progress:
 
 @dataclass
 class StepRecord:
-    """A step's numbers for the journal; loss and norm may still be on their way from the device."""
+    """A step's numbers for the journal."""
 
     step: int
     """Counted from 1."""
-    loss: Tensor
-    """(): this rank's share of the mean loss over the step's windows."""
-    norm: Tensor
-    """(): the gradient's norm before clipping."""
+    numbers: OnItsWay
+    """(2,): this rank's share of the mean loss over the step's windows, and the gradient's norm before clipping."""
     lr: float
     scale: float | None
     """fp16's loss scale; None in other formats."""
@@ -93,8 +91,8 @@ class Logs:
             self._write(self.waiting.popleft())
 
     def _write(self, record: StepRecord) -> None:
-        loss = self.world.sum(float(record.loss))
-        norm = float(record.norm)
+        share, norm = record.numbers.read().tolist()
+        loss = self.world.sum(share)
         if record.scale is None:
             require_finite(loss, norm, record.step - 1, self.run)
         seconds_then, windows_then, tokens_then = self.recent[0]

@@ -31,6 +31,8 @@ from bertqa.training.task import Task
 class QuestionAnswering(Task):
     """Reads the two files, cuts them into windows, and is the loop's `Task`."""
 
+    static_shapes = True
+
     key, head, labels = "f1", folder.QA, None
 
     def __init__(

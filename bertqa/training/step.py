@@ -1,34 +1,42 @@
-"""One optimizer step, in the order of its arithmetic: forward, backward, unscale, clip, update, average.
+"""One optimizer step, in the order of its arithmetic: gather, forward, loss, backward, accumulate, clip, update, average.
 
 The loss of a step is the sum over its windows, on all ranks and in all micro-batches, divided once by their number; so
 accumulation and several GPUs give the numbers of one big batch.
+
+A step is computed in one of two ways (capture.Plan). Eager: batches as they come, gradients exchanged by DDP. Static, on
+GPUs: token counts rounded up, everything made on the device, at addresses that stay. What is static can be captured, and
+nothing in it knows whether it is. So inside `_add_gradients` and `_update` nothing reads a number from the device.
 """
 
 import math
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import warnings
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bertqa.data.batches import split_by_tokens
-from bertqa.device import autocast, grad_scaler
+from bertqa.data.batches import Batch, bucket_of, split_by_tokens, split_evenly
+from bertqa.device import OnItsWay, autocast, grad_scaler, to_device
 from bertqa.distributed import without_sync
+from bertqa.errors import UserError
 from bertqa.model.attention import Layout
+from bertqa.model.copies import WeightCopies
+from bertqa.settings import LoopSettings
+from bertqa.training.capture import CompiledLayers, Graphs, Plan, plan_of
 from bertqa.training.job import Job
-from bertqa.training.optim import Average, make_optimizer, set_lr
+from bertqa.training.optim import Average, load_optimizer, make_optimizer, set_lr
 from bertqa.training.progress import Progress, require_finite
 
 
 @dataclass
 class StepResult:
-    """What a step found; the tensors may still be on their way on a GPU."""
+    """What a step found."""
 
-    loss: Tensor
-    """(): this rank's share of the mean loss over the step's windows."""
-    norm: Tensor
-    """(): the gradient's norm before clipping."""
+    numbers: OnItsWay
+    """(2,): this rank's share of the mean loss over the step's windows, and the gradient's norm before clipping."""
     scale: float | None
     """fp16's loss scale behind the step; None in other formats."""
     skipped: bool
@@ -38,68 +46,169 @@ class StepResult:
 class Step:
     """Takes optimizer steps: `step(rows, lr, progress)` trains the job's model on the windows `rows`."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, plan: Plan | None = None):
         self.job = job
-        self.model = job.world.wrap(job.model, job.device)
-        self.cast = autocast(job.device, job.dtype)
-        self.optimizer = make_optimizer(job.model, job.optim, job.device)
+        self.plan = plan_of(job) if plan is None else plan
+        self.store = job.task.store
+        self.micro_tokens = settle(job.settings, job.model, job.device, job.dtype).micro_tokens
+        # Gradients of static steps are exchanged between two graphs and not, as DDP does, during the backward pass.
+        self.model = job.model if self.plan.static else job.world.wrap(job.model, job.device)
+        # Captured, autocast's cache of cast weights would hold what only existed while the graph was made.
+        self.cast = autocast(job.device, job.dtype, cache=not self.plan.static)
+        self.optimizer = make_optimizer(
+            job.model, job.optim, job.device, self.plan.static, self.plan.captured
+        )
         self.scaler = grad_scaler(job.device, job.dtype)
         self.average = Average(job.model, job.settings.ema)
+        self.loss = torch.zeros((), device=job.device)
+        self.report = torch.zeros(2, device=job.device)  # loss and norm, for the host
+        if self.plan.static:
+            self._make_static()
 
     def __call__(self, rows: np.ndarray, lr: float, progress: Progress) -> StepResult:
         """Train on the windows `rows`, of which each rank takes its share.
 
         Raises:
-            UserError: where loss or gradient is not finite and to know so costs nothing (not on a GPU, not in fp16).
+            UserError: where loss or gradient is not finite and to know so costs nothing (not on a GPU, not in fp16), and
+                where the device has too little memory.
         """
-        job = self.job
-        set_lr(self.optimizer, lr, progress.step - progress.skipped, job.optim)
-        mine = rows[job.world.rank :: job.world.size]
-        loss = self.forward_backward(mine, len(rows))
+        world = self.job.world
+        set_lr(self.optimizer, lr, progress.step - progress.skipped, self.job.optim)
+        micros = self.split(rows[world.rank :: world.size])
+        try:
+            for number, micro in enumerate(micros, 1):
+                with without_sync(self.model, last=number == len(micros)):
+                    self.forward_backward(micro, len(rows), is_first=number == 1)
+            self.exchange_gradients()
+            skipped = self.update(progress)
+        except torch.OutOfMemoryError as error:
+            raise UserError(self.out_of_memory()) from error
+        scale = self.scaler.get_scale() if self.scaler.is_enabled() else None
+        return StepResult(OnItsWay(self.report.clone()), scale, skipped)
 
+    def split(self, rows: np.ndarray) -> list[np.ndarray]:
+        """This rank's windows as micro-batches.
+
+        A rank without windows (the last batch was too small for all) has one without any: it still takes part in the
+        exchange of gradients.
+        """
+        # Micro-batches of one size need few graphs.
+        split = split_evenly if self.plan.static else split_by_tokens
+        return split(rows, self.store.lengths, self.micro_tokens) or [rows]
+
+    def forward_backward(self, rows: np.ndarray, windows: int, is_first: bool) -> None:
+        """Add the gradients of a micro-batch, of a step of `windows` windows, to those of the step."""
+        if not self.plan.static:
+            # In place of no window, one whose loss counts nothing.
+            batch = self.store.batch(rows if len(rows) else np.zeros(1, np.int64))
+            self._backward(batch, 1 / windows if len(rows) else 0.0, is_first)
+            return
+        tokens = bucket_of(int(self.store.lengths[rows].sum()))
+        filled = np.full(len(self.rows), -1)
+        filled[: len(rows)] = rows
+        self.rows.copy_(to_device(filled, self.job.device), non_blocking=True)
+        self.share.fill_(1 / windows)
+        work = partial(self._add_gradients, tokens, is_first)
+        if self.graphs is None:
+            work()
+        else:
+            keep = [] if is_first else [self.gradients.flat, self.loss]
+            self.graphs.run((tokens, is_first), work, keep)
+
+    def _backward(self, batch: Batch, share: float | Tensor, is_first: bool) -> None:
+        """Forward, loss and backward of a batch whose windows have this share each in the step's loss."""
+        layout = Layout.of_batch(batch)
+        with self.cast:
+            loss = self.job.task.loss(self.model, batch, layout) * share
+        # DDP averages over ranks; the sum is wanted.
+        ranks = 1 if self.plan.static else self.job.world.size
+        self.scaler.scale(loss * ranks).backward()
+        if is_first:
+            self.loss.zero_()
+        self.loss.add_(loss.detach())
+
+    def update(self, progress: Progress) -> bool:
+        """Let the optimizer use the gradients. Returns whether fp16's scaler skipped it."""
+        # Without bias correction the update's floats are others at each step, and a graph would keep the first ones.
+        if self.graphs is not None and self.job.optim.bias_correction:
+            self.graphs.run("update", self._update, warm_up=False)
+            return False
+        return self._update(progress)
+
+    def _update(self, progress: Progress | None = None) -> bool:
+        """Unscale, clip, update, average. Returns whether fp16's scaler skipped it."""
+        job = self.job
+        if self.plan.static:
+            self.gradients.show()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(job.model.parameters(), job.optim.clip or math.inf)
-        if job.device.type != "cuda" and job.dtype != torch.float16:
+        self.report.copy_(torch.stack([self.loss, norm]))
+        if progress and job.device.type != "cuda" and job.dtype != torch.float16:
             # Before the update, so that the weights are saved too.
-            require_finite(float(loss), float(norm), progress.step, job.run)
-        skipped = self.update()
-        if not skipped:
-            self.average.update()
-        scale = self.scaler.get_scale() if self.scaler.is_enabled() else None
-        return StepResult(loss, norm, scale, skipped)
-
-    def forward_backward(self, rows: np.ndarray, windows: int) -> Tensor:
-        """Gradients of the mean loss over `windows` windows, of which this rank has `rows`.
-
-        Returns this rank's share of that mean, ().
-        """
-        job = self.job
-        store = job.task.store
-        micros = split_by_tokens(rows, store.lengths, job.settings.micro_tokens)
-        share = 1 / windows
-        if not micros:
-            # A rank without windows (the last batch was too small for all) still takes part in the exchange of gradients.
-            micros = [np.zeros(1, np.int64)]
-            share = 0.0
-        total = torch.zeros((), device=job.device)
-        for number, micro in enumerate(micros, 1):
-            batch = store.batch(micro)
-            layout = Layout.of_batch(batch)
-            with without_sync(self.model, last=number == len(micros)):
-                with self.cast:
-                    loss = job.task.loss(self.model, batch, layout) * share
-                # DDP averages over ranks; the sum is wanted.
-                self.scaler.scale(loss * job.world.size).backward()
-            total = total + loss.detach()
-        return total
-
-    def update(self) -> bool:
-        """Let the optimizer use the gradients up. Returns whether fp16's scaler skipped it."""
-        before = self.scaler.get_scale()
+            require_finite(float(self.loss), float(norm), progress.step, job.run)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        skipped = self.scaler.get_scale() < scale
+        if not skipped:
+            self.average.update()
+        if self.copies is not None:
+            self.copies.refresh()
         self.optimizer.zero_grad(set_to_none=True)
-        return self.scaler.get_scale() < before
+        return skipped
+
+    # ---- what is static ----
+
+    copies: WeightCopies | None = None
+    graphs: Graphs | None = None
+
+    def _make_static(self) -> None:
+        """Everything that stays where it is, so that graphs find it there."""
+        job = self.job
+        most = -(-job.settings.batch_size // job.world.size)  # windows of a rank in a step
+        self.rows = torch.full((most,), -1, device=job.device)
+        self.share = torch.zeros((), device=job.device)
+        self.compiled = CompiledLayers(job, self.plan.compiled)
+        trained = [weight for weight in job.model.parameters() if weight.requires_grad]
+        leaves = trained
+        if self.plan.copies:
+            self.copies = WeightCopies(job.model.encoder, job.dtype)
+            self.cast = autocast(job.device, torch.float32)
+            leaves = self.copies.of(trained)
+        self.gradients = Gradients(trained, leaves)
+        if self.plan.captured:
+            self.graphs = Graphs(job.device, job.world.size)
+            self._make_moments()
+
+    def _add_gradients(self, tokens: int, is_first: bool) -> None:
+        """What is captured for a bucket: the gradients of the windows `self.rows` are added to those of the step."""
+        batch = self.store.static_batch(self.rows, tokens)
+        with ExitStack() as lent:
+            lent.enter_context(self.compiled.lent())
+            if self.copies is not None:
+                lent.enter_context(self.copies.lent())
+            self._backward(batch, self.share, is_first)
+        self.gradients.collect(is_first)
+
+    def _make_moments(self) -> None:
+        """Let the optimizer make its moments now: what is made inside of a graph, each replay makes anew.
+
+        An update with learning rate 0 and gradients 0 leaves weights, averages and moments as they are.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"].zero_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns that this step is not captured
+            self._update()
+        for moments in self.optimizer.state.values():
+            moments["step"].zero_()
+
+    def exchange_gradients(self) -> None:
+        """Add up the gradients of all ranks, where DDP has not done it."""
+        if self.plan.static and self.job.world.size > 1:
+            torch.distributed.all_reduce(self.gradients.flat)
+
+    # ---- what travels in a checkpoint, and what is said ----
 
     def weights_to_keep(self) -> AbstractContextManager:
         """Inside, the model holds the weights to evaluate and keep: the averages, where there are any."""
@@ -107,13 +216,86 @@ class Step:
 
     def state_dict(self) -> dict:
         """What the next step depends on, beside the model: state by part."""
-        return {name: part.state_dict() for name, part in self._parts.items()}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict(),
+        }
 
     def load_state_dict(self, state: dict) -> None:
-        """Put back what `state_dict` returned."""
-        for name, part in self._parts.items():
-            part.load_state_dict(state[name])
+        """Put back what `state_dict` returned, perhaps of a run on another device."""
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.average.load_state_dict(state["average"])
 
-    @property
-    def _parts(self) -> dict:
-        return {"optimizer": self.optimizer, "scaler": self.scaler, "average": self.average}
+    def out_of_memory(self) -> str:
+        """What to do about it."""
+        return (
+            f"the device has too little memory for {self.micro_tokens:,} tokens at once; use "
+            f"--micro-tokens {self.micro_tokens // 2} or less (gradients are added up, so the result is the same), "
+            "or --recompute"
+        )
+
+
+class Gradients:
+    """The gradients of a step: float32, in one piece of memory that stays where it is."""
+
+    def __init__(self, weights: list[nn.Parameter], leaves: list[nn.Parameter]):
+        """`leaves` are what the backward pass finds: the weights, or 16-bit copies of them."""
+        self.weights = weights
+        self.leaves = leaves
+        # Each begins at a multiple of 128 bytes, or the optimizer would read it number by number.
+        sizes = [-(-weight.numel() // 32) * 32 for weight in weights]
+        self.flat = torch.zeros(sum(sizes), device=weights[0].device)
+        self.parts = [
+            part[: weight.numel()].view_as(weight)
+            for weight, part in zip(weights, self.flat.split(sizes), strict=True)
+        ]
+
+    @torch.no_grad()
+    def collect(self, is_first: bool) -> None:
+        """Take what a backward pass has left at the leaves: in place of what there was, or in addition to it."""
+        found = []
+        parts = []
+        for leaf, part in zip(self.leaves, self.parts, strict=True):
+            if leaf.grad is not None:
+                found.append(leaf.grad)
+                parts.append(part)
+                leaf.grad = None
+        if is_first:
+            torch._foreach_copy_(parts, found)
+        elif found[0].dtype == torch.float32:
+            torch._foreach_add_(parts, found)
+        else:
+            torch._foreach_add_(parts, [gradient.float() for gradient in found])
+
+    def show(self) -> None:
+        """Put them where the optimizer looks."""
+        for weight, part in zip(self.weights, self.parts, strict=True):
+            weight.grad = part
+
+
+def settle(
+    settings: LoopSettings, model: nn.Module, device: torch.device, dtype: torch.dtype
+) -> LoopSettings:
+    """The settings with `micro_tokens` as a number, where it was "auto".
+
+    It is decided once, when a run begins, and written to its config.json: a resumed run, perhaps on another card, must
+    add up the same micro-batches. 8,192 on CPUs; on a GPU what fills it (32,768), or what 60 % of its memory hold.
+    """
+    if settings.micro_tokens != "auto":
+        return replace(settings, micro_tokens=int(settings.micro_tokens))
+    if device.type != "cuda":
+        return replace(settings, micro_tokens=8192)
+    config = model.config
+    # What a layer keeps of a token for the backward pass. Measured with BERT-large in bf16: 1.4 MB in 24 layers.
+    bytes_per_token = config.num_hidden_layers * (
+        20 * config.hidden_size + 10 * config.intermediate_size
+    )
+    if dtype == torch.float32:
+        bytes_per_token *= 2
+    weights = sum(weight.numel() for weight in model.parameters())
+    # Weights, gradients, two moments and an average in float32, copies and their gradients in 16 bits.
+    room = 0.6 * torch.cuda.get_device_properties(device).total_memory - 24 * weights
+    tokens = max(1024, int(room / bytes_per_token))
+    return replace(settings, micro_tokens=min(32768, 2 ** (tokens.bit_length() - 1)))
