@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from bertqa.data.batches import Batch, WindowStore, by_length
 from bertqa.data.windows import Windows
+from bertqa.device import OnItsWay
 from bertqa.model.attention import Layout
+from bertqa.model.copies import computing_in_16_bits
 from bertqa.model.heads import span_loss
 from bertqa.qa.spans import SpanDecoder, Spans, SpanSettings
 
@@ -65,17 +67,17 @@ def _forward(compute, store: WindowStore, batches: list[np.ndarray], autocast, p
             layout = Layout.of_batch(batch)
             with autocast or torch.autocast(store.device.type, enabled=False):
                 results = compute(batch, layout)
-            # One batch late, so that the copy of a batch waits while the next is already under way.
+            # One batch late: while the device computes this batch, the caller works on the one before.
             if waiting is not None:
-                yield _on_host(*waiting)
-            waiting = (rows, results)
+                yield _arrived(*waiting)
+            waiting = (rows, [OnItsWay(result.float()) for result in results])
             bar.update(len(rows))
         if waiting is not None:
-            yield _on_host(*waiting)
+            yield _arrived(*waiting)
 
 
-def _on_host(rows: np.ndarray, results: tuple[Tensor, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
-    return rows, [result.float().cpu().numpy() for result in results]
+def _arrived(rows: np.ndarray, results: list[OnItsWay]) -> tuple[np.ndarray, list[np.ndarray]]:
+    return rows, [result.read() for result in results]
 
 
 def span_scores(out) -> tuple[Tensor, ...]:
@@ -113,10 +115,11 @@ def find_spans(
 
     decoder, total, training = SpanDecoder(windows, settings), 0.0, model.training
     model.eval()
-    parts = forward_all(compute, windows, device, autocast=autocast, progress=progress, world=world)
-    for rows, (loss, *scores) in parts:
-        decoder.add(rows, *scores)
-        total += float(loss)
+    with computing_in_16_bits(model, autocast) as cast:
+        parts = forward_all(compute, windows, device, autocast=cast, progress=progress, world=world)
+        for rows, (loss, *scores) in parts:
+            decoder.add(rows, *scores)
+            total += float(loss)
     model.train(training)
     return decoder.finish(), total / max(1, len(windows))
 
@@ -147,9 +150,10 @@ def class_logits(
         model.training,
     )
     model.eval()
-    parts = forward_all(compute, windows, device, autocast=autocast, progress=progress, world=world)
-    for rows, (part, loss) in parts:
-        logits[rows] = part
-        total += float(loss)
+    with computing_in_16_bits(model, autocast) as cast:
+        parts = forward_all(compute, windows, device, autocast=cast, progress=progress, world=world)
+        for rows, (part, loss) in parts:
+            logits[rows] = part
+            total += float(loss)
     model.train(training)
     return logits, total / max(1, len(windows))

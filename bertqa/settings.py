@@ -284,7 +284,7 @@ class LoopSettings:
     batch_size: int = 16
     """Windows in an optimizer step, over all ranks."""
     micro_tokens: str | int = "auto"
-    """Most tokens that a rank processes at once, a larger batch is cut; auto = what fits and fills a GPU, 8192 on CPUs."""
+    """Most tokens at once on a rank; auto = by device."""
     ema: float = 0.0
     """Decay of a moving average of the weights, which is then what is evaluated and kept; 0 = none."""
     eval_every: int = 0
@@ -302,7 +302,7 @@ class LoopSettings:
     deterministic: bool = False
     """Refuse GPU kernels whose results vary from run to run (slower)."""
     capture: Literal["auto", "on", "off"] = "auto"
-    """Optimizer steps as CUDA graphs; auto = on NVIDIA's GPUs in bf16 and fp32, for models and tasks of ours."""
+    """auto, on or off: steps as CUDA graphs."""
 
     def problems(self) -> list[str]:
         """Everything that is wrong with these values, one phrase each."""

@@ -855,7 +855,7 @@ def test_a_preset_says_what_it_sets(name, capsys):
 
 
 def test_knobs_stay_few():
-    assert sum(len(dataclasses.fields(part)) for part in parts_of("qa").values()) <= 44
+    assert sum(len(dataclasses.fields(part)) for part in parts_of("qa").values()) <= 45
 
 
 def test_journal_survives_a_torn_line(tmp_path):
