@@ -284,7 +284,7 @@ class LoopSettings:
     batch_size: int = 16
     """Windows in an optimizer step, over all ranks."""
     micro_tokens: str | int = "auto"
-    """Most tokens at once on a rank; auto = by device."""
+    """Most tokens at once; auto = by device."""
     ema: float = 0.0
     """Decay of a moving average of the weights, which is then what is evaluated and kept; 0 = none."""
     eval_every: int = 0
