@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent
 SAMPLE = PACKAGE / "data" / "sample"
 SAVE_EVERY = re.compile(r"([1-9][0-9]*) ?steps|([0-9]*[.]?[0-9]+(?:e[-+]?[0-9]+)?)")
 
-RESUMABLE = {"max_minutes", "device", "threads", "save_every"}
+RESUMABLE = {"max_minutes", "device", "threads", "save_every", "capture"}
 """Settings that a resumed run may have otherwise than the run had: none of them is part of its result."""
 
 ENDS = {"epochs", "max_steps"}

@@ -17,6 +17,7 @@ from bertqa.training.journal import Journal
 from bertqa.training.loop import Outcome, summary, total_steps, train
 from bertqa.training.optim import freeze
 from bertqa.training.run_config import move_end, read_run_config, write_run_config
+from bertqa.training.step import settle
 
 LOCK = "lock"
 """Name of the file in a run folder that says who is training there."""
@@ -80,6 +81,7 @@ def check_new(run: Path) -> None:
 
 def begin(job: Job) -> None:
     """Fill a new run folder: config.json, rejected.jsonl, an empty journal."""
+    job.settings = settle(job.settings, job.model, job.device, job.dtype)
     fingerprints = fingerprints_of(job)
     if job.world.first:
         check_new(job.run)  # again, now that nobody else can

@@ -21,14 +21,11 @@ class Task:
     """The head of its models, as model/folder.py names it; None = one that folders do not know."""
     labels: list[str] | None = None
     """The classes, for a head that has them."""
-<<<<<<< HEAD
     recipe: dict = {}
     """Settings that the model card tells."""
-=======
     static_shapes: bool = False
     """Whether `loss` counts each window by `batch.weights` and never waits for the device (no item(), no list of lengths):
     only then are its steps captured as CUDA graphs."""
->>>>>>> 89b5019 (Optimizer steps as CUDA graphs: static shapes, one graph per bucket and one for the update, 16-bit copies of the weights)
     weights: Path | None = None
     """The model folder that the tokenizer and the provenance of saved models come from."""
 
