@@ -127,9 +127,7 @@ ONLY_IN_FILES = {
 """One reader of JSON, one writer of files and folders, one checksum of a file, one lock: those of files.py."""
 
 REMAINS = {
-    ("data.download", "flock"): "a lock that is tried first, to say whom one waits for",
     ("data.download", "replace"): "a download that goes on where an earlier one stopped",
-    ("data.download", "sha256"): "of bytes that were just fetched",
     ("data.examples", "sha256"): "of a file's content behind gzip",
     ("data.texts", "sha256"): "of a file's content behind gzip",
     ("data.windows", "sha256"): "of arrays",

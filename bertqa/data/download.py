@@ -9,23 +9,28 @@ A file or folder of that name in the working directory wins. SQuAD is Rajpurkar 
     BERTQA_CACHE       the folder to keep files in [$XDG_CACHE_HOME/bertqa, or ~/.cache/bertqa]
 """
 
-import contextlib
-import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+from bertqa.data.network import Answer, request_of, without_password
 from bertqa.errors import UserError
-from bertqa.files import cache_folder
+from bertqa.files import cache_folder, flush_to_disk, locked, sha256
 
-PAUSES = (
-    0.5,
-    1,
-    2,
-)  # seconds before each further attempt, counted anew whenever an attempt brought something
+PAUSES = (0.5, 1, 2)
+"""Seconds before each further attempt, counted anew whenever an attempt brought something."""
+
+ATTEMPTS = 100
+"""Most attempts, be it that each brings something."""
+
+LEAST_RATE = 16_384
+"""Bytes a second that a server must send on average, so that one that drips does not hold us for ever."""
+
+LEAST_TIME = 60
+"""Seconds that a fetch may take in any case."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,20 @@ class Official:
     sha256: str
 
     @property
-    def url(self) -> str:
-        base = (
-            os.environ.get("BERTQA_SQUAD_URL")
-            or "https://rajpurkar.github.io/SQuAD-explorer/dataset"
-        )
+    def base(self) -> str:
+        """The folder of the server that holds the file."""
+        base = os.environ.get("BERTQA_SQUAD_URL")
+        base = base or "https://rajpurkar.github.io/SQuAD-explorer/dataset"
         if not base.startswith(("http://", "https://")):
-            raise UserError(f"BERTQA_SQUAD_URL is {base!r}; it must start with http:// or https://")
-        return f"{base.rstrip('/')}/{self.name}"
+            raise UserError(
+                f"BERTQA_SQUAD_URL is {without_password(base)!r}; it must start with http:// or https://"
+            )
+        return base.rstrip("/")
+
+    @property
+    def url(self) -> str:
+        """Where it is fetched from, without the password that the address may have."""
+        return f"{without_password(self.base)}/{self.name}"
 
     @property
     def path(self) -> Path:
@@ -53,10 +64,13 @@ class Official:
 
     def fault(self, path: Path) -> str | None:
         """What tells the file at `path` from this one; None where they are the same."""
-        if path.stat().st_size != self.size:
-            return f"it has {path.stat().st_size:,} bytes, not {self.size:,}"
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        return None if found == self.sha256 else f"its sha256 is {found}, not {self.sha256}"
+        size = path.stat().st_size
+        if size != self.size:
+            return f"it has {size:,} bytes, not {self.size:,}"
+        found = sha256(path)
+        if found != self.sha256:
+            return f"its sha256 is {found}, not {self.sha256}"
+        return None
 
     def error(self, problem: str) -> UserError:
         """The problem, and the ways out that are always there."""
@@ -89,7 +103,9 @@ FILES = {
 def official(name: str | Path, split: str = "dev") -> Official | None:
     """The file that a name stands for, `split` ("train" or "dev") where it says none; None for any other path."""
     named = FILES.get(str(name)) or FILES.get(f"{name}-{split}")
-    return None if named is None or Path(name).exists() else named
+    if named is None or Path(name).exists():
+        return None
+    return named
 
 
 def locate(name: str | Path, split: str = "dev") -> Path:
@@ -103,96 +119,130 @@ def locate(name: str | Path, split: str = "dev") -> Path:
         return Path(name)
     if not file.path.exists():
         file.path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(file.path.parent):
+        with locked(file.path.parent):
             if not file.path.exists():  # another process may have fetched it while this one waited
                 _fetch(file)
-    elif fault := file.fault(file.path):
+        return file.path
+    fault = file.fault(file.path)
+    if fault:
         raise UserError(
             f"{file.path}: this is not the official {file.name}: {fault}; delete it, and it is fetched again"
         )
     return file.path
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time, so that no two append to the same part; no lock where folders cannot have one (Windows)."""
-    handle = None
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
-
-        handle = os.open(folder, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
+# Fetching
 
 
 def _fetch(file: Official) -> None:
     """Go on with NAME.part until it is whole, check it, and only then give it its name."""
+    part = file.path.with_name(file.name + ".part")
+    with _open_part(file, part) as out:
+        _fill(file, out)
+    fault = file.fault(part)
+    if fault:
+        part.unlink()
+        raise file.error(
+            f"what came is not the official {file.name}: {fault}; it was deleted, run the same command again"
+        )
+    flush_to_disk(part)
+    os.replace(part, file.path)
+
+
+def _open_part(file: Official, part: Path) -> BinaryIO:
+    """The unfinished file, at its end. A link is not followed: it would have us write into some other file."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    if part.is_symlink():
+        raise file.error(f"{part} is a link, to another file perhaps; delete it")
+    out = open(os.open(part, flags, 0o666), "r+b")
+    out.seek(0, os.SEEK_END)
+    return out
+
+
+def _fill(file: Official, out: BinaryIO) -> None:
+    """Append to `out` until it has the size of the file, in as many attempts as it takes, within bounds.
+
+    Raises:
+        UserError: where the server refuses, has another file, or is too slow.
+    """
     from http.client import HTTPException
     from urllib.error import HTTPError
 
     from tqdm import tqdm
 
-    part = file.path.with_name(file.name + ".part")
-    with (
-        open(part, "ab") as out,
-        tqdm(
-            total=file.size,
-            initial=out.tell(),
-            desc=file.name,
-            unit="B",
-            unit_scale=True,
-            dynamic_ncols=True,
-        ) as bar,
-    ):
-        most, pauses = out.tell(), list(PAUSES)
+    end = time.monotonic() + LEAST_TIME + file.size / LEAST_RATE
+    most = out.tell()
+    pauses = list(PAUSES)
+    attempts = 0
+    with tqdm(
+        total=file.size,
+        initial=most,
+        desc=file.name,
+        unit="B",
+        unit_scale=True,
+        dynamic_ncols=True,
+    ) as bar:
         while out.tell() < file.size:
+            attempts += 1
             try:
-                _receive(file, out, bar)
-            except (OSError, HTTPException) as error:
-                answered = isinstance(error, HTTPError)
-                reason = error if answered else getattr(error, "reason", error)
-                if answered and error.code < 500 and error.code not in (408, 429):
-                    raise file.error(f"{reason}; see whether that address is right") from None
-                if out.tell() > most:
-                    most, pauses = out.tell(), list(PAUSES)
-                if not pauses:
-                    raise file.error(
-                        f"cannot be fetched ({reason}), {out.tell():,} of {file.size:,} bytes are here; "
-                        "run the same command again to go on"
-                    ) from None
-                bar.write(f"{file.name}: {reason}; trying again", file=sys.stderr)
-                time.sleep(pauses.pop(0))
-    if fault := file.fault(part):
-        part.unlink()
-        raise file.error(
-            f"what came is not the official {file.name}: {fault}; it was deleted, run the same command again"
-        )
-    os.replace(part, file.path)
+                _receive(file, out, bar, end)
+                continue
+            except HTTPError as error:
+                if error.code == 416 and out.tell():
+                    # The part that is here is longer than the server's file: it is of another one.
+                    out.seek(0)
+                    out.truncate()
+                elif error.code < 500 and error.code not in (408, 429):
+                    raise file.error(f"{error}; see whether that address is right") from None
+                reason = str(error)
+            except UserError:
+                raise
+            except (OSError, HTTPException, ValueError) as error:
+                # ValueError: an address, a length or a redirection that makes no sense
+                reason = str(getattr(error, "reason", error)) or type(error).__name__
+            reason = " ".join(reason.split())
+            if out.tell() > most:
+                most = out.tell()
+                pauses = list(PAUSES)
+            late = time.monotonic() >= end
+            if late:
+                reason += f", slower than {LEAST_RATE:,} bytes a second"
+            if late or not pauses or attempts >= ATTEMPTS:
+                raise file.error(
+                    f"cannot be fetched ({reason}), {out.tell():,} of {file.size:,} bytes are here; "
+                    "run the same command again to go on"
+                )
+            bar.write(f"{file.name}: {reason}; trying again", file=sys.stderr)
+            time.sleep(pauses.pop(0))
 
 
-def _receive(file: Official, out, bar) -> None:
-    """Append to `out` what it lacks of the file. Raises OSError or HTTPException where that is cut short,
-    UserError where the server has another file."""
-    from urllib.request import Request, urlopen
+def _receive(file: Official, out: BinaryIO, bar, end: float) -> None:
+    """Append to `out` what it lacks of the file.
 
-    ranged = {"Range": f"bytes={out.tell()}-"} if out.tell() else {}
-    with urlopen(
-        Request(file.url, headers={"User-Agent": "bertqa", **ranged}), timeout=30
-    ) as answer:
-        start = out.tell() if answer.status == 206 else 0
-        announced = start + int(answer.headers["Content-Length"] or file.size - start)
-        if announced != file.size:  # the login page of a network, another version on a mirror
+    Args:
+        end: when to give up, by time.monotonic().
+
+    Raises:
+        OSError, HTTPException, ValueError: where that is cut short or not understood.
+        UserError: where the server has another file.
+    """
+    request = request_of(f"{file.base}/{file.name}", out.tell())
+    answer = Answer(request, out.tell(), file.size)
+    try:
+        blocks = answer.blocks(end)
+        start, announced = next(blocks)
+        if (
+            start + announced != file.size
+        ):  # the login page of a network, another version on a mirror
             raise file.error(
-                f"the server has {announced:,} bytes under that name, not the official {file.size:,}"
+                f"the server has {start + announced:,} bytes under that name, not the official {file.size:,}"
             )
         out.seek(start)
         out.truncate()  # a server that knows no Range sends everything
-        while out.tell() < file.size and (block := answer.read(1 << 16)):
+        for block in blocks:
             out.write(block)
             bar.update(out.tell() - bar.n)
+    finally:
+        answer.stop.set()
     if out.tell() < file.size:
         raise ConnectionError(f"the connection ended after {out.tell():,} bytes")
