@@ -113,13 +113,15 @@ class Bench:
 
     def _fit(self, run: Path, arguments: list[str]) -> int:
         """Train, or go on with what was stopped. Returns how many windows were seen."""
+        begun = (run / "config.json").exists()
+        if begun:
+            arguments = ["--resume", str(run)]
         command = ["python", "-m", "bertqa.train", *arguments]
-        job = job_of(
-            parse(arguments).settings, run, task=copy.copy(self.task), say=say, command=command
-        )
+        settings = parse(arguments).settings
+        job = job_of(settings, run, task=copy.copy(self.task), say=say, command=command)
         job.checkpoints = self.checkpoints
         job.report = False
-        trained = run_training(job, resume=(run / "config.json").exists())
+        trained = run_training(job, resume=begun)
         if trained.interrupted:
             raise UserError(f"{run}: stopped; the same command goes on with it")
         return trained.figures["windows"]

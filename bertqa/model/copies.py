@@ -7,7 +7,7 @@ and of a softmax). Heads stay in float32 (heads.in_float32).
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -52,17 +52,20 @@ class WeightCopies:
 
 @contextmanager
 def computing_in_16_bits(model: nn.Module, autocast) -> Iterator:
-    """For inference on a GPU: inside, the weights of an encoder of ours are cast once, and not for every batch.
+    """For inference on a GPU: inside, the weights of an encoder of ours (of each, in an Ensemble) are cast once, and not
+    for every batch.
 
     Yields the autocast that is still needed: none where the copies take its place.
     """
-    encoder = getattr(model, "encoder", None)
+    encoders = [getattr(member, "encoder", None) for member in getattr(model, "members", [model])]
     wanted = autocast is not None and autocast._enabled and autocast.device == "cuda"
     # fp16 would overflow where activations are large and the residual stream is not float32.
-    if not wanted or autocast.fast_dtype != torch.bfloat16 or encoder is None or foreign(model):
+    if not wanted or autocast.fast_dtype != torch.bfloat16 or None in encoders or foreign(model):
         yield autocast
         return
-    with WeightCopies(encoder, autocast.fast_dtype).lent():
+    with ExitStack() as lent:
+        for encoder in encoders:
+            lent.enter_context(WeightCopies(encoder, autocast.fast_dtype).lent())
         yield None
 
 

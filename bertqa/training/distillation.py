@@ -30,6 +30,7 @@ from bertqa.hf.resolve import resolve_weights
 from bertqa.inference import forward_all
 from bertqa.model import folder
 from bertqa.model.attention import Layout
+from bertqa.model.copies import computing_in_16_bits
 from bertqa.model.ensemble import Ensemble
 from bertqa.model.heads import SpanLogits
 from bertqa.settings import DistillationSettings
@@ -221,16 +222,17 @@ def _mean_logits(
     starts = _row_starts(task)
     width = len(task.labels) if task.labels else 2
     mean = np.empty((starts[-1], width), np.float16)
-    parts = forward_all(
-        compute,
-        task.windows,
-        device,
-        autocast=autocast(device, dtype),
-        progress="teachers" if progress else None,
-        world=world,
-    )
-    for rows, (logits,) in parts:
-        mean[rows_of(rows, starts)] = logits.clip(-60000, 0)
+    with computing_in_16_bits(model, autocast(device, dtype)) as cast:
+        parts = forward_all(
+            compute,
+            task.windows,
+            device,
+            autocast=cast,
+            progress="teachers" if progress else None,
+            world=world,
+        )
+        for rows, (logits,) in parts:
+            mean[rows_of(rows, starts)] = logits.clip(-60000, 0)
     return mean
 
 
