@@ -137,3 +137,19 @@ def peak_memory(device: torch.device) -> int:
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def after_fork(device: torch.device) -> None:
+    """Make this process, a forked child, ready to compute: with more threads than one, its first product would wait for
+    ever for those of its parent.
+
+    Raises:
+        UserError: for a GPU, which CUDA does not take across a fork.
+    """
+    if device.type == "cuda":
+        raise UserError(
+            "this model is on a GPU and came here by a fork, which CUDA does not allow; load it in this process, or "
+            'start processes by multiprocessing\'s "spawn"'
+        )
+    torch.set_num_threads(1)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -4,44 +4,36 @@ A text of any length is read in overlapping windows, and several documents as if
 window spans two of them. Answers are compared by start + end logit over all windows, as evaluation does.
 """
 
+import copy
 import operator
-import threading
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from bertqa.data.chunks import chunks
+from bertqa.data.chunks import FIRST_QUESTIONS, QUESTIONS_AT_ONCE, Shared, chunks
 from bertqa.data.examples import Example
 from bertqa.data.token_cache import TokenCache
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import Windows, build_windows
 from bertqa.errors import UserError
-from bertqa.qa.asked import Asked, asked_of_pair
+from bertqa.qa.asked import Asked, How, answer_length, asked_of_pair, how_of
 from bertqa.qa.documents import Answer, Ranking, Reading, log_mass, not_ranked, rank, widen
 from bertqa.qa.search import SpanSettings
 from bertqa.qa.spans import SpanDecoder, Spans
-
-QUESTIONS_AT_ONCE = 2048
-"""Questions whose windows are laid and sorted by length together: memory is bounded by it, not by the file."""
-
-FIRST_QUESTIONS = 32
-"""Questions in the first chunk of `answer_many`, so that answers come soon; each next one is twice as large."""
-
-MAX_ANSWER_LENGTH = 30
-"""Tokens, where the model folder does not say how it was trained."""
+from bertqa.requests import Requests
 
 
 @dataclass(frozen=True)
-class How:
-    """How questions are to be answered."""
+class Loaded:
+    """What `Reader.load` made a Reader of."""
 
-    top_k: int
-    threshold: float | None
-    """Null odds above which the answer is ""; None: never."""
-    spans: SpanSettings
-    whole_words: bool = False
+    model: object
+    arguments: tuple
+    """name, device, dtype, int8, attention; the name is an absolute path, so that it means the same elsewhere."""
 
 
 class Reader:
@@ -63,11 +55,16 @@ class Reader:
             device: where the model is.
             dtype: of autocast; none where None.
         """
+        from bertqa.model.reading import positions_of, qa_of, with_defaults
+
         self.model = model.eval()
         self.tokenizer = tokenizer if isinstance(tokenizer, TokenCache) else TokenCache(tokenizer)
-        self.qa = with_defaults(_qa_of(model) if qa is None else qa, _positions(model))
+        self.qa = with_defaults(qa_of(model) if qa is None else qa, positions_of(model))
         self.device = next(model.parameters()).device if device is None else device
         self.dtype = dtype
+        self.loaded: Loaded | None = None
+        self.process = os.getpid()
+        self.requests = Requests(self)
 
     @classmethod
     def load(
@@ -89,6 +86,7 @@ class Reader:
         from bertqa.model import folder, prepack
 
         where = Path(resolve_weights(name))
+        arguments = (str(where.resolve()), device, dtype, int8, attention)
         if int8 and device in (None, "auto"):
             device = "cpu"
         device = as_device(device)
@@ -106,7 +104,9 @@ class Reader:
         dtype = as_dtype(dtype, device)
         model = folder.load(where, device=device, attention=attention)
         model = prepack.int8(model) if int8 else prepack.pack(model, dtype)
-        return cls(model, WordPiece.load(where), qa, device, dtype)
+        made = cls(model, WordPiece.load(where), qa, device, dtype)
+        made.loaded = Loaded(model, arguments)
+        return made
 
     def answer(
         self, question: str, context: str | Sequence[str], top_k: int = 1, **options
@@ -152,7 +152,7 @@ class Reader:
             max_answer_length=max_answer_length,
             whole_words=whole_words,
         )
-        return Answers(self._answers(pairs, how, on_error))
+        return Shared(self._answers(pairs, how, on_error))
 
     def _answers(self, pairs: Iterable, how: How, on_error: str) -> Iterator:
         asked = (asked_of_pair(number, pair) for number, pair in enumerate(pairs, 1))
@@ -163,28 +163,20 @@ class Reader:
                     raise UserError(ranking.error)
                 yield ranking.answers[0] if how.top_k == 1 else ranking.answers[: how.top_k]
 
-    def how(
-        self,
-        top_k: int = 1,
-        *,
-        allow_no_answer: bool | None = None,
-        threshold: float | None = None,
-        max_answer_length: int | None = None,
-        whole_words: bool = False,
-        mode: str = "exact",
-        max_context: bool = False,
-    ) -> How:
-        """The options of `answer_many` with the model's own values where None. Raises UserError for what has no meaning."""
-        if top_k < 1:
-            raise UserError(f"top_k is {top_k}; use 1 or more")
-        tuned = self.qa.get("null_threshold")
-        if allow_no_answer is None:
-            allow_no_answer = threshold is not None or tuned is not None
-        if threshold is None:
-            threshold = 0.0 if tuned is None else tuned
-        # More spans than answers, since some have the same text.
-        spans = self._span_settings(max(20, 3 * top_k), max_answer_length, mode, max_context)
-        return How(top_k, threshold if allow_no_answer else None, spans, whole_words)
+    def submit(
+        self, question: str, context: str | Sequence[str], top_k: int = 1, **options
+    ) -> Future:
+        """The answer to come, as a Future: what several threads ask at the same time is answered together.
+
+        A thread of its own answers; it ends when nothing is asked. Where a thousand questions wait already, this waits
+        until there is room. Options as those of `answer_many`, but `on_error`: the Future raises.
+        """
+        self._notice_fork()
+        return self.requests.put(asked_of_pair(1, (question, context)), self.how(top_k, **options))
+
+    def how(self, top_k: int = 1, **options) -> How:
+        """The options of `answer_many`, with the model's own values where None, and `mode` and `max_context`."""
+        return how_of(self.qa, top_k, **options)
 
     def rank(
         self, chunk: Sequence[Asked], how: How, done: Callable[[float], None] | None = None
@@ -229,14 +221,9 @@ class Reader:
         max_context: bool = False,
     ) -> tuple[Spans, Windows]:
         """(Spans, Windows) of examples: what decoding, scoring and files are made from; modes as those of SpanSettings."""
-        settings = self._span_settings(n, max_answer_length, mode, max_context)
-        reading = self.read(examples, settings, progress)
+        length = answer_length(self.qa, max_answer_length)
+        reading = self.read(examples, SpanSettings(n, length, mode, max_context), progress)
         return reading.spans, reading.windows
-
-    def _span_settings(self, n: int, max_answer_length: int | None, mode: str, max_context: bool):
-        if max_answer_length is None:
-            max_answer_length = self.qa.get("max_answer_length", MAX_ANSWER_LENGTH)
-        return SpanSettings(n, max_answer_length, mode, max_context)
 
     def read(
         self,
@@ -246,6 +233,7 @@ class Reader:
         done: Callable[[float], None] | None = None,
     ) -> Reading:
         """Run the model over all windows of the examples."""
+        self._notice_fork()
         from bertqa.device import autocast
         from bertqa.inference import forward_all, span_scores
 
@@ -278,44 +266,35 @@ class Reader:
                 done(len(rows) / len(windows))
         return Reading(examples, decoder.finish(), windows, mass)
 
+    # Copies, other processes
 
-def _qa_of(model) -> dict:
-    """qa.json of the folder that a model was loaded from, if it was."""
-    from bertqa.model.folder import read_qa
+    def __reduce__(self):
+        """Pickled as what it was loaded from; by value where it was not, or its model is another now."""
+        if self.loaded and self.loaded.model is self.model:
+            return _load_again, (self.loaded.arguments, self.qa)
+        return Reader, (self.model, self.tokenizer, self.qa, self.device, self.dtype)
 
-    where = getattr(model, "folder", None)
-    return {} if where is None else read_qa(where)
+    def __deepcopy__(self, memo: dict) -> "Reader":
+        model = copy.deepcopy(self.model, memo)
+        made = Reader(model, copy.copy(self.tokenizer), self.qa, self.device, self.dtype)
+        if self.loaded and self.loaded.model is self.model:
+            made.loaded = replace(self.loaded, model=model)
+        return made
 
+    def _notice_fork(self) -> None:
+        """In a forked child: none of the threads that the parent had is there, nor anybody who would open its locks."""
+        if self.process != os.getpid():
+            from bertqa.device import after_fork
 
-def _positions(model) -> int:
-    """The longest sequence that a model takes, 512 where it does not say; a model of one's own may leave it to its encoder."""
-    config = getattr(getattr(model, "encoder", model), "config", None)
-    return 512 if config is None else config.max_position_embeddings
-
-
-def with_defaults(qa: dict, positions: int) -> dict:
-    """What qa.json says of windows, completed: a folder that was converted and never trained here says nothing.
-
-    The defaults are those of transformers' pipeline, or what a model of so many positions can take.
-    """
-    qa = dict(qa)
-    length = qa.setdefault("max_length", min(384, positions))
-    asked = qa.setdefault("max_question", min(64, length // 2))
-    if "step" not in qa:
-        qa.setdefault("overlap", min(128, (length - asked) // 2))
-    return qa
+            after_fork(self.device)
+            self.tokenizer = copy.copy(self.tokenizer)
+            self.requests = Requests(self)
+            self.process = os.getpid()
 
 
-class Answers:
-    """Answers as they are found. Threads may share it: each answer goes to one of them."""
-
-    def __init__(self, answers: Iterator):
-        self.answers = answers
-        self.lock = threading.Lock()
-
-    def __iter__(self) -> "Answers":
-        return self
-
-    def __next__(self):
-        with self.lock:
-            return next(self.answers)
+def _load_again(arguments: tuple, qa: dict) -> Reader:
+    """A Reader in another process, with what may have been changed in its `qa`."""
+    name, device, dtype, int8, attention = arguments
+    reader = Reader.load(name, device, dtype, int8=int8, attention=attention)
+    reader.qa = qa
+    return reader

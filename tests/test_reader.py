@@ -19,10 +19,10 @@ from bertqa.data.token_cache import TokenCache
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
 from bertqa.model.heads import SpanLogits
+from bertqa.model.reading import with_defaults
 from bertqa.qa.answers import characters
 from bertqa.qa.documents import log_mass, probability, widen
 from bertqa.qa.spans import Spans, SpanSettings
-from bertqa.reader import with_defaults
 
 QA = {"max_length": 32, "overlap": 4, "max_question": 8, "max_answer_length": 30}
 

@@ -1,9 +1,25 @@
-"""What is asked: pairs of a question and a context, checked, as the examples that the model reads."""
+"""What is asked, and how: pairs of a question and a context, checked, as the examples that the model reads."""
 
 import reprlib
 from dataclasses import dataclass, field
 
 from bertqa.data.examples import Example
+from bertqa.errors import UserError
+from bertqa.qa.search import SpanSettings
+
+MAX_ANSWER_LENGTH = 30
+"""Tokens, where the model folder does not say how it was trained."""
+
+
+@dataclass(frozen=True)
+class How:
+    """How questions are to be answered."""
+
+    top_k: int
+    threshold: float | None
+    """Null odds above which the answer is ""; None: never."""
+    spans: SpanSettings
+    whole_words: bool = False
 
 
 @dataclass(slots=True)
@@ -39,3 +55,40 @@ def asked_of_pair(name: int | str, pair: object) -> Asked:
         error=f"pair {name} is {reprlib.repr(pair)}; give (question, context), where the question is a "
         "string and the context a string or a list of strings"
     )
+
+
+def how_of(
+    qa: dict,
+    top_k: int = 1,
+    *,
+    allow_no_answer: bool | None = None,
+    threshold: float | None = None,
+    max_answer_length: int | None = None,
+    whole_words: bool = False,
+    mode: str = "exact",
+    max_context: bool = False,
+) -> How:
+    """How to answer, by the options of `Reader.answer_many`; what is None is as the model's qa.json says.
+
+    Raises:
+        UserError: for options without meaning.
+    """
+    if top_k < 1:
+        raise UserError(f"top_k is {top_k}; use 1 or more")
+    tuned = qa.get("null_threshold")
+    if allow_no_answer is None:
+        allow_no_answer = threshold is not None or tuned is not None
+    if threshold is None:
+        threshold = 0.0 if tuned is None else tuned
+    # More spans than answers, since some have the same text.
+    spans = max(20, 3 * top_k)
+    length = answer_length(qa, max_answer_length)
+    settings = SpanSettings(spans, length, mode, max_context)
+    return How(top_k, threshold if allow_no_answer else None, settings, whole_words)
+
+
+def answer_length(qa: dict, given: int | None) -> int:
+    """Most tokens of an answer: as given, or as trained."""
+    if given is not None:
+        return given
+    return qa.get("max_answer_length", MAX_ANSWER_LENGTH)
