@@ -1,0 +1,187 @@
+"""The Reader inside other engines: batches of every kind, bad rows, and the engines themselves where they are installed."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from bertqa import AnswerBatches, Reader, UserError
+from bertqa.answer_batches import COLUMNS, SCHEMA
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """60 questions, of which one has no context, and labels that nobody may look at."""
+    made = []
+    for n in range(60):
+        letters = "abcdefgh"[n % 8 :] + "xyz"[: n % 3]
+        context = " ".join(letters) if n % 10 else [" ".join(letters), "c d"]
+        made.append({"id": f"q{n}", "question": "where is c?", "context": context, "answers": 7})
+    made[17]["context"] = None
+    return made
+
+
+@pytest.fixture(scope="module")
+def expected(rows, tiny_model):
+    pairs = [(row["question"], row["context"]) for row in rows]
+    return list(Reader.load(tiny_model, "cpu").answer_many(pairs, on_error="keep"))
+
+
+def same(columns, expected):
+    """The columns say what the Reader said."""
+    for n, answer in enumerate(expected):
+        assert columns["answer"][n] == answer.answer
+        assert (columns["start"][n], columns["end"][n]) == (answer.start, answer.end)
+        assert columns["document"][n] == answer.document and columns["error"][n] == answer.error
+        assert columns["score"][n] == pytest.approx(answer.score, abs=1e-6)
+    assert [bool(error) for error in columns["error"]].count(True) == 1
+
+
+def columns_of(rows):
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def test_dictionaries_of_lists(rows, expected, tiny_model):
+    batch = columns_of(rows)
+    found = AnswerBatches(tiny_model, device="cpu")(batch)
+    assert list(found) == ["id", "question", "context", "answers", *COLUMNS]
+    assert found["answers"] == [7] * 60 and list(batch) == ["id", "question", "context", "answers"]
+    assert all(isinstance(found[name], list) for name in COLUMNS)
+    same(found, expected)
+
+
+def test_dictionaries_of_arrays(rows, expected, tiny_model):
+    batch = {"id": np.arange(60)}
+    for name in ("question", "context"):
+        batch[name] = np.empty(60, object)
+        batch[name][:] = [row[name] for row in rows]
+    batch["context"][0] = np.array(rows[0]["context"])  # an array of documents
+    found = AnswerBatches(tiny_model, device="cpu")(batch)
+    assert all(isinstance(found[name], np.ndarray) for name in COLUMNS)
+    assert found["score"].dtype == np.float64 and found["start"].dtype.kind == "i"
+    same(found, expected)
+
+
+def test_data_frames(rows, expected, tiny_model):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    frame = pandas.DataFrame(rows, index=range(100, 160))
+    answers = AnswerBatches(tiny_model, device="cpu")
+    found = answers(frame)
+    assert list(found.columns) == [*frame.columns, *COLUMNS] and list(found.index)[0] == 100
+    same({name: found[name].tolist() for name in COLUMNS}, expected)
+    halves = list(answers.over(iter([frame[:30], frame[30:]])))
+    assert [len(half) for half in halves] == [30, 30]
+    assert pandas.concat(halves)["answer"].tolist() == found["answer"].tolist()
+
+
+def test_several_answers_and_other_columns(rows, tiny_model):
+    batch = {"q": ["where is c?", "where is c?"], "text": ["a b c", None]}
+    answers = AnswerBatches(tiny_model, "q", "text", 3, device="cpu", threshold=0.0)
+    found = answers(batch)
+    right = Reader.load(tiny_model, "cpu").answer("where is c?", "a b c", 3, threshold=0.0)
+    assert found["answer"][0] == [one.answer for one in right] and found["error"][0] == ""
+    assert found["answer"][1] == [""] and found["error"][1].startswith("pair 2")
+    arrays = {name: np.array(values, object) for name, values in batch.items()}
+    assert answers(arrays)["answer"].tolist() == found["answer"]
+
+
+def test_bad_input_says_what_is_wrong(rows, tiny_model):
+    batch = columns_of(rows)
+    answers = AnswerBatches(tiny_model, "asked", device="cpu")
+    with pytest.raises(UserError, match="no column 'asked'; the columns are 'id', 'question'"):
+        answers(batch)
+    with pytest.raises(UserError, match="pair 18 is .*None"):
+        AnswerBatches(tiny_model, device="cpu", on_error="stop")(batch)
+    lists = AnswerBatches(tiny_model, device="cpu")({**batch, "question": [["a"]] * 60})
+    assert all("the question is a string" in error for error in lists["error"])
+    with pytest.raises(UserError, match="/nowhere/at/all"):
+        AnswerBatches("/nowhere/at/all")(batch)  # in the worker, where the first batch comes
+    with pytest.raises(UserError, match="top_k is 0"):
+        AnswerBatches(tiny_model, top_k=0, device="cpu")(batch)
+    empty = AnswerBatches(tiny_model, device="cpu")({"question": [], "context": []})
+    assert empty == {"question": [], "context": [], **{name: [] for name in COLUMNS}}
+
+
+def test_it_travels_without_its_model(rows, expected, tiny_model, monkeypatch):
+    monkeypatch.chdir(tiny_model.parent)
+    answers = AnswerBatches(tiny_model.name, device="cpu")
+    before = pickle.dumps(answers)
+    same(answers(columns_of(rows)), expected)
+    assert pickle.dumps(answers) == before and len(before) < 1000
+    monkeypatch.chdir("/")
+    same(pickle.loads(before)(columns_of(rows)), expected)
+
+
+def test_the_schema_names_the_columns():
+    assert [field.split()[0] for field in SCHEMA.split(", ")] == list(COLUMNS)
+
+
+# ---- the engines ----
+
+
+def test_datasets(rows, expected, tiny_model, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    texts = [{**row, "context": json.dumps(row["context"])} for row in rows]
+    right = list(
+        Reader.load(tiny_model, "cpu").answer_many((r["question"], r["context"]) for r in texts)
+    )
+    data = datasets.Dataset.from_list(texts)
+    answers = AnswerBatches(tiny_model, device="cpu")
+    found = data.map(answers, batched=True, batch_size=7, num_proc=2)
+    assert found["answer"] == [answer.answer for answer in right]
+    assert found["score"] == pytest.approx([answer.score for answer in right], abs=1e-6)
+    # What was read does not change what the function is: the second time is found in the cache.
+    hashed = datasets.fingerprint.Hasher.hash
+    before = hashed(answers)
+    answers(columns_of(rows))
+    assert hashed(answers) == before
+    plain = [{**row, "context": row["context"] or None} for row in rows if row is not rows[0]]
+    plain = [row for row in plain if not isinstance(row["context"], list)]
+    found = datasets.Dataset.from_list(plain).map(answers, batched=True)
+    assert sum(error != "" for error in found["error"]) == 1
+
+
+def test_ray(rows, expected, tiny_model):
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    import ray.data as ray_data
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    try:
+        plain = [row for row in rows if not isinstance(row["context"], list)]
+        found = ray_data.from_items(plain).map_batches(
+            AnswerBatches, fn_constructor_args=[str(tiny_model)], concurrency=2, batch_size=10
+        )
+        found = {row["id"]: row for row in found.take_all()}
+    finally:
+        ray.shutdown()
+    answers = {row["id"]: answer for row, answer in zip(rows, expected, strict=True)}
+    assert len(found) == len(plain)
+    for id, row in found.items():
+        assert (row["answer"], bool(row["error"])) == (answers[id].answer, bool(answers[id].error))
+
+
+def test_spark(rows, expected, tiny_model):
+    sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed")
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    import shutil
+
+    if not shutil.which("java"):
+        pytest.skip("Spark needs Java")
+    plain = [
+        {name: row[name] for name in ("id", "question", "context")}
+        for row in rows
+        if not isinstance(row["context"], list)
+    ]
+    spark = sql.SparkSession.builder.master("local[2]").getOrCreate()
+    try:
+        frame = spark.createDataFrame(plain, "id string, question string, context string")
+        answers = AnswerBatches(tiny_model, device="cpu")
+        schema = f"id string, question string, context string, {SCHEMA}"
+        found = {row["id"]: row for row in frame.mapInPandas(answers.over, schema).collect()}
+    finally:
+        spark.stop()
+    right = {row["id"]: answer for row, answer in zip(rows, expected, strict=True)}
+    assert len(found) == len(plain)
+    for id, row in found.items():
+        assert (row["answer"], bool(row["error"])) == (right[id].answer, bool(right[id].error))
