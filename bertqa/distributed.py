@@ -4,11 +4,26 @@ torch is imported where it is needed, so that a command line can be read inside 
 """
 
 import contextlib
+import itertools
 import os
+import signal
+import socket
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 
 from bertqa.errors import UserError
+
+TIMEOUT = 600.0
+"""Seconds that a process waits for another at most: one that is evaluating or saving comes sooner."""
+PATIENCE = 20.0
+"""The same once a signal has asked to stop: torchrun sends SIGKILL after 30 s."""
+
+ERROR = "bertqa: an error"
+"""Key of the store by which the processes agree on who tells of an error."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +33,10 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    store: object = None
+    """torch's key-value store that all of them reach."""
+    turns: Iterator[int] = field(default_factory=itertools.count)
+    """Numbers the calls of `in_turn`."""
 
     @property
     def first(self) -> bool:
@@ -37,10 +56,9 @@ class World:
             return values
         import torch
 
-        shared = torch.tensor(
-            values, dtype=torch.float64
-        )  # on the host: small decisions never wait for the GPU
-        torch.distributed.all_reduce(shared)
+        # on the host: small decisions never wait for the GPU
+        shared = torch.tensor(values, dtype=torch.float64)
+        _wait(torch.distributed.all_reduce(shared, async_op=True))
         return shared.tolist()
 
     def gather(self, value) -> list:
@@ -49,19 +67,36 @@ class World:
             return [value]
         import torch.distributed as dist
 
+        self._sums([0.0])  # wait for the others here, where signals are heard
         gathered = [None] * self.size
         dist.all_gather_object(gathered, value)
         return gathered
 
     def in_turn(self, make: Callable):
         """What `make()` returns, called on rank 0 first, then on the first process of each other machine, then on the
-        rest: for what the first call leaves on the disk and the others find there."""
-        mine = 0 if self.first else 1 if self.local_rank == 0 else 2
+        rest: for what the first call leaves on the disk and the others find there. The others wait as long as it takes:
+        it may be a download."""
+        if self.size == 1:
+            return make()
+        mine = 2
+        if self.first:
+            mine = 0
+        elif self.local_rank == 0:
+            mine = 1
+        call = next(self.turns)
         for turn in range(3):
             if turn == mine:
                 made = make()
-            self.gather(None)
+            self._meet(f"bertqa: call {call}, turn {turn}")
         return made
+
+    def _meet(self, key: str) -> None:
+        """Wait until every process has come here; leave where one of them has failed."""
+        self.store.add(key, 1)
+        while self.store.add(key, 0) < self.size:
+            if self.store.add(ERROR, 0):
+                raise SystemExit(1)
+            time.sleep(0.02)
 
     def wrap(self, model, device):
         """The model whose backward pass averages gradients over ranks; the model itself for a single process."""
@@ -74,6 +109,42 @@ class World:
         )
 
 
+class Heard:
+    """When the first signal that asks to stop came, whatever the main thread was doing."""
+
+    at: float | None = None
+
+    @classmethod
+    def ago(cls) -> float:
+        """Seconds since then; 0 where none has come."""
+        return 0.0 if cls.at is None else time.monotonic() - cls.at
+
+
+def _wait(work) -> None:
+    """Until the other processes have done their part. Python runs meanwhile, so that signals are heard.
+
+    Raises:
+        UserError: where one of them does not come.
+    """
+    began = time.monotonic()
+    pause = 0.0
+    while not work.is_completed():
+        waited = time.monotonic() - began
+        if waited > TIMEOUT or min(waited, Heard.ago()) > PATIENCE:
+            raise UserError(_lost(f"waited for {waited:.0f} s"))
+        time.sleep(pause)
+        pause = min(0.01, pause + 1e-5)  # a step that is in time pays next to nothing
+    work.wait()  # raises what went wrong
+
+
+def _lost(seen: str, how: str = "hangs or has died") -> str:
+    return (
+        f"another process of this run {how}; where it says nothing, the system has killed it, for its "
+        "memory for example. Training goes on from the last checkpoint with --resume, in as many processes. "
+        f"(As seen from here: {seen})"
+    )
+
+
 @contextlib.contextmanager
 def world_of_torchrun() -> Iterator[World]:
     """The world that torchrun describes in the environment, or a world of one.
@@ -82,46 +153,83 @@ def world_of_torchrun() -> Iterator[World]:
     first one is raised and the others leave silently with status 1.
 
     Raises:
-        UserError: where another process of the run has died.
+        UserError: where the environment describes half a world, or another process of the run hangs or has died.
     """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    described = _described()
+    if described is None:
         yield World()
         return
-    import torch
     import torch.distributed as dist
 
-    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    backend = "gloo"
-    if torch.cuda.is_available():
-        backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(local % torch.cuda.device_count())
-    store, rank, size = next(dist.rendezvous("env://", rank, size))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    world = _join(described)
     try:
-        with _console(local == 0):
-            yield World(rank, size, local)
+        with _console(world.local_rank == 0), _watched(world.store):
+            yield world
     except (Exception, KeyboardInterrupt) as error:
         # What a death breaks elsewhere is only its echo, and comes after it.
-        if not _is_first(store, "bertqa: an error"):
+        if not _is_first(world.store):
             raise SystemExit(1) from None
-        if (
-            isinstance(error, dist.DistError)
-            or isinstance(error, RuntimeError)
-            and "gloo" in str(error).lower()
-        ):
-            raise UserError(
-                "another process of this run has died; where it says nothing, the system has killed it, for "
-                "its memory for example. Training goes on from the last checkpoint with --resume, in as many "
-                f"processes. (As seen from here: {str(error).split('. ')[0]})"
-            ) from None
+        is_echo = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+        if isinstance(error, dist.DistError) or is_echo:
+            seen = str(error).split(". ")[0]
+            how = "hangs or has died" if "timed out" in seen.lower() else "has died"
+            raise UserError(_lost(seen, how)) from None
         raise
     dist.destroy_process_group()
 
 
-def _is_first(store, key: str) -> bool:
-    """Whether this process is the first of all to ask; true where nobody is left to answer."""
+def _described() -> World | None:
+    """Rank, size and local rank as the environment says; None for a single process."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return None
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if name not in os.environ]
+    if missing and os.environ["WORLD_SIZE"] == "1":
+        return None
+    way_out = "start several processes with torchrun, or unset RANK and WORLD_SIZE to run one"
+    if missing:
+        raise UserError(f"RANK and WORLD_SIZE are set, but {', '.join(missing)} not; {way_out}")
+    values = {name: os.environ[name] for name in names if name != "MASTER_ADDR"}
+    wrong = [f"{name} is {value!r}" for name, value in values.items() if not value.isdecimal()]
+    if wrong:
+        raise UserError(f"{', '.join(wrong)}: not a whole number; {way_out}")
+    rank = int(values["RANK"])
+    size = int(values["WORLD_SIZE"])
+    if rank >= size:
+        raise UserError(
+            f"RANK is {rank}, but WORLD_SIZE {size}; ranks are counted from 0; {way_out}"
+        )
+    return World(rank, size, int(values["LOCAL_RANK"]))
+
+
+def _join(described: World) -> World:
+    """Meet the other processes."""
+    import torch
+    import torch.distributed as dist
+
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(described.local_rank % torch.cuda.device_count())
+    limit = timedelta(seconds=TIMEOUT)
     try:
-        return store.add(key, 1) == 1
+        meeting = dist.rendezvous("env://", described.rank, described.size, timeout=limit)
+        store, rank, size = next(meeting)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"could not meet the other {described.size - 1} processes at {at} "
+            f"({str(error).split('. ')[0]}); are all of them started?"
+        ) from None
+    return World(rank, size, described.local_rank, store)
+
+
+def _is_first(store) -> bool:
+    """Whether this process is the first of all to tell of an error; true where nobody is left to answer."""
+    try:
+        store.set_timeout(timedelta(seconds=10))
+        return store.add(ERROR, 1) == 1
     except Exception:
         return True
 
@@ -134,6 +242,60 @@ def _console(mine: bool) -> contextlib.AbstractContextManager:
         stack.enter_context(contextlib.redirect_stdout(nowhere))
         stack.enter_context(contextlib.redirect_stderr(nowhere))
     return stack
+
+
+@contextlib.contextmanager
+def _watched(store) -> Iterator[None]:
+    """A thread hears signals that the main thread cannot: one that waits for other ranks inside of torch runs no Python.
+
+    Where a signal has come and the main thread stays there for PATIENCE seconds, the process ends.
+    """
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    try:
+        before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+    except ValueError:  # not in the main thread: signals are somebody else's
+        yield
+        return
+    Heard.at = None
+    threading.Thread(target=_listen, args=(ear, store), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        mouth.close()
+
+
+def _listen(ear: socket.socket, store) -> None:
+    """Note when a signal comes; then see to it that the main thread moves on."""
+    if not ear.recv(1):
+        return
+    Heard.at = time.monotonic()
+    stuck_since = Heard.at
+    before = None
+    while True:
+        time.sleep(0.1)
+        place = _waiting_place()
+        if place is None or place != before:
+            stuck_since = time.monotonic()
+        before = place
+        if time.monotonic() - stuck_since > PATIENCE:
+            if _is_first(store):
+                message = _lost(f"no answer for {PATIENCE:.0f} s after a signal to stop")
+                os.write(2, f"\nerror: {message}\n".encode())
+            os._exit(1)
+
+
+def _waiting_place() -> tuple | None:
+    """Where in torch's code for several processes the main thread is; None where it is elsewhere."""
+    frame = sys._current_frames().get(threading.main_thread().ident)
+    if frame is None:
+        return None
+    path = frame.f_code.co_filename.replace(os.sep, "/")
+    waits = ("/torch/autograd/", "/torch/distributed/", "/torch/nn/parallel/")
+    if not any(part in path for part in waits):
+        return None
+    return id(frame), frame.f_lasti
 
 
 def without_sync(model, last: bool) -> contextlib.AbstractContextManager:

@@ -25,6 +25,8 @@ from processes import (
 )
 from servers import free_port
 
+from bertqa import UserError, distributed
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
 
 # 53 windows in batches of 4: the last batch of an epoch has one, so that two of three ranks have none. The gradient of some
@@ -153,6 +155,66 @@ def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path, runs, tiny_model, 
     assert alone == [2] and "cannot resume, because processes was 2, now 1" in said
     run_ranks(["train", "--resume", tmp_path / "run"], 2, tmp_path / "logs", small_work)
     assert result(tmp_path / "run") == result(runs[2])
+
+
+# ---- a process that hangs ----
+
+
+def stop_at_step(step: int) -> None:
+    """Stops itself, as SIGSTOP or a lost disk does, before this step."""
+    die_at_step(step, signal.SIGSTOP)
+
+
+def hurry(timeout: float, patience: float) -> None:
+    """Waits for others as long as this."""
+    distributed.TIMEOUT, distributed.PATIENCE = timeout, patience
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("signalled", [False, True], ids=["time out", "SIGTERM"])
+def test_a_process_that_hangs_is_told(tmp_path, tiny_model, letters, rank, signalled):
+    """The others wait for a while, and a short while once a signal has come; then they end with one line."""
+    args = training(tiny_model, letters, tmp_path / "run", *STEPS, "--save-every", "0")
+    hook = partial(hurry, 3.0, 60.0) if not signalled else partial(hurry, 60.0, 2.0)
+    processes = start_ranks(args, 2, tmp_path, hook, only={rank: partial(stop_at_step, 9)})
+    stopped, other = processes[rank], processes[1 - rank]
+    wait_for_step(tmp_path / "run", 8)
+    time.sleep(1)  # until the other one waits
+    if signalled:
+        os.kill(other.pid, signal.SIGTERM)
+    other.join(40)
+    stopped.kill()
+    stopped.join()
+    said = (tmp_path / f"rank{1 - rank}").read_text()
+    assert other.exitcode in (1, 2), said
+    assert "Traceback" not in said and said.count("error: another process of this run hangs") == 1
+    assert "--resume" in said
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        (
+            {"RANK": "1", "WORLD_SIZE": "2"},
+            "LOCAL_RANK, MASTER_ADDR, MASTER_PORT not; start several",
+        ),
+        ({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK is 'x': not a whole number"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK is 2, but WORLD_SIZE 2"),
+    ],
+)
+def test_half_a_world_is_refused(monkeypatch, environment, says):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    if "LOCAL_RANK" in environment:
+        environment = {**environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=says), distributed.world_of_torchrun():
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with distributed.world_of_torchrun() as world:
+        assert world.size == 1 and world.first
 
 
 # ---- torchrun itself ----
