@@ -57,8 +57,8 @@ class FileSettings:
 
     train: str = str(SAMPLE / "train.json")
     """Questions to train on: SQuAD or flat JSON, JSONL, MRQA, CSV; .gz or not; squad1, squad2."""
-    dev: str = str(SAMPLE / "dev.json")
-    """Questions to evaluate on, in any of these forms."""
+    dev: str | None = None
+    """Questions to evaluate on; none = those that belong to train, or a tenth of its articles."""
     weights: str = field(default_factory=bundled_reader)
     """Where to start from: a model folder, a Hugging Face folder, or a Hub id."""
     out: str | None = None

@@ -38,6 +38,7 @@ from bertqa.training.command_line import parse
 from bertqa.training.loop import total_steps
 from bertqa.training.optim import lr_at, make_optimizer, set_lr
 from bertqa.training.question_answering import QuestionAnswering
+from bertqa.training.questions import with_dev
 from bertqa.training.starting import starting_model
 
 
@@ -84,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import transformers
 
     settings = parse(argv).settings
-    files, answers, optim, loop = settings.files, settings.data, settings.optim, settings.loop
+    files = with_dev(settings.files)
+    answers, optim, loop = settings.data, settings.optim, settings.loop
     ours_alone = {
         "--layer-decay": optim.layer_decay != 1,
         "--freeze": optim.freeze != "none",

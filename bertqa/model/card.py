@@ -12,16 +12,14 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def model_card(where: Path, provenance: dict, settings: dict, metrics: dict, qa: dict) -> str:
     """The card of a question answering model; `qa` is what qa.json will hold, the rest as for `card`."""
     threshold = qa.get("null_threshold")
-    rule = (
-        "Every question gets an answer: the dev set has no impossible questions."
-        if threshold is None
-        else f"A question is left unanswered where its null odds exceed {threshold:.4f}, tuned on the same dev set for F1"
-        + (
-            ", on part of its articles; the numbers are of the others."
-            if settings.get("tune_on")
-            else ", so exact and f1 are a little flattered; those at zero are not."
+    if threshold is None:
+        rule = "Every question gets an answer: the dev set has no impossible questions."
+    else:
+        rule = (
+            f"A question is left unanswered where its null odds exceed {threshold:.4f}, tuned on the same dev set "
+            "for F1, so exact and f1 are a little flattered; those at zero are not."
         )
-    )
+    dev = settings.get("dev") or "held out of the training questions"
     return card(
         where,
         provenance,
@@ -31,10 +29,28 @@ def model_card(where: Path, provenance: dict, settings: dict, metrics: dict, qa:
         tag="extractive-qa",
         about="An extractive question answering model: it marks the answer in a text that you give, or says that there is "
         "none.",
-        measured=f"{settings.get('dev', 'dev')}: {metrics.get('total', '?')} questions.",
+        measured=f"{dev}: {metrics.get('total', '?')} questions.",
         rule=rule,
         limits="It knows nothing but the text at hand, cuts its answer out of it, does not count, compare or combine, and "
         "can be wrong with a high score.",
+    )
+
+
+def classifier_card(
+    where: Path, provenance: dict, settings: dict, metrics: dict, labels: list[str], measured: str
+) -> str:
+    """The card of a text classifier; `measured` says on what, the rest is as for `card`."""
+    return card(
+        where,
+        provenance,
+        settings,
+        metrics,
+        task="text-classification",
+        tag="text-classification",
+        about=f"A text classifier; its classes are {', '.join(labels)}.",
+        measured=measured,
+        rule="Accuracy and macro_f1 are in percent; macro_f1 is the mean over the classes.",
+        limits="It names one of its classes for any text, and can be wrong with a high probability.",
     )
 
 

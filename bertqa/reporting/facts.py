@@ -77,6 +77,8 @@ def evaluated_on(run: Run) -> str:
         return Path(str(run.setting("dev"))).name
     if run.classifies:
         return "texts held out of it"
+    if (run.folder / "dev.json").is_file():
+        return "questions held out of it"
     return "?"
 
 

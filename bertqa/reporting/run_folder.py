@@ -186,7 +186,12 @@ def read_journal(path: str | Path) -> Iterator[dict]:
 
 def find_dev(run: Run, given: str | None = None) -> Path | None:
     """The file of dev questions: as given, else as the run had it, seen from here or from above its folder."""
-    return Path(given) if given is not None else find_file(run, run.setting("dev"))
+    if given is not None:
+        return Path(given)
+    held_out = run.folder / "dev.json"
+    if not run.setting("dev") and held_out.is_file():
+        return held_out
+    return find_file(run, run.setting("dev"))
 
 
 def find_file(run: Run, setting: object) -> Path | None:

@@ -1,6 +1,7 @@
 """Text classification as a task of the loop: its settings, its reader, its loss, and its evaluation."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +13,33 @@ from bertqa.data.batches import Batch, WindowStore
 from bertqa.data.text_windows import TextWindows, text_windows
 from bertqa.data.texts import Texts, label_names, label_rows, read_texts, split
 from bertqa.data.tokenizer import WordPiece
+from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import to_json, write_text
 from bertqa.inference import class_logits
 from bertqa.model import folder
 from bertqa.model.attention import Layout
-from bertqa.model.card import card
+from bertqa.model.card import classifier_card
 from bertqa.settings import ClassificationSettings
 from bertqa.training.distillation import Teaching
 from bertqa.training.task import Task
 
 
+@dataclass
+class Evaluation:
+    """What an evaluation found."""
+
+    logits: np.ndarray
+    """(R, C) of the dev texts."""
+    metrics: dict
+
+
 class Classification(Task):
     """Reads the texts, and is the loop's `Task`."""
 
+    key = "macro_f1"
+    head = folder.CLASSES
     static_shapes = True
-
-    key, head = "macro_f1", folder.CLASSES
 
     def __init__(
         self,
@@ -41,66 +52,55 @@ class Classification(Task):
         device: torch.device,
         say=print,
         progress: bool = True,
-        recipe: dict | None = None,
-        world=None,
+        world: World = World(),
     ):
-        """Read, split and tokenise. `say` takes one line at a time for people; `recipe` is what the model card tells;
-        the ranks of a `world` share the evaluation.
+        """Read, split and tokenise.
+
+        Args:
+            train, dev: files of texts with labels; without `dev` a part of the training texts is held out.
+            weights: the model folder whose tokenizer, and classes if it has any, are used.
+            say: takes a line at a time for people.
+            progress: whether to show bars.
+            world: its ranks share the evaluation.
 
         Raises:
             UserError: for files that cannot be read, a single class, and dev labels that training does not have.
         """
-        if dev and settings.split is not None:
-            raise UserError(
-                f"--split cuts a dev set out of the training texts, but --dev {dev} is one; leave one out"
-            )
         config = folder.read_config(weights)
-        self.settings, self.device, self.weights, self.progress, self.world = (
-            settings,
-            device,
-            weights,
-            progress,
-            world,
-        )
+        self.settings = settings
+        self.device = device
+        self.weights = weights
+        self.say = say
+        self.progress = progress
+        self.world = world
+        self.tokenizer = WordPiece.load(weights)
         self.max_length = settings.max_length or config["architecture"]["max_position_embeddings"]
-        self.tokenizer, self.recipe, self.evaluation = WordPiece.load(weights), recipe or {}, None
-        columns = {
-            name: getattr(settings, name) for name in ("text_column", "label_column", "pair_column")
-        }
-        whole = read_texts(train, **columns, limit=settings.limit_train)
-        if dev:
-            self.train, self.dev = whole, read_texts(dev, **columns, limit=settings.limit_dev)
-        else:
-            self.train, self.dev = split(whole, settings.split or 0.3, seed)
-            self.dev = self.dev.select(range(len(self.dev))[: settings.limit_dev])
-        self.labels = self._classes(config)
-        empty = set(self.train.empty())
-        self.rejected = [self.train.where[row] for row in sorted(empty)]
-        self.train = self.train.select([row for row in range(len(self.train)) if row not in empty])
-        windows = self._windows(self.train, "train", say)
-        self.windows, self.store = windows, WindowStore(windows, device)
-        self.teaching: Teaching | None = None
-        self.dev_windows = self._windows(self.dev, "dev", say)
-        counts = np.bincount(windows.classes, minlength=len(self.labels))
-        balanced = torch.from_numpy(
-            len(windows) / (len(self.labels) * np.maximum(1, counts))
-        )  # (C,)
-        self.weight = (
-            balanced.to(device, torch.float32) if settings.class_weights == "balanced" else None
-        )
 
-    def _classes(self, config: dict) -> list[str]:
-        """The classes in order: as the weights' own head has them, where it has all of the training data's."""
-        found = label_names(self.train.labels)
-        if len(found) < 2:
-            raise UserError(
-                f"{self.train.path}: all {len(self.train):,} labels are {found[0]!r}; a classifier needs at least "
-                "two classes"
+        texts, self.dev = read_both(train, dev, settings, seed)
+        self.labels = classes_of(texts, config.get("labels") or [])
+        empty = set(texts.empty())
+        self.rejected = [texts.where[row] for row in sorted(empty)]
+        self.train = texts.select([row for row in range(len(texts)) if row not in empty])
+        if dev and texts.sha256 == self.dev.sha256:
+            say(
+                "warning: train and dev are the same file, so the scores say how well it was learned by heart; "
+                "without --dev a part is held out"
             )
-        known = config.get("labels") or []
-        return known if set(found) <= set(known) else found
+        self.windows = self._windows(self.train, "train")
+        self.dev_windows = self._windows(self.dev, "dev")
+        self.store = WindowStore(self.windows, device)
+        self.weight = self._class_weights() if settings.class_weights == "balanced" else None
+        self.teaching: Teaching | None = None
+        self.evaluation: Evaluation | None = None
 
-    def _windows(self, texts: Texts, name: str, say) -> TextWindows:
+    def _class_weights(self) -> Tensor:
+        """(C,) how much an error on a text of each class weighs: N texts / (C classes * its texts)."""
+        counts = np.bincount(self.windows.classes, minlength=len(self.labels))
+        weights = len(self.windows) / (len(self.labels) * np.maximum(1, counts))
+        return torch.from_numpy(weights).to(self.device, torch.float32)
+
+    def _windows(self, texts: Texts, name: str) -> TextWindows:
+        """Tokenise texts, and say what they are like."""
         if not len(texts):
             raise UserError(
                 f"{texts.path}: no text is left for {name}; give more texts, or another --split"
@@ -114,30 +114,33 @@ class Classification(Task):
             max_length=self.max_length,
             progress=name if self.progress else None,
         )
-        counts = zip(
-            self.labels, np.bincount(rows, minlength=len(self.labels)).tolist(), strict=True
-        )
-        extra = f", {windows.cut:,} cut to {self.max_length}" if windows.cut else ""
+        counts = np.bincount(rows, minlength=len(self.labels)).tolist()
+        shares = [f"{count:,} {label}" for label, count in zip(self.labels, counts, strict=True)]
+        parts = [
+            f"{len(texts):,} texts ({', '.join(shares)})",
+            f"{windows.lengths.mean():.0f} tokens on average",
+        ]
+        if windows.cut:
+            parts.append(f"{windows.cut:,} cut to {self.max_length}")
         if name == "train" and self.rejected:
-            extra += f", {len(self.rejected):,} empty ones left out (-> rejected.jsonl)"
+            parts.append(f"{len(self.rejected):,} empty ones left out (-> rejected.jsonl)")
         elif texts.empty():
-            extra += f", {len(texts.empty()):,} of them empty"
-        say(
-            f"{name}: {texts.path}: {len(texts):,} texts ({', '.join(f'{count:,} {label}' for label, count in counts)}), "
-            f"{windows.lengths.mean():.0f} tokens on average{extra}"
-        )
+            parts.append(f"{len(texts.empty()):,} of them empty")
+        self.say(f"{name}: {texts.path}: {', '.join(parts)}")
         return windows
 
     def fingerprints(self) -> dict[str, str]:
         """What a resumed run must have in common with this one."""
-        return {
+        found = {
             "train windows": self.windows.fingerprint(),
             "dev windows": self.dev_windows.fingerprint(),
             "train file": self.train.sha256[:16],
             "dev file": self.dev.sha256[:16],
             "labels": ", ".join(self.labels),
-            **({"teachers": self.teaching.fingerprint} if self.teaching else {}),
         }
+        if self.teaching:
+            found["teachers"] = self.teaching.fingerprint
+        return found
 
     def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
         """Summed cross-entropy of a packed batch, each text's times the weight of its class; with what teachers say."""
@@ -162,50 +165,38 @@ class Classification(Task):
         )
         matrix = confusion(self.dev_windows.classes, logits.argmax(1), len(self.labels))
         metrics = {**scores(matrix), "loss": loss, "confusion": matrix.tolist()}
-        self.evaluation = logits, metrics
+        self.evaluation = Evaluation(logits, metrics)
         return metrics
 
     def describe(self, found: dict) -> str:
         """The scores of an evaluation that people look for."""
-        return found and (
-            f"accuracy {found['accuracy']:.2f}, macro_f1 {found['macro_f1']:.2f}, loss {found['loss']:.3f}\n"
-            + table(found["confusion"], self.labels)
+        figures = (
+            f"accuracy {found['accuracy']:.2f}, macro_f1 {found['macro_f1']:.2f}, "
+            f"loss {found['loss']:.3f}"
         )
+        return f"{figures}\n{table(found['confusion'], self.labels)}"
 
     def save_model(self, model: nn.Module, where: Path, evaluated: bool) -> None:
         """A model folder; config.json holds the classes in the order of the logits, the card the numbers of an evaluated
         model."""
-        source = folder.read_config(self.weights)["provenance"]
-        provenance = {
-            **source,
-            "fine_tuned_on": f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}",
-        }
+        provenance = dict(folder.read_config(self.weights)["provenance"])
+        provenance["fine_tuned_on"] = (
+            f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}"
+        )
         if self.teaching:
             provenance["taught_by"] = ", ".join(self.teaching.names)
-        text = (
-            card(
-                where,
-                provenance,
-                self.recipe,
-                self.evaluation[1],
-                task="text-classification",
-                tag="text-classification",
-                about=f"A text classifier; its classes are {', '.join(self.labels)}.",
-                measured=f"{self.dev.path}: {len(self.dev)} texts.",
-                rule="Accuracy and macro_f1 are in percent; macro_f1 is the mean over the classes.",
-                limits="It names one of its classes for any text, and can be wrong with a high "
-                "probability.",
-            )
-            if evaluated
-            else None
-        )
+        card = None
+        if evaluated:
+            measured = f"{self.dev.path}: {len(self.dev)} texts."
+            metrics = self.evaluation.metrics
+            card = classifier_card(where, provenance, self.recipe, metrics, self.labels, measured)
         folder.save(
             where,
             model,
             tokenizer_from=self.weights,
             labels=self.labels,
             provenance=provenance,
-            card=text,
+            card=card,
             qa=self.settings.saved(self.max_length),
         )
 
@@ -215,7 +206,7 @@ class Classification(Task):
         write_predictions(
             run / "predictions.jsonl",
             self.dev.ids,
-            self.evaluation[0],
+            self.evaluation.logits,
             self.labels,
             self.dev.labels,
         )
@@ -228,35 +219,68 @@ class Classification(Task):
         return len(lines)
 
 
+def read_both(
+    train: str, dev: str | None, settings: ClassificationSettings, seed: int
+) -> tuple[Texts, Texts]:
+    """The texts to train and to evaluate on; without `dev` a part of the training texts is held out."""
+    if dev and settings.split is not None:
+        raise UserError(
+            f"--split cuts a dev set out of the training texts, but --dev {dev} is one; leave one out"
+        )
+    columns = {
+        "text_column": settings.text_column,
+        "label_column": settings.label_column,
+        "pair_column": settings.pair_column,
+    }
+    whole = read_texts(train, **columns, limit=settings.limit_train)
+    if dev:
+        return whole, read_texts(dev, **columns, limit=settings.limit_dev)
+    kept, out = split(whole, settings.split or 0.3, seed)
+    return kept, out.select(range(len(out))[: settings.limit_dev])
+
+
+def classes_of(texts: Texts, known: list[str]) -> list[str]:
+    """The classes in order: as the weights' own head has them, where it has all of the training data's."""
+    found = label_names(texts.labels)
+    if len(found) < 2:
+        raise UserError(
+            f"{texts.path}: all {len(texts):,} labels are {found[0]!r}; a classifier needs at least two classes"
+        )
+    if set(found) <= set(known):
+        return known
+    return found
+
+
 def confusion(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """(C, C) counts: row = the right class, column = the predicted one."""
-    return np.bincount(gold.astype(np.int64) * classes + predicted, minlength=classes**2).reshape(
-        classes, classes
-    )
+    cells = gold.astype(np.int64) * classes + predicted
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
 def scores(matrix: np.ndarray) -> dict[str, float]:
     """Accuracy, and the mean of F1 over the classes that are right or predicted at least once, in percent."""
-    right, asked, said = matrix.diagonal(), matrix.sum(1), matrix.sum(0)  # 3 x (C,)
+    right = matrix.diagonal()  # (C,)
+    asked = matrix.sum(1)
+    said = matrix.sum(0)
     seen = asked + said > 0
+    f1 = 2 * right[seen] / (asked + said)[seen]
     return {
         "accuracy": 100 * float(right.sum() / matrix.sum()),
-        "macro_f1": 100 * float((2 * right[seen] / (asked + said)[seen]).mean()),
+        "macro_f1": 100 * float(f1.mean()),
     }
 
 
 def table(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     """A confusion matrix for people: a line for each right class."""
-    rows = [
-        ["right \\ predicted", *labels],
-        *([label, *map(str, row)] for label, row in zip(labels, matrix, strict=True)),
-    ]
+    rows = [["right \\ predicted", *labels]]
+    for label, counts in zip(labels, matrix, strict=True):
+        rows.append([label, *map(str, counts)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        f"{row[0]:{widths[0]}}  "
-        + "  ".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    )
+    lines = []
+    for name, *cells in rows:
+        padded = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([f"{name:{widths[0]}}", *padded]))
+    return "\n".join(lines)
 
 
 def probabilities(logits: np.ndarray, labels: Sequence[str]) -> list[dict[str, float]]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bertqa.data.batches import Batch, WindowStore
-from bertqa.data.download import locate
-from bertqa.data.examples import Dataset, read_examples, write_rejected
+from bertqa.data.examples import Dataset, Example, write_rejected
+from bertqa.data.repair import squad_document
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import Windows, build_windows
 from bertqa.distributed import World
@@ -25,20 +25,21 @@ from bertqa.qa.answers import best_answers, null_odds, prediction_files
 from bertqa.qa.spans import Spans, SpanSettings
 from bertqa.settings import QuestionAnsweringSettings
 from bertqa.training.distillation import Teaching
+from bertqa.training.questions import read_questions, warnings_of
 from bertqa.training.task import Task
 
 
 class QuestionAnswering(Task):
     """Reads the two files, cuts them into windows, and is the loop's `Task`."""
 
+    key = "f1"
+    head = folder.QA
     static_shapes = True
-
-    key, head, labels = "f1", folder.QA, None
 
     def __init__(
         self,
         train: str,
-        dev: str,
+        dev: str | None,
         weights: Path,
         settings: QuestionAnsweringSettings,
         *,
@@ -46,43 +47,46 @@ class QuestionAnswering(Task):
         device: torch.device,
         say=print,
         progress: bool = True,
-        recipe: dict | None = None,
         world: World = World(),
     ):
-        """Read and tokenise. `say` takes one line at a time for people; `recipe` is what the model card tells of the run.
-        The ranks of `world` share evaluations.
+        """Read and tokenise.
+
+        Args:
+            train, dev: files of questions; without `dev` a part of the training questions is held out.
+            weights: the model folder whose tokenizer is used.
+            say: takes a line at a time for people.
+            progress: whether to show bars.
+            world: its ranks share evaluations.
 
         Raises:
             UserError: for files that cannot be read or hold nothing to train or evaluate on.
         """
-        self.settings, self.device, self.weights, self.progress = (
-            settings,
-            device,
-            weights,
-            progress,
-        )
-        self.recipe, self.world = recipe or {}, world
+        self.settings = settings
+        self.device = device
+        self.weights = weights
+        self.say = say
+        self.progress = progress
+        self.world = world
         self.tokenizer = WordPiece.load(weights)
-        train_file, dev_file = self.world.in_turn(
-            lambda: (locate(train, "train"), locate(dev, "dev"))
-        )
-        self.train = read_examples(train_file, settings.limit_train)
-        self.dev = read_examples(dev_file, settings.limit_dev)
-        stride = ", ".join(
-            f"{name} {value}" for name, value in settings.stride.items() if value is not None
-        )
-        windows = self._windows(self.train, self.train.trainable(), "train", stride, say)
-        self.dev_windows = self._windows(self.dev, self.dev.examples, "dev", stride, say)
-        self.windows, self.store = windows, WindowStore(windows, device)
+        questions = read_questions(train, dev, settings, seed=seed, world=world)
+        for line in warnings_of(questions):
+            say(line)
+        self.train = questions.train
+        self.dev = questions.dev
+        self.held_out = questions.held_out
+        self.windows = self._windows(self.train, self.train.trainable(), "train")
+        self.dev_windows = self._windows(self.dev, self.dev.examples, "dev")
+        self.store = WindowStore(self.windows, device)
         self.teaching: Teaching | None = None
         self.evaluation: Evaluation | None = None
 
-    def _windows(self, data: Dataset, examples, name: str, stride: str, say) -> Windows:
-        say(f"{name}: {data.path}: {data.summary()}")
+    def _windows(self, data: Dataset, examples: list[Example], name: str) -> Windows:
+        """Cut examples into windows, and say what they are like."""
+        self.say(f"{name}: {data.path}: {data.summary()}")
         if not examples:
+            example = data.rejected[0].reason if data.rejected else "nothing"
             raise UserError(
-                f"{data.path}: not one question is usable for {name}; rejected, for example: "
-                f"{data.rejected[0].reason if data.rejected else 'nothing'}"
+                f"{data.path}: not one question is usable for {name}; rejected, for example: {example}"
             )
         windows = build_windows(
             examples,
@@ -92,24 +96,29 @@ class QuestionAnswering(Task):
             progress=name if self.progress else None,
             **self.settings.stride,
         )
-        extra = f", {windows.cut_questions} questions cut" if windows.cut_questions else ""
+        parts = [f"{len(windows):,} windows of at most {self.settings.max_length} tokens"]
+        for way, tokens in self.settings.stride.items():
+            if tokens is not None:
+                parts.append(f"{way} {tokens}")
+        parts.append(f"{windows.lengths.mean():.0f} tokens on average")
+        if windows.cut_questions:
+            parts.append(f"{windows.cut_questions} questions cut")
         if windows.unlabelled:
-            extra += f", {len(windows.unlabelled)} answers that no window holds"
-        say(
-            f"{name}: {len(windows):,} windows of at most {self.settings.max_length} tokens, {stride}, "
-            f"{windows.lengths.mean():.0f} tokens on average{extra}"
-        )
+            parts.append(f"{len(windows.unlabelled)} answers that no window holds")
+        self.say(f"{name}: {', '.join(parts)}")
         return windows
 
     def fingerprints(self) -> dict[str, str]:
         """What a resumed run must have in common with this one."""
-        return {
+        found = {
             "train windows": self.windows.fingerprint(),
             "dev windows": self.dev_windows.fingerprint(),
             "train file": self.train.sha256[:16],
             "dev file": self.dev.sha256[:16],
-            **({"teachers": self.teaching.fingerprint} if self.teaching else {}),
         }
+        if self.teaching:
+            found["teachers"] = self.teaching.fingerprint
+        return found
 
     def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
         """Summed span loss of a packed batch, with what teachers say where there are any."""
@@ -144,18 +153,15 @@ class QuestionAnswering(Task):
     def save_model(self, model: nn.Module, where: Path, evaluated: bool) -> None:
         """A model folder; qa.json holds the threshold of the last evaluation, the card the numbers of an evaluated model."""
         found = self.evaluation.qa if self.evaluation else {"null_threshold": None}
-        source = folder.read_config(self.weights)["provenance"]
-        provenance = {
-            **source,
-            "fine_tuned_on": f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}",
-        }
+        provenance = dict(folder.read_config(self.weights)["provenance"])
+        provenance["fine_tuned_on"] = (
+            f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}"
+        )
         if self.teaching:
             provenance["taught_by"] = ", ".join(self.teaching.names)
-        card = (
-            model_card(where, provenance, self.recipe, self.evaluation.metrics, found)
-            if evaluated
-            else None
-        )
+        card = None
+        if evaluated:
+            card = model_card(where, provenance, self.recipe, self.evaluation.metrics, found)
         folder.save(
             where,
             model,
@@ -168,18 +174,18 @@ class QuestionAnswering(Task):
     def save_predictions(self, run: Path) -> None:
         """predictions.json (at the tuned threshold), nbest_predictions.json, null_odds.json."""
         assert self.evaluation, "nothing has been evaluated yet"
+        threshold = self.evaluation.qa["null_threshold"]
         files = prediction_files(
-            self.evaluation.spans,
-            self.dev_windows,
-            self.dev.examples,
-            self.evaluation.qa["null_threshold"],
+            self.evaluation.spans, self.dev_windows, self.dev.examples, threshold
         )
         for name, content in files.items():
             write_json(run / name, content)
 
     def save_rejected(self, run: Path) -> int:
-        """rejected.jsonl: the training questions that could not be used. Returns how many."""
+        """rejected.jsonl: the training questions that could not be used; dev.json: those that were held out."""
         write_rejected(self.train, run / "rejected.jsonl")
+        if self.held_out:
+            write_json(run / "dev.json", squad_document(self.dev.examples))
         return len(self.train.rejected)
 
 
@@ -196,17 +202,23 @@ class Evaluation:
     @classmethod
     def of(cls, spans: Spans, windows: Windows, data: Dataset, loss: float) -> "Evaluation":
         """Score the spans of `data`, tuning the threshold on raw best non-null answers."""
-        answers, odds = best_answers(spans, windows, data.examples), null_odds(spans)
+        answers = best_answers(spans, windows, data.examples)
+        odds = null_odds(spans)
         ids = [example.id for example in data.examples]
         scores = metrics.score_answers(data.examples, dict(zip(ids, answers.texts, strict=True)))
-        exact, f1 = np.array(scores.exact, float), np.array(scores.f1, float)
+        exact = np.array(scores.exact, float)
+        f1 = np.array(scores.f1, float)
         has_answer = np.array(scores.has_answer, bool)
+
         qa = thresholds.tune(odds, exact, f1, has_answer)
         silent = thresholds.abstain(odds, qa["null_threshold"])
-        final = [np.where(silent, ~has_answer, values).tolist() for values in (exact, f1)]
-        found = metrics.averages(*final, has_answer.tolist())
+        # Where no answer is given, that is right just where there is none.
+        exact = np.where(silent, ~has_answer, exact)
+        f1 = np.where(silent, ~has_answer, f1)
+        found = metrics.averages(exact.tolist(), f1.tolist(), has_answer.tolist())
         if qa["null_threshold"] is not None:
-            report = qa["tuning"]["tuned"]
-            found |= {name: report[name] for name in ("exact", "f1", "exact_at_zero", "f1_at_zero")}
+            tuned = qa["tuning"]["tuned"]
+            for name in ("exact", "f1", "exact_at_zero", "f1_at_zero"):
+                found[name] = tuned[name]
             found["null_threshold"] = qa["null_threshold"]
         return cls(spans, {**found, "loss": loss}, qa)

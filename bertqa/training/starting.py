@@ -1,5 +1,6 @@
 """What a run starts from: settings become a `Job`, that is weights, data, a device and a model."""
 
+import dataclasses
 import os
 import random
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from bertqa.training.distillation import ask_teachers
 from bertqa.training.job import Job, say_on_stderr
 from bertqa.training.loop import total_steps
 from bertqa.training.question_answering import QuestionAnswering
+from bertqa.training.questions import with_dev
 from bertqa.training.task import Task
 
 TASKS = {"qa": QuestionAnswering, "classify": Classification}
@@ -58,7 +60,8 @@ def job_of(
     Raises:
         UserError: for settings, weights and files that cannot be used; all bad settings at once.
     """
-    files = settings.files
+    files = with_dev(settings.files)
+    settings = dataclasses.replace(settings, files=files)
     weights = Path(
         world.in_turn(lambda: resolve_weights(files.weights, encoder_only=files.fresh_head))
     )
