@@ -1,6 +1,7 @@
 """A whole training run: its folder, the loop, and what is left behind. For any task, from the command line or Python."""
 
 import contextlib
+import dataclasses
 import math
 import shlex
 from dataclasses import dataclass
@@ -93,9 +94,14 @@ def begin(job: Job) -> None:
 
 def restore(job: Job) -> None:
     """Put the last checkpoint of the run folder into the job, if it goes on where the run left off."""
+    config = read_run_config(job.run)
+    if job.settings.micro_tokens == "auto":  # what the run's first sitting made of it
+        micro_tokens = config["settings"].get("micro_tokens", "auto")
+        job.settings = dataclasses.replace(job.settings, micro_tokens=micro_tokens)
+    job.settings = settle(job.settings, job.model, job.device, job.dtype)
     last, state = load_checkpoint(job.run, job.world)
     fingerprints = fingerprints_of(job)
-    saved = state or read_run_config(job.run)
+    saved = state or config
     check_same(saved["fingerprints"], fingerprints | lasting_settings(job), job.run)
     job.fingerprints = fingerprints | lasting_settings(job)
     job.resumed = state
