@@ -149,6 +149,7 @@ def test_added_tokens_that_cannot_be(slow, tmp_path, file, content, said):
         ("tokenizer_config.json", {"tokenizer_class": "BertJapaneseTokenizer"}, "tokenizer_class"),
         ("config.json", {"tokenizer_class": "BertJapaneseTokenizer"}, '"BertJapaneseTokenizer"'),
         ("tokenizer_config.json", {"tokenizer_class": "TapasTokenizer"}, '"TapasTokenizer"'),
+        ("tokenizer_config.json", {"tokenizer_class": ["BertTokenizer"]}, "tokenizer_class"),
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["a.B", None]}}, "auto_map, code"),
         (
             "tokenizer_config.json",
@@ -178,6 +179,10 @@ def test_tokenizers_that_are_wordpiece(fast, tmp_path, name):
     "change, said",
     [
         (lambda fast: fast.update(post_processor=None), "it puts two texts together as "),
+        (
+            lambda fast: fast["post_processor"].update(special_tokens={}),
+            "the tokenizers library cannot use it",
+        ),
         (lambda fast: fast["post_processor"]["pair"].pop(2), "it puts two texts together as [CLS]"),
         (lambda fast: fast["post_processor"]["pair"].reverse(), "it puts two texts together as"),
         (

@@ -1,6 +1,8 @@
 """tokenizer.json: made for a vocab.txt, given the tokens that were added later, and tried."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,12 +91,8 @@ def open_fast(path: Path, fast: dict):
     """The tokenizers library's object of a tokenizer.json, every added token of which has the id that the file states."""
     from tokenizers import Tokenizer
 
-    try:
+    with library(path):
         backend = Tokenizer.from_str(json.dumps(fast))
-    except Exception as error:  # the library raises a bare Exception
-        raise UserError(
-            f"{path}: the tokenizers library cannot read it ({first_sentence(error)}); fetch it again"
-        ) from error
     for entry in fast.get("added_tokens") or []:
         given = backend.token_to_id(entry["content"])
         # the library numbers them itself, on from the vocabulary, and passes over what a file says
@@ -104,6 +102,19 @@ def open_fast(path: Path, fast: dict):
                 f"{given} where it is read: ids before it are missing"
             )
     return backend
+
+
+@contextlib.contextmanager
+def library(path: Path) -> Iterator[None]:
+    """Turns whatever the tokenizers library raises over a file into a UserError."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a bare Exception, or a panic of Rust, which is not even that
+        raise UserError(
+            f"{path}: the tokenizers library cannot use it ({first_sentence(error)}); fetch it again"
+        ) from error
 
 
 def normaliser(backend):
@@ -120,10 +131,11 @@ def segments_given(path: Path, backend) -> bool:
         UserError: where it puts two texts together otherwise than [CLS] A [SEP] B [SEP], as bertqa does.
     """
     cls, sep = backend.token_to_id("[CLS]"), backend.token_to_id("[SEP]")
-    # Any token will do, for only what stands around it is looked at.
-    first = backend.encode("a", add_special_tokens=False).ids
-    second = backend.encode("b b", add_special_tokens=False).ids
-    made = backend.encode("a", "b b")
+    with library(path):
+        # Any tokens will do, for only what stands around them is looked at.
+        first = backend.encode("a", add_special_tokens=False).ids
+        second = backend.encode("b b", add_special_tokens=False).ids
+        made = backend.encode("a", "b b")
     if made.ids != [cls, *first, sep, *second, sep]:
         raise UserError(
             f"{path}: it puts two texts together as {' '.join(made.tokens)}, and BERT's models are fed "

@@ -199,7 +199,7 @@ def _check_config(source: Path, config: dict) -> None:
     model_config = _read_optional(source / "config.json")
     kind = config.get("tokenizer_class") or model_config.get("tokenizer_class")
     problems = []
-    if kind is not None and kind not in CLASSES:
+    if kind is not None and str(kind) not in CLASSES:
         problems.append(f"tokenizer_class {show(kind)}")
     if config.get("auto_map"):
         problems.append("auto_map, code of its own")
