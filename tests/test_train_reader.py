@@ -15,7 +15,8 @@ from bertqa.model import folder
 sys.path.insert(0, str(ROOT / "tools"))
 import ablation
 import train_reader
-from train_reader import Plan, hold_out, make_plan, write_squad
+from train_reader import Cost, count_teachers, hold_out, write_squad
+from trainings import Training
 
 SMALL = ["--max-length", "48", "--batch-size", "8", "--device", "cpu"]
 
@@ -60,21 +61,18 @@ def test_written_questions_are_read_as_they_were(tmp_path, letters):
 # Time
 
 
-@pytest.mark.parametrize(
-    ("left", "expected"),
-    [
-        (1e9, Plan(3, 10)),
-        (350, Plan(3, 10)),
-        (300, Plan(3, 7)),
-        (200, Plan(2, 6)),
-        (140, Plan(1, 6)),
-        (60, Plan(1, 2)),
-        (-5, Plan(1, 1)),
-    ],
-)
-def test_what_fits_into_the_time(left, expected):
-    """A teacher of 3 epochs took 60 s; three teachers and 10 epochs are wanted."""
-    assert make_plan(Plan(3, 10), 3, 60.0, left) == expected
+def test_what_fits_into_the_time():
+    """At 20 s an epoch and 2 s for the rest, three teachers of 3 epochs and ten epochs of the student wanted."""
+    cost = Cost(epoch=20.0, fixed=2.0)
+
+    def teachers(left):
+        return count_teachers(3, 10, 3, cost, left)
+
+    assert [teachers(left) for left in (1e9, 267, 265, 202, 201, 10)] == [3, 3, 2, 2, 1, 1]
+    # Asking three teachers 6 s, loading and evaluating 2, measuring afterwards 8; 21 s an epoch.
+    assert cost.student(16 + 6 * 21 + 1, 3) == 6 and cost.student(16 + 6 * 21 - 1, 3) == 5
+    training = Training("name", "command", {}, seconds=62.0, steps_seconds=60.0, windows=9)
+    assert Cost.of(training, 3) == cost
 
 
 # All of it, small
@@ -140,8 +138,7 @@ def test_the_same_command_goes_on(tmp_path, arguments, capsys):
 def test_a_time_limit_shrinks_the_student_up_front(tmp_path, arguments):
     out = tmp_path / "out"
     assert train_reader.main([*arguments, "--epochs", "1000", "--max-minutes", "0.21"]) == 0
-    plan = json.loads((out / "plan.json").read_text())
-    assert plan["epochs"] < 1000
+    assert json.loads((out / "epochs.json").read_text()) < 1000
     steps = json.loads((out / "student" / "summary.json").read_text())
     assert steps["finished"]
     assert not (out / "student" / "last").exists()  # no time for checkpoints

@@ -1,6 +1,5 @@
 """The card of a reader that tools/train_reader.py made: its README.md, of what was measured and nothing else."""
 
-import argparse
 import shlex
 import sys
 
@@ -9,17 +8,32 @@ from trainings import HEADER, Results, Training, cells_of, markdown
 from bertqa.model import folder
 
 
-def reader_card(args: argparse.Namespace, results: Results, best: Training) -> str:
-    """Markdown: lineage, scores, what chose what, recipe, limits.
+def lineage(results: Results, best: Training) -> dict:
+    """The provenance of the reader, for config.json: the start, its licence, the data, the teachers.
 
     Args:
-        args: of the command that made it.
         best: the training whose weights these are.
     """
     provenance = folder.read_config(results.bench.model_of(best))["provenance"]
+    split = results.facts["split"]
+    provenance["fine_tuned_on"] = (
+        f"{split['source']} (sha256 {split['asked']['sha256'][:16]}) without {len(split['held_out_articles'])} articles: "
+        f"{split['train_questions']:,} questions, {best.windows:,} windows"
+    )
+    provenance["taught_by"] = taught_by(results, best)
+    return provenance
+
+
+def reader_card(results: Results, best: Training) -> str:
+    """Markdown: lineage, scores, what chose what, recipe, limits; of the training whose weights these are."""
+    provenance = lineage(results, best)
     license = provenance.get("license") or "other"
     scores = [cells_of(row) for row in results.rows]
-    recipe = [f"- {training.name}: `{training.command}`" for training in results.bench.done]
+    folder_name = str(results.bench.out)
+    recipe = []
+    for training in results.bench.done:
+        recipe.append(f"- {training.name}: `{training.command.replace(folder_name, 'OUT')}`")
+    command = shlex.join(["python", *sys.argv]).replace(folder_name, "OUT")
     split = results.facts["split"]
     return f"""---
 library_name: bertqa
@@ -34,11 +48,9 @@ A small extractive question answering model: it marks the answer in a text that 
 
 ## Where it comes from
 
-- started from: {args.weights}, {license}
-- lineage: {provenance.get("lineage") or provenance.get("source")}
-- fine-tuned on {split["source"]} (sha256 {split["asked"]["sha256"][:16]}): {split["train_questions"]:,} questions,
-  {best.windows:,} windows
-- {taught_by(results, best)}
+- started from: {provenance.get("lineage") or provenance.get("source")}, {license}
+- fine-tuned on: {provenance["fine_tuned_on"]}
+- taught by: {provenance["taught_by"]}
 
 ## What it got
 
@@ -56,10 +68,10 @@ seed {split["asked"]["seed"]}: {", ".join(split["held_out_articles"])}.
 ## Recipe
 
 ```bash
-python {shlex.join(sys.argv)}
+{command}
 ```
 
-did these trainings:
+did these trainings in its folder OUT:
 
 {chr(10).join(recipe)}
 
@@ -74,9 +86,9 @@ def taught_by(results: Results, best: Training) -> str:
     """A line of the lineage: whom the model learned from."""
     teachers = [one for one in results.bench.done if f"/{one.name}/best" in best.command]
     if not teachers:
-        return "no teacher: the right answers alone"
+        return "no teacher, the right answers alone"
     scores = ", ".join(f"{one.metrics['f1']:.2f}" for one in teachers)
     return (
-        f"taught by {len(teachers)} reader(s) of its own size (F1 on the held-out articles {scores}): the mean of their "
-        "logits, beside the right answers"
+        f"{len(teachers)} reader(s) of its own size (F1 on the held-out articles {scores}): the mean of their logits, "
+        "beside the right answers"
     )

@@ -8,8 +8,8 @@ Stopped, the same command goes on. What it does, in order:
 
 1. Articles are held out of the training data, by seed, among those that have questions without an answer (where there are
    any), as every article of SQuAD 2.0's dev set has them. They choose: threshold, calibration, which model is kept.
-2. Teachers: the plain recipe with several seeds. The first one's time decides how many more there are and how long the
-   student is trained, so that everything ends within --max-minutes: never a student that is half trained.
+2. Teachers: the plain recipe with several seeds. Their time decides how many there are and how many epochs the student
+   has, before it starts, so that everything ends within --max-minutes: never a student that is half trained.
 3. The student learns from the mean of the teachers' logits (bertqa/training/distillation.py).
 4. The best on the held-out articles is rounded to float16, its threshold is tuned on them, and it is measured on the
    dev sets, which choose nothing.
@@ -22,18 +22,18 @@ import argparse
 import random
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from reader_card import reader_card
+from reader_card import lineage, reader_card
 from trainings import Bench, Results, Row, Training, open_bench, say
 
 from bertqa.data.download import locate
 from bertqa.data.examples import Example, read_examples
 from bertqa.errors import UserError
-from bertqa.files import read_object, to_json, write_json, write_text
+from bertqa.files import read_json, read_object, to_json, write_json, write_text
 from bertqa.flags import run_verb
 from bertqa.model import folder
 from bertqa.model.ensemble import Ensemble
@@ -48,8 +48,8 @@ LOGGED = (
 )
 """Held out since weights/EXPERIMENTS.md began: its rows can be compared with ours."""
 
-FINISH = 12.0
-"""Seconds that are kept for what comes behind the student: evaluations and writing."""
+OTHER = Path(__file__).resolve().parents[1] / "weights" / "out_of_domain.jsonl"
+"""Questions about texts that are not Wikipedia: reported, they choose nothing."""
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -175,46 +175,41 @@ def split_data(args: argparse.Namespace, out: Path) -> dict:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What fits into the time."""
+class Cost:
+    """Seconds that a training takes on this machine, with this data."""
 
-    teachers: int
-    epochs: int
-    """Of the student."""
+    epoch: float
+    fixed: float
+    """What is not steps: loading, compiling, the evaluation, writing."""
+
+    @classmethod
+    def of(cls, training: Training, epochs: int) -> "Cost":
+        """What a training of so many epochs has shown."""
+        return cls(training.steps_seconds / epochs, training.seconds - training.steps_seconds)
+
+    @property
+    def end(self) -> float:
+        """What comes behind the student: measured on the held-out questions, it is measured again on three times as many."""
+        return 4 * self.fixed
+
+    def student(self, left: float, teachers: int) -> int:
+        """The epochs that the student of so many teachers can have; they are asked first, each at a tenth of an epoch."""
+        rest = left - self.end - self.fixed - 0.1 * teachers * self.epoch
+        return int(rest / (1.05 * self.epoch))
 
 
-def make_plan(wanted: Plan, teacher_epochs: int, first: float, left: float) -> Plan:
-    """How many teachers there are, and how long the student is trained.
+def count_teachers(wanted: int, epochs: int, teacher_epochs: int, cost: Cost, left: float) -> int:
+    """How many teachers there are, with the first one trained and `left` seconds to go.
 
-    Args:
-        first: seconds that the first teacher took.
-        left: seconds until all must be done.
-
-    First the student's epochs shrink, down to twice a teacher's; then the number of teachers; then epochs again. With 60 s
-    for a teacher of 3 epochs and 10 epochs wanted, 350 s are enough for two more teachers and 10 epochs, 300 s for 7,
-    200 s for one more teacher and 6.
+    As many as wanted, if the student then still has twice a teacher's epochs (or all that it should have); else fewer. At
+    20 s an epoch and 2 s fixed, three teachers of 3 epochs and a student of 6 need 2 x 62 + 6 + 128 + 8 = 266 s.
     """
-    epoch = first / teacher_epochs
-    least = min(wanted.epochs, 2 * teacher_epochs)
-    for teachers in range(wanted.teachers, 0, -1):
-        # A tenth of a teacher's time is what it costs to ask one.
-        rest = left - (teachers - 1) * first - teachers * 0.1 * first
-        epochs = min(wanted.epochs, int(rest / (1.05 * epoch)))
-        if epochs >= least:
-            return Plan(teachers, epochs)
-    return Plan(1, max(1, epochs))
-
-
-def decide(args: argparse.Namespace, out: Path, first: Training, left: float) -> Plan:
-    """The plan, made once: a second sitting follows that of the first."""
-    note = out / "plan.json"
-    if note.exists():
-        return Plan(**read_object(note))
-    plan = Plan(args.teachers, args.epochs)
-    if args.max_minutes:
-        plan = make_plan(plan, args.teacher_epochs, first.seconds, left - FINISH)
-    write_json(note, vars(plan))
-    return plan
+    least = min(epochs, 2 * teacher_epochs)
+    teacher = cost.fixed + teacher_epochs * cost.epoch
+    for count in range(wanted, 1, -1):
+        if cost.student(left - (count - 1) * teacher, count) >= least:
+            return count
+    return 1
 
 
 # ---- the flow ----
@@ -234,10 +229,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     train, held = str(out / "data" / "train.json"), str(out / "data" / "held-out.json")
     bench = open_bench(args, out, train, held, ["--ema", args.ema])
     results = Results(bench, "held out, tuned on it", {"split": split})
-    teachers, plan = train_teachers(args, bench, results, deadline)
-    flags = ["--epochs", str(plan.epochs), "--lr", args.lr, "--seed", str(args.seed + 10)]
-    flags += ["--temperature", args.temperature, "--teacher-weight", args.teacher_weight]
-    bench.train("student", *flags, teachers=teachers)
+    teachers = train_teachers(args, bench, results, deadline)
+    train_student(args, bench, teachers, deadline)
     results.write()
 
     best = max(bench.done, key=lambda training: training.metrics["f1"])
@@ -251,18 +244,49 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train_teachers(
     args: argparse.Namespace, bench: Bench, results: Results, deadline: float
-) -> tuple[list[Training], Plan]:
-    """The first teacher, then the plan that its time allows, then the other teachers of the plan."""
+) -> list[Training]:
+    """The first teacher, and as many more as its time allows: decided once, a second sitting follows the first."""
     flags = ["--epochs", str(args.teacher_epochs), "--lr", args.teacher_lr]
     teachers = [bench.train("teacher0", *flags, "--seed", str(args.seed))]
     results.write()
-    plan = decide(args, bench.out, teachers[0], deadline - time.monotonic())
-    say(f"plan: {plan.teachers} teacher(s), a student of {plan.epochs} epochs")
-    for number in range(1, plan.teachers):
+    cost = Cost.of(teachers[0], args.teacher_epochs)
+
+    def fitting() -> int:
+        left = deadline - time.monotonic()
+        return count_teachers(args.teachers, args.epochs, args.teacher_epochs, cost, left)
+
+    count = decided(bench.out / "teachers.json", fitting if args.max_minutes else args.teachers)
+    say(f"{count} teacher(s)")
+    for number in range(1, count):
         seed = str(args.seed + number)
         teachers.append(bench.train(f"teacher{number}", *flags, "--seed", seed))
         results.write()
-    return teachers, plan
+    return teachers
+
+
+def train_student(
+    args: argparse.Namespace, bench: Bench, teachers: list[Training], deadline: float
+) -> None:
+    """The student, of as many epochs as there is time for."""
+
+    def fitting() -> int:
+        # The last teacher found everything compiled; so will the student.
+        cost = Cost.of(teachers[-1], args.teacher_epochs)
+        most = cost.student(deadline - time.monotonic(), len(teachers))
+        return max(1, min(args.epochs, most))
+
+    epochs = decided(bench.out / "epochs.json", fitting if args.max_minutes else args.epochs)
+    say(f"a student of {epochs} epochs")
+    flags = ["--epochs", str(epochs), "--lr", args.lr, "--seed", str(args.seed + 10)]
+    flags += ["--temperature", args.temperature, "--teacher-weight", args.teacher_weight]
+    bench.train("student", *flags, teachers=teachers)
+
+
+def decided(note: Path, choose: Callable[[], int] | int) -> int:
+    """What was decided in an earlier sitting, or is now."""
+    if not note.exists():
+        write_json(note, choose if isinstance(choose, int) else choose())
+    return read_json(note)
 
 
 def make_reader(args: argparse.Namespace, bench: Bench, results: Results, best: Training) -> None:
@@ -286,8 +310,8 @@ def make_reader(args: argparse.Namespace, bench: Bench, results: Results, best: 
             tokenizer_from=source,
             dtype=torch.float16,
             qa={**folder.read_qa(source), **tuned.qa},
-            provenance=folder.read_config(source)["provenance"],
-            card=reader_card(args, results, best),
+            provenance=lineage(results, best),
+            card=reader_card(results, best),
         )
 
     save()  # before anything else can go wrong
@@ -307,6 +331,8 @@ def dev_sets(args: argparse.Namespace, bench: Bench) -> dict:
     found = {"dev": bench.read("dev", locate(args.dev, "dev"), args.limit)}
     if args.dev1:
         found["dev 1.1"] = bench.read("dev 1.1, always answering", Path(args.dev1), args.limit)
+    if OTHER.exists():
+        found["other"] = bench.read("questions about other kinds of text", OTHER)
     return found
 
 

@@ -49,6 +49,8 @@ class Training:
     """Of its last evaluation, in percent."""
     seconds: float
     """On the clock, from the start weights to the model folder."""
+    steps_seconds: float
+    """Of them in optimizer steps; the rest went into loading, evaluating and writing, however long the training is."""
     windows: int
     """How many it was trained on, repeats counted."""
 
@@ -99,20 +101,22 @@ class Bench:
                 )
         else:
             began = time.monotonic()
-            windows = self._fit(run, arguments)
+            figures = self._fit(run, arguments)
             evaluations = []
             for record in read_journal(run / "metrics.jsonl"):
                 if record["event"] == "eval":
                     evaluations.append(record)
             seconds = time.monotonic() - began
-            training = Training(name, command, evaluations[-1], seconds, windows)
+            training = Training(
+                name, command, evaluations[-1], seconds, figures["seconds"], figures["windows"]
+            )
             write_json(note, vars(training))
         self.done.append(training)
         say(f"{name}: {line_of(training.metrics)} | {training.seconds:.1f} s")
         return training
 
-    def _fit(self, run: Path, arguments: list[str]) -> int:
-        """Train, or go on with what was stopped. Returns how many windows were seen."""
+    def _fit(self, run: Path, arguments: list[str]) -> dict:
+        """Train, or go on with what was stopped. Returns what summary.json says."""
         begun = (run / "config.json").exists()
         if begun:
             arguments = ["--resume", str(run)]
@@ -124,7 +128,7 @@ class Bench:
         trained = run_training(job, resume=begun)
         if trained.interrupted:
             raise UserError(f"{run}: stopped; the same command goes on with it")
-        return trained.figures["windows"]
+        return trained.figures
 
     def read(self, name: str, path: Path, limit: int | None = None) -> Questions:
         """The questions of a file, in windows like those of training."""
