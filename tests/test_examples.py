@@ -963,10 +963,6 @@ def test_missing_keys_in_real_data(dev2k, write):
         'data[0].paragraphs[0].qas[0]: has neither "answers" nor "is_impossible", its keys are '
         '["question", "id"]; a question without an answer says "answers": []',
     )
-    assert (
-        read_examples(path, labelled=False).summary()
-        == "2,032 examples, 2,032 unlabelled, 0 impossible, 0 offsets repaired, 0 rejected"
-    )
 
 
 def test_duplicate_ids_in_real_data(dev2k, write):

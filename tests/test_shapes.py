@@ -59,15 +59,6 @@ def test_ids_are_read_under_any_name_and_made_where_there_is_none(tmp_path):
     assert ids({**bare, "id": 5, "guid": "x"}) == ["5"]
 
 
-def test_predict_reads_what_says_nothing_of_answers(tmp_path):
-    for name in ("no answers", "answers of one only"):
-        path = write(tmp_path / "x", REFUSED[name][0])
-        data = read_examples(path, labelled=False)
-        assert data.unlabelled and f"{data.unlabelled} unlabelled" in data.summary()
-    path = write(tmp_path / "x", [flat(answer="Plum")])
-    assert read_examples(path, labelled=False).unlabelled == 1
-
-
 def test_an_answer_without_a_known_offset_says_what_keys_it_has(tmp_path):
     answers = [{"text": "e", "pos": 3}]
     data = read_examples(write(tmp_path / "x", [flat(context="e or e", answers=answers)]))

@@ -6,8 +6,11 @@ import io
 import json
 
 import pytest
+from shapes_read import READ
+from shapes_refused import REFUSED
 
 from bertqa.data import ids as ids_module
+from bertqa.data.examples import read_examples
 from bertqa.data.ids import Ids, Seen
 from bertqa.data.sources import Source, expand
 from bertqa.data.stream import QuestionStream
@@ -130,8 +133,9 @@ def test_bad_rows_of_a_csv(tmp_path):
     ("content", "says"),
     [
         (b"", "is empty"),
-        (b"id,question,text\n1,q,c\n", "neither JSON nor a CSV with the columns"),
-        (b"question,question,context\nq,q,c\n", 'has the column "question" twice'),
+        (b"id,question,text\n1,q,c\n", 'the CSV has no column "context"; its columns are "id"'),
+        (b"one,two\n1,q\n", "neither JSON nor a CSV header"),
+        (b"question,question,context\nq,q,c\n", 'has 2 columns "question"'),
         (b'id,question,context\n1,q,"c\n', "cut off: the CSV row that begins on line 2"),
         (b'{"records": []}', "wrong shape"),
         (b'[{"name": "a"}]', "wrong shape"),
@@ -193,3 +197,38 @@ def test_parquet(tmp_path):
     assert told(read(tmp_path / "no-name")) == GOOD
     with Source(tmp_path / "no-name") as source:
         assert source.head.startswith(b"PAR1")
+
+
+@pytest.mark.parametrize("name", READ)
+def test_every_shape_that_is_trained_on_can_be_answered(tmp_path, name):
+    """One table of shapes serves both: the same questions, paragraphs and ids."""
+    content = READ[name][0]
+    path = tmp_path / "file"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    found = [(str(q.id), q.question, q.documents[0]) for q in read(path)]
+    assert [q.error for q in read(path)] == [""] * len(READ[name][1])
+    assert found == [(e.id, e.question, e.context) for e in read_examples(path).examples]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name, (_, says) in REFUSED.items() if says.startswith("is ")],
+)
+def test_what_is_refused_by_name_in_training_is_in_answering(tmp_path, name):
+    content, says = REFUSED[name]
+    path = tmp_path / "file"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    if name in ("NQ-open", "DPR"):
+        assert all('has no "context"' in q.error for q in read(path))
+        return
+    with pytest.raises(UserError) as caught:
+        read(path)
+    assert says in str(caught.value)
+
+
+def test_what_says_nothing_of_answers_is_answered(tmp_path):
+    for name, count in (("no answers", 1), ("answers of one only", 2)):
+        content, says = REFUSED[name]
+        path = tmp_path / "file"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        assert len([q for q in read(path) if not q.error]) == count and "neither" in says

@@ -74,7 +74,6 @@ class Dataset:
     rejected: list[Rejected] = field(default_factory=list)
     flagged: bool = False  # whether a record has the key is_impossible
     unit: str = CHARACTERS  # what the file's offsets count, see offsets.UNITS
-    unlabelled: int = 0  # questions of which the file says neither answers nor that there are none
     faults: list[str] = field(
         default_factory=list
     )  # broken records that were left out, where that was asked for
@@ -106,17 +105,15 @@ class Dataset:
 
     def summary(self) -> str:
         """What the file holds, in one line."""
-        parts = [counted(len(self.examples), "example")]
-        if self.unlabelled:
-            parts.append(f"{self.unlabelled:,} unlabelled")
-        impossible = sum(not example.answer_texts for example in self.examples) - self.unlabelled
+        examples = counted(len(self.examples), "example")
+        impossible = sum(not example.answer_texts for example in self.examples)
         repaired = counted(self.repaired, "offset") + " repaired"
         if self.unit != CHARACTERS:
             repaired += f" (counted in {self.unit})"
         rejected = f"{len(self.rejected):,} rejected"
         if self.rejected:
             rejected += " (-> rejected.jsonl)"
-        return ", ".join([*parts, f"{impossible:,} impossible", repaired, rejected])
+        return ", ".join([examples, f"{impossible:,} impossible", repaired, rejected])
 
 
 def counted(count: int, name: str) -> str:
@@ -124,15 +121,12 @@ def counted(count: int, name: str) -> str:
     return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
 
 
-def read_examples(
-    path: str | Path, limit: int | None = None, *, labelled: bool = True, gather: bool = False
-) -> Dataset:
+def read_examples(path: str | Path, limit: int | None = None, *, gather: bool = False) -> Dataset:
     """Read a file of questions; `limit` keeps the first so many of them, in file order, and checks no further.
 
     The names `squad1` and `squad2` stand for dev files here, `squad2-train` for that one: see `bertqa.data.download`.
 
     Args:
-        labelled: whether a question must say what its answers are; else those that do not are counted as unlabelled.
         gather: leave broken records out and list them in `faults`, as long as one is whole.
 
     Raises UserError, one line that names the file and the record, line or byte, for a file that is missing, empty, cut
@@ -148,7 +142,7 @@ def read_examples(
         faults = Faults(gather)
         kind, questions = questions_in(decode(content), faults)
         data = Dataset(str(path), hashlib.sha256(content).hexdigest(), kind)
-        found = list(checked_questions(islice(questions, limit), labelled, faults))
+        found = list(checked_questions(islice(questions, limit), faults))
         _fill(data, found)
         data.faults = faults.found
         if not data.examples and data.faults:
@@ -188,7 +182,6 @@ def _fill(data: Dataset, found: Sequence[Checked]) -> None:
         data.examples.append(example)
         data.repaired += repaired
         data.flagged |= "is_impossible" in checked.record
-        data.unlabelled += checked.unlabelled
         if reason:
             record = {**checked.record, "id": example.id, "context": example.context}
             record["title"] = example.title

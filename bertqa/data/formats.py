@@ -213,8 +213,7 @@ def questions_in(text: str, faults: Faults) -> tuple[str, Iterator[Question]]:
         shape = shape_of_columns(records.header, text)
     else:
         shape = shape_of_records(records)
-    if isinstance(shape.then, str):
-        raise UserError(f"is {shape.name}: {shape.then}")
+    refuse(shape)
     name = shape.name
     if name in ("flat", "sberquad", "subjqa"):
         name = {"json": "flat json"}.get(records.kind, records.kind)
@@ -239,13 +238,24 @@ def shape_of_records(records: Records) -> Shape:
     first, records.items = look_ahead(records.items, LOOKED_AT)
     if not first:
         return Shape("flat", "", _flat)
-    found = [shape_of_keys(keys_in(record)) for _, record in first]
-    found = [shape for shape in found if shape]
-    if found:
-        return min(found, key=SHAPES.index)
+    shape = common_shape([record for _, record in first])
+    if shape:
+        return shape
     record = first[0][1]
     found = list(record) if isinstance(record, dict) and record else record
     raise UserError(f"wrong shape: found {show(found)}; accepted are {ACCEPTED}")
+
+
+def common_shape(records: list[object]) -> Shape | None:
+    """The shape of these records, as far as they have one: of several the one that stands first in the table."""
+    found = [shape_of_keys(keys_in(record)) for record in records]
+    return min(filter(None, found), key=SHAPES.index, default=None)
+
+
+def refuse(shape: Shape) -> None:
+    """Raise UserError for a shape that is not read."""
+    if isinstance(shape.then, str):
+        raise UserError(f"is {shape.name}: {shape.then}")
 
 
 def shape_of_columns(header: list[str], text: str) -> Shape:

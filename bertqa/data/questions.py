@@ -22,48 +22,49 @@ class Checked:
     golds: list[Gold]
     flag: bool | None
     """is_impossible, where it is said."""
-    unlabelled: bool
     record: dict
     repeat: bool = False
     """Whether an earlier question has its id."""
 
 
-def checked_questions(
-    questions: Iterator[Question], labelled: bool, faults: Faults
-) -> Iterator[Checked]:
+def checked_questions(questions: Iterator[Question], faults: Faults) -> Iterator[Checked]:
     """The questions whose records are sound; of others the mistake is raised, or noted in `faults`."""
-    numbered: bool | None = None  # whether ids are given here, for records that have none
-    first = ""
+    first: Question | None = None  # it decides whether ids are read or given
     seen: dict[str, str] = {}  # id -> where
     contexts: dict[str, str] = {}  # one object for each paragraph, so that it is tokenised once
     for number, question in enumerate(questions):
         with faults:
-            record = question.record
-            if isinstance(record, dict) and numbered is None:
-                numbered = not any(name in record for name in IDS)
-                first = question.where
-            if not numbered:
-                id = name_in(question.where, record, name_among(record, IDS))
-            elif isinstance(record, dict) and any(name in record for name in IDS):
-                raise UserError(
-                    f"{question.where}: has an id, but {first} has none; give all an id, or none"
-                )
-            else:
-                id = str(number)
-            checked = _check(question, id, labelled)
+            if first is None and isinstance(question.record, dict):
+                first = question
+            checked = _check(question, _id_of(question, first, number))
             checked.context = contexts.setdefault(checked.context, checked.context)
-            checked.repeat = id in seen
-            first_user = seen.setdefault(id, question.where)
-            if checked.repeat and faults.gather:
+            user = seen.setdefault(checked.id, question.where)
+            checked.repeat = user != question.where
+            if not checked.repeat or faults.gather:
                 yield checked
             if checked.repeat:
                 raise UserError(
-                    f"{question.where}: id {show(id)} was used by {first_user}; make every id unique"
+                    f"{question.where}: id {show(checked.id)} was used by {user}; make every id unique"
                 )
-            yield checked
 
 
-def _check(question: Question, id: str, labelled: bool) -> Checked:
+def _id_of(question: Question, first: Question | None, number: int) -> str:
+    """The id of a question; its number where the first one has no id. Raises UserError where it has one all the same."""
+    record = question.record
+    if first is None or _has_id(first.record):
+        return name_in(question.where, record, name_among(record, IDS))
+    if _has_id(record):
+        raise UserError(
+            f"{question.where}: has an id, but {first.where} has none; give all an id, or none"
+        )
+    return str(number)
+
+
+def _has_id(record: object) -> bool:
+    return isinstance(record, dict) and any(name in record for name in IDS)
+
+
+def _check(question: Question, id: str) -> Checked:
     """A question with its fields checked. Raises UserError."""
     where, record = question.where, question.record
     if isinstance(record, dict):
@@ -72,9 +73,8 @@ def _check(question: Question, id: str, labelled: bool) -> Checked:
     if not id.strip():
         raise UserError(f'{where}: "id" is empty; every question needs its own')
     flag = flag_in(where, record, "is_impossible")
-    golds = _golds(where, record, labelled)
-    unlabelled = golds is None and flag is None
-    if unlabelled and labelled:
+    golds = gold_answers(where, record)
+    if golds is None and flag is None:
         raise UserError(
             f'{where}: has neither "answers" nor "is_impossible", its keys are {show(list(record))}; '
             'a question without an answer says "answers": []'
@@ -82,13 +82,4 @@ def _check(question: Question, id: str, labelled: bool) -> Checked:
     golds = golds or []
     if flag and not any(gold.text.strip() for gold in golds):
         golds = []  # impossible, and written with "" as its answer
-    return Checked(
-        where, id, text, question.context, question.title, golds, flag, unlabelled, record
-    )
-
-
-def _golds(where: str, record: dict, labelled: bool) -> list[Gold] | None:
-    """The answers of a record. Where none are needed, those under an unknown key are not looked at."""
-    if not labelled and "answers" not in record and "answer" in record:
-        return None
-    return gold_answers(where, record)
+    return Checked(where, id, text, question.context, question.title, golds, flag, record)

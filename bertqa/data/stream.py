@@ -1,26 +1,35 @@
 """Questions read one after the other, for answering: no labels are looked at, and no file need fit into memory.
 
-JSONL, MRQA, CSV and Parquet are read as they are answered; SQuAD's and other JSON is one value, and read whole. A record
+The shapes are those of formats.py, for the sake of one table. JSONL, MRQA, CSV and Parquet are read as they are answered; SQuAD's and other JSON is one value, and read whole. A record
 that is no question does not end the stream: it comes out in its place, with what is wrong with it.
 """
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from bertqa.data.fields import Faults, name_among
+from bertqa.data.formats import (
+    CONTEXTS,
+    IDS,
+    KNOWN,
+    NO_CONTEXT,
+    QUESTIONS,
+    Shape,
+    common_shape,
+    refuse,
+    shape_of_columns,
+    shape_of_records,
+)
 from bertqa.data.ids import Ids
+from bertqa.data.records import records_in as formats_records
 from bertqa.data.sources import PARQUET, Source
+from bertqa.data.tables import best_delimiter, refuse_doubled_columns
 from bertqa.errors import UserError
 from bertqa.files import decode, parse_json, show
-
-COLUMNS = ("id", "question", "context")
-
-RECORD_KEYS = {"question", "context", "qas", "header"}
-"""One of them is in every record, and in every line of MRQA."""
-
-DELIMITERS = ",;\t"
 
 ACCEPTED = (
     'SQuAD JSON ("data", "paragraphs", "qas"); records with id, question and context, in a list or one per line; MRQA '
@@ -129,9 +138,10 @@ def records_in(source: Source) -> Records:
     if start not in (b"{", b"["):
         yield from csv_records(chain(first, lines))
         return
-    objects = [] if start == b"[" else objects_in(first)
-    if any(value.keys() & RECORD_KEYS for value in objects):
-        yield from json_line_records(chain(first, lines))
+    objects = objects_in(first)
+    shape = common_shape(objects)
+    if shape:
+        yield from json_line_records(chain(first, lines), shape)
     elif len(objects) > 1:
         raise UserError(f"wrong shape: found {show(list(objects[0]))}; accepted are {ACCEPTED}")
     else:
@@ -146,13 +156,16 @@ def objects_in(lines: list[bytes]) -> list[dict]:
             value = parse_json(decode(line), allow_nan=True)
         except UserError:
             continue
-        if isinstance(value, dict) and not value.keys() & {"data", "paragraphs"}:
+        if isinstance(value, list) and len(value) == 1 and len(lines) > 1:
+            value = value[0]  # some write MRQA's header so
+        if isinstance(value, dict) and "data" not in value:
             found.append(value)
     return found
 
 
-def json_line_records(lines: Iterator[bytes]) -> Records:
-    """JSONL, and MRQA's lines, of which each has a paragraph and its questions."""
+def json_line_records(lines: Iterator[bytes], shape: Shape) -> Records:
+    """JSONL: a record a line, be it a question, or a paragraph or article with several."""
+    refuse_for_answering(shape)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -162,51 +175,61 @@ def json_line_records(lines: Iterator[bytes]) -> Records:
         except UserError as error:
             yield where, error
             continue
-        if isinstance(value, dict) and "header" in value and "context" not in value:
-            continue  # MRQA's first line
-        yield from flat_records(where, value)
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        yield from flat_records(where, value, shape)
 
 
 def json_records(source: Source, text: str) -> Records:
-    """A JSON file: articles, paragraphs or flat records, in a list or under "data"."""
-    document = parse_json(text, allow_nan=True)
-    name = "records"
-    items = document if isinstance(document, list) else [document]
-    if isinstance(document, dict) and isinstance(document.get("data"), list):
-        name = "data"
-        items = document["data"]
-    if not any(_has_questions(item) for item in items):
-        found = list(document) if isinstance(document, dict) else document
-        raise UserError(f"wrong shape: found {show(found)}; accepted are {ACCEPTED}")
-    for number, item in enumerate(items):
+    """A JSON file, whatever holds its records."""
+    found = formats_records(text, KNOWN)
+    shape = shape_of_records(found)
+    refuse_for_answering(shape)
+    items = list(found.items)
+    if not items:
+        raise UserError("has no questions in it, though its shape is right")
+    for number, (where, item) in enumerate(items):
         source.share_of_records = (number + 1) / len(items)
-        yield from flat_records(f"{name}[{number}]", item)
+        yield from flat_records(where, item, shape)
 
 
-def _has_questions(item: object) -> bool:
-    return isinstance(item, dict) and bool(item.keys() & {"paragraphs", "qas", "question"})
+def refuse_for_answering(shape: Shape) -> None:
+    """Raise UserError for a shape that is not read; a question without a context is a mistake of its own."""
+    if shape.then is not NO_CONTEXT:
+        refuse(shape)
 
 
-def flat_records(where: str, value: object) -> Records:
-    """The records in an article, a paragraph, or a record itself."""
-    for key in ("paragraphs", "qas"):
-        if not isinstance(value, dict) or key not in value:
-            continue
-        if not isinstance(value[key], list):
-            yield where, UserError(f'"{key}" must be a list, not {show(value[key])}')
-            return
-        for number, item in enumerate(value[key]):
-            here = f"{where}.{key}[{number}]"
-            if key == "qas" and isinstance(item, dict):
-                id = item.get("id", item.get("qid"))
-                yield (
-                    here,
-                    {"id": id, "question": item.get("question"), "context": value.get("context")},
-                )
-            else:
-                yield from flat_records(here, item)
+def flat_records(where: str, value: object, shape: Shape) -> Records:
+    """The questions in a record of this shape: its own, or those of its paragraphs. Mistakes stand in their place."""
+    if shape.name == "flat" or isinstance(shape.then, str):
+        yield where, renamed(value)
         return
-    yield where, value
+    faults = Faults(gather=True)
+    for question in shape.then(where, value, faults):
+        yield from _mistakes(faults)
+        record = renamed(question.record)
+        if isinstance(record, dict):
+            record = {**record, "context": question.context}
+        yield question.where, record
+    yield from _mistakes(faults)
+
+
+def _mistakes(faults: Faults) -> Records:
+    """What was noted since the last question, each with its place."""
+    while faults.found:
+        where, _, what = faults.found.pop(0).partition(": ")
+        yield where, UserError(what)
+
+
+def renamed(record: object) -> object:
+    """A record with its id, question and context under these names."""
+    if not isinstance(record, dict):
+        return record
+    for name, names in (("id", IDS), ("question", QUESTIONS), ("context", CONTEXTS)):
+        other = name_among(record, names)
+        if name not in record and other in record:
+            record = {**record, name: record[other]}
+    return record
 
 
 def csv_records(lines: Iterator[bytes]) -> Records:
@@ -223,28 +246,12 @@ def csv_records(lines: Iterator[bytes]) -> Records:
 
 
 def _csv_records(text: Iterator[str]) -> Records:
-    head = ""
-    before = 0  # lines read before the reader's own first
-    delimiter = ""
-    for head in text:
-        before += 1
-        head = head.removeprefix("\ufeff")
-        cells = head.strip().strip('"').rstrip(",;\t ")
-        if cells.startswith("sep=") and len(head.strip().strip('"')) >= 5:
-            delimiter = head.strip().strip('"')[4]  # as Excel writes it
-        elif head.strip():
-            break
-    delimiter = delimiter or max(DELIMITERS, key=lambda mark: _merit(head, mark))
+    head, before, delimiter = _csv_head(text)
     reader = csv.reader(chain([head], text), delimiter=delimiter, strict=True)
     header = [name.strip().lower() for name in next(reader)]
-    missing = [name for name in ("question", "context") if name not in header]
-    if missing:
-        raise UserError(
-            f"neither JSON nor a CSV with the columns question and context: {show(head.strip())}; accepted are {ACCEPTED}"
-        )
-    twice = [name for name in COLUMNS if header.count(name) > 1]
-    if twice:
-        raise UserError(f"the header has the column {show(twice[0])} twice; leave one out")
+    refuse_doubled_columns(header)
+    shape = shape_of_columns(header, head)
+    refuse_for_answering(shape)
     last = reader.line_num
     while True:
         where = f"line {last + before}"
@@ -264,10 +271,20 @@ def _csv_records(text: Iterator[str]) -> Records:
                 UserError(f"has {len(row)} cells, the header {len(header)}; a quote missing?"),
             )
         elif any(cell.strip() for cell in row):
-            yield where, dict(zip(header, row, strict=True))
+            yield from flat_records(where, dict(zip(header, row, strict=True)), shape)
 
 
-def _merit(head: str, delimiter: str) -> tuple[int, int]:
-    """How good a header this line is under this delimiter: columns that are looked for, then columns."""
-    names = [name.strip(' "\r\n').lower() for name in head.split(delimiter)]
-    return sum(name in COLUMNS for name in names), len(names)
+def _csv_head(text: Iterator[str]) -> tuple[str, int, str]:
+    """-> the line of the header, its number, and what separates cells: as Excel says, or as it seems."""
+    head = ""
+    said = ""
+    before = 0
+    for head in text:
+        before += 1
+        head = head.removeprefix("\ufeff")
+        excel = re.match(r'\s*"?sep=([,;\t])', head)
+        if excel:
+            said = excel[1]
+        elif head.strip():
+            break
+    return head, before, said or best_delimiter(head, KNOWN)
