@@ -1,6 +1,7 @@
 """The old pipeline's call, and the adapters for Haystack and txtai against stand-ins of those packages."""
 
 import importlib
+import runpy
 import sys
 import types
 import warnings
@@ -165,3 +166,39 @@ def test_txtai(monkeypatch):
 @pytest.mark.parametrize("name", ["haystack_reader.py", "txtai_questions.py"])
 def test_adapters_are_short(name):
     assert len((ROOT / "tests" / name).read_text().splitlines()) <= 60
+
+
+# ---- small apps, against stand-ins where the packages are not installed
+
+
+def test_the_streamlit_app(monkeypatch):
+    said = []
+    stand_in = types.ModuleType("streamlit")
+    stand_in.cache_resource = lambda function: function
+    stand_in.text_area = stand_in.text_input = lambda label, value: value
+    stand_in.write = stand_in.caption = said.append
+    monkeypatch.setitem(sys.modules, "streamlit", stand_in)
+    monkeypatch.chdir(ROOT)
+    runpy.run_path(str(ROOT / "tests" / "app_streamlit.py"))
+    assert said[0] == "Agnes Holm" and said[1].endswith("characters 0 to 10")
+
+
+def test_the_streamlit_app_in_streamlit(monkeypatch):
+    testing = pytest.importorskip("streamlit.testing.v1")
+    monkeypatch.chdir(ROOT)
+    app = testing.AppTest.from_file(str(ROOT / "tests" / "app_streamlit.py")).run(timeout=60)
+    assert not app.exception and app.markdown[0].value == "Agnes Holm"
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_gradio_app(monkeypatch, installed):
+    if installed:
+        pytest.importorskip("gradio")
+    else:
+        stand_in = types.ModuleType("gradio")
+        stand_in.Textbox = stand_in.Number = lambda lines=1: None
+        stand_in.Interface = lambda function, inputs, outputs: types.SimpleNamespace(fn=function)
+        monkeypatch.setitem(sys.modules, "gradio", stand_in)
+    monkeypatch.chdir(ROOT)
+    made = runpy.run_path(str(ROOT / "tests" / "app_gradio.py"))
+    assert made["app"].fn(LAMP, WHO)[0] == "Agnes Holm"

@@ -236,7 +236,7 @@ class Command:
 
     @property
     def verb(self) -> str:
-        """The verb, or the tool, that it runs: train, convert_weights."""
+        """The verb, or the tool, that it runs: train, quickstart."""
         return re.search(r"(?:-m bertqa\.|tools/)(\w+)", self.text)[1]
 
     def option(self, flag: str) -> str | None:
@@ -311,18 +311,20 @@ def check_embed(command: Command, clone: Path, out: str, err: str) -> None:
     assert vectors.shape == (1, 384) and np.isfinite(vectors).all()
 
 
-def check_convert_weights(command: Command, clone: Path, out: str, err: str) -> None:
-    source, written = (
-        command.words[2],
-        json.loads((clone / command.words[3] / "config.json").read_text()),
-    )
-    assert (clone / command.words[3] / "model.safetensors").exists()
+def check_convert(command: Command, clone: Path, out: str, err: str) -> None:
+    source, made = command.words[3:5]
+    written = json.loads((clone / made / "config.json").read_text())
+    assert (clone / made / "model.safetensors").exists()
     if "--to-hf" in command.words:
         assert written["architectures"] == ["BertForQuestionAnswering"]
     else:
         assert written["provenance"]["source"] == source and bool(written["head"]) == (
             "head" not in HUB[source]
         )
+
+
+def check_report(command: Command, clone: Path, out: str, err: str) -> None:
+    assert out.strip() == f"{command.words[3]}/report.html"
 
 
 def check_quickstart(command: Command, clone: Path, out: str, err: str) -> None:
@@ -344,7 +346,8 @@ CHECKS = {
     "score": check_score,
     "doctor": check_doctor,
     "embed": check_embed,
-    "convert_weights": check_convert_weights,
+    "convert": check_convert,
+    "report": check_report,
     "quickstart": check_quickstart,
     "check": check_check,
 }
@@ -398,6 +401,41 @@ def test_an_environment_in_use_is_brought_up_to_date_not_made_again(tmp_path, mo
 
 def test_ci_runs_check():
     assert "tools/check.py" in (ROOT / ".ci" / "run").read_text()
+
+
+SHOWN = re.findall(r"^```console\n\$ (.*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@needs_reader
+@pytest.mark.parametrize(("command", "shown"), SHOWN, ids=[command for command, _ in SHOWN])
+def test_sample_output_is_what_is_printed(command, shown):
+    """Each line that is shown is among those printed; numbers may be others."""
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    numberless = [re.sub(r"[\d.,]+", "N", line).split() for line in done.stdout.splitlines()]
+    for line in shown.splitlines():
+        assert re.sub(r"[\d.,]+", "N", line).split() in numberless
+
+
+def test_the_core_is_as_long_as_the_readme_says():
+    rows = dict(re.findall(r"^\| ([\w/]+\.py) \| (\d+) \|", README, re.MULTILINE))
+    total = int(re.search(r"^\| together \| ([\d,]+) \|", README, re.MULTILINE)[1].replace(",", ""))
+    lines = {name: len((ROOT / "bertqa" / name).read_text().splitlines()) for name in rows}
+    assert len(rows) >= 10 and sum(map(int, rows.values())) == total
+    assert sum(lines.values()) == pytest.approx(total, rel=0.1) and total < 3500
+    far = {name: count for name, count in lines.items() if abs(count - int(rows[name])) > 60}
+    assert not far, "mend the table in README"
+
+
+def test_the_readme_is_short_and_its_picture_small():
+    assert len(README.splitlines()) < 500
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert pictures and all((ROOT / name).stat().st_size < 300_000 for name in pictures)
 
 
 @needs_reader

@@ -19,7 +19,7 @@ from bertqa.files import to_json, write_text
 from bertqa.inference import class_logits
 from bertqa.model import folder
 from bertqa.model.attention import Layout
-from bertqa.model.card import classifier_card
+from bertqa.model.card import classifier_card, fine_tuned
 from bertqa.settings import ClassificationSettings
 from bertqa.training.distillation import Teaching
 from bertqa.training.task import Task
@@ -179,15 +179,14 @@ class Classification(Task):
     def save_model(self, model: nn.Module, where: Path, evaluated: bool) -> None:
         """A model folder; config.json holds the classes in the order of the logits, the card the numbers of an evaluated
         model."""
-        provenance = dict(folder.read_config(self.weights)["provenance"])
-        provenance["fine_tuned_on"] = (
-            f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}"
-        )
+        data = f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}"
+        source = folder.read_config(self.weights)["provenance"]
+        provenance = fine_tuned(source, self.weights, data)
         if self.teaching:
             provenance["taught_by"] = ", ".join(self.teaching.names)
         card = None
         if evaluated:
-            measured = f"{self.dev.path}: {len(self.dev)} texts."
+            measured = f"{Path(self.dev.path).name}: {len(self.dev)} texts."
             metrics = self.evaluation.metrics
             card = classifier_card(where, provenance, self.recipe, metrics, self.labels, measured)
         folder.save(

@@ -18,7 +18,7 @@ from bertqa.files import write_json
 from bertqa.inference import find_spans
 from bertqa.model import folder
 from bertqa.model.attention import Layout
-from bertqa.model.card import model_card
+from bertqa.model.card import fine_tuned, model_card
 from bertqa.model.heads import span_loss
 from bertqa.qa import metrics, thresholds
 from bertqa.qa.answers import best_answers, null_odds, prediction_files
@@ -153,10 +153,9 @@ class QuestionAnswering(Task):
     def save_model(self, model: nn.Module, where: Path, evaluated: bool) -> None:
         """A model folder; qa.json holds the threshold of the last evaluation, the card the numbers of an evaluated model."""
         found = self.evaluation.qa if self.evaluation else {"null_threshold": None}
-        provenance = dict(folder.read_config(self.weights)["provenance"])
-        provenance["fine_tuned_on"] = (
-            f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}"
-        )
+        data = f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}"
+        source = folder.read_config(self.weights)["provenance"]
+        provenance = fine_tuned(source, self.weights, data)
         if self.teaching:
             provenance["taught_by"] = ", ".join(self.teaching.names)
         card = None

@@ -1,0 +1,70 @@
+"""Model cards: what the Hub reads in them, where weights come from, and nothing of the machine they were made on."""
+
+from pathlib import Path
+
+import pytest
+
+from bertqa.model.card import exported_card, fine_tuned, model_card
+
+METRICS = {"exact": 65.0, "f1": 67.469, "total": 60, "loss": 1.39}
+SETTINGS = {
+    "train": "/home/ada/data/train.json",
+    "dev": "/home/ada/data/dev-v2.0.json.gz",
+    "weights": "/home/ada/weights/base",
+    "out": "/home/ada/runs/first",
+    "lr": 5e-5,
+    "limit_dev": None,
+}
+HUB = {"source": "org/base", "license": "mit"}
+
+
+def card_of(provenance=HUB, qa=None, **settings) -> str:
+    return model_card(
+        Path("/home/ada/runs/first/best"), provenance, {**SETTINGS, **settings}, METRICS, qa or {}
+    )
+
+
+def test_nothing_of_the_machine():
+    card = card_of()
+    assert "/home" not in card and "- dev: dev-v2.0.json.gz" in card and "- weights: base" in card
+    assert "out:" not in card and "- lr: 5e-05" in card
+
+
+def test_the_hub_reads_the_scores(tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    pytest.importorskip("yaml")
+    data = hub.ModelCard(card_of()).data
+    assert (data.license, data.base_model, data.pipeline_tag) == (
+        "mit",
+        "org/base",
+        "question-answering",
+    )
+    found = {result.metric_type: result for result in data.eval_results}
+    assert found["exact_match"].metric_value == 65.0 and found["f1"].metric_value == 67.47
+    assert found["f1"].dataset_type == "rajpurkar/squad_v2"
+    part = hub.ModelCard(card_of(limit_dev=50)).data.eval_results[0]
+    assert part.dataset_type == "dev-v2.0.json.gz" and part.dataset_name.endswith("its first 50")
+    own = hub.ModelCard(card_of(dev='my "own": dev.json')).data.eval_results[0]
+    assert own.dataset_type == 'my "own": dev.json'
+    # and what export makes of it for transformers
+    (tmp_path / "README.md").write_text(card_of())
+    exported = hub.ModelCard(exported_card(tmp_path, "bert", "question-answering", HUB)).data
+    assert exported.library_name == "transformers" and len(exported.eval_results) == 2
+
+
+def test_lineage_has_every_step(tmp_path):
+    first = fine_tuned({**HUB, "lineage": "a -> org/base"}, tmp_path / "base", "one.json")
+    assert first["lineage"] == "a -> org/base" and first["fine_tuned_on"] == "one.json"
+    second = fine_tuned(first, tmp_path / "reader", "two.json")
+    assert second["lineage"] == "a -> org/base -> reader (fine-tuned on one.json)"
+    third = fine_tuned(second, tmp_path / "again", "three.json")
+    assert third["lineage"].endswith("-> again (fine-tuned on two.json)")
+    assert "- fine tuned on: three.json" in card_of(third)
+    assert "- lineage: a -> org/base -> reader (fine-tuned on one.json)" in card_of(third)
+
+
+def test_the_threshold_is_explained():
+    assert "null odds exceed 1.2500, tuned on the same dev set" in card_of(
+        qa={"null_threshold": 1.25}
+    )
+    assert "Every question gets an answer" in card_of()
