@@ -9,7 +9,7 @@ every published BERT has it), the loss, and batches as their Trainer makes them 
 together, padded to the longest. Both are decoded and scored by bertqa. Writes summary.json; the time is that of the steps.
 """
 
-import json
+import math
 import sys
 import tempfile
 import time
@@ -21,25 +21,24 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parents[1])
-)  # so that it runs from a clone without installing
+# so that it runs from a clone without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bertqa.data.batches import padded
-from bertqa.device import autocast, pick_device, pick_precision
+from bertqa.device import autocast
 from bertqa.errors import UserError
-from bertqa.files import write_json
+from bertqa.files import to_json, write_json
 from bertqa.flags import run_verb
 from bertqa.hf.export import export
 from bertqa.hf.resolve import resolve_weights
 from bertqa.model import folder
 from bertqa.model.heads import SpanLogits
+from bertqa.settings import RunSettings
 from bertqa.training.command_line import parse
+from bertqa.training.job import Job
 from bertqa.training.loop import total_steps
 from bertqa.training.optim import lr_at, make_optimizer, set_lr
-from bertqa.training.question_answering import QuestionAnswering
-from bertqa.training.questions import with_dev
-from bertqa.training.starting import starting_model
+from bertqa.training.starting import job_of
 
 
 class Theirs(nn.Module):
@@ -47,34 +46,35 @@ class Theirs(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.config = model, model.config
+        self.model = model
+        self.config = model.config
 
     def ask(self, input_ids, attention_mask, token_type_ids, **labels):
         """What it returns for padded rows (S, L); DistilBERT knows no segments."""
-        segments = (
-            {"token_type_ids": token_type_ids} if getattr(self.config, "type_vocab_size", 0) else {}
-        )
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, **segments, **labels)
+        if getattr(self.config, "type_vocab_size", 0):
+            labels["token_type_ids"] = token_type_ids
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, **labels)
 
     def forward(self, input_ids, token_type_ids, *, lengths) -> SpanLogits:
         """Packed (N,) ids to (N,) logits, through padded rows."""
-        out = self.ask(
-            lengths.pad(input_ids, 0), lengths.mask().long(), lengths.pad(token_type_ids, 0)
-        )
-        return SpanLogits(
-            lengths.unpad(out.start_logits).float(), lengths.unpad(out.end_logits).float()
-        )
+        mask = lengths.mask().long()
+        out = self.ask(lengths.pad(input_ids, 0), mask, lengths.pad(token_type_ids, 0))
+        start = lengths.unpad(out.start_logits).float()
+        end = lengths.unpad(out.end_logits).float()
+        return SpanLogits(start, end)
 
 
 def grouped_order(lengths: np.ndarray, batch_size: int, draw: np.random.Generator) -> np.ndarray:
-    """(W,) windows in the order of their LengthGroupedSampler: a permutation, each 50 batches of it longest first, and
-    the longest window of all in the first batch."""
+    """(W,) windows in the order of their LengthGroupedSampler.
+
+    A permutation, each 50 batches of it longest first, and the longest window of all in the first batch.
+    """
     order = draw.permutation(len(lengths))
     several = 50 * batch_size
-    parts = [
-        part[np.argsort(-lengths[part], kind="stable")]
-        for part in np.split(order, range(several, len(order), several))
-    ]
+    parts = []
+    for part in np.split(order, range(several, len(order), several)):
+        longest_first = np.argsort(-lengths[part], kind="stable")
+        parts.append(part[longest_first])
     longest = max(parts, key=lambda part: lengths[part[0]])
     parts[0][0], longest[0] = longest[0], parts[0][0]
     return np.concatenate(parts)
@@ -82,86 +82,91 @@ def grouped_order(lengths: np.ndarray, batch_size: int, draw: np.random.Generato
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train their model, evaluate it, write summary.json."""
+    settings = parse(argv).settings
+    refuse_ours_alone(settings)
+    out = Path(settings.files.out) if settings.files.out else None
+    job = job_of(settings, out or Path("."))
+    model = their_model(job, Path(resolve_weights(settings.files.weights)))
+    cast = autocast(job.device, job.dtype)
+
+    torch.manual_seed(job.settings.seed)
+    began = time.perf_counter()
+    losses = train(model, job, cast)
+    summary = {
+        "steps": len(losses),
+        "seconds": round(time.perf_counter() - began, 1),
+        "transformers": transformers_version(),
+        **job.task.evaluate(model, cast),
+    }
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "summary.json", {**summary, "losses": losses})
+    print(to_json(summary, indent=1))
+    return 0
+
+
+def refuse_ours_alone(settings: RunSettings) -> None:
+    """Raise UserError for settings that transformers' recipe does not have."""
+    ours_alone = {
+        "--layer-decay": settings.optim.layer_decay != 1,
+        "--freeze": settings.optim.freeze != "none",
+        "--ema": settings.loop.ema != 0,
+        "--teacher": bool(settings.teachers.teacher),
+    }
+    given = [flag for flag, is_used in ours_alone.items() if is_used]
+    if given:
+        raise UserError(f"{', '.join(given)}: transformers' recipe has no such thing; leave it out")
+
+
+def their_model(job: Job, weights: Path) -> Theirs:
+    """Their model with the very weights of ours, a fresh head's included, and their attention dropout."""
     import transformers
 
-    settings = parse(argv).settings
-    files = with_dev(settings.files)
-    answers, optim, loop = settings.data, settings.optim, settings.loop
-    ours_alone = {
-        "--layer-decay": optim.layer_decay != 1,
-        "--freeze": optim.freeze != "none",
-        "--ema": loop.ema != 0,
-    }
-    if given := [flag for flag, used in ours_alone.items() if used]:
-        raise UserError(f"{', '.join(given)}: transformers' recipe has no such thing; leave it out")
-    device = pick_device(loop.device)
-    cast = autocast(device, pick_precision(loop.precision, device))
-    torch.manual_seed(loop.seed)
-    weights = Path(resolve_weights(files.weights))
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr)
-
-    task = QuestionAnswering(
-        files.train, files.dev, weights, answers, seed=loop.seed, device=device, say=say
-    )
-    ours = starting_model(
-        weights, folder.read_config(weights), files.fresh_head, settings.model, task
-    ).model
     with tempfile.TemporaryDirectory() as scratch:
-        folder.save(
-            f"{scratch}/ours", ours, tokenizer_from=weights, provenance={"source": files.weights}
-        )
-        export(f"{scratch}/ours", f"{scratch}/theirs")
+        ours = Path(scratch) / "ours"
+        theirs = Path(scratch) / "theirs"
+        folder.save(ours, job.model, tokenizer_from=weights, provenance={"source": str(weights)})
+        export(ours, theirs)
         model = transformers.AutoModelForQuestionAnswering.from_pretrained(
-            f"{scratch}/theirs", attention_probs_dropout_prob=0.1
-        ).float()
-    model = Theirs(model).to(device).train()
-    torch.manual_seed(loop.seed)
-    optimizer, store, size = make_optimizer(model, optim, device), task.store, loop.batch_size
-    total, per_epoch, losses, began = (
-        total_steps(len(store), loop),
-        -(-len(store) // size),
-        [],
-        time.perf_counter(),
-    )
+            theirs, attention_probs_dropout_prob=0.1
+        )
+    return Theirs(model.float()).to(job.device).train()
+
+
+def transformers_version() -> str:
+    import transformers
+
+    return transformers.__version__
+
+
+def train(model: Theirs, job: Job, cast) -> list[float]:
+    """Their steps, in our order of arithmetic; -> the loss of each."""
+    store = job.task.store
+    size = job.settings.batch_size
+    total = total_steps(len(store), job.settings)
+    steps_per_epoch = math.ceil(len(store) / size)
+    optimizer = make_optimizer(model, job.optim, job.device)
+    clip = job.optim.clip or math.inf
+    losses = []
     order = np.empty(0, int)
-    for step in tqdm(
-        range(total),
-        desc="transformers",
-        unit=" steps",
-        mininterval=1 if sys.stderr.isatty() else 30,
-    ):
-        if step % per_epoch == 0:
-            order = grouped_order(
-                store.lengths, size, np.random.default_rng([loop.seed, step // per_epoch])
-            )
-        batch = store.batch(order[step % per_epoch * size :][:size])
+    interval = 1 if sys.stderr.isatty() else 30
+    for step in tqdm(range(total), desc="transformers", unit=" steps", mininterval=interval):
+        epoch, step_in_epoch = divmod(step, steps_per_epoch)
+        if step_in_epoch == 0:
+            draw = np.random.default_rng([job.settings.seed, epoch])
+            order = grouped_order(store.lengths, size, draw)
+        first = step_in_epoch * size
+        batch = store.batch(order[first : first + size])
         with cast:
-            loss = model.ask(
-                *padded(batch), start_positions=batch.start_labels, end_positions=batch.end_labels
-            ).loss
+            labels = {"start_positions": batch.start_labels, "end_positions": batch.end_labels}
+            loss = model.ask(*padded(batch), **labels).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip or float("inf"))
-        set_lr(optimizer, lr_at(step, total, optim), step, optim)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        set_lr(optimizer, lr_at(step, total, job.optim), step, job.optim)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
-    losses = torch.stack(losses).tolist()  # waits for the device
-    summary = {
-        "steps": total,
-        "seconds": round(time.perf_counter() - began, 1),
-        "transformers": transformers.__version__,
-        **task.evaluate(model, cast),
-        "losses": losses,
-    }
-    if files.out:
-        Path(files.out).mkdir(parents=True, exist_ok=True)
-        write_json(Path(files.out) / "summary.json", summary)
-    print(
-        json.dumps({name: value for name, value in summary.items() if name != "losses"}, indent=1)
-    )
-    return 0
+    return torch.stack(losses).tolist()  # waits for the device
 
 
 if __name__ == "__main__":
