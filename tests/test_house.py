@@ -106,6 +106,11 @@ def test_data_qa_reporting_and_files_never_name_torch(path):
         "bertqa.data.windows",
         "bertqa.train",
         "bertqa.convert",
+        "bertqa.predict",
+        "bertqa.prompt",
+        "bertqa.embed",
+        "bertqa.reader",
+        "bertqa.compat",
         "bertqa.training.command_line",
     ],
 )
