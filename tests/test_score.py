@@ -13,6 +13,7 @@ import pytest
 
 from bertqa import score
 from bertqa.errors import UserError
+from bertqa.qa.predictions import read_odds, read_predictions
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTEXT = "The red panda lives in Nepal. It eats bamboo."
@@ -445,6 +446,54 @@ def test_refuses_files_that_are_not_json(files, content):
     (files / "pred.json").write_bytes(content)
     with pytest.raises(UserError, match="pred.json: not a JSON file"):
         score.main([str(files / "data.json"), str(files / "pred.json")])
+
+
+WHOLE = [
+    json.dumps(PREDICTIONS),
+    json.dumps([{**r, "no_answer_probability": 0.5} for r in RECORDS]),
+    "".join(json.dumps(record) + "\n" for record in RECORDS),
+    'id,prediction_text\nwhere,"in, Nepal"\nwho,\n',
+    "id;text;na_prob\nwhere;Nepal;0.4\n",
+    json.dumps(NA_PROBS),
+]
+PIECES = [
+    '"',
+    "{",
+    "[",
+    ",",
+    "\n",
+    "NaN",
+    "null",
+    "1e999",
+    "[]",
+    ";",
+    "\t",
+    '{"a":',
+    "\ufeff",
+    "id",
+]
+
+
+@pytest.mark.parametrize("content", WHOLE, ids=["object", "list", "jsonl", "csv", "excel", "odds"])
+def test_mutated_files_are_read_or_refused_in_one_line(tmp_path, content):
+    draw = random.Random(content)
+    path = tmp_path / "mutated"
+    for _ in range(200):
+        mutated = bytearray(content.encode())
+        for _ in range(draw.randint(1, 5)):
+            place = draw.randrange(len(mutated) + 1)
+            if draw.random() < 0.5:
+                mutated[place:place] = draw.choice(PIECES).encode()
+            elif draw.random() < 0.5:
+                del mutated[place : place + draw.randint(1, 6)]
+            else:
+                mutated[place : place + 1] = bytes([draw.randrange(256)])
+        path.write_bytes(bytes(mutated))
+        for read in (read_predictions, read_odds):
+            try:
+                read(path)
+            except UserError as error:
+                assert "\n" not in str(error)
 
 
 def test_refuses_bad_odds_and_flags(files, monkeypatch):
