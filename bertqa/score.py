@@ -202,11 +202,9 @@ def warn_of_missing(args: argparse.Namespace, inputs: Inputs) -> None:
     predictions = inputs.predictions.texts
     absent = [example.id for example in examples if example.id not in predictions]
     if absent:
-        fate = "are left out"
-        if args.missing == "wrong":
-            fate = "count as wrong (--missing skip leaves them out)"
+        fates = {"skip": "are left out", "wrong": "count as wrong (--missing skip leaves them out)"}
         say(
-            f"warning: {len(absent)} of {len(examples)} questions have no prediction and {fate}: "
+            f"warning: {len(absent)} of {len(examples)} questions have no prediction and {fates[args.missing]}: "
             f"{few(absent)}"
         )
     ids = {example.id for example in examples}
@@ -242,8 +240,8 @@ def warn_of_odds(args: argparse.Namespace, inputs: Inputs) -> None:
 
 def tell_what_was_read(args: argparse.Namespace, inputs: Inputs) -> None:
     """--verbose: sizes and rules."""
-    ids = [example.id for example in inputs.data.examples]
-    answered = sum(id in inputs.predictions.texts for id in ids)
+    ids = {example.id for example in inputs.data.examples}
+    answered = len(ids & inputs.predictions.texts.keys())
     say(f"{args.data_file}: {inputs.data.summary()}")
     say(f"{args.pred_file}: answers {answered} of {len(ids)} questions")
     if inputs.na_probs is inputs.predictions.odds:
