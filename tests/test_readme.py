@@ -403,11 +403,11 @@ def test_ci_runs_check():
     assert "tools/check.py" in (ROOT / ".ci" / "run").read_text()
 
 
-SHOWN = re.findall(r"^```console\n\$ (.*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+SHOWN = re.findall(r"^```console\n\$ ([^\n]*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
 @needs_reader
-@pytest.mark.parametrize(("command", "shown"), SHOWN, ids=[command for command, _ in SHOWN])
+@pytest.mark.parametrize(("command", "shown"), SHOWN, ids=range(len(SHOWN)))
 def test_sample_output_is_what_is_printed(command, shown):
     """Each line that is shown is among those printed; numbers may be others."""
     done = subprocess.run(
@@ -428,7 +428,9 @@ def test_the_core_is_as_long_as_the_readme_says():
     lines = {name: len((ROOT / "bertqa" / name).read_text().splitlines()) for name in rows}
     assert len(rows) >= 10 and sum(map(int, rows.values())) == total
     assert sum(lines.values()) == pytest.approx(total, rel=0.1) and total < 3500
-    far = {name: count for name, count in lines.items() if abs(count - int(rows[name])) > 60}
+    far = {
+        name: count for name, count in lines.items() if abs(count - int(rows[name])) > 0.4 * count
+    }
     assert not far, "mend the table in README"
 
 
