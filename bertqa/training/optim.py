@@ -38,12 +38,12 @@ def depth_of(name: str, layers: int) -> int:
 
 
 def freeze(model: nn.Module, what: str) -> None:
-    """Stop training the part of the model that `OptimSettings.freeze` names.
+    """Stop training the part of the model that `OptimSettings.freeze` names; what its maker has frozen stays frozen.
 
     Raises:
         UserError: for more layers than the model has.
     """
-    layers = model.config.num_hidden_layers
+    layers = _layers_of(model)
     if what.isdigit() and int(what) > layers:
         raise UserError(
             f"freeze is {what} layers, but this model has {layers}; use 0 to {layers}, or encoder"
@@ -52,7 +52,13 @@ def freeze(model: nn.Module, what: str) -> None:
         what, int(what) if what.isdigit() else -1
     )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(depth_of(name, layers) > top)
+        if depth_of(name, layers) <= top:
+            parameter.requires_grad_(False)
+
+
+def _layers_of(model: nn.Module) -> int:
+    """How many layers the encoder of a model has; a model of one's own need have no config."""
+    return getattr(model, "encoder", model).config.num_hidden_layers
 
 
 def make_optimizer(
@@ -68,7 +74,7 @@ def make_optimizer(
         tensor_lr: each group has its learning rate in a tensor on the device: a CUDA graph would keep a float as it was.
         capturable: its steps can be captured in a CUDA graph.
     """
-    layers = model.config.num_hidden_layers
+    layers = _layers_of(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
