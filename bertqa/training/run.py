@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bertqa.errors import UserError, first_sentence
@@ -100,6 +100,11 @@ def restore(job: Job) -> None:
         job.settings = dataclasses.replace(job.settings, micro_tokens=micro_tokens)
     job.settings = settle(job.settings, job.model, job.device, job.dtype)
     last, state = load_checkpoint(job.run, job.world)
+    if job.settings.micro_tokens == "auto":
+        # As the run has settled it, whatever this device would; a job made in Python still says "auto".
+        settled = read_run_config(job.run)["settings"].get("micro_tokens", "auto")
+        job.settings = replace(job.settings, micro_tokens=settled)
+    job.settings = settle(job.settings, job.model, job.device, job.dtype)
     fingerprints = fingerprints_of(job)
     saved = state or config
     check_same(saved["fingerprints"], fingerprints | lasting_settings(job), job.run)
