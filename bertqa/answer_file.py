@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from bertqa import __version__
+from bertqa.bars import progress_bar
 from bertqa.data.chunks import chunks
 from bertqa.data.sources import expand
 from bertqa.data.stream import Question, QuestionStream
@@ -129,7 +128,7 @@ def answer_all(
     ids = job.ids() if job else None
     begin = None
     at = 0
-    with bar_of(world) as bar:
+    with progress_bar(desc="answer", unit=" questions", shown=world.first) as bar:
         for turn in chunks(shares_ahead(stream, args.limit, done, ids), world.size):
             if begin is None:
                 begin = turn[0].start
@@ -213,20 +212,10 @@ def append(job: Job, share: Share, rows: list[dict], on_error: str) -> None:
 # What is seen while it runs, and in the end
 
 
-def bar_of(world: World) -> tqdm:
-    return tqdm(
-        unit=" questions",
-        desc="answer",
-        dynamic_ncols=True,
-        disable=not world.first,
-        mininterval=0.2 if sys.stderr.isatty() else 30,
-    )
-
-
 class Shown:
     """Moves the bar with every batch of a share. How many questions there are is estimated from the bytes read."""
 
-    def __init__(self, bar: tqdm, stream: QuestionStream, limit: int | None, share: Share):
+    def __init__(self, bar, stream: QuestionStream, limit: int | None, share: Share):
         self.bar = bar
         self.share = share
         self.part = 0.0  # of the share

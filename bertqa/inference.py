@@ -1,6 +1,5 @@
 """Windows through the model, to spans or classes: what evaluation, `predict`, `embed` and the Reader share."""
 
-import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bertqa.bars import progress_bar
 from bertqa.data.batches import Batch, WindowStore, by_length
 from bertqa.data.windows import Windows
 from bertqa.device import OnItsWay
@@ -50,18 +50,10 @@ def forward_all(
 @torch.inference_mode()
 def _forward(compute, store: WindowStore, batches: list[np.ndarray], autocast, progress, unit):
     """What `forward_all` yields, for these batches."""
-    from tqdm import tqdm
-
     waiting = None
-    with tqdm(
-        total=sum(map(len, batches)),
-        desc=progress,
-        unit=unit,
-        leave=False,
-        disable=progress is None,
-        dynamic_ncols=True,
-        mininterval=0.2 if sys.stderr.isatty() else 30,
-    ) as bar:
+    total = sum(map(len, batches))
+    shown = progress is not None
+    with progress_bar(total=total, desc=progress, unit=unit, shown=shown, leave=False) as bar:
         for rows in batches:
             batch = store.batch(rows)
             layout = Layout.of_batch(batch)

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -335,3 +337,27 @@ def test_a_task_of_ones_own_has_a_run_like_any_other(tmp_path, tiny_model, lette
     assert config["settings"]["lr"] == 0.2 and config["command"] is None
     with pytest.raises(UserError, match="already holds a run"):
         run_training(job())
+
+
+# ---- what is said meanwhile ----
+
+
+def test_a_log_stays_short(tmp_path, tiny_model, letters):
+    """Into a file the bar is written every half minute, not at every step."""
+    more = ["--eval-every", "999", "--epochs", "9"]
+    said = run(training(tiny_model, letters, tmp_path / "run", *STEPS, *more), tmp_path / "log")
+    assert said.count("windows/s, ") < 8 and "train: " in said
+
+
+@pytest.mark.parametrize("disabled", ["", "1"])
+def test_tqdms_own_switch_turns_bars_off(disabled):
+    code = (
+        "from bertqa.bars import progress_bar\n"
+        "for shown in (True, False):\n"
+        "    with progress_bar(total=3, desc='three', unit=' steps', shown=shown) as bar: bar.update(3)"
+    )
+    environment = {**os.environ, "TQDM_DISABLE": disabled}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert (done.stderr == "") == (disabled == "1")

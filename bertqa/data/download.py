@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from bertqa.bars import progress_bar
 from bertqa.data.network import Answer, request_of, without_password
 from bertqa.errors import UserError
 from bertqa.files import cache_folder, flush_to_disk, locked, sha256
@@ -168,19 +169,12 @@ def _fill(file: Official, out: BinaryIO) -> None:
     from http.client import HTTPException
     from urllib.error import HTTPError
 
-    from tqdm import tqdm
-
     end = time.monotonic() + LEAST_TIME + file.size / LEAST_RATE
     most = out.tell()
     pauses = list(PAUSES)
     attempts = 0
-    with tqdm(
-        total=file.size,
-        initial=most,
-        desc=file.name,
-        unit="B",
-        unit_scale=True,
-        dynamic_ncols=True,
+    with progress_bar(
+        total=file.size, initial=most, desc=file.name, unit="B", unit_scale=True
     ) as bar:
         while out.tell() < file.size:
             attempts += 1

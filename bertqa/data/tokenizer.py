@@ -1,13 +1,13 @@
 """Text to WordPiece ids and character offsets, with a model folder's own vocabulary and casing."""
 
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from bertqa.bars import progress_bar
 from bertqa.data.tokens import Tokens, running_sum, whole_characters
 from bertqa.errors import UserError
 from bertqa.files import read_object
@@ -205,16 +205,9 @@ def _legal_utf8(text: str) -> str:
 
 def _chunks(texts: Sequence[str], progress: str | None) -> Iterable[Sequence[str]]:
     """The texts in pieces for the tokenizer, counted on a progress bar of this name."""
-    from tqdm import tqdm
-
-    with tqdm(
-        total=len(texts),
-        desc=progress,
-        unit=" texts",
-        leave=False,
-        disable=progress is None,
-        dynamic_ncols=True,
-        mininterval=0.2 if sys.stderr.isatty() else 30,
+    shown = progress is not None
+    with progress_bar(
+        total=len(texts), desc=progress, unit=" texts", shown=shown, leave=False
     ) as bar:
         for i in range(0, len(texts), TEXTS_A_CALL):
             chunk = texts[i : i + TEXTS_A_CALL]

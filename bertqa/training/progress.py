@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
+from bertqa.bars import progress_bar
 from bertqa.device import OnItsWay
 from bertqa.errors import UserError
 from bertqa.training.job import Job
@@ -66,15 +65,13 @@ class Logs:
         self.steps_per_epoch = steps_per_epoch
         self.late = 1 if job.device.type == "cuda" else 0
         self.waiting: deque[StepRecord] = deque()
-        self.bar = tqdm(
+        self.bar = progress_bar(
             total=total,
-            initial=progress.step,
-            unit=" steps",
-            dynamic_ncols=True,
-            disable=not job.world.first,
             desc="train",
+            unit=" steps",
+            shown=job.world.first,
+            initial=progress.step,
             smoothing=0.1,
-            mininterval=0.2 if sys.stderr.isatty() else 30,
         )
         self.clock = time.perf_counter()
         begin = (progress.seconds, progress.windows, progress.tokens)
@@ -112,11 +109,12 @@ class Logs:
             line["loss_scale"] = record.scale
             line["skipped"] = record.skipped
         self.journal.write("train", **line)
-        self.bar.update(1)
         self.bar.set_postfix_str(
             f"loss {loss:.3f}, lr {record.lr:.1e}, {line['windows_per_s']:.1f} windows/s, "
-            f"{line['tokens_per_s']:,.0f} tokens/s"
+            f"{line['tokens_per_s']:,.0f} tokens/s",
+            refresh=False,  # with the bar's next step, not now: a log is to stay short
         )
+        self.bar.update(1)
 
     def evaluation(self, metrics: dict) -> None:
         """Write an evaluation and show its numbers above the bar."""
