@@ -131,7 +131,7 @@ def test_attention_over_a_static_layout(windows, name):
     qkv = torch.randn(len(static.input_ids), 3, 4, 32, device=CUDA, dtype=BRAIN)
     found = body(*qkv.unbind(1), Layout.of_batch(static))[:count]
     expected = body(*qkv[:count].unbind(1), Layout.of_batch(plain))
-    assert relative(found, expected) < 1e-3
+    assert relative(found, expected) < 5e-3
 
 
 def test_the_fastest_body_is_chosen():

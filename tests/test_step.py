@@ -374,12 +374,13 @@ def test_micro_tokens_are_settled_once():
 @pytest.mark.parametrize(
     ("gigabytes", "shape", "tokens"),
     [
-        (140, (384, 6, 12, 1536), 32768),
-        (140, (1024, 24, 16, 4096), 32768),
-        (16, (768, 12, 12, 3072), 8192),
+        (150, (384, 6, 12, 1536), 32768),
+        (150, (1024, 24, 16, 4096), 32768),
+        (16, (768, 12, 12, 3072), 4096),
+        (80, (1024, 24, 16, 4096), 16384),
         (16, (1024, 24, 16, 4096), 1024),
     ],
-    ids=["MiniLM on H200", "large on H200", "base on 16 GB", "large on 16 GB"],
+    ids=["MiniLM on H200", "large on H200", "base on 16 GB", "large on 80 GB", "large on 16 GB"],
 )
 def test_micro_tokens_fit_the_card(monkeypatch, gigabytes, shape, tokens):
     hidden, layers, heads, inner = shape

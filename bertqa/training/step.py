@@ -281,7 +281,8 @@ def settle(
     """The settings with `micro_tokens` as a number, where it was "auto".
 
     It is decided once, when a run begins, and written to its config.json: a resumed run, perhaps on another card, must
-    add up the same micro-batches. 8,192 on CPUs; on a GPU what fills it (32,768), or what 60 % of its memory hold.
+    add up the same micro-batches. 8,192 on CPUs; on a GPU what fills it (32,768), or what 40 % of its memory hold: a
+    captured step lies in memory of its own, and is computed once outside of it before it is captured.
     """
     if settings.micro_tokens != "auto":
         return replace(settings, micro_tokens=int(settings.micro_tokens))
@@ -296,6 +297,6 @@ def settle(
         bytes_per_token *= 2
     weights = sum(weight.numel() for weight in model.parameters())
     # Weights, gradients, two moments and an average in float32, copies and their gradients in 16 bits.
-    room = 0.6 * torch.cuda.get_device_properties(device).total_memory - 24 * weights
+    room = 0.4 * torch.cuda.get_device_properties(device).total_memory - 24 * weights
     tokens = max(1024, int(room / bytes_per_token))
     return replace(settings, micro_tokens=min(32768, 2 ** (tokens.bit_length() - 1)))
