@@ -60,7 +60,8 @@ def new_folder(dest: str | Path) -> Path:
 
 def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
     raw = read_hf_config(place.folder)
-    model_type_of(raw, ())  # refuse what is no BERT before opening a file that may be in any form
+    # refuse what is no BERT before opening a file that may be in any form
+    model_type_of(raw, ())
     weights = open_weights(place.weights)
     plan = plan_conversion(raw, weights, fresh_head)
     dtypes = {name: _stored_dtype(weights, plan.parts.get(name, ())) for name in plan.empty}
@@ -71,9 +72,9 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
         "license": read_license(place.folder),
         "sha256": weights.sha256(),
     }
-    embedding, pooling_remarks = read_pooling(place.folder)
     if fresh_head not in (None, "none"):
-        provenance["fresh_head"] = seed  # these weights answer nothing before they are trained
+        # these weights answer nothing before they are trained
+        provenance["fresh_head"] = seed
     shapes = {name: tuple(tensor.shape) for name, tensor in plan.empty.items()}
     parameters = sum(tensor.numel() for tensor in plan.empty.values())
 
@@ -87,14 +88,9 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
             )
         sha256 = write_safetensors(new / "model.safetensors", dtypes, shapes, tensors.get)
         tensors.check()
-        if fresh_head is None and plan.head == QA and (place.folder / "qa.json").exists():
-            write_qa(new, read_qa(place.folder))
-            remarks.append(
-                "qa.json taken over: the threshold and windows that its maker tuned with bertqa"
-            )
-        if plan.head is None and embedding is not None:
-            write_embed(new, embedding)
-            remarks += pooling_remarks
+        remarks += _take_settings(place.folder, new, plan.head, fresh_head)
+        # once more: what another process put there meanwhile is not ours to replace
+        new_folder(dest)
         write_config(new, plan.config, plan.head, plan.labels, provenance)
         write_text(new / "README.md", plain_card(plan.config, plan.head, parameters, provenance))
     return Report(
@@ -109,6 +105,18 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
         rows=plan.rows,
         remarks=remarks,
     )
+
+
+def _take_settings(source: Path, new: Path, head: str | None, fresh_head) -> list[str]:
+    """Take over how a checkpoint's maker used it: bertqa's threshold, sentence-transformers' pooling. Returns remarks."""
+    if head == QA and fresh_head is None and (source / "qa.json").exists():
+        write_qa(new, read_qa(source))
+        return ["qa.json taken over: the threshold and windows that its maker tuned with bertqa"]
+    embedding, remarks = read_pooling(source)
+    if head is not None or embedding is None:
+        return []
+    write_embed(new, embedding)
+    return remarks
 
 
 @dataclass

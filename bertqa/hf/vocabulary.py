@@ -242,7 +242,9 @@ def _write(
     write_text(dest / "vocab.txt", "".join(token + "\n" for token in vocab))
     write_text(dest / "tokenizer.json", to_json(fast))
     if config:
-        write_json(dest / "tokenizer_config.json", config)
+        # tokenizer.json has the added tokens now; in two places they would come to differ
+        kept = {name: value for name, value in config.items() if name != "added_tokens_decoder"}
+        write_json(dest / "tokenizer_config.json", kept)
     elif complete:
         stated = {
             "tokenizer_class": "BertTokenizer",
