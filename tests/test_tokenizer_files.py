@@ -273,10 +273,11 @@ def test_a_special_token_is_missing(original, tmp_path, token):
 
 def test_an_unknown_token_that_is_not_there(original, tmp_path):
     convert(original, tmp_path / "mine")
-    (tmp_path / "mine" / "tokenizer.json").touch()
     edit_fast(tmp_path / "mine", lambda fast: fast["model"].update(unk_token="<unk>"))
     with pytest.raises(UserError, match='its unknown token "<unk>" is not in its own vocabulary'):
         folder.load(tmp_path / "mine")
+    with pytest.raises(UserError, match="the vocabulary has no <unk>"):
+        WordPiece.load(tmp_path / "mine")
 
 
 def test_blank_lines_at_the_end_of_vocab_txt(slow, tmp_path):

@@ -35,6 +35,8 @@ class WordPiece:
         self.vocab_size = self.backend.get_vocab_size()
         self.cls_id = self._special("[CLS]")
         self.sep_id = self._special("[SEP]")
+        # without it the first unknown word would be an error of the library's
+        self._special(getattr(backend.model, "unk_token", "[UNK]"))
         self.word_by_word = words_are_independent(backend)
 
     def _special(self, token: str) -> int:
