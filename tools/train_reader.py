@@ -19,34 +19,21 @@ training.
 """
 
 import argparse
-import random
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from reader_card import lineage, reader_card
+from split_articles import LOGGED, split_data
 from trainings import Bench, Results, Row, Training, open_bench, say
 
 from bertqa.data.download import locate
-from bertqa.data.examples import Example, read_examples
-from bertqa.errors import UserError
-from bertqa.files import read_json, read_object, to_json, write_json, write_text
+from bertqa.files import read_json, write_json
 from bertqa.flags import run_verb
 from bertqa.model import folder
 from bertqa.model.ensemble import Ensemble
-
-LOGGED = (
-    "Appalachian_Mountains",
-    "Everton_F.C.",
-    "Hunter-gatherer",
-    "Internet_service_provider",
-    "National_Archives_and_Records_Administration",
-    "United_States_dollar",
-)
-"""Held out since weights/EXPERIMENTS.md began: its rows can be compared with ours."""
 
 OTHER = Path(__file__).resolve().parents[1] / "weights" / "out_of_domain.jsonl"
 """Questions about texts that are not Wikipedia: reported, they choose nothing."""
@@ -93,84 +80,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-# ---- data ----
-
-
-def hold_out(examples: Sequence[Example], share: float, seed: int) -> list[str]:
-    """The titles to hold out: a share of the articles that choose best, those of EXPERIMENTS.md first, others by seed.
-
-    Of data with questions without an answer those articles choose best that have some: all of dev's articles do.
-    """
-    impossible = {example.title for example in examples if not example.answer_texts}
-    every = list(dict.fromkeys(example.title for example in examples))
-    fitting = [title for title in every if title in impossible] or every
-    wanted = max(1, round(share * len(fitting)))
-    if wanted >= len(every):
-        raise UserError(
-            f"the training data have {len(every)} article(s) (titles): none would be left to train on; "
-            "give more data, or titles"
-        )
-    chosen = [title for title in LOGGED if title in fitting][:wanted]
-    others = [title for title in fitting if title not in chosen]
-    chosen += random.Random(seed).sample(others, wanted - len(chosen))
-    return sorted(chosen)
-
-
-def write_squad(path: Path, examples: Sequence[Example]) -> None:
-    """Write questions as SQuAD 2.0 JSON, articles and paragraphs together again."""
-    articles: dict = defaultdict(lambda: defaultdict(list))
-    for example in examples:
-        answers = []
-        for text, start in zip(example.answer_texts, example.answer_starts, strict=True):
-            answers.append({"text": text, "answer_start": start})
-        asked = {"id": example.id, "question": example.question, "answers": answers}
-        asked["is_impossible"] = not answers
-        articles[example.title][example.context].append(asked)
-    data = []
-    for title, paragraphs in articles.items():
-        kept = [{"context": context, "qas": qas} for context, qas in paragraphs.items()]
-        data.append({"title": title, "paragraphs": kept})
-    write_text(path, to_json({"version": "v2.0", "data": data}))
-
-
-def split_data(args: argparse.Namespace, out: Path) -> dict:
-    """Write data/train.json and data/held-out.json, once. Returns what split.json says of them.
-
-    Raises:
-        UserError: where they were made of another file, or with another seed.
-    """
-    source = read_examples(locate(args.train, "train"))
-    asked = {"sha256": source.sha256, "share": args.held_out, "seed": args.seed}
-    asked["limit"] = args.limit
-    note = out / "split.json"
-    if note.exists():
-        known = read_object(note)
-        if known["asked"] != asked:
-            raise UserError(
-                f"{out}: was begun with other data, --held-out, --seed or --limit; give another --out"
-            )
-        return known
-    usable = source.trainable()
-    if args.limit:
-        usable = usable[:: -(-len(usable) // args.limit)]  # of every article some
-    titles = hold_out(usable, args.held_out, args.seed)
-    held = [example for example in usable if example.title in titles]
-    kept = [example for example in usable if example.title not in titles]
-    (out / "data").mkdir(parents=True, exist_ok=True)
-    write_squad(out / "data" / "train.json", kept)
-    write_squad(out / "data" / "held-out.json", held)
-    split = {
-        "asked": asked,
-        "source": Path(source.path).name,
-        "train_questions": len(kept),
-        "held_out_questions": len(held),
-        "held_out_impossible": sum(not example.answer_texts for example in held),
-        "held_out_articles": titles,
-    }
-    write_json(note, split)
-    return split
-
-
 # ---- time ----
 
 
@@ -189,8 +98,8 @@ class Cost:
 
     @property
     def end(self) -> float:
-        """What comes behind the student: measured on the held-out questions, it is measured again on three times as many."""
-        return 4 * self.fixed
+        """What comes behind the student: measured on the held-out questions, and again on some three times as many."""
+        return 3 * self.fixed
 
     def student(self, left: float, teachers: int) -> int:
         """The epochs that the student of so many teachers can have; they are asked first, each at a tenth of an epoch."""
@@ -202,7 +111,7 @@ def count_teachers(wanted: int, epochs: int, teacher_epochs: int, cost: Cost, le
     """How many teachers there are, with the first one trained and `left` seconds to go.
 
     As many as wanted, if the student then still has twice a teacher's epochs (or all that it should have); else fewer. At
-    20 s an epoch and 2 s fixed, three teachers of 3 epochs and a student of 6 need 2 x 62 + 6 + 128 + 8 = 266 s.
+    20 s an epoch and 2 s fixed, three teachers of 3 epochs and a student of 6 need 2 x 62 + 6 + 128 + 6 = 264 s.
     """
     least = min(epochs, 2 * teacher_epochs)
     teacher = cost.fixed + teacher_epochs * cost.epoch

@@ -1,0 +1,97 @@
+"""A training file split by articles: some are held out, to choose by, the others are learned."""
+
+import argparse
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from bertqa.data.download import locate
+from bertqa.data.examples import Example, read_examples
+from bertqa.errors import UserError
+from bertqa.files import read_object, to_json, write_json, write_text
+
+LOGGED = (
+    "Appalachian_Mountains",
+    "Everton_F.C.",
+    "Hunter-gatherer",
+    "Internet_service_provider",
+    "National_Archives_and_Records_Administration",
+    "United_States_dollar",
+)
+"""Held out since weights/EXPERIMENTS.md began: its rows can be compared with ours."""
+
+
+def hold_out(examples: Sequence[Example], share: float, seed: int) -> list[str]:
+    """The titles to hold out: a share of the articles that choose best, those of EXPERIMENTS.md first, others by seed.
+
+    Of data with questions without an answer those articles choose best that have some: all of dev's articles do.
+    """
+    impossible = {example.title for example in examples if not example.answer_texts}
+    every = list(dict.fromkeys(example.title for example in examples))
+    fitting = [title for title in every if title in impossible] or every
+    wanted = max(1, round(share * len(fitting)))
+    if wanted >= len(every):
+        raise UserError(
+            f"the training data have {len(every)} article(s) (titles): none would be left to train on; "
+            "give more data, or titles"
+        )
+    chosen = [title for title in LOGGED if title in fitting][:wanted]
+    others = [title for title in fitting if title not in chosen]
+    chosen += random.Random(seed).sample(others, wanted - len(chosen))
+    return sorted(chosen)
+
+
+def write_squad(path: Path, examples: Sequence[Example]) -> None:
+    """Write questions as SQuAD 2.0 JSON, articles and paragraphs together again."""
+    articles: dict = defaultdict(lambda: defaultdict(list))
+    for example in examples:
+        answers = []
+        for text, start in zip(example.answer_texts, example.answer_starts, strict=True):
+            answers.append({"text": text, "answer_start": start})
+        asked = {"id": example.id, "question": example.question, "answers": answers}
+        asked["is_impossible"] = not answers
+        articles[example.title][example.context].append(asked)
+    data = []
+    for title, paragraphs in articles.items():
+        kept = [{"context": context, "qas": qas} for context, qas in paragraphs.items()]
+        data.append({"title": title, "paragraphs": kept})
+    write_text(path, to_json({"version": "v2.0", "data": data}))
+
+
+def split_data(args: argparse.Namespace, out: Path) -> dict:
+    """Write data/train.json and data/held-out.json, once. Returns what split.json says of them.
+
+    Raises:
+        UserError: where they were made of another file, or with another seed.
+    """
+    source = read_examples(locate(args.train, "train"))
+    asked = {"sha256": source.sha256, "share": args.held_out, "seed": args.seed}
+    asked["limit"] = args.limit
+    note = out / "split.json"
+    if note.exists():
+        known = read_object(note)
+        if known["asked"] != asked:
+            raise UserError(
+                f"{out}: was begun with other data, --held-out, --seed or --limit; give another --out"
+            )
+        return known
+    usable = source.trainable()
+    if args.limit:
+        usable = usable[:: -(-len(usable) // args.limit)]  # of every article some
+    titles = hold_out(usable, args.held_out, args.seed)
+    held = [example for example in usable if example.title in titles]
+    kept = [example for example in usable if example.title not in titles]
+    (out / "data").mkdir(parents=True, exist_ok=True)
+    write_squad(out / "data" / "train.json", kept)
+    write_squad(out / "data" / "held-out.json", held)
+    split = {
+        "asked": asked,
+        "source": Path(source.path).name,
+        "train_questions": len(kept),
+        "held_out_questions": len(held),
+        "held_out_impossible": sum(not example.answer_texts for example in held),
+        "held_out_articles": titles,
+    }
+    write_json(note, split)
+    return split
