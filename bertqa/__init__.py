@@ -10,7 +10,8 @@ data          read_examples -> [Example]; WordPiece, the tokenizer; build_window
 answers       Reader: answers of a model folder, or of Reader(model, tokenizer), as Answer; AnswerBatches: it inside datasets, Ray
               and Spark; find_spans: the n best of each question; SpanSettings, how they are searched
 vectors       embed_texts; pooled: an EncoderOutput to a vector for each sequence
-training      run_training(Job(...)), with a Task of your own or QuestionAnswering; LoopSettings, OptimSettings
+training      fine_tune: files or records to a Reader;
+              run_training(Job(...)), with a Task of your own or QuestionAnswering; LoopSettings, OptimSettings
 errors        UserError: a mistake of the caller's, in one line
 """
 
@@ -41,6 +42,7 @@ _PUBLIC = {
     "WordPiece": "bertqa.data.tokenizer",
     "build_windows": "bertqa.data.windows",
     "embed_texts": "bertqa.vectors",
+    "fine_tune": "bertqa.tuning",
     "find_spans": "bertqa.inference",
     "keep_layers": "bertqa.model.surgery",
     "load": "bertqa.model.folder",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from bertqa.qa.documents import Answer, Ranking, Reading, log_mass, not_ranked, 
 from bertqa.qa.search import SpanSettings
 from bertqa.qa.spans import SpanDecoder, Spans
 from bertqa.requests import Requests
+
+if TYPE_CHECKING:
+    from bertqa.training.run import Trained
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,9 @@ class Reader:
     >>> reader.answer("Who kept the lamp?", "Agnes Holm kept the lamp for thirty years.").answer    # doctest: +SKIP
     'Agnes Holm'
     """
+
+    training: "Trained | None" = None
+    """The run that made it, where fine_tune did: its folder and its figures."""
 
     def __init__(self, model, tokenizer, qa: dict | None = None, device=None, dtype=None):
         """A Reader of a model of your own; `Reader.load` is for model folders.

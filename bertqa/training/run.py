@@ -22,6 +22,8 @@ from bertqa.training.step import settle
 
 LOCK = "lock"
 """Name of the file in a run folder that says who is training there."""
+OURS = {LOCK, "train.jsonl", "dev.jsonl"}
+"""What may be in the folder of a run that has not begun: records that fine_tune was given among it."""
 
 
 @dataclass
@@ -72,7 +74,9 @@ def lock_of(job: Job) -> contextlib.AbstractContextManager:
 def check_new(run: Path) -> None:
     """Refuse a run folder that holds something already. Raises UserError."""
     if run.is_dir():
-        others = [path for path in run.iterdir() if path.suffix != ".tmp" and path.name != LOCK]
+        others = [
+            path for path in run.iterdir() if not (path.suffix == ".tmp" or path.name in OURS)
+        ]
         if others:
             raise UserError(
                 f"{run}: already holds a run; give another --out, or go on with it: "

@@ -1,0 +1,113 @@
+"""bertqa.fine_tune: a training from Python, of files or of records, that gives back a Reader."""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from bertqa.errors import UserError
+from bertqa.files import show, to_json, write_text
+from bertqa.reader import Reader
+from bertqa.settings import parts_of
+from bertqa.training.command_line import PRESETS, settings_from
+from bertqa.training.run import check_new, run_training
+from bertqa.training.starting import job_of
+
+logger = logging.getLogger("bertqa")
+
+
+def fine_tune(
+    train: object,
+    dev: object = None,
+    *,
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
+    preset: str | None = None,
+    **settings,
+) -> Reader:
+    """Fine-tune a reader for question answering, and return it with its best weights.
+
+    What a training says goes to logging's logger "bertqa" (INFO); TQDM_DISABLE=1 turns its bars off. Ctrl-C saves, and
+    then raises KeyboardInterrupt: `python -m bertqa.train --resume OUT` goes on.
+
+    Args:
+        train: a file of questions of any form that `python -m bertqa.train` reads, "squad1", "squad2", or records: dictionaries
+            with question, context, answers and perhaps id and title, in a list, a pandas DataFrame or a datasets.Dataset.
+        dev: the same to evaluate on; without it some articles of `train` are held out.
+        weights: what to start from, a model folder, a Hugging Face folder or a Hub id; None = the bundled reader.
+        out: the run folder to make; None = runs/ and the time. `reader.training.run` says where it is.
+        preset: settings of a published recipe, "google", "hf" or "fast".
+        settings: any other setting of `python -m bertqa.train --help` by name, such as epochs=3, lr=3e-5.
+
+    Raises:
+        UserError: for data, weights and settings that cannot be used.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"preset is {preset!r}, it must be one of {', '.join(PRESETS)}")
+    if settings.get("task", "qa") != "qa":
+        raise UserError(
+            "fine_tune trains question answering; classes of texts: python -m bertqa.train --task classify"
+        )
+    run = Path(out) if out is not None else Path(time.strftime("runs/%Y%m%d-%H%M%S"))
+    check_new(run)
+    given = {
+        "train": as_file(train, run / "train.jsonl"),
+        "dev": None if dev is None else as_file(dev, run / "dev.jsonl"),
+        **settings,
+    }
+    if weights is not None:
+        given["weights"] = str(weights)
+    layers = [PRESETS[preset]] if preset else []
+    chosen = settings_from([*layers, given], parts_of("qa"), source="fine_tune")
+    trained = run_training(job_of(chosen, run, say=logger.info, typed=frozenset(settings)))
+    if trained.outcome.stopped_by == "SIGINT":
+        raise KeyboardInterrupt(f"saved in {run}")
+    best = run / "best"
+    reader = Reader.load(best if best.exists() else run / "last")
+    reader.training = trained
+    return reader
+
+
+def as_file(data: object, path: Path) -> str:
+    """A file's name as it is; records in a file of their own, so that the run can be resumed and looked at later."""
+    if isinstance(data, (str, Path)):
+        return str(data)
+    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # a DataFrame
+        data = data.to_dict("records")
+    if not isinstance(data, Iterable) or isinstance(data, Mapping):
+        raise UserError(
+            f"{show(data)}: give a file, or a list of dictionaries, one for each question"
+        )
+    lines = []
+    for number, record in enumerate(data):
+        if not isinstance(record, Mapping):
+            raise UserError(f"record {number}: it is {show(record)}, it must be a dictionary")
+        check_record(record, number)
+        lines.append(to_json(plain(record)) + "\n")
+    if not lines:
+        raise UserError("there is not one record to train or evaluate on")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(lines))
+    return str(path)
+
+
+def check_record(record: Mapping, number: int) -> None:
+    """Refuse a classifier's data by the name of its task."""
+    if "label" in record and "question" not in record:
+        raise UserError(
+            f"record {number} has a label and no question: that is text classification; "
+            "python -m bertqa.train --task classify trains it, from a CSV or JSONL file"
+        )
+
+
+def plain(value: object) -> object:
+    """The value in JSON's own types: arrays and numbers of numpy become lists and numbers, NaN of pandas null."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and value != value:
+        return None
+    return value

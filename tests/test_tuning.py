@@ -1,0 +1,118 @@
+"""bertqa.fine_tune: files and records in, a Reader out."""
+
+import json
+import logging
+import os
+import signal
+
+import numpy as np
+import pytest
+
+import bertqa
+from bertqa import UserError
+from bertqa.train import main
+from bertqa.training import step as taken
+from bertqa.tuning import plain
+
+SETTINGS = dict(max_length=32, overlap=4, max_question=8, batch_size=8, lr=1e-3, seed=1, threads=1)
+
+
+@pytest.fixture
+def records(letters):
+    return [json.loads(line) for line in letters.read_text().splitlines()]
+
+
+class Frame:
+    """As much of a pandas DataFrame as is used."""
+
+    columns = ["question", "context", "answers"]
+
+    def __init__(self, records):
+        self.records = records
+
+    def to_dict(self, orient):
+        assert orient == "records"
+        return self.records
+
+
+def test_records_files_and_frames_train_alike(tmp_path, tiny_model, letters, records, caplog):
+    """Without --dev articles are held out; what is said goes to the logger."""
+    arrays = [
+        {**row, "answers": {name: np.array(values) for name, values in row["answers"].items()}}
+        for row in records
+    ]
+    scores = []
+    with caplog.at_level(logging.INFO, "bertqa"):
+        for name, data in (("file", letters), ("list", records), ("frame", Frame(arrays))):
+            reader = bertqa.fine_tune(
+                data, weights=tiny_model, out=tmp_path / name, max_steps=3, **SETTINGS
+            )
+            scores.append(reader.training.outcome.last)
+            assert reader.training.run == tmp_path / name and reader.training.outcome.finished
+            assert isinstance(reader.answer("where is a?", "a b c").answer, str)
+    assert scores[0] == scores[1] == scores[2]
+    assert "3 steps of 8 windows" in caplog.text and "are held out" in caplog.text
+    assert main(["--resume", str(tmp_path / "list"), "--max-steps", "4"]) == 0
+
+
+def test_a_dev_set_and_a_preset(tmp_path, tiny_model, records):
+    settings = {**SETTINGS, "overlap": None, "step": 9}
+    reader = bertqa.fine_tune(
+        records[:30],
+        records[30:],
+        weights=tiny_model,
+        out=tmp_path / "run",
+        preset="google",
+        max_steps=1,
+        **settings,
+    )
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert config["bias_correction"] is False and config["step"] == 9 and config["overlap"] is None
+    assert reader.training.outcome.last["total"] == 23
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"train": [{"text": "good", "label": "yes"}]},
+            "record 0 has a label and no question: that",
+        ),
+        ({"train": []}, "there is not one record"),
+        ({"train": [["a", "b"]]}, "record 0: it is .*, it must be a dictionary"),
+        ({"train": {"question": "?"}}, "give a file, or a list of dictionaries"),
+        ({"train": 7}, "7: give a file"),
+        ({"learning_rate": 1}, "fine_tune: unknown 'learning_rate'"),
+        ({"batch_size": "many"}, 'batch_size is "many", it must be a whole number'),
+        ({"task": "classify"}, "python -m bertqa.train --task classify"),
+        ({"preset": "fastest"}, "preset is 'fastest', it must be one of google, hf, fast"),
+        ({"train": [{"question": "?", "context": "c"}]}, 'has neither "answers" nor'),
+    ],
+)
+def test_mistakes_are_explained(tmp_path, tiny_model, letters, change, says):
+    given = {"train": letters, "weights": tiny_model, "out": tmp_path / "run", **SETTINGS, **change}
+    with pytest.raises(UserError, match=says):
+        bertqa.fine_tune(given.pop("train"), **given)
+
+
+def test_an_interrupt_saves_and_stops_the_cell(tmp_path, tiny_model, letters, monkeypatch):
+    update, calls = taken.set_lr, []
+
+    def interrupt(*args):
+        calls.append(None)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(*args)
+
+    monkeypatch.setattr(taken, "set_lr", interrupt)
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt, match=f"saved in {out}"):
+        bertqa.fine_tune(letters, letters, weights=tiny_model, out=out, max_steps=4, **SETTINGS)
+    assert main(["--resume", str(out)]) == 0
+    with pytest.raises(UserError, match="already holds a run"):
+        bertqa.fine_tune(letters, letters, weights=tiny_model, out=out, **SETTINGS)
+
+
+def test_plain_values():
+    value = {"a": np.array([1, 2]), "b": (np.float32(0.5), float("nan")), 3: [np.str_("x"), None]}
+    assert plain(value) == {"a": [1, 2], "b": [0.5, None], "3": ["x", None]}
