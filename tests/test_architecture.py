@@ -228,9 +228,11 @@ def test_qa_of_a_model_folder(tmp_path, qa, said):
 
 
 def test_qa_that_is_fine(tmp_path):
-    qa = {"null_threshold": -2, "max_length": 384, "overlap": None, "tuning": {}, "of": "others"}
-    (tmp_path / "qa.json").write_text(json.dumps(qa))
+    qa = {"null_threshold": -2, "max_length": 384, "tuning": {}, "of": "others"}
+    (tmp_path / "qa.json").write_text(json.dumps({**qa, "overlap": None, "max_question": None}))
     assert folder.read_qa(tmp_path) == qa
+    (tmp_path / "qa.json").write_text('{"null_threshold": null}')
+    assert folder.read_qa(tmp_path) == {"null_threshold": None}
 
 
 def test_more_layers_than_tensors(source, tmp_path):

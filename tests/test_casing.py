@@ -113,6 +113,8 @@ def test_a_normaliser_that_lowers_latin_only(source, tmp_path):
     "normaliser, said",
     [
         (None, "cased (from tokenizer.json)"),
+        ({"type": "NFD"}, "cased (from tokenizer.json)"),
+        ({"type": "NFC"}, "cased (from tokenizer.json)"),
         ({"type": "Lowercase"}, "uncased, accents kept (from tokenizer.json)"),
         (
             {

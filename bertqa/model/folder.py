@@ -29,17 +29,7 @@ from bertqa.model.record import CLASSES, EMBEDDING, QA, read_config, read_qa, wr
 from bertqa.model.tensors import Weights, open_safetensors, write_safetensors
 from bertqa.model.vocabulary import check_tokenizer
 
-__all__ = [
-    "CLASSES",
-    "QA",
-    "build",
-    "load",
-    "load_encoder",
-    "load_into",
-    "read_config",
-    "read_qa",
-    "save",
-]
+__all__ = ["CLASSES", "QA", "build", "load", "load_encoder", "load_into", "save"]
 
 WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")

@@ -137,8 +137,13 @@ def write_config(
 
 
 def read_qa(folder: str | Path) -> dict:
-    """qa.json of a model folder, checked; {} where it has none yet."""
-    return _read_typed(Path(folder) / "qa.json", Answering)
+    """qa.json of a model folder, checked; {} where it has none yet. What is null is left out, but for the threshold."""
+    found = _read_typed(Path(folder) / "qa.json", Answering)
+    return {
+        name: value
+        for name, value in found.items()
+        if value is not None or name == "null_threshold"
+    }
 
 
 def write_qa(folder: str | Path, qa: dict) -> None:
