@@ -35,6 +35,7 @@ def reader_card(results: Results, best: Training) -> str:
         recipe.append(f"- {training.name}: `{training.command.replace(folder_name, 'OUT')}`")
     command = shlex.join(["python", *sys.argv]).replace(folder_name, "OUT")
     split = results.facts["split"]
+    articles = split["held_out_articles"]
     return f"""---
 library_name: bertqa
 pipeline_tag: question-answering
@@ -56,14 +57,15 @@ A small extractive question answering model: it marks the answer in a text that 
 
 {markdown(HEADER, scores)}
 
-In float32, from the weights as they are stored (float16). The dev sets chose nothing.
+In float32, from the weights as they are stored (float16); in brackets 95 % bootstrap intervals over questions. The dev sets
+chose nothing.
 
 ## What chose what
 
-{split["held_out_questions"]:,} questions of {len(split["held_out_articles"])} articles
-({split["held_out_impossible"]:,} without an answer) were held out of every training. On them `{best.name}` was the best of
-{len(results.bench.done)} trainings, and its no-answer threshold and calibration were fitted to them. The articles, drawn by
-seed {split["asked"]["seed"]}: {", ".join(split["held_out_articles"])}.
+{split["held_out_questions"]:,} questions of {len(articles)} articles ({split["held_out_impossible"]:,} without an answer)
+were held out of every training. On them `{best.name}` was the best of {len(results.bench.done)} trainings, and its
+no-answer threshold and calibration were fitted to them. The articles, drawn by seed {split["asked"]["seed"]}:
+{", ".join(articles)}.
 
 ## Recipe
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,6 +24,7 @@ from bertqa.files import read_object, write_json
 from bertqa.hf.resolve import resolve_weights
 from bertqa.inference import find_spans
 from bertqa.qa.answers import best_answers, null_odds
+from bertqa.qa.intervals import bootstrap
 from bertqa.qa.metrics import Scores, evaluate_v2, score_answers
 from bertqa.qa.thresholds import abstain
 from bertqa.reporting.run_folder import read_journal
@@ -157,8 +159,11 @@ class Bench:
 
     def score(
         self, model: nn.Module, asked: Questions, threshold: float | None, dtype: torch.dtype
-    ) -> Scores:
-        """How a model does on questions at a threshold that was chosen elsewhere; None = it always answers."""
+    ) -> dict:
+        """How a model does on questions at a threshold that was chosen elsewhere; None = it always answers.
+
+        Returns what evaluate-v2.0.py prints, F1's 95 % interval over questions, and F1 at threshold 0.
+        """
         spans, _ = find_spans(
             model,
             asked.windows,
@@ -166,12 +171,23 @@ class Bench:
             autocast=autocast(self.device, dtype),
             progress=asked.name,
         )
-        texts = best_answers(spans, asked.windows, asked.data.examples).texts
-        silent = abstain(null_odds(spans), threshold)
-        given = {}
-        for example, text, quiet in zip(asked.data.examples, texts, silent, strict=True):
-            given[example.id] = "" if quiet else text
-        return score_answers(asked.data.examples, given)
+        examples = asked.data.examples
+        texts = best_answers(spans, asked.windows, examples).texts
+        odds = null_odds(spans)
+
+        def scores_at(limit: float | None) -> Scores:
+            given = {}
+            for example, text, quiet in zip(examples, texts, abstain(odds, limit), strict=True):
+                given[example.id] = "" if quiet else text
+            return score_answers(examples, given)
+
+        scores = scores_at(threshold)
+        metrics = evaluate_v2(scores)
+        interval = bootstrap(np.array(scores.f1, float)[:, None])[0]
+        metrics["f1_interval"] = [100 * float(limit) for limit in interval]
+        if threshold is not None:
+            metrics["f1_at_zero"] = evaluate_v2(scores_at(0.0))["f1"]
+        return metrics
 
 
 def open_bench(
@@ -218,7 +234,7 @@ class Results:
         self, name: str, model: nn.Module, asked: Questions, threshold: float | None, dtype
     ) -> None:
         """Score a model, note it, say it."""
-        metrics = evaluate_v2(self.bench.score(model, asked, threshold, dtype))
+        metrics = self.bench.score(model, asked, threshold, dtype)
         self.add(Row(name, asked.name, len(asked.data.examples), metrics))
 
     def add(self, row: Row) -> None:
@@ -252,6 +268,9 @@ def cells_of(row: Row) -> list[str]:
     found = [row.model, row.data, f"{row.questions:,}"]
     for name in ("exact", "f1", "f1_at_zero", "HasAns_f1", "NoAns_f1"):
         found.append(f"{row.metrics[name]:.2f}" if name in row.metrics else "")
+    if "f1_interval" in row.metrics:
+        low, high = row.metrics["f1_interval"]
+        found[HEADER.index("F1")] += f" ({low:.2f}-{high:.2f})"
     return found
 
 
