@@ -105,7 +105,7 @@ def about(args: argparse.Namespace, reader: Reader, how: How, paths: Sequence[Pa
     return {
         "bertqa": __version__,
         "data": data_fingerprint(paths),
-        "model": model_fingerprint(args.model),
+        "model": " ".join(map(model_fingerprint, (args.model, *args.others))),
         "device": reader.device.type,
         "precision": str(reader.dtype),
         "int8": args.int8,

@@ -31,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with world_of_torchrun() as world:
         set_threads(args.threads)
         args.model = Path(world.in_turn(lambda: resolve_weights(args.model)))
+        args.others = world.in_turn(lambda: [Path(resolve_weights(name)) for name in args.others])
         config = folder.read_config(args.model)
-        if args.data and config["head"] != folder.CLASSES:
+        if args.others or (args.data and config["head"] != folder.CLASSES):
             return answer_files(args, world)
         from bertqa.classify_texts import classify
 
@@ -70,10 +71,38 @@ def threshold_of(args: argparse.Namespace, qa: dict) -> float | None:
 
 
 def load_reader(args: argparse.Namespace) -> Reader:
-    """The Reader that the flags ask for."""
+    """The Reader that the flags ask for, of one model or of several."""
     from bertqa.device import pick_device
 
-    return Reader.load(args.model, pick_device(args.device), args.precision, int8=args.int8)
+    device = pick_device(args.device)
+    readers = []
+    for name in (args.model, *args.others):
+        readers.append(Reader.load(name, device, args.precision, int8=args.int8))
+    return together(readers, args.others) if args.others else readers[0]
+
+
+def together(readers: list[Reader], names: Sequence) -> Reader:
+    """A Reader of the mean of several readers' logits; `names` are of all but the first, for messages.
+
+    Settings are the first one's; the threshold is the mean of theirs, for null odds are differences of logits.
+
+    Raises:
+        UserError: where their vocabularies differ.
+    """
+    from bertqa.data.tokenizer import vocabulary_difference
+    from bertqa.model.ensemble import Ensemble
+
+    first = readers[0]
+    for reader, name in zip(readers[1:], names, strict=True):
+        differs = vocabulary_difference(reader.tokenizer.tokenizer, first.tokenizer.tokenizer)
+        if differs:
+            raise UserError(f"--model {name}: its vocabulary is not the first model's: {differs}")
+    thresholds = [reader.qa.get("null_threshold") for reader in readers]
+    known = [value for value in thresholds if value is not None]
+    mean = sum(known) / len(known) if len(known) == len(readers) else None
+    model = Ensemble([reader.model for reader in readers])
+    qa = {**first.qa, "null_threshold": mean}
+    return Reader(model, first.tokenizer, qa, first.device, first.dtype)
 
 
 def answer_files(args: argparse.Namespace, world) -> int:

@@ -28,14 +28,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_question_flags(parser)
     add_answer_flags(parser)
     add_class_flags(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.model, *args.others = args.model
+    return args
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
-        default=bundled_reader(),
-        help="model folder, Hugging Face folder or Hub id [%(default)s]",
+        nargs="+",
+        default=[bundled_reader()],
+        metavar="MODEL",
+        help="model folder, Hugging Face folder or Hub id; several readers of one vocabulary answer by the mean of their "
+        f"logits, with the first one's settings and the mean of their thresholds [{bundled_reader()}]",
     )
     parser.add_argument(
         "--device",
@@ -166,6 +171,8 @@ def check(args: argparse.Namespace, asked: bool) -> None:
             "give either --data FILE --out FOLDER, or --question with --context or --context-file, or one of "
             "these alone for a prompt, or --jsonl, or, for a classifier, --text"
         )
+    if args.others and args.text is not None:
+        raise UserError("--text takes one model; several are for questions")
     if args.data and not args.out:
         raise UserError("--data needs --out FOLDER, where the predictions go")
     for name in ("limit", "n_best", "max_answer_length"):

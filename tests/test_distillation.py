@@ -22,6 +22,9 @@ from bertqa.model import folder
 from bertqa.model.attention import Layout
 from bertqa.model.ensemble import Ensemble
 from bertqa.model.heads import BertForQuestionAnswering, SpanLogits, span_loss
+from bertqa.predict import main as predict
+from bertqa.predict import together
+from bertqa.reader import Reader
 from bertqa.settings import DistillationSettings
 from bertqa.train import main
 from bertqa.training import distillation
@@ -199,6 +202,40 @@ def test_an_ensemble_says_the_mean(teachers, task):
         both = Ensemble(models)(batch.input_ids, **inputs)
     assert torch.allclose(both.start, (first.start + second.start) / 2)
     assert torch.allclose(both.end, (first.end + second.end) / 2)
+
+
+def test_several_models_predict_by_the_mean_of_their_logits(tmp_path, teachers, letters, capsys):
+    def predicted(name, *models):
+        flags = ["--model", *models, "--data", str(letters), "--out", str(tmp_path / name)]
+        assert predict([*flags, "--device", "cpu"]) == 0
+        return json.loads((tmp_path / name / "null_odds.json").read_text())
+
+    one = predicted("one", teachers[0])
+    assert predicted("twice", teachers[0], teachers[0]) == pytest.approx(one, abs=1e-5)
+    both = predicted("both", *teachers)
+    assert both == pytest.approx(predicted("turned", *reversed(teachers)), abs=1e-5)
+    assert both != pytest.approx(one, abs=1e-2)
+
+
+def test_the_threshold_of_several_models_is_the_mean_of_theirs(tmp_path, teachers):
+    qa = {"max_length": 48, "overlap": 8, "max_question": 8}
+    for number, name in enumerate(teachers):
+        shutil.copytree(name, tmp_path / f"m{number}")
+        folder.write_qa(tmp_path / f"m{number}", {**qa, "null_threshold": 1.0 + 2 * number})
+    first, second = (Reader.load(tmp_path / f"m{number}", "cpu") for number in range(2))
+    assert together([first, second], ["m1"]).qa == {**first.qa, "null_threshold": 2.0}
+    del second.qa["null_threshold"]
+    assert together([first, second], ["m1"]).qa["null_threshold"] is None
+
+
+def test_several_models_must_have_one_vocabulary(tmp_path, teachers, letters):
+    other = write_checkpoint(tmp_path / "hf")
+    flags = ["--data", str(letters), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    with pytest.raises(UserError, match="its vocabulary is not the first model's") as caught:
+        predict(["--model", teachers[0], str(other), *flags])
+    assert f"/{other.name}-" in str(caught.value)  # the folder that it was converted into
+    with pytest.raises(UserError, match="--text takes one model"):
+        predict(["--model", *teachers, "--text", "a"])
 
 
 # The cache
@@ -387,7 +424,7 @@ def test_a_teacher_needs_the_vocabulary(task, tmp_path, teachers):
     (other / "vocab.txt").write_text("\n".join(tokens))
     said = says(task, teachers[0], other)
     assert str(other) in said and "2 tokens differ" in said
-    assert f'"k" is not there and the student\'s is {place}' in said
+    assert f'"k" is unknown there and {place} here' in said
 
 
 def test_a_teacher_needs_a_head(task, tmp_path, tiny_model):

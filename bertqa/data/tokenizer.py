@@ -10,7 +10,7 @@ import numpy as np
 from bertqa.bars import progress_bar
 from bertqa.data.tokens import Tokens, running_sum, whole_characters
 from bertqa.errors import UserError
-from bertqa.files import read_object
+from bertqa.files import read_object, show
 
 TEXTS_A_CALL = 256
 """Texts handed to the tokenizer at once: enough for its threads, few enough for a live progress bar."""
@@ -215,3 +215,18 @@ def _chunks(texts: Sequence[str], progress: str | None) -> Iterable[Sequence[str
             chunk = texts[i : i + TEXTS_A_CALL]
             yield chunk
             bar.update(len(chunk))
+
+
+def vocabulary_difference(theirs: WordPiece, ours: WordPiece) -> str:
+    """How another model's vocabulary, special tokens among it, differs from ours; "" where it is the same."""
+    other = theirs.backend.get_vocab()
+    own = ours.backend.get_vocab()
+    differ = [token for token in own if other.get(token) != own[token]]
+    differ += [token for token in other if token not in own]
+    if not differ:
+        return ""
+    token = differ[0]
+    return (
+        f"{len(differ):,} tokens differ, for example {show(token)} is {other.get(token, 'unknown')} there and "
+        f"{own.get(token, 'unknown')} here"
+    )

@@ -20,12 +20,12 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from bertqa.data.batches import Batch
-from bertqa.data.tokenizer import WordPiece
+from bertqa.data.tokenizer import WordPiece, vocabulary_difference
 from bertqa.data.windows import Windows
 from bertqa.device import autocast
 from bertqa.distributed import World
 from bertqa.errors import UserError
-from bertqa.files import cache_folder, replacing, sha256, show
+from bertqa.files import cache_folder, replacing, sha256
 from bertqa.hf.resolve import resolve_weights
 from bertqa.inference import forward_all
 from bertqa.model import folder
@@ -167,22 +167,12 @@ def check_teacher(name: str, where: Path, task: Task) -> None:
             f"teacher {name}: it has {positions} positions, but the longest training window has {longest} tokens; "
             f"use --max-length {positions}"
         )
-    theirs = WordPiece.load(where).backend.get_vocab()
-    ours = task.tokenizer.backend.get_vocab()
-    if theirs != ours:
-        raise UserError(f"teacher {name}: {vocabulary_difference(theirs, ours)}")
-
-
-def vocabulary_difference(theirs: dict[str, int], ours: dict[str, int]) -> str:
-    """How the vocabulary of a teacher differs from the student's, special tokens among them, and the way out."""
-    differ = [token for token in ours if theirs.get(token) != ours[token]]
-    differ += [token for token in theirs if token not in ours]
-    token = differ[0]
-    return (
-        f"its vocabulary is not the student's: {len(differ):,} tokens differ, for example {show(token)} is "
-        f"{theirs.get(token, 'not there')} and the student's is {ours.get(token, 'not there')}; a teacher must have "
-        "the vocabulary of the weights to train"
-    )
+    differs = vocabulary_difference(WordPiece.load(where), task.tokenizer)
+    if differs:
+        raise UserError(
+            f"teacher {name}: its vocabulary is not the student's: {differs}; a teacher must have the vocabulary of "
+            "the weights to train"
+        )
 
 
 def fingerprint_of(windows: Windows, teachers: list[str], dtype: torch.dtype) -> str:
