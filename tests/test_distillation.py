@@ -158,6 +158,24 @@ def test_a_frozen_copy_of_the_student_teaches_nothing(task, tiny_model, teachers
     assert gradient_of(teaching, task, model) < 1e-6 * other
 
 
+def test_windows_that_only_fill_a_static_batch_teach_nothing(task, tiny_model, teachers):
+    """The batch that CUDA graphs are made of: token counts rounded up, a window missing, dummies behind the last."""
+    model = folder.load(tiny_model)
+    teaching = ask(task, *teachers)
+    rows = np.array([7, 3, 11])
+    static = task.store.static_batch(torch.tensor([7, 3, 11, -1]), 128)
+    found = []
+    for batch in (task.store.batch(rows), static):
+        layout = Layout.of_batch(batch)
+        logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
+        model.zero_grad()
+        loss = teaching.span_loss(torch.zeros(()), logits, batch, layout)
+        loss.backward()
+        found.append((loss.item(), model.span.weight.grad.clone()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
+
+
 # What the teachers say
 
 
