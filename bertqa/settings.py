@@ -324,10 +324,14 @@ class LoopSettings:
         return broken(self, rules)
 
     @property
-    def save_after(self) -> tuple[int, float]:
-        """Checkpoints come at multiples of so many steps (0 = never), or after so many minutes."""
-        steps, minutes = SAVE_EVERY.fullmatch(str(self.save_every)).groups()
-        return int(steps or 0), float(minutes or math.inf)
+    def save_steps(self) -> int:
+        """Checkpoints come at multiples of so many steps; 0 = not by steps."""
+        return int(SAVE_EVERY.fullmatch(str(self.save_every))[1] or 0)
+
+    @property
+    def save_minutes(self) -> float:
+        """Checkpoints come after so many minutes; infinite where they come by steps."""
+        return float(SAVE_EVERY.fullmatch(str(self.save_every))[2] or math.inf)
 
 
 @dataclass(frozen=True)

@@ -287,6 +287,8 @@ def result(run_folder: Path) -> dict:
 
     state = torch.load(run_folder / "last" / "state.pt", weights_only=True)
     state["progress"].pop("seconds")
+    for group in state["optimizer"]["param_groups"]:
+        group.pop("lr")  # set anew before every update; the journal has it step by step
     for name in ("journal_bytes", "fingerprints"):
         state.pop(name)
     summary = json.loads((run_folder / "summary.json").read_text())

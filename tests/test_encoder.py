@@ -311,12 +311,6 @@ def test_span_loss_is_the_sum_over_windows_of_ordinary_cross_entropies():
         for window, label in zip(scores.split([4, 2]), labels, strict=True):
             want = want + torch.nn.functional.cross_entropy(window, label) / 2
     assert torch.allclose(span_loss(logits, layout, start, end), want)
-    smooth = sum(
-        torch.nn.functional.cross_entropy(window, label, label_smoothing=0.1) / 2
-        for scores, labels in ((logits.start, start), (logits.end, end))
-        for window, label in zip(scores.split([4, 2]), labels, strict=True)
-    )
-    assert torch.allclose(span_loss(logits, layout, start, end, 0.1), smooth)
 
 
 def test_dropout_rate_scale_and_gradient():

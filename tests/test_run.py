@@ -25,6 +25,7 @@ from bertqa.settings import LoopSettings, OptimSettings
 from bertqa.train import main
 from bertqa.training.command_line import parse
 from bertqa.training.job import Job
+from bertqa.training.question_answering import QuestionAnswering
 from bertqa.training.run import run_training
 from bertqa.training.starting import length_remarks
 from bertqa.training.task import Task
@@ -198,6 +199,31 @@ def test_a_second_resume_is_refused(tmp_path, copy):
 
 def wait_long() -> None:
     time.sleep(8)
+
+
+def test_a_run_that_could_not_begin_is_in_nobodys_way(tmp_path, tiny_model, letters, monkeypatch):
+    """What fails before config.json is there leaves a folder that can be taken again."""
+    args = training(tiny_model, letters, tmp_path / "run", "--max-steps", "1")[1:]
+
+    def fail(task, run):
+        (run / "rejected.jsonl").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QuestionAnswering, "save_rejected", fail)
+        with pytest.raises(OSError):
+            main(args)
+    assert main(args) == 0
+    with pytest.raises(UserError, match="run: already holds a run"):
+        main(args)
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_read(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match="file/a/run: .*/file is a file, not a folder; give another"
+    ):
+        main(["--out", str(tmp_path / "file" / "a" / "run"), "--train", "/nowhere"])
 
 
 def test_a_kill_leaves_no_lock_in_the_way(tmp_path, copy):

@@ -115,7 +115,6 @@ def span_loss(
     layout: Layout,
     start_labels: Tensor,
     end_labels: Tensor,
-    smoothing: float = 0.0,
     weights: Tensor | None = None,
 ) -> Tensor:
     """Sum over the S windows of the mean of two cross-entropies, of the first and of the last token of the answer.
@@ -124,32 +123,25 @@ def span_loss(
         logits: packed, (N,) each.
         layout: of the same N tokens.
         start_labels, end_labels: (S,) positions within each window; 0 ([CLS]) where it holds no answer.
-        smoothing: share of each label spread evenly over the window's own tokens (Szegedy et al. 2015).
         weights: (S,) how much each window counts; 1 where None, 0 for what only fills a static batch.
 
     A sum and not a mean: the caller divides once by the number of windows of the whole optimizer step.
     """
-    starts = _cross_entropy(logits.start, layout, start_labels, smoothing)  # (S,)
-    ends = _cross_entropy(logits.end, layout, end_labels, smoothing)  # (S,)
+    starts = _cross_entropy(logits.start, layout, start_labels)  # (S,)
+    ends = _cross_entropy(logits.end, layout, end_labels)  # (S,)
     losses = (starts + ends) / 2
     if weights is not None:
         losses = losses * weights
     return losses.sum()
 
 
-def _cross_entropy(logits: Tensor, layout: Layout, labels: Tensor, smoothing: float) -> Tensor:
+def _cross_entropy(logits: Tensor, layout: Layout, labels: Tensor) -> Tensor:
     """Cross-entropy of S softmaxes, each over the tokens of one window: (N,), (S,) -> (S,)."""
     # Only the logits are padded, one number a token. Not with -inf: a window without tokens would lose NaN, and a weight
     # of 0 does not make that 0.
     lowest = torch.finfo(logits.dtype).min
     log_p = layout.pad(logits, lowest).log_softmax(1)  # (N,) -> (S, L)
-    loss = F.nll_loss(log_p, labels, reduction="none")
-    if smoothing:
-        lengths = layout.cu_seqlens.diff()  # (S,)
-        of_tokens = -layout.unpad(log_p)  # (N,)
-        sums = torch.zeros_like(loss).index_add(0, layout.sequence, of_tokens)  # (S,)
-        loss = (1 - smoothing) * loss + smoothing * sums / lengths.clamp(min=1)
-    return loss
+    return F.nll_loss(log_p, labels, reduction="none")
 
 
 class BertForSequenceClassification(nn.Module):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -52,9 +53,16 @@ def writing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def load_checkpoint(run: Path, world: World = World()) -> tuple[Path | None, dict | None]:
-    """(folder, state) of run/last, or of run/previous where last/ is missing or damaged, which is said on stderr; the
-    damaged one is set aside as run/damaged. (None, None) for a run that was stopped before its first checkpoint.
+class Checkpoint(NamedTuple):
+    """What a run goes on from; None both where it was stopped before its first checkpoint."""
+
+    folder: Path | None
+    state: dict | None
+
+
+def load_checkpoint(run: Path, world: World = World()) -> Checkpoint:
+    """That in run/last, or in run/previous where last/ is missing or damaged, which is said on stderr; the damaged one
+    is set aside as run/damaged.
 
     Raises:
         UserError: where there are checkpoints but none is whole, naming what is wrong with each.
@@ -62,14 +70,14 @@ def load_checkpoint(run: Path, world: World = World()) -> tuple[Path | None, dic
     # one process looks, and moves
     folder = world.gather(whole_checkpoint(run) if world.first else None)[0]
     if folder is None:
-        return None, None
+        return Checkpoint(None, None)
     try:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # its checksum is right: written by another version, or by hand
         raise UserError(
             f"{folder / 'state.pt'}: cannot be read ({first_sentence(error)}); start a new run with another --out"
         ) from None
-    return folder, checked_state(state, folder / "state.pt")
+    return Checkpoint(folder, checked_state(state, folder / "state.pt"))
 
 
 def checked_state(state: object, path: Path) -> dict:

@@ -135,13 +135,13 @@ class Trainer:
     @property
     def checkpoint_due(self) -> bool:
         """Behind every epoch, and by steps or minutes as `save_every` says."""
-        steps, minutes = self.job.settings.save_after
+        steps = self.job.settings.save_steps
         step = self.progress.step
         if step == 0:
             return False
         if self.epoch_over or (steps and step % steps == 0):
             return True
-        return time.monotonic() - self.saved_at >= 60 * minutes
+        return time.monotonic() - self.saved_at >= 60 * self.job.settings.save_minutes
 
     @property
     def out_of_time(self) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,8 @@ from bertqa.training.step import settle
 
 LOCK = "lock"
 """Name of the file in a run folder that says who is training there."""
-OURS = {LOCK, "train.jsonl", "dev.jsonl"}
-"""What may be in the folder of a run that has not begun: records that fine_tune was given among it."""
+NOT_BEGUN = {LOCK, "train.jsonl", "dev.jsonl", "rejected.jsonl", "dev.json"}
+"""What may be in the folder of a run that has not begun, or failed before it had a config.json."""
 
 
 @dataclass
@@ -72,16 +73,19 @@ def lock_of(job: Job) -> contextlib.AbstractContextManager:
 
 
 def check_new(run: Path) -> None:
-    """Refuse a run folder that holds something already. Raises UserError."""
+    """Refuse a run folder that holds something already, or cannot be made. Raises UserError."""
     if run.is_dir():
-        others = [
-            path for path in run.iterdir() if not (path.suffix == ".tmp" or path.name in OURS)
-        ]
-        if others:
+        names = {path.name for path in run.iterdir() if path.suffix != ".tmp"}
+        if names - NOT_BEGUN:
             raise UserError(
                 f"{run}: already holds a run; give another --out, or go on with it: "
                 f"--resume {shlex.quote(str(run))}"
             )
+    there = next(path for path in [run.absolute(), *run.absolute().parents] if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{run}: {there} is a file, not a folder; give another --out")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{run}: {there} cannot be written to; give another --out")
 
 
 def begin(job: Job) -> None:
@@ -90,8 +94,8 @@ def begin(job: Job) -> None:
     fingerprints = fingerprints_of(job)
     if job.world.first:
         check_new(job.run)  # again, now that nobody else can
-        write_run_config(job, fingerprints)
         job.task.save_rejected(job.run)
+        write_run_config(job, fingerprints)  # from here on it is a run, which --resume goes on with
         job.journal = Journal(job.run / "metrics.jsonl", keep_bytes=0)
     job.fingerprints = fingerprints | lasting_settings(job)
 
