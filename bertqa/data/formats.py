@@ -270,7 +270,7 @@ def shape_of_columns(header: list[str], text: str) -> Shape:
     if not lacking:
         return Shape("flat", "", _flat)
     if not KNOWN & set(header):
-        first = text.lstrip().splitlines()[0]
+        first = text.lstrip().partition("\n")[0]
         raise UserError(
             f"wrong shape: neither JSON nor a CSV header: {show(first)}; accepted are {ACCEPTED}"
         )

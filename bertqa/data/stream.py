@@ -248,7 +248,12 @@ def csv_records(lines: Iterator[bytes]) -> Records:
 def _csv_records(text: Iterator[str]) -> Records:
     head, before, delimiter = _csv_head(text)
     reader = csv.reader(chain([head], text), delimiter=delimiter, strict=True)
-    header = [name.strip().lower() for name in next(reader)]
+    try:
+        header = [name.strip().lower() for name in next(reader)]
+    except csv.Error as error:
+        raise UserError(
+            f"neither JSON nor a CSV: its header cannot be read: {error}; accepted are {ACCEPTED}"
+        ) from None
     refuse_doubled_columns(header)
     shape = shape_of_columns(header, head)
     refuse_for_answering(shape)
@@ -287,4 +292,6 @@ def _csv_head(text: Iterator[str]) -> tuple[str, int, str]:
             said = excel[1]
         elif head.strip():
             break
+    if not head.strip():
+        raise UserError("holds only white space")
     return head, before, said or best_delimiter(head, KNOWN)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bertqa.data.tables import csv_rows
+from bertqa.data.tables import read_table
 from bertqa.errors import UserError
 from bertqa.files import decode, json_lines, parse_json, read_bytes, show
 
@@ -66,21 +66,14 @@ def json_or_lines(text: str) -> tuple[object, bool]:
 
 
 def csv_records(text: str) -> list[dict]:
-    """The rows of a CSV as records; what separates cells is what the header has most of."""
-    header = text.lstrip().partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
-    (_, names), *rows = csv_rows(text, delimiter)
-    names = [name.strip().lower() for name in names]
-    if not set(names) & set(ID_KEYS) or not set(names) & set(TEXT_KEYS):
+    """The rows of a CSV as records."""
+    table = read_table(text, {*ID_KEYS, *TEXT_KEYS}, lower=True)
+    if not set(table.header) & set(ID_KEYS) or not set(table.header) & set(TEXT_KEYS):
+        header = text.lstrip().partition("\n")[0]
         raise UserError(
             f"neither JSON nor a CSV with the columns id and prediction_text: {show(header[:60])}"
         )
-    records = []
-    for where, row in rows:
-        if len(row) != len(names):
-            raise UserError(f"{where}: has {len(row)} cells, the header {len(names)}")
-        records.append(dict(zip(names, row, strict=True)))
-    return records
+    return [record for _, record in table.rows]
 
 
 def from_records(path: Path, records: Iterable[tuple[str, object]]) -> Predictions:
