@@ -354,6 +354,19 @@ def test_half_a_folder_in_the_cache_is_made_anew(checkpoint, tmp_path):
     folder.load(first)
 
 
+def test_what_another_made_meanwhile_is_taken(checkpoint, tmp_path, monkeypatch):
+    """Where the file system knows no locks, two convert at once: the later one takes what the first made."""
+
+    def beaten(source, dest, **options):
+        convert(source, dest, **options)
+        (dest / "of the first").touch()
+        return convert(source, dest, **options)
+
+    monkeypatch.setattr("bertqa.hf.resolve.convert", beaten)
+    found = resolve_weights(checkpoint, tmp_path / "weights")
+    assert (found / "of the first").exists()
+
+
 def test_a_cache_that_cannot_be_written(checkpoint, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot keep converted weights there .*set BERTQA_CACHE"):

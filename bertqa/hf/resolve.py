@@ -56,7 +56,12 @@ def resolve_weights(
         # half a folder, of a copy or an rsync that was cut off: all in the cache is ours to make anew
         shutil.rmtree(dest, ignore_errors=True)
         print(f"converting {name_or_path} into {dest} (once)", file=sys.stderr)
-        convert(source.given, dest, fresh_head="none" if encoder_only else None)
+        try:
+            convert(source.given, dest, fresh_head="none" if encoder_only else None)
+        except UserError:
+            # on a file system without locks, another process may have been faster
+            if not _is_whole(dest):
+                raise
     return dest
 
 
