@@ -54,6 +54,7 @@ def set_classes(source: Path, count: int, **config) -> Path:
     [
         (1, {}, "its head has one output (a regression, or a cross-encoder's score)"),
         (1, {"id2label": ...}, "its head has one output"),
+        (1, {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, "its head has one output"),
         (1, {"problem_type": "regression"}, "its head is for regression"),
         (3, {"problem_type": "regression"}, "its head is for regression"),
         (3, {"problem_type": "multi_label_classification"}, "for multi label classification"),

@@ -88,7 +88,7 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
             )
         sha256 = write_safetensors(new / "model.safetensors", dtypes, shapes, tensors.get)
         tensors.check()
-        remarks += _take_settings(place.folder, new, plan.head, fresh_head)
+        remarks += _take_settings(place.folder, new, plan, fresh_head)
         # once more: what another process put there meanwhile is not ours to replace
         new_folder(dest)
         write_config(new, plan.config, plan.head, plan.labels, provenance)
@@ -107,13 +107,13 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
     )
 
 
-def _take_settings(source: Path, new: Path, head: str | None, fresh_head) -> list[str]:
+def _take_settings(source: Path, new: Path, plan: Plan, fresh_head) -> list[str]:
     """Take over how a checkpoint's maker used it: bertqa's threshold, sentence-transformers' pooling. Returns remarks."""
-    if head == QA and fresh_head is None and (source / "qa.json").exists():
+    if plan.head == QA and fresh_head is None and (source / "qa.json").exists():
         write_qa(new, read_qa(source))
         return ["qa.json taken over: the threshold and windows that its maker tuned with bertqa"]
-    embedding, remarks = read_pooling(source)
-    if head is not None or embedding is None:
+    embedding, remarks = read_pooling(source, plan.config.max_position_embeddings)
+    if plan.head is not None or embedding is None:
         return []
     write_embed(new, embedding)
     return remarks

@@ -14,8 +14,11 @@ POOLS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"
 """What their Pooling module calls it -> what `embed --pool` does."""
 
 
-def read_pooling(folder: Path) -> tuple[Embedding | None, list[str]]:
+def read_pooling(folder: Path, positions: int) -> tuple[Embedding | None, list[str]]:
     """What a checkpoint says of its vectors, and remarks; None where it is not one of sentence-transformers.
+
+    Args:
+        positions: of the encoder, which no text can be longer than.
 
     Raises:
         UserError: for files that are not what sentence-transformers writes.
@@ -33,7 +36,7 @@ def read_pooling(folder: Path) -> tuple[Embedding | None, list[str]]:
         length = settings.get("max_seq_length")
         if length is not None and (type(length) is not int or not 3 <= length <= 1_000_000):
             raise UserError(f"{folder / SETTINGS}: max_seq_length is {show(length)}")
-        embedding.max_length = length
+        embedding.max_length = min(length, positions) if length else None
         if settings.get("do_lower_case") is True:
             remarks.append(
                 f"warning: {SETTINGS} has do_lower_case true: sentence-transformers lower-cases texts first"
