@@ -16,7 +16,7 @@ from bertqa.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
 SAMPLE = PACKAGE / "data" / "sample"
-SAVE_EVERY = re.compile(r"([1-9][0-9]*) ?steps|([0-9]*[.]?[0-9]+(?:e[-+]?[0-9]+)?)")
+SAVE_EVERY = re.compile(r"([1-9][0-9]{0,17}) ?steps|([0-9]*[.]?[0-9]+(?:e[-+]?[0-9]+)?)")
 
 RESUMABLE = {"max_minutes", "device", "threads", "save_every", "capture"}
 """Settings that a resumed run may have otherwise than the run had: none of them is part of its result."""
@@ -47,8 +47,8 @@ def broken(settings, rules: dict[str, tuple[bool, str]]) -> list[str]:
 
 
 def positive(value: float | None) -> bool:
-    """Whether a number that may be left open is above 0 and finite."""
-    return value is None or 0 < value < math.inf
+    """Whether a number that may be left open is above 0, and one that other numbers can be divided by."""
+    return value is None or 0 < value < 2**63
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,8 @@ class OptimSettings:
 
     def problems(self) -> list[str]:
         """Everything that is wrong with these values, one phrase each."""
-        can_freeze = self.freeze in ("none", "embeddings", "encoder") or self.freeze.isdecimal()
+        is_count = self.freeze.isdecimal() and len(self.freeze) < 10
+        can_freeze = is_count or self.freeze in ("none", "embeddings", "encoder")
         rules = {
             "lr": (positive(self.lr), "be positive"),
             "warmup": (0 <= self.warmup < math.inf, "be a fraction below 1 or a number of steps"),
@@ -310,7 +311,7 @@ class LoopSettings:
         micro = self.micro_tokens == "auto" or str(self.micro_tokens).strip("0").isdecimal()
         saves = SAVE_EVERY.fullmatch(str(self.save_every)) is not None
         rules = {
-            "epochs": (positive(self.epochs), "be positive"),
+            "epochs": (0 < self.epochs <= 10**6, "be positive, and a million at most"),
             "max_steps": (positive(self.max_steps), "be positive"),
             "max_minutes": (positive(self.max_minutes), "be positive"),
             "batch_size": (positive(self.batch_size), "be positive"),

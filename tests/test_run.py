@@ -108,6 +108,10 @@ def test_numbers_that_are_none(flags, says, capsys):
         (["--seed", "-1"], "seed is -1, it must lie between 0"),
         (["--limit-train", "-1"], "limit_train is -1, it must be positive"),
         (["--lr", "inf", "--eps", "nan"], "lr is inf, it must be positive; eps is nan"),
+        (["--epochs", "1.7e308"], "epochs is 1.7e.308, it must be positive, and a million at most"),
+        (["--batch-size", "9" * 400], "batch_size is 9+, it must be positive"),
+        (["--save-every", "9" * 5000 + "steps"], "save_every is 9+steps, it must be minutes"),
+        (["--freeze", "9" * 5000], "freeze is 9+, it must be none, embeddings"),
     ],
 )
 def test_values_out_of_range(tmp_path, tiny_model, letters, flags, says):
@@ -128,6 +132,13 @@ def test_settings_that_are_gone(tmp_path, finished):
     with pytest.raises(
         UserError, match="no setting label_smoothing .it is 0.1., patience .it is 3"
     ):
+        chosen("--config", str(path))
+
+
+def test_numbers_in_a_file_that_no_float_holds(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"warmup": 10**400, "lr": 10**400}))
+    with pytest.raises(UserError, match="warmup is 10+.*, it must be a number"):
         chosen("--config", str(path))
 
 

@@ -267,7 +267,9 @@ def fits(value: object, kind) -> bool:
         return isinstance(value, list) and all(type(one) in allowed for one in value)
     if typing.get_origin(kind) is Literal:
         return value in allowed
-    return type(value) in allowed or (type(value) is int and float in allowed)
+    if type(value) is int and float in allowed:
+        return abs(value) < 2**1000
+    return type(value) in allowed
 
 
 def in_words(kind) -> str:
