@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with world_of_torchrun() as world:
         asked = parse(arguments)
         # Not before: torch takes seconds, and neither --help nor a mistyped flag needs it.
-        from bertqa.training.run import check_new, run_training
+        from bertqa.training.run import check_free, check_new, run_training
         from bertqa.training.starting import job_of
 
         def say(line: str) -> None:
@@ -27,8 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(line, file=sys.stderr, flush=True)
 
         run = asked.resume or Path(asked.settings.files.out or time.strftime("runs/%Y%m%d-%H%M%S"))
-        if world.first and not asked.resume:
-            check_new(run)
+        if world.first:
+            # Before minutes are spent on reading data; run_training does it again.
+            check = check_free if asked.resume else check_new
+            check(run)
         job = job_of(
             asked.settings,
             run,

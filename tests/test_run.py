@@ -27,7 +27,7 @@ from bertqa.training.command_line import parse
 from bertqa.training.job import Job
 from bertqa.training.question_answering import QuestionAnswering
 from bertqa.training.run import run_training
-from bertqa.training.starting import length_remarks
+from bertqa.training.starting import job_of, length_remarks
 from bertqa.training.task import Task
 
 STEPS = ["--batch-size", "8", "--epochs", "2", "--eval-every", "3", "--save-every", "0"]
@@ -184,11 +184,13 @@ def test_config_says_what_was_run(copy, letters):
 
 
 def test_a_lock_says_who_holds_it(copy):
+    settings = parse(["--resume", str(copy)]).settings
     with held(copy / "lock"):
-        with pytest.raises(
-            UserError, match=f"{copy}: in use by process {os.getpid()} on .*, since .*; wait"
-        ):
+        says = f"{copy}: in use by process {os.getpid()} on .*, since .*; wait"
+        with pytest.raises(UserError, match=says):
             main(["--resume", str(copy)])
+        with pytest.raises(UserError, match=says):
+            run_training(job_of(settings, copy), resume=True)
     assert not (copy / "lock").exists()
     assert main(["--resume", str(copy)]) == 0
 
@@ -201,6 +203,7 @@ def test_a_second_resume_is_refused(tmp_path, copy):
         assert first.is_alive(), log.read_text()
     said = run(["train", "--resume", copy], other, status=2)
     assert f"in use by process {first.pid} on" in said and "Traceback" not in said
+    assert "windows of at most" not in said  # refused before the data are read
     first.join(300)
     assert first.exitcode == 0
     lines = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
@@ -310,6 +313,17 @@ def test_a_damaged_config_of_a_run(copy, change, says):
         shutil.rmtree(copy / part)
     with pytest.raises(UserError, match=says):
         main(["--resume", str(copy)])
+
+
+def test_nothing_is_kept_where_no_evaluation_has_a_score(
+    tmp_path, tiny_model, letters, monkeypatch, capsys
+):
+    monkeypatch.setattr(QuestionAnswering, "evaluate", lambda *args: {"f1": float("nan")})
+    monkeypatch.setattr(QuestionAnswering, "describe", lambda *args: "nothing")
+    out = tmp_path / "run"
+    assert main(training(tiny_model, letters, out, "--max-steps", "1")[1:]) == 0
+    assert "no evaluation found a f1, so nothing is kept in best/" in capsys.readouterr().err
+    assert not (out / "best").exists()
 
 
 # ---- a task of one's own ----

@@ -1,7 +1,6 @@
 """A whole training run: its folder, the loop, and what is left behind. For any task, from the command line or Python."""
 
 import contextlib
-import dataclasses
 import math
 import os
 import shlex
@@ -49,9 +48,8 @@ def run_training(job: Job, *, resume: bool = False) -> Trained:
         UserError: for a folder that holds another run or in which another process trains; for a
             resumed run whose data, weights or settings have changed; and what the loop raises.
     """
-    freeze(
-        job.model, job.optim.freeze
-    )  # refuses what the model does not have, before a folder is made
+    # Before a folder is made: it refuses layers that the model does not have.
+    freeze(job.model, job.optim.freeze)
     if job.world.first and not resume:
         check_new(job.run)
         job.run.mkdir(parents=True, exist_ok=True)
@@ -70,6 +68,12 @@ def lock_of(job: Job) -> contextlib.AbstractContextManager:
     if not job.world.first:
         return contextlib.nullcontext()
     return held(job.run / LOCK)
+
+
+def check_free(run: Path) -> None:
+    """Refuse a run folder in which another process trains, before minutes are spent on reading data."""
+    with held(run / LOCK):
+        pass
 
 
 def check_new(run: Path) -> None:
@@ -103,14 +107,10 @@ def begin(job: Job) -> None:
 def restore(job: Job) -> None:
     """Put the last checkpoint of the run folder into the job, if it goes on where the run left off."""
     config = read_run_config(job.run)
-    if job.settings.micro_tokens == "auto":  # what the run's first sitting made of it
-        micro_tokens = config["settings"].get("micro_tokens", "auto")
-        job.settings = dataclasses.replace(job.settings, micro_tokens=micro_tokens)
-    job.settings = settle(job.settings, job.model, job.device, job.dtype)
     last, state = load_checkpoint(job.run, job.world)
     if job.settings.micro_tokens == "auto":
         # As the run has settled it, whatever this device would; a job made in Python still says "auto".
-        settled = read_run_config(job.run)["settings"].get("micro_tokens", "auto")
+        settled = config["settings"].get("micro_tokens", "auto")
         job.settings = replace(job.settings, micro_tokens=settled)
     job.settings = settle(job.settings, job.model, job.device, job.dtype)
     fingerprints = fingerprints_of(job)
@@ -229,7 +229,7 @@ def closing_lines(job: Job, outcome: Outcome, figures: dict) -> list[str]:
     lines = [speed]
     if outcome.last:
         lines.append(f"last evaluation: {job.task.describe(outcome.last)}")
-    lines.append(
-        f"best {job.task.key} {progress.best:.2f} at step {progress.best_step}, kept in {job.run / 'best'}"
-    )
-    return lines
+    if progress.best == -math.inf:
+        return [*lines, f"no evaluation found a {job.task.key}, so nothing is kept in best/"]
+    kept = f"kept in {job.run / 'best'}"
+    return [*lines, f"best {job.task.key} {progress.best:.2f} at step {progress.best_step}, {kept}"]
