@@ -1,4 +1,4 @@
-"""python -m bertqa, or the console command `bertqa`: lists the verbs, and runs the one that is named."""
+"""python -m bertqa, or the command `bertqa`: lists the verbs, and runs the one that is named."""
 
 import difflib
 import importlib

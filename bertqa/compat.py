@@ -1,4 +1,5 @@
-"""`pipeline("question-answering")` as transformers 4 had it, over a `Reader`: old code needs another import only.
+"""`pipeline("question-answering")` as transformers 4 had it, over a `Reader`: old code needs
+another import only.
 
     from bertqa.compat import pipeline
 
@@ -6,7 +7,8 @@
     ask(question="Who kept the lamp?", context="Agnes Holm kept the lamp.")
     # {'score': ..., 'start': 0, 'end': 10, 'answer': 'Agnes Holm'}
 
-README says where its answers differ from the old ones, and why. Arguments that mean nothing here are named in a warning.
+README says where its answers differ from the old ones, and why. Arguments that mean nothing here
+are named in a warning.
 """
 
 import warnings
@@ -44,14 +46,16 @@ class QuestionAnsweringPipeline:
 
         Args:
             args: a dictionary with question and context, or a list of them.
-            question, context: texts, or lists of texts of one length; one context serves several questions.
+            question, context: texts, or lists of texts of one length; one context serves several
+                questions.
             top_k: answers wanted; more than 1 gives a list of dictionaries for each question.
             handle_impossible_answer: whether "" may be the answer (False).
             max_answer_len: most tokens of an answer (15).
             align_to_words: widen answers to whole words (True).
 
         Returns:
-            {"score", "start", "end", "answer"}, or a list of such for top_k > 1; for several questions a list of these.
+            {"score", "start", "end", "answer"}, or a list of such for top_k > 1; for several
+            questions a list of these.
         """
         options = {**self.options, **named}
         pairs, single = pairs_of(args, options)
@@ -88,7 +92,8 @@ def pipeline(
 
     Args:
         task: "question-answering", the only one.
-        model: a model folder, a Hugging Face folder or a Hub id, or a Reader; None is the reader that comes with bertqa.
+        model: a model folder, a Hugging Face folder or a Hub id, or a Reader; None is the reader
+            that comes with bertqa.
         tokenizer: not needed; the model's own is taken.
         device: -1 for the CPU, 0 for the first GPU, or as Reader.load takes it.
         dtype, torch_dtype: as Reader.load takes it.
@@ -111,7 +116,9 @@ def pipeline(
 
 
 def pairs_of(args: tuple, options: dict) -> tuple[list[tuple[str, str]], bool]:
-    """The (question, context) pairs of a call, taken out of its options, and whether it was one question."""
+    """The (question, context) pairs of a call, taken out of its options, and whether it was one
+    question.
+    """
     given = args[0] if len(args) == 1 else list(args)
     for name in ("data", "X"):  # names of the past for what stands first
         if name in options:

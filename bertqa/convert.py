@@ -1,4 +1,4 @@
-"""python -m bertqa.convert SRC DEST: a Hugging Face checkpoint into a model folder; --to-hf and --to-onnx go out again."""
+"""python -m bertqa.convert SRC DEST: checkpoints in; --to-hf and --to-onnx go out again."""
 
 import argparse
 from collections.abc import Sequence

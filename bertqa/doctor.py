@@ -1,7 +1,8 @@
-"""python -m bertqa.doctor FILE [OTHER]: what is wrong with a data set, and the best score that it allows.
+"""python -m bertqa.doctor FILE [OTHER]: what is wrong with data, and the best score they allow.
 
-That score is the ceiling (qa/ceiling.py): what a model would get that always gives the best answer it can give.
-What is counted is in qa/checkup.py, what is printed in reporting/, what --fix writes in data/repair.py.
+That score is the ceiling (qa/ceiling.py): what a model would get that always gives the best answer
+it can give. What is counted is in qa/checkup.py, what is printed in reporting/, what --fix writes
+in data/repair.py.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Report, show or repair. Returns the exit status: 0 also for sick data, for it is the report that judges."""
+    """Report, show or repair. -> exit status: 0 also for sick data, for the report judges."""
     args = parse_args(argv)
     check(args)
     folder = vocabulary_folder(args)

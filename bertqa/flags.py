@@ -1,7 +1,9 @@
-"""Command lines generated from dataclasses, and the wrapper that turns user errors into one line and an exit status.
+"""Command lines generated from dataclasses, and the wrapper that turns user errors into one line
+and an exit status.
 
-A field of a settings dataclass becomes a flag: its name with dashes, its type, its default, and as help the string
-literal under it in the source. So a setting is written down once, and `--help` can never drift from the code.
+A field of a settings dataclass becomes a flag: its name with dashes, its type, its default, and as
+help the string literal under it in the source. So a setting is written down once, and `--help` can
+never drift from the code.
 """
 
 import argparse
@@ -117,7 +119,9 @@ class VerbParser(argparse.ArgumentParser):
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The string literal that stands under each field of a dataclass, by field name (base classes included)."""
+    """The string literal that stands under each field of a dataclass, by field name (base classes
+    included).
+    """
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
@@ -133,7 +137,9 @@ def field_docs(cls: type) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class FieldType:
-    """What a flag's value may be, from the annotation of its field: int, float | None, Literal["a", "b"], ..."""
+    """What a flag's value may be, from the annotation of its field: int, float | None, Literal["a",
+    "b"], ...
+    """
 
     kind: type
     optional: bool
@@ -167,7 +173,9 @@ class CompactHelp(argparse.HelpFormatter):
 
 
 def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
-    """Add a flag for each field of the dataclass `cls`, as a group of the parser. Flags not given stay out of the result."""
+    """Add a flag for each field of the dataclass `cls`, as a group of the parser. Flags not given
+    stay out of the result.
+    """
     group = parser.add_argument_group(title)
     docs = field_docs(cls)
     hints = typing.get_type_hints(cls)

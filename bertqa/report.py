@@ -1,6 +1,7 @@
-"""python -m bertqa.report RUN [OTHER ...]: one self-contained HTML page about a run, or about runs compared.
+"""python -m bertqa.report RUN [OTHER ...]: one self-contained HTML page about runs.
 
-Everything comes from the run folders and the dev file that they name; reporting/ reads, analyses and draws.
+Everything comes from the run folders and the dev file that they name; reporting/ reads, analyses
+and draws.
 """
 
 import sys

@@ -1,7 +1,8 @@
-"""python -m bertqa.score DATA PREDICTIONS: the official SQuAD numbers, and on request what the official scripts lack.
+"""python -m bertqa.score DATA PREDICTIONS: the official SQuAD numbers, and more on request.
 
-Same flags and output as evaluate-v2.0.py, and for SQuAD v1.1 data as the v1.1 script. Everything else is asked for by a
-flag and has keys of its own, so what is printed without such a flag can be compared byte for byte.
+Same flags and output as evaluate-v2.0.py, and for SQuAD v1.1 data as the v1.1 script. Everything
+else is asked for by a flag and has keys of its own, so what is printed without such a flag can be
+compared byte for byte.
 """
 
 from __future__ import annotations
@@ -128,9 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if na_probs:
         warn_of_odds(args, inputs)
     if args.out_image_dir and na_probs is None:
-        say(
-            "note: --out-image-dir plots no-answer odds and needs --na-prob-file; nothing is plotted"
-        )
+        why = "plots no-answer odds and needs --na-prob-file; nothing is plotted"
+        say(f"note: --out-image-dir {why}")
     if args.verbose:
         tell_what_was_read(args, inputs)
 

@@ -47,7 +47,8 @@ def write_repaired(data: Dataset, path: Path) -> dict:
 
 
 def with_own_ids(data: Dataset) -> list[Example]:
-    """The usable questions whose id an earlier one has, as "ID-2", "ID-3", ...: the next that is free.
+    """The usable questions whose id an earlier one has, as "ID-2", "ID-3", ...: the next that is
+    free.
 
     A question that is an earlier one over again, answers and all, is left out.
     """

@@ -46,7 +46,9 @@ def fine_tuned(provenance: dict, weights: Path, data: str) -> dict:
 
 
 def model_card(where: Path, provenance: dict, settings: dict, metrics: dict, qa: dict) -> str:
-    """The card of a question answering model; `qa` is what qa.json will hold, the rest as for `card`."""
+    """The card of a question answering model; `qa` is what qa.json will hold, the rest as for
+    `card`.
+    """
     dev = without_folders(settings.get("dev") or "held out of the training questions")
     return card(
         where,
@@ -166,7 +168,9 @@ def card(
 def front_matter(
     title: str, provenance: dict, settings: dict, metrics: dict, task: str, tag: str
 ) -> list[str]:
-    """The metadata on top of a card, YAML between two lines of dashes; model-index holds the scores for the Hub."""
+    """The metadata on top of a card, YAML between two lines of dashes; model-index holds the scores
+    for the Hub.
+    """
     lines = ["---", "library_name: bertqa", f"pipeline_tag: {task}"]
     lines.append(f"tags: [bertqa, bert, {tag}]")
     if provenance.get("license"):
@@ -249,7 +253,9 @@ def read_license(folder: Path) -> str | None:
 
 
 def exported_card(src: Path, model_type: str, task: str, provenance: dict) -> str:
-    """The card of a model folder, with the metadata that the Hub reads: the card's, and what it does not say."""
+    """The card of a model folder, with the metadata that the Hub reads: the card's, and what it
+    does not say.
+    """
     text = (src / "README.md").read_text(encoding="utf-8") if (src / "README.md").exists() else ""
     front, body = (re.match(r"(?:---\n(.*?\n)---\n)?(.*)", text, re.DOTALL)).groups()
     kept = [

@@ -1,4 +1,5 @@
-"""What is wrong with a data set, counted: repeats, contradictions, and what tokens and windows allow.
+"""What is wrong with a data set, counted: repeats, contradictions, and what tokens and windows
+allow.
 
 Everything is returned as what JSON has: dictionaries, lists, numbers, texts.
 """

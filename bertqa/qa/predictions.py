@@ -1,10 +1,12 @@
 """Predictions and no-answer odds as files hold them, whoever wrote them.
 
-    {question id: answer text}                                    SQuAD's own, and what predict writes
-    [{"id", "prediction_text", "no_answer_probability"}, ...]     as the metrics of datasets and evaluate take them
+    {question id: answer text}                  SQuAD's own, and what predict writes
+    [{"id", "prediction_text", "no_answer_probability"}, ...]
+                                                as the metrics of datasets and evaluate take them
     one such object a line (JSONL), or a CSV with these columns
 
-null stands for no answer, as "" does. The keys may have the other names of ID_KEYS, TEXT_KEYS and ODDS_KEYS.
+null stands for no answer, as "" does. The keys may have the other names of ID_KEYS, TEXT_KEYS and
+ODDS_KEYS.
 """
 
 import json
@@ -124,7 +126,9 @@ def checked_text(path: Path, id: str, value: object) -> str:
 
 
 def read_odds(path: Path) -> dict[str, float]:
-    """Read {question id: no-answer odds}, numbers that are not NaN. Raises UserError that names the file."""
+    """Read {question id: no-answer odds}, numbers that are not NaN. Raises UserError that names the
+    file.
+    """
     try:
         found = parse_json(decode(read_bytes(path)), allow_nan=True)
     except UserError as error:
@@ -148,9 +152,10 @@ def spelled(value: object) -> str:
 
 
 def threshold_of(texts: Mapping[str, str], odds: Mapping[str, float]) -> float | None:
-    """The no-answer threshold at which these answers were made; None where no threshold explains them.
+    """The no-answer threshold at which these answers were made; None where no threshold explains
+    them.
 
-    It does where every empty answer has higher odds than every other: with odds {a: -3, b: 1.5, c: 4}
+    It does where every empty answer has higher odds than every other. With odds a -3, b 1.5, c 4
     and only c empty, thresholds from 1.5 up to 4 all give these answers, and 2.75 is returned.
     """
     given = [odds[id] for id, text in texts.items() if text and id in odds]

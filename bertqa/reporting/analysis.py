@@ -1,7 +1,7 @@
 """What predictions tell beyond their score: tables with intervals, runs compared, points for plots.
 
-Q questions; `exact` and `f1` are (Q,) fractions after the no-answer threshold, `odds` (Q,) null odds. Scores that leave
-this file are percentages.
+Q questions; `exact` and `f1` are (Q,) fractions after the no-answer threshold, `odds` (Q,) null
+odds. Scores that leave this file are percentages.
 """
 
 import math
@@ -23,10 +23,11 @@ System = tuple[np.ndarray, np.ndarray]
 
 
 def score_table(has_answer: np.ndarray, systems: Sequence[System]) -> list[dict]:
-    """Rows for all questions, those with and those without an answer: n, exact and f1 as [mean, low, high] per system.
+    """Rows for all questions, those with and those without an answer: n, exact and f1 as [mean,
+    low, high] per system.
 
-    Intervals are 95 % bootstrap intervals over questions. With two systems `difference` holds that of the second minus
-    the first, of which the draws are paired by question.
+    Intervals are 95 % bootstrap intervals over questions. With two systems `difference` holds that
+    of the second minus the first, of which the draws are paired by question.
     """
     kinds = [("With an answer", has_answer), ("Without an answer", ~has_answer)]
     rows = [score_row("All questions", np.ones(len(has_answer), bool), systems)]
@@ -62,7 +63,8 @@ def family_rows(families: dict[str, list[int]], systems: Sequence[System]) -> li
         families: name of a recipe -> rows of its runs in `systems`.
 
     Returns:
-        name, runs, and exact and f1 as [mean, deviation, lowest, highest]; the deviation is None for a single run.
+        name, runs, and exact and f1 as [mean, deviation, lowest, highest]; the deviation is None
+        for a single run.
     """
     rows = []
     for name, members in families.items():
@@ -79,9 +81,11 @@ def family_rows(families: dict[str, list[int]], systems: Sequence[System]) -> li
 
 
 def mcnemar(only_first: int, only_second: int) -> tuple[float, str]:
-    """p value and method for "both are right equally often", from the questions that only one of them gets right.
+    """p value and method for "both are right equally often", from the questions that only one of
+    them gets right.
 
-    Exact (binomial) below 25 such questions, else chi-squared with continuity correction (McNemar 1947; Edwards 1948).
+    Exact (binomial) below 25 such questions, else chi-squared with continuity correction (McNemar
+    1947; Edwards 1948).
     """
     n = only_first + only_second
     if n < 25:
@@ -92,7 +96,8 @@ def mcnemar(only_first: int, only_second: int) -> tuple[float, str]:
 
 
 def verdict(row: dict, exact: Sequence[np.ndarray], names: Sequence[str]) -> dict:
-    """Whether the second system differs from the first: `row` is the first of `score_table`, `exact` two times (Q,).
+    """Whether the second system differs from the first: `row` is the first of `score_table`,
+    `exact` two times (Q,).
 
     `text` judges F1 by its paired bootstrap interval, `detail` exact match by McNemar's test.
     """
@@ -138,7 +143,8 @@ def _signed(points: float) -> str:
 
 
 def thin(most: int, *columns: Sequence[float]) -> list[list[float]]:
-    """At most `most` points of each column: means over neighbours, so that noise shrinks and no trend is lost.
+    """At most `most` points of each column: means over neighbours, so that noise shrinks and no
+    trend is lost.
 
     thin(2, [1, 2, 3, 4]) is [[1.5, 3.5]].
     """
@@ -154,14 +160,18 @@ def thin(most: int, *columns: Sequence[float]) -> list[list[float]]:
 
 
 def pick(most: int, *columns: Sequence[float]) -> list[list[float]]:
-    """At most `most` of the points, evenly spaced, both ends among them: for curves whose every point is exact."""
+    """At most `most` of the points, evenly spaced, both ends among them: for curves whose every
+    point is exact.
+    """
     n = len(columns[0])
     rows = np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
     return [[_short(value) for value in np.asarray(column, float)[rows]] for column in columns]
 
 
 def sweep(odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answer: np.ndarray) -> dict:
-    """EM and F1 of the raw best answers at every threshold; questions without any span stay unanswered throughout."""
+    """EM and F1 of the raw best answers at every threshold; questions without any span stay
+    unanswered throughout.
+    """
     highest = odds[odds < NO_SPAN_ODDS].max(initial=0.0)
     odds = np.where(odds < NO_SPAN_ODDS, odds, highest)
     found = tune_threshold(odds, exact, f1, has_answer)
@@ -175,7 +185,9 @@ def sweep(odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answer: np.nd
 
 
 def odds_histogram(odds: np.ndarray, has_answer: np.ndarray, bins: int = 30) -> dict:
-    """Questions with and without an answer per bin of null odds; the last bin takes those without any span."""
+    """Questions with and without an answer per bin of null odds; the last bin takes those without
+    any span.
+    """
     real = odds[odds < NO_SPAN_ODDS]
     low = float(real.min()) if len(real) else 0.0
     high = float(real.max()) if len(real) else 1.0
@@ -196,7 +208,9 @@ def odds_histogram(odds: np.ndarray, has_answer: np.ndarray, bins: int = 30) -> 
 def reliability(
     odds: np.ndarray, has_answer: np.ndarray, scale: float, bias: float, bins: int = 10
 ) -> dict:
-    """Promised and actual share of questions without an answer, [mean probability, share, n] per bin that is used."""
+    """Promised and actual share of questions without an answer, [mean probability, share, n] per
+    bin that is used.
+    """
     probability = no_answer_probability(odds, scale, bias)
     place = np.minimum((probability * bins).astype(int), bins - 1)
     points = []

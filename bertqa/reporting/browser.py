@@ -1,4 +1,6 @@
-"""The data of the question browser: columns of numbers, each context once, so that the page stays small."""
+"""The data of the question browser: columns of numbers, each context once, so that the page stays
+small.
+"""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -22,7 +24,9 @@ def utf16(text: str) -> Callable[[int], int]:
 
 
 def browser(examples: list[Example]) -> dict:
-    """Questions and accepted answers: `gold` is start, end, start, end, ... in the context, `lost` what has no place."""
+    """Questions and accepted answers: `gold` is start, end, start, end, ... in the context, `lost`
+    what has no place.
+    """
     contexts: dict[str, int] = {}
     titles: list[str] = []
     rows: list[int] = []
@@ -53,7 +57,8 @@ def browser(examples: list[Example]) -> dict:
 
 
 def columns(run: Run, scored: Scored, examples: list[Example]) -> dict:
-    """One run's answers: `answer` is [start, end], "" for none, null for missing, or a text that has no place.
+    """One run's answers: `answer` is [start, end], "" for none, null for missing, or a text that
+    has no place.
 
     `best` is start, end, per mille of the best entries of the n-best list, the null answer as 0, 0.
     """

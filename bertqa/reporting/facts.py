@@ -211,9 +211,11 @@ def memory_fact(end: dict) -> str:
 
 
 def hardware(run: Run) -> str:
-    """What config.json says of the machine: its "hardware" (names and values), platform, device and number format.
+    """What config.json says of the machine: its "hardware" (names and values), platform, device and
+    number format.
 
-    Device and format are those that were chosen where the run says them, else those that were asked for.
+    Device and format are those that were chosen where the run says them, else those that were asked
+    for.
     """
     known = dict(run.part("hardware"))
     chosen = [f"{name} {known.pop(name, run.setting(name))}" for name in ("device", "precision")]
@@ -226,7 +228,9 @@ def hardware(run: Run) -> str:
 
 
 def parameters(folder: Path | None) -> int:
-    """Numbers in a model folder's weights, from the header of model.safetensors; 0 where that cannot be read."""
+    """Numbers in a model folder's weights, from the header of model.safetensors; 0 where that
+    cannot be read.
+    """
     from safetensors import SafetensorError, safe_open
 
     if folder is None:

@@ -1,7 +1,7 @@
 """Kinds of miss, and groups of questions.
 
-Q questions; `exact` and `f1` are (Q,) fractions after the no-answer threshold. Scores that leave this file are
-percentages.
+Q questions; `exact` and `f1` are (Q,) fractions after the no-answer threshold. Scores that leave
+this file are percentages.
 """
 
 import itertools
@@ -32,10 +32,11 @@ _WORD = re.compile(r"\b(?:what|who(?:se|m)?|when|where|which|why|how(?: many| mu
 def kind_of(
     example: Example, text: str | None, exact: float, f1: float, span: tuple[int, int] | None
 ) -> str:
-    """The key of `KINDS` for a prediction; `span` is where it stands in the context, None where that is not known.
+    """The key of `KINDS` for a prediction; `span` is where it stands in the context, None where
+    that is not known.
 
-    Places decide between boundary and wrong span, for a wrong answer may share a word with the right one by chance.
-    Only where a place is missing do the words decide.
+    Places decide between boundary and wrong span, for a wrong answer may share a word with the
+    right one by chance. Only where a place is missing do the words decide.
     """
     if text is None:
         return "missing"
@@ -69,7 +70,9 @@ def kind_rows(kinds: Sequence[str], f1: np.ndarray) -> list[dict]:
 
 
 def question_word(question: str) -> str:
-    """The first question word, wherever it stands: "In what year" -> what, "To whom" -> who, "How much" -> how many."""
+    """The first question word, wherever it stands: "In what year" -> what, "To whom" -> who, "How
+    much" -> how many.
+    """
     found = _WORD.search(question.lower())
     if not found:
         return "other"
@@ -87,9 +90,11 @@ class Group:
 
 
 def group(examples: Sequence[Example], windows: np.ndarray | None = None) -> list[Group]:
-    """Questions by question word, answer length, context length and, if their number (Q,) is given, windows.
+    """Questions by question word, answer length, context length and, if their number (Q,) is given,
+    windows.
 
-    Lengths are in words. Labels that no question has are left out, and a group of fewer than two labels with them.
+    Lengths are in words. Labels that no question has are left out, and a group of fewer than two
+    labels with them.
     """
     words = [QUESTION_WORDS.index(question_word(example.question)) for example in examples]
     answer = [words_in_answer(example) for example in examples]
@@ -121,7 +126,9 @@ def _buckets(name: str, counts: Sequence[int], starts: tuple[int, ...]) -> Group
 
 
 def _without_empty(old: Group) -> Group:
-    """The group without labels that no question has: of [0, 2, -1] with labels a, b, c is [0, 1, -1] with a, c."""
+    """The group without labels that no question has: of [0, 2, -1] with labels a, b, c is [0, 1,
+    -1] with a, c.
+    """
     used = np.unique(old.of[old.of >= 0])
     place = np.full(len(old.labels) + 1, -1)  # the last entry serves -1
     place[used] = np.arange(len(used))
@@ -129,7 +136,9 @@ def _without_empty(old: Group) -> Group:
 
 
 def group_rows(parted: Group, systems: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[dict]:
-    """Per label: n, and for each system's (exact, f1) its means and the half width of the F1 mean's 95 % interval."""
+    """Per label: n, and for each system's (exact, f1) its means and the half width of the F1 mean's
+    95 % interval.
+    """
     rows = []
     for index in range(len(parted.labels)):
         inside = parted.of == index

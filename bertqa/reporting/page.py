@@ -1,7 +1,8 @@
-"""The report: one self-contained HTML page about a run, about two compared, or about several of a few recipes.
+"""The report: one self-contained HTML page about a run, about two compared, or about several of a
+few recipes.
 
-A piece that is missing becomes a sentence on the page. Text from data reaches the page as JSON only and becomes text
-nodes; the page's policy lets no script run but its own, and nothing be fetched.
+A piece that is missing becomes a sentence on the page. Text from data reaches the page as JSON only
+and becomes text nodes; the page's policy lets no script run but its own, and nothing be fetched.
 """
 
 import base64
@@ -39,7 +40,8 @@ def write_report(
     dev: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Write the page, and return where. `say` takes the verdict, and what the page lacks, a line at a time.
+    """Write the page, and return where. `say` takes the verdict, and what the page lacks, a line at
+    a time.
 
     Args:
         run, others: folders that training made.
@@ -85,7 +87,7 @@ def refuse_overwriting(out: Path, runs: list[Run], dev: str | None) -> None:
 
 
 def collect(runs: list[Run], dev: str | None) -> dict:
-    """All that the page shows. `gaps` says, per section, in a sentence why there is nothing to show."""
+    """All that the page shows; `gaps` says of a section why there is nothing to show."""
     page = {
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "version": __version__,
@@ -110,8 +112,7 @@ def collect(runs: list[Run], dev: str | None) -> dict:
     if not why:
         limit = runs[0].setting("limit_dev")
         is_count = type(limit) is int and 0 < limit < 2**31
-        data = read_examples(find_dev(runs[0], dev), limit if is_count else None)
-        fill(page, runs, data)
+        fill(page, runs, read_examples(find_dev(runs[0], dev), limit if is_count else None))
         return page
     if len(runs) > 1:
         names = " and ".join(str(run.folder) for run in runs)
@@ -172,7 +173,7 @@ def describe_run(run: Run) -> dict:
 
 
 def curves(run: Run) -> dict:
-    """name -> [steps, values], training values thinned, evaluations whole; `dev` has those of two scores by their label."""
+    """name -> [steps, values], of training thinned; `dev` has two scores, by their label."""
     scores = {"F1": "f1", "EM": "exact"}
     if run.classifies:
         scores = {"macro-F1": "macro_f1", "accuracy": "accuracy"}
@@ -281,7 +282,7 @@ def families(runs: Sequence[Run]) -> dict[str, list[int]]:
 
 
 def render(page: dict) -> str:
-    """The HTML page with style, script and data inside. No text of the data can end its block or run."""
+    """The page with style, script and data inside. No text of the data can end its block or run."""
     text = to_json(page)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

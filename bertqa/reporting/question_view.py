@@ -1,4 +1,6 @@
-"""Questions as people read them in a terminal: the answer marked in its paragraph, and where windows begin and end."""
+"""Questions as people read them in a terminal: the answer marked in its paragraph, and where
+windows begin and end.
+"""
 
 import os
 import re

@@ -100,7 +100,9 @@ def damaged(path: Path, what: object) -> UserError:
 
 
 def object_in(path: Path, kind: type = object) -> dict | None:
-    """A JSON object with values of a kind; None where there is no such file. Raises UserError where it is damaged."""
+    """A JSON object with values of a kind; None where there is no such file. Raises UserError where
+    it is damaged.
+    """
     if not path.is_file():
         return None
     try:
@@ -144,7 +146,9 @@ def check_entries(path: Path, id: str, entries: object) -> None:
 
 
 def classes_in(path: Path) -> list[dict] | None:
-    """A classifier's predictions; None where there is no such file. Raises UserError where it is damaged."""
+    """A classifier's predictions; None where there is no such file. Raises UserError where it is
+    damaged.
+    """
     if not path.is_file():
         return None
     records = []
@@ -160,7 +164,8 @@ def classes_in(path: Path) -> list[dict] | None:
 
 
 def read_journal(path: str | Path) -> Iterator[dict]:
-    """The events of a metrics.jsonl, in order. A last line that was cut off in the middle is left out.
+    """The events of a metrics.jsonl, in order. A last line that was cut off in the middle is left
+    out.
 
     Raises:
         UserError: where the file is missing or another line is not JSON.
@@ -185,7 +190,9 @@ def read_journal(path: str | Path) -> Iterator[dict]:
 
 
 def find_dev(run: Run, given: str | None = None) -> Path | None:
-    """The file of dev questions: as given, else as the run had it, seen from here or from above its folder."""
+    """The file of dev questions: as given, else as the run had it, seen from here or from above its
+    folder.
+    """
     if given is not None:
         return Path(given)
     held_out = run.folder / "dev.json"
@@ -218,7 +225,9 @@ def numbers(records: list[dict], *names: str) -> list[list[float]]:
 
 
 def moved_ends(config: dict) -> list[str]:
-    """A sentence for each time that --resume gave the run another end: its schedule is not that of the settings alone."""
+    """A sentence for each time that --resume gave the run another end: its schedule is not that of
+    the settings alone.
+    """
     sentences = []
     moves = config.get("moved_ends")
     for move in moves if isinstance(moves, list) else []:

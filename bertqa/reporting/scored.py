@@ -1,4 +1,6 @@
-"""A run's predictions against the questions: scores, places in the text, and curves over the null odds."""
+"""A run's predictions against the questions: scores, places in the text, and curves over the null
+odds.
+"""
 
 from dataclasses import dataclass
 
@@ -26,7 +28,9 @@ class Scored:
 
 
 def score(run: Run, examples: list[Example]) -> Scored:
-    """Score predictions.json, which is written at the tuned threshold; a question it lacks counts as wrong."""
+    """Score predictions.json, which is written at the tuned threshold; a question it lacks counts
+    as wrong.
+    """
     scores = metrics.score_answers(examples, run.predictions)
     spans = []
     kinds = []
@@ -53,7 +57,8 @@ def place(run: Run, example: Example, text: str | None) -> tuple[int, int] | Non
 
 
 def answer_or_not(run: Run, examples: list[Example], has_answer: np.ndarray) -> dict:
-    """Curves over the null odds: pr, sweep, histogram, reliability. Each is points, or a sentence why there are none.
+    """Curves over the null odds: pr, sweep, histogram, reliability. Each is points, or a sentence
+    why there are none.
 
     `at_zero` has EM and F1 at threshold 0, for a run whose threshold was tuned.
     """
@@ -113,7 +118,9 @@ def precision_and_recall(run: Run, raw: Scores, odds: np.ndarray) -> dict | str:
 
 
 def count_windows(run: Run, examples: list[Example]) -> np.ndarray | None:
-    """(Q,) windows of each question as the run cut them; None where its tokenizer or settings are missing."""
+    """(Q,) windows of each question as the run cut them; None where its tokenizer or settings are
+    missing.
+    """
     # not at the top: tokenizers takes longer to import than a small report takes
     from bertqa.data.tokenizer import WordPiece
     from bertqa.data.windows import build_windows
