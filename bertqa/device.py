@@ -14,14 +14,22 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str, number: int | None = None) -> torch.device:
-    """The device for `auto`, `cpu`, `cuda` or `mps`; `auto` is the first of cuda, mps, cpu that is there.
+    """The device for `auto`, `cpu`, `cuda`, `cuda:1` or `mps`; `auto` is the first of cuda, mps, cpu that is there.
 
-    `number` says which GPU; where None, each process of torchrun has its own, and any other process the first.
+    `number` says which GPU, where the name does not; where None, each process of torchrun has its own, and any other
+    process the first.
 
     Raises:
         UserError: for a device that this machine or this build of torch does not have.
     """
-    number = int(os.environ.get("LOCAL_RANK", 0)) if number is None else number
+    kind, _, digits = name.partition(":")
+    if digits and not (digits.isdigit() and kind == "cuda"):
+        raise UserError(f"device is {name!r}; use auto, cpu, mps, cuda or cuda:N")
+    name = kind
+    if digits:
+        number = int(digits)
+    elif number is None:
+        number = int(os.environ.get("LOCAL_RANK", 0))
     there = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -66,10 +74,7 @@ def as_device(device: str | torch.device | None) -> torch.device:
     """The torch.device of a name, "cuda:1" included, or the one that is given."""
     if isinstance(device, torch.device):
         return device
-    name, _, number = (device or "auto").partition(":")
-    if number and not number.isdigit():
-        raise UserError(f"device is {device!r}; use auto, cpu, mps, cuda or cuda:N")
-    return pick_device(name, int(number or 0))
+    return pick_device(device or "auto", 0)
 
 
 def as_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:

@@ -17,7 +17,7 @@ from bertqa.data.repair import write_repaired
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import check_window_settings
 from bertqa.errors import UserError
-from bertqa.files import read_object, same_file
+from bertqa.files import model_of, read_object, same_file
 from bertqa.flags import VerbParser, run_verb
 from bertqa.qa.checkup import examine
 from bertqa.reporting.checkup_table import fixed_line, table
@@ -142,7 +142,7 @@ def check(args: argparse.Namespace) -> None:
 def vocabulary_folder(args: argparse.Namespace) -> Path | None:
     """Where the tokenizer and the model's settings are; None: nowhere."""
     if args.weights:
-        return args.weights
+        return model_of(args.weights)
     bundled = Path(bundled_reader())
     return bundled if bundled.is_dir() else None
 

@@ -35,8 +35,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--model",
+        "--weights",
         default=bundled_reader(),
-        help="model folder, Hugging Face folder or Hub id; a head on it does not matter [%(default)s]",
+        help="model folder, run folder, Hugging Face folder or Hub id; a head on it does not matter [%(default)s]",
     )
     group = parser.add_argument_group("texts in, vectors out")
     group.add_argument("--text", help="one text; its vector is printed as JSON")
@@ -74,7 +75,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="cut texts to N tokens [as the model was made, else its positions]",
     )
     group = parser.add_argument_group("the machine")
-    group.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    group.add_argument(
+        "--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps [auto]"
+    )
     group.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     group.add_argument(
         "--threads", type=int, default=0, help="CPU threads; 0 = torch's own choice [0]"

@@ -196,6 +196,16 @@ def show(value: object) -> str:
     return text
 
 
+def model_of(path: str | Path) -> Path:
+    """The model folder in a run folder, best/ or else last/; any other path as it is."""
+    path = Path(path)
+    if (path / "metrics.jsonl").exists() and (path / "config.json").exists():
+        for part in ("best", "last"):
+            if (path / part / "config.json").exists():
+                return path / part
+    return path
+
+
 def same_file(one: Path, other: Path) -> bool:
     """Whether two names are those of one file that exists."""
     return one.exists() and other.exists() and one.samefile(other)

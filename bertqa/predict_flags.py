@@ -36,17 +36,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
+        "--weights",
         nargs="+",
         default=[bundled_reader()],
         metavar="MODEL",
-        help="model folder, Hugging Face folder or Hub id; several readers of one vocabulary answer by the mean of their "
+        help="model folder, run folder, Hugging Face folder or Hub id; several readers of one vocabulary answer by the mean of their "
         f"logits, with the first one's settings and the mean of their thresholds [{bundled_reader()}]",
     )
     parser.add_argument(
         "--device",
         default="auto",
-        choices=["auto", "cpu", "cuda", "mps"],
-        help="where to run [auto]",
+        metavar="NAME",
+        help="where to run: cpu, cuda, cuda:1, mps [auto]",
     )
     parser.add_argument(
         "--precision",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bertqa import doctor, predict, report, score, train
+from bertqa import doctor, embed, predict, report, score, train
+from bertqa.errors import UserError
 from bertqa.flags import run_verb
 from bertqa.other_names import OTHER_NAMES
 from bertqa.settings import parts_of
@@ -93,3 +94,36 @@ def test_closed_streams(closed):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0 and done.stderr == ("" if closed == "2>&-" else "'' False\n")
+
+
+READER = ROOT / "weights" / "minilm-squad2"
+
+
+@pytest.mark.skipif(not (READER / "model.safetensors").exists(), reason="no bundled reader")
+def test_verbs_name_a_model_alike(tmp_path, capsys):
+    """By --model or --weights, and a run folder stands for its best model."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text('{"settings": {}}')
+    (run / "metrics.jsonl").write_text("")
+    (run / "best").symlink_to(READER)
+    asked = ["--question", "Who?", "--context", "Ada came.", "--device", "cpu"]
+    sample = str(ROOT / "bertqa" / "data" / "sample" / "dev.json")
+    for flag in ("--model", "--weights"):
+        assert predict.main([*asked, flag, str(run)]) == 0
+        assert embed.main(["--text", "Ada", flag, str(run)]) == 0
+        assert doctor.main([sample, flag, str(run)]) == 0
+        assert f"tokens of {run / 'best'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("device", "says"),
+    [
+        ("cuda:x", "use auto, cpu, mps, cuda or cuda:N"),
+        ("gpu", "finds only"),
+        ("cpu:1", "use auto"),
+    ],
+)
+def test_devices_that_are_none(device, says):
+    with pytest.raises(UserError, match=says):
+        predict.main(["--question", "Who?", "--context", "Ada.", "--device", device])

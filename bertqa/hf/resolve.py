@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertqa.errors import UserError
-from bertqa.files import cache_folder, locked, read_object, sha256
+from bertqa.files import cache_folder, locked, model_of, read_object, sha256
 from bertqa.hf import hub
 from bertqa.hf.convert import convert
 from bertqa.hf.weights import WEIGHT_FILES, open_weights
@@ -29,7 +29,7 @@ def resolve_weights(
 ) -> Path:
     """The model folder that a user means by --weights or --model.
 
-    A model folder is taken as it is. A Hugging Face folder, file or Hub id is converted into the cache the first time,
+    A model folder is taken as it is, and of a run folder its best model. A Hugging Face folder, file or Hub id is converted into the cache the first time,
     which is said on stderr, and taken from there after that: a folder or file as long as all that conversion reads is
     unchanged, a Hub id without a revision at the commit of that first time. Several processes may ask at once: one
     converts, the others wait for it.
@@ -41,7 +41,7 @@ def resolve_weights(
     Raises:
         UserError: as `convert`.
     """
-    path = Path(name_or_path)
+    path = model_of(name_or_path)
     if _is_model_folder(path):
         return path
     source = _source_of_path(path) if path.exists() else _source_of_id(name_or_path)
@@ -55,6 +55,8 @@ def resolve_weights(
             return dest
         # half a folder, of a copy or an rsync that was cut off: all in the cache is ours to make anew
         shutil.rmtree(dest, ignore_errors=True)
+        if not path.exists():
+            print(f"{name_or_path}: no such folder here; taken as a Hub id", file=sys.stderr)
         print(f"converting {name_or_path} into {dest} (once)", file=sys.stderr)
         try:
             convert(source.given, dest, fresh_head="none" if encoder_only else None)
