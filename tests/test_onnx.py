@@ -8,7 +8,7 @@ import torch
 from bertqa import BertConfig, UserError, convert
 from bertqa.hf import onnx
 from bertqa.model import folder
-from bertqa.model.attention import padded_attention
+from bertqa.model.attention import Layout, padded_attention
 
 SIZES = [(2, 7), (3, 13), (1, 5), (4, 40)]
 needs_onnx = pytest.mark.skipif(
@@ -86,6 +86,24 @@ def test_a_compiler_gets_the_whole_padded_call_in_one_graph(attention):
     model(*padded(2, 7))[0][:, 0].sum().backward()
     wanted = [p.grad for p in model.parameters() if p.grad is not None]
     assert distance(gradients, wanted) < 1e-5
+    torch._dynamo.reset()
+
+
+def test_a_compiler_makes_one_graph_for_all_layouts():
+    model = tiny("bert", folder.QA)
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    for lengths in ([7, 13, 1], [5, 5], [9, 8, 7, 6], [3, 12, 12]):
+        ids = torch.arange(sum(lengths))
+        got = compiled(ids, lengths=Layout.of(lengths, ids.device))
+        assert distance(got, model(ids, lengths=lengths)) < 1e-5
+    assert len(graphs) == 1
     torch._dynamo.reset()
 
 

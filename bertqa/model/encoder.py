@@ -86,9 +86,7 @@ class Layer(nn.Module):
         qkv = self.qkv(x).view(x.shape[0], 3, self.heads, -1)
         query, key, value = qkv.unbind(1)  # (N, A, D) each
         drop = self.attention_dropout if self.training else 0.0
-        body = attention or choose_attention(
-            qkv.device, qkv.dtype, drop, layout.lengths is not None, isinstance(layout, Layout)
-        )
+        body = attention or _fastest_attention(qkv, layout, drop)
         mixed = body(query, key, value, layout, drop)  # (N, A, D)
         if isinstance(mixed, tuple):
             mixed, _ = mixed  # maps that nobody asked for
@@ -100,6 +98,14 @@ class Layer(nn.Module):
         x = self.attention_norm(x + dropout(mixed, self.dropout, self.training))
         inner = self.ffn_out(self.activation(self.ffn_in(x)))  # (N, H) -> (N, F) -> (N, H)
         return self.ffn_norm(x + dropout(inner, self.dropout, self.training))
+
+
+def _fastest_attention(qkv: Tensor, layout: Layout, dropout: float) -> Attention:
+    """The fastest body for this layer's tensors and this kind of layout."""
+    is_packed = isinstance(layout, Layout)  # and not padding.Rows
+    # Lengths that are numbers would be compiled in: a graph for each batch.
+    has_lengths = not torch.compiler.is_compiling() and layout.lengths is not None
+    return choose_attention(qkv.device, qkv.dtype, dropout, has_lengths, is_packed)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

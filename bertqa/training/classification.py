@@ -69,7 +69,7 @@ class Classification(Task):
         config = folder.read_config(weights)
         self.settings = settings
         self.device = device
-        self.weights = weights
+        self.weights = Path(weights)
         self.say = say
         self.progress = progress
         self.world = world

@@ -58,6 +58,9 @@ class Job:
     say: Callable[[str], None] = say_on_stderr
     """Takes a line at a time for people."""
 
+    def __post_init__(self):
+        self.run = Path(self.run)
+
     @property
     def all_settings(self) -> dict:
         """Every setting of the run by its name."""

@@ -63,7 +63,7 @@ class QuestionAnswering(Task):
         """
         self.settings = settings
         self.device = device
-        self.weights = weights
+        self.weights = Path(weights)
         self.say = say
         self.progress = progress
         self.world = world
