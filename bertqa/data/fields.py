@@ -4,7 +4,7 @@ Each raises UserError that says what is wrong, where, and what to do; its caller
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from bertqa.errors import UserError
 from bertqa.files import show
@@ -98,11 +98,14 @@ def missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def refuse_doubles(where: str, record: dict, names: Sequence[str]) -> None:
+def refuse_doubles(where: str, record: dict, names: Set[str]) -> None:
     """Raise UserError where the record has one of these keys twice, spelt in two ways ("Question" beside "question")."""
     spelt: dict[str, str] = {}
-    for key in record:
+    for key in record.keys() - names:
         name = key.strip().casefold()
-        if name in spelt and name in names:
-            raise UserError(f'{where}: has both "{spelt[name]}" and "{key}"; leave one out')
+        if name not in names:
+            continue
+        other = name if name in record else spelt.get(name)
+        if other:
+            raise UserError(f'{where}: has both "{other}" and "{key}"; leave one out')
         spelt[name] = key

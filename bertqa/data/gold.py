@@ -24,7 +24,7 @@ ANSWER_KEYS = ("answers", "answer_text", "answers.text", "detected_answers")
 """A record with one of them says what its answers are, be it that there are none."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Gold:
     """An answer as a file gives it."""
 

@@ -27,7 +27,7 @@ NEARBY = 20  # characters; offsets slip by a few through stripped blanks and byt
 MARKS = 3  # hyphens, quotation marks, zero width spaces: most of them in a row that a text may lack
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Placed:
     """An answer in its paragraph."""
 
@@ -49,7 +49,7 @@ def place(context: str, gold: Gold, unit: str = CHARACTERS) -> Placed:
     found = _at_span(context, text, gold)
     if found:
         return found
-    units = dict.fromkeys([unit, CHARACTERS])
+    units = [unit] if unit == CHARACTERS else [unit, CHARACTERS]
     for name in units:
         start = exact_place(context, gold, name)
         if start >= 0:

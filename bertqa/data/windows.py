@@ -180,27 +180,18 @@ def build_windows(
 
     Overlap is 128 where neither `overlap` nor `step` is given. The label is the first accepted answer of each example.
 
-    Example: max_length 11 and two questions of 2 tokens leave room for 6; overlap 2, so the step is 4.
-    Their paragraphs have 12 and 5 tokens:
-        question     0  0  0  1     which question the window asks
-        nth          0  1  2  0     its place among the question's windows
-        first        0  4  8  0     nth x step
-        count        6  6  4  5     the room, or what is left of the paragraph
-    The answer to question 0 is tokens 5 to 6. Window 0 ends before 6; windows 1 and 2 cover 4 to 9 and 8 to 11:
-        start_label  0  5  0  0     4 tokens, [CLS] a b [SEP], then the paragraph's 4th: 4 + 5 - 4
-        end_label    0  6  0  0
-
     Raises:
         UserError: for settings under which a window could not advance.
     """
     if overlap is None and step is None:
         overlap = 128
     check_window_settings(max_length, overlap, step, max_question)
-    context_row: dict[str, int] = {}
-    for example in examples:
-        context_row.setdefault(example.context, len(context_row))
-    question_context = np.array([context_row[example.context] for example in examples], np.int32)
-    contexts = tokenizer.encode(list(context_row), progress and f"{progress}: paragraphs")
+
+    # Six questions share a paragraph in SQuAD: it is tokenised and stored once.
+    paragraphs = list(dict.fromkeys(example.context for example in examples))
+    row = {text: number for number, text in enumerate(paragraphs)}
+    question_context = np.array([row[example.context] for example in examples], np.int32)  # (Q,)
+    contexts = tokenizer.encode(paragraphs, progress and f"{progress}: paragraphs")
     asked = [example.question for example in examples]
     whole = tokenizer.encode(asked, progress and f"{progress}: questions")
     questions = whole.cut(max_question)
@@ -208,18 +199,16 @@ def build_windows(
     room = max_length - SPECIAL - questions.counts  # (Q,) paragraph tokens a window
     total = contexts.counts[question_context]  # (Q,)
     advance = np.full_like(room, step) if overlap is None else room - overlap  # (Q,)
-    beyond = np.maximum(0, total - room)  # (Q,) tokens that the first window does not reach
-    per_question = 1 + -(-beyond // advance)  # (Q,) windows: 1, and so many more, rounded up
-    question = np.repeat(np.arange(len(examples), dtype=np.int32), per_question)  # (W,)
-    nth = np.arange(len(question)) - np.repeat(running_sum(per_question)[:-1], per_question)  # (W,)
-    first = (nth * advance[question]).astype(np.int32)  # (W,)
+    question, first = _first_tokens(total, room, advance)  # 2 x (W,)
     count = np.minimum(room[question], total[question] - first).astype(np.int32)  # (W,)
 
-    start_token, end_token = _answer_tokens(examples, contexts, list(context_row), question_context)
+    start_token, end_token = _answer_tokens(examples, contexts, paragraphs, question_context)
     held = (start_token[question] >= first) & (end_token[question] < first + count)  # (W,)
-    prefix = 2 + questions.counts[question] - first  # (W,) [CLS] question [SEP]
-    start_label = np.where(held, prefix + start_token[question], 0).astype(np.int32)  # (W,)
-    end_label = np.where(held, prefix + end_token[question], 0).astype(np.int32)  # (W,)
+    # Behind [CLS] question [SEP] the paragraph's token `first` has position 2 + question tokens.
+    # A window that does not hold the answer whole is labelled 0, 0: its answer is [CLS].
+    shift = 2 + questions.counts[question] - first  # (W,)
+    start_label = np.where(held, start_token[question] + shift, 0).astype(np.int32)  # (W,)
+    end_label = np.where(held, end_token[question] + shift, 0).astype(np.int32)  # (W,)
 
     answerable = np.array([bool(example.answer_texts) for example in examples], bool)  # (Q,)
     held_somewhere = np.zeros(len(examples), bool)
@@ -238,6 +227,30 @@ def build_windows(
         cut_questions=int((whole.counts > max_question).sum()),
         unlabelled=tuple(np.flatnonzero(answerable & ~held_somewhere).tolist()),
     )
+
+
+def _first_tokens(
+    total: np.ndarray, room: np.ndarray, advance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(W,) int32 which question each window asks, and the first paragraph token that it shows.
+
+    Args:
+        total, room, advance: (Q,) paragraph tokens of each question, how many a window holds, and from
+            one window's start to the next one's.
+
+    Example: paragraphs of 12 and 5 tokens, room for 6, advance 4:
+        beyond        6 0        tokens that the first window does not reach
+        windows       3 1        the first one, and 6 / 4 rounded up more
+        question      0 0 0 1
+        nth           0 1 2 0    its place among the question's windows
+        first         0 4 8 0
+    """
+    beyond = np.maximum(0, total - room)  # (Q,)
+    windows = 1 + -(-beyond // advance)  # (Q,)
+    question = np.repeat(np.arange(len(total), dtype=np.int32), windows)  # (W,)
+    nth = np.arange(len(question)) - np.repeat(running_sum(windows)[:-1], windows)  # (W,)
+    first = nth * advance[question]
+    return question, first.astype(np.int32)
 
 
 def _answer_tokens(
