@@ -76,6 +76,31 @@ def test_other_prefixes_are_named(copy, tmp_path, name, prefix):
     assert "config.json" not in said and len(said) < 300
 
 
+def test_one_tensor_behind_a_prefix_is_no_prefix(copy, tmp_path):
+    source = copy()
+
+    def change(tensors):
+        name = "encoder.layer.1.output.dense.bias"
+        tensors["copy." + name] = tensors.pop("bert." + name)
+
+    edit_tensors(source, change)
+    said = refused(source, tmp_path / "mine")
+    assert "1 missing (encoder.layer.1.output.dense.bias); 1 unexpected (copy." in said
+
+
+def test_parts_of_an_encoder_behind_a_prefix_are_no_prefix(copy, tmp_path):
+    source = copy()
+
+    def change(tensors):
+        return {
+            name.replace("bert.", "x." if "layer.1" in name else "y."): tensor
+            for name, tensor in tensors.items()
+        }
+
+    edit_tensors(source, change)
+    assert " missing (" in refused(source, tmp_path / "mine")
+
+
 def test_two_towers(copy, tmp_path):
     source = copy("bert-bare")
 

@@ -187,7 +187,7 @@ def _why_unused(name: str, config: BertConfig, fresh: bool) -> str:
 
 def _misfit(plan: Plan, plain: dict[str, str], missing, unexpected, misshapen) -> str:
     """All that does not fit, and what to do."""
-    behind = _other_prefixes(plain, missing)
+    behind = _other_prefixes(plan, plain, missing)
     if behind:
         return (
             f"its tensors stand behind {' and '.join(map(repr, behind))}, a prefix that bertqa does not know; take it "
@@ -208,14 +208,20 @@ def _misfit(plan: Plan, plain: dict[str, str], missing, unexpected, misshapen) -
     )
 
 
-def _other_prefixes(plain: dict[str, str], missing: list[str]) -> list[str]:
-    """What stands before the names of the encoder's tensors, where it is found behind something else."""
-    encoder = [name for name in missing if not HEAD.match(name)]
+def _other_prefixes(plan: Plan, plain: dict[str, str], missing: list[str]) -> list[str]:
+    """What the names of the whole encoder begin with, where nothing of it was found but behind something else."""
+    encoder = set()
+    for ours in plan.empty:
+        encoder.update(their_names(ours, plan.config.model_type))
+    encoder = {name for name in encoder if not HEAD.match(name)}
+    if not encoder <= set(missing):
+        return []
     found: Counter[str] = Counter()  # prefix -> how many tensors of the encoder stand behind it
     for name in plain:
-        for wanted in encoder:
-            if name.endswith("." + wanted):
-                found[name.removesuffix(wanted)] += 1
+        parts = name.split(".")
+        for place in range(1, len(parts)):
+            if ".".join(parts[place:]) in encoder:
+                found[".".join(parts[:place]) + "."] += 1
     # one tensor of that ending is chance; all of an encoder is a prefix
     whole = [prefix for prefix, count in found.items() if count == len(encoder)]
     return sorted(prefix.removesuffix("bert.").removesuffix("distil") for prefix in whole)
