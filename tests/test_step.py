@@ -33,7 +33,7 @@ from bertqa.training.journal import Journal
 from bertqa.training.loop import train
 from bertqa.training.optim import freeze, lr_at
 from bertqa.training.progress import Progress
-from bertqa.training.step import Step, settle
+from bertqa.training.step import Gradients, Step, settle
 
 CPU = torch.device("cpu")
 CPU_FLOAT = torch.float32
@@ -299,6 +299,30 @@ def test_steps_with_16_bit_copies(tmp_path, windows):
         assert 0 < np.abs(exact[0][:, 0] - found[0][:, 0]).max() < 0.02
         assert {weight.dtype for weight in model.parameters()} == {torch.float32}
         assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_gradients_are_collected_by_format(monkeypatch):
+    """torch's quick copy of a list wants one format; a head's gradients have 32 bits and an encoder's copies' 16."""
+    weights = [torch.nn.Parameter(torch.zeros(size)) for size in (3, 40, 5, 7)]
+    formats = (torch.bfloat16, torch.float32, torch.bfloat16, torch.float32)
+    leaves = [
+        torch.nn.Parameter(torch.zeros(len(weight), dtype=dtype))
+        for weight, dtype in zip(weights, formats, strict=True)
+    ]
+    gradients = Gradients(weights, leaves)
+    lists = []
+    copy = torch._foreach_copy_
+    monkeypatch.setattr(torch, "_foreach_copy_", lambda *both: lists.append(both) or copy(*both))
+    for is_first, expected in ((True, 1.5), (False, 3.0), (False, 4.5), (True, 1.5)):
+        for leaf in leaves[:3]:  # the last takes no part
+            leaf.grad = torch.full_like(leaf, 1.5)
+        gradients.collect(is_first)
+        assert all(leaf.grad is None for leaf in leaves)
+        for part in gradients.parts[:3]:
+            assert part.tolist() == [expected] * len(part)
+        assert not gradients.parts[3].any()
+    for both in lists:
+        assert all(len({tensor.dtype for tensor in tensors}) == 1 for tensors in both)
 
 
 def test_copies_follow_their_masters():

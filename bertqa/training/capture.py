@@ -26,6 +26,11 @@ SAVED_PER_WINDOW = 1.6e-13
 step: 0.87 ms a step with BERT-base (85 million weights), 2.3 ms with BERT-large (302), 0.16 ms with MiniLM-L6 (11)."""
 
 
+COMPILE_OPTIONS = {"fallback_random": True}
+"""Dropout is drawn by torch's own kernel, as where nothing is compiled: the same numbers for the same seed. A compiled kernel
+draws four and uses one of them, which takes longer than all else that it does."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How steps are computed. None of it changes the numbers beyond rounding."""
@@ -172,7 +177,7 @@ class CompiledLayers:
         self.compiled: list[tuple[nn.Module, str, Callable]] = []
         for layer in job.model.encoder.layers if what else ():
             if what == "behind":
-                function = torch.compile(layer.behind_attention, dynamic=True)
+                function = compiled(layer.behind_attention)
                 self.compiled.append((layer, "behind_attention", function))
             else:
                 self.compiled.append((layer, "forward", whole_layer(layer, job)))
@@ -192,5 +197,10 @@ class CompiledLayers:
 def whole_layer(layer: nn.Module, job: Job) -> Callable:
     """A layer's forward, compiled, attention (whose body is chosen here and not inside) included."""
     body = choose_attention(job.device, job.dtype, layer.attention_dropout, has_lengths=False)
-    compiled = torch.compile(layer.forward, dynamic=True)
-    return lambda x, layout, attention=None: compiled(x, layout, attention or body)
+    forward = compiled(layer.forward)
+    return lambda x, layout, attention=None: forward(x, layout, attention or body)
+
+
+def compiled(function: Callable) -> Callable:
+    """What torch.compile makes of it, once for any number of tokens."""
+    return torch.compile(function, dynamic=True, options=COMPILE_OPTIONS)
