@@ -63,10 +63,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
             file=sys.stderr,
         )
     if device.type == "cpu" and name != "fp32":
-        # oneDNN makes a kernel for every shape that it meets, and it and torch keep 1,024 of them, a megabyte each. A training
-        # step needs some 250 and the next has other lengths. Both capacities are read once, before the first product.
-        for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-            os.environ.setdefault(cache, "256")
+        bound_kernel_caches(each_thread=256, all_threads=256)  # a training step needs some 250
     return DTYPES[name]
 
 
@@ -84,6 +81,17 @@ def as_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dty
     if dtype not in (None, "auto", *DTYPES):
         raise UserError(f"dtype is {dtype!r}; use auto, {', '.join(DTYPES)} or the torch dtype")
     return pick_precision(dtype or "auto", device)
+
+
+def bound_kernel_caches(each_thread: int, all_threads: int) -> None:
+    """Bound what is kept of oneDNN's kernels on a CPU, unless the environment says so already.
+
+    oneDNN makes a kernel for every shape that it meets, up to a megabyte each. It keeps 1,024 of them, and torch keeps
+    1,024 more in every thread that computes: the memory of a service with many threads would grow for hours. Both numbers
+    are read once, before the first product of the process.
+    """
+    os.environ.setdefault("LRU_CACHE_CAPACITY", str(each_thread))
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(all_threads))
 
 
 def autocast(device: torch.device, dtype: torch.dtype, cache: bool = True) -> torch.autocast:

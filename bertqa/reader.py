@@ -9,7 +9,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ import numpy as np
 from bertqa.data.chunks import FIRST_QUESTIONS, QUESTIONS_AT_ONCE, Shared, chunks
 from bertqa.data.examples import Example
 from bertqa.data.token_cache import TokenCache
-from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import Windows, build_windows
 from bertqa.errors import UserError
 from bertqa.qa.asked import Asked, How, answer_length, asked_of_pair, how_of
@@ -29,15 +28,6 @@ from bertqa.requests import Requests
 
 if TYPE_CHECKING:
     from bertqa.training.run import Trained
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What `Reader.load` made a Reader of."""
-
-    model: object
-    arguments: tuple
-    """name, device, dtype, int8, attention; the name is an absolute path, so that it means the same elsewhere."""
 
 
 class Reader:
@@ -69,7 +59,7 @@ class Reader:
         self.qa = with_defaults(qa_of(model) if qa is None else qa, positions_of(model))
         self.device = next(model.parameters()).device if device is None else device
         self.dtype = dtype
-        self.loaded: Loaded | None = None
+        self.loaded = None  # or the Parts that it is made of
         self.process = os.getpid()
         self.requests = Requests(self)
 
@@ -88,31 +78,11 @@ class Reader:
         Raises:
             UserError: where there is no such model, or no such device, or the model has no answer head.
         """
-        from bertqa.device import as_device, as_dtype
-        from bertqa.hf.resolve import resolve_weights
-        from bertqa.model import folder, prepack
+        from bertqa.loading import load_parts
 
-        where = Path(resolve_weights(name))
-        arguments = (str(where.resolve()), device, dtype, int8, attention)
-        if int8 and device in (None, "auto"):
-            device = "cpu"
-        device = as_device(device)
-        if int8 and device.type != "cpu":
-            raise UserError(
-                f"int8 runs on the CPU only, and the device is {device}; use device cpu, or bf16 on a GPU"
-            )
-        config = folder.read_config(where)
-        if config["head"] != folder.QA:
-            raise UserError(
-                f"{where}: its head is {config['head']!r}, but answering needs {folder.QA!r}; fine-tune it first: "
-                "python -m bertqa.train --weights ... --fresh-head"
-            )
-        qa = folder.read_qa(where)
-        dtype = as_dtype(dtype, device)
-        model = folder.load(where, device=device, attention=attention)
-        model = prepack.int8(model) if int8 else prepack.pack(model, dtype)
-        made = cls(model, WordPiece.load(where), qa, device, dtype)
-        made.loaded = Loaded(model, arguments)
+        parts = load_parts(name, device, dtype, int8, attention)
+        made = cls(parts.model, parts.tokenizer, parts.qa, parts.device, parts.dtype)
+        made.loaded = parts
         return made
 
     def answer(
