@@ -9,7 +9,7 @@ bertqa builds no cluster of its own. These engines have a function run over batc
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +26,7 @@ COLUMNS = ("answer", "score", "start", "end", "document", "error")
 class AnswerBatches:
     """A function from a batch of rows to the batch with its answers: `AnswerBatches(model)(batch)`.
 
-    A batch is a dictionary of lists or arrays, or a pandas DataFrame; what comes out is of the same kind, with the columns
+    A batch is a dictionary (or another mapping) of lists or arrays, or a pandas DataFrame; what comes out is of the same kind, with the columns
     answer, score, start, end, document and error behind its own. Of these only the question and the context are looked at;
     a context that is a list or an array of texts is documents.
 
@@ -94,7 +94,7 @@ class AnswerBatches:
         ]
         found = self.reader.answer_many(pairs, self.top_k, on_error=self.on_error, **self.options)
         added = self._added(list(found))
-        if isinstance(batch, dict):
+        if isinstance(batch, Mapping):
             return {**batch, **_like(columns[0], added)}
         return batch.assign(**added)
 

@@ -161,11 +161,13 @@ def test_ray(rows, expected, tiny_model):
         assert (row["answer"], bool(row["error"])) == (answers[id].answer, bool(answers[id].error))
 
 
-def test_spark(rows, expected, tiny_model):
+def test_spark(rows, expected, tiny_model, monkeypatch):
     sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed")
     pytest.importorskip("pandas", reason="pandas is not installed")
     import shutil
+    import sys
 
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
     if not shutil.which("java"):
         pytest.skip("Spark needs Java")
     plain = [

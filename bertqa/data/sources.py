@@ -113,9 +113,9 @@ class Source:
             return read()
         except EOFError:
             raise UserError("cut off: its packed stream ends early; fetch it again") from None
-        except (gzip.BadGzipFile, zlib.error) as error:
+        except (gzip.BadGzipFile, zlib.error, *zstandard_errors()) as error:
             raise UserError(
-                f"damaged: its gzip stream cannot be read ({error}); fetch it again"
+                f"damaged: its packed stream cannot be read ({error}); fetch it again"
             ) from None
         except OSError as error:
             raise UserError(f"cannot be read: {error.strerror or error}") from None
@@ -142,6 +142,12 @@ def _unpacked(raw: io.BufferedReader, head: bytes) -> BinaryIO:
     if head.startswith(ZSTANDARD):
         return _zstandard(raw)
     return raw
+
+
+def zstandard_errors() -> tuple[type[Exception], ...]:
+    """What the optional package raises for damaged data, if it was needed."""
+    zstandard = sys.modules.get("zstandard")
+    return (zstandard.ZstdError,) if zstandard else ()
 
 
 def _zstandard(raw: io.BufferedReader) -> BinaryIO:
