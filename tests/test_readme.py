@@ -28,7 +28,8 @@ from servers import ROOT, Files, Hub, address, free_port, hub_client, serving, s
 from tiny_checkpoints import write_checkpoint
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+HACKING = (ROOT / "tests" / "HACKING.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README + HACKING, re.DOTALL)
 READER = ROOT / "weights" / "minilm-squad2"
 SAMPLE = ROOT / "bertqa" / "data" / "sample"
 needs_reader = pytest.mark.skipif(
