@@ -445,8 +445,6 @@ def test_the_readme_is_short_and_its_picture_small():
 @needs_reader
 @pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
 def test_python_blocks_run(block, tmp_path):
-    if "fastapi" in block:
-        pytest.importorskip("fastapi", reason="fastapi is not installed")
     (tmp_path / "bertqa").symlink_to(ROOT / "bertqa")
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / READER.name).symlink_to(READER)

@@ -1,6 +1,6 @@
 """A service as README has it, with many clients; and what it needs of memory."""
 
-import re
+import runpy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,6 @@ from conftest import ROOT
 
 from bertqa import Reader
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODEL = ROOT / "weights" / "minilm-squad2"
 
 needs_reader = pytest.mark.skipif(
@@ -25,9 +24,7 @@ def test_readmes_service_answers_sixteen_clients(monkeypatch):
     from fastapi.testclient import TestClient
 
     monkeypatch.chdir(ROOT)
-    (block,) = [b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "FastAPI" in b]
-    names = {"__name__": "service"}
-    exec(compile(block, "README.md", "exec", dont_inherit=True), names)
+    names = runpy.run_path(str(ROOT / "tests" / "app_fastapi.py"))
     names["Question"].model_rebuild(_types_namespace=names)
     client = TestClient(names["app"])
     text = "Agnes Holm kept the lamp for thirty years. Her brother Nils built the mill in {}."
