@@ -79,6 +79,8 @@ def _why_not_utf8(content: bytes, error: UnicodeDecodeError) -> str:
     where = f"byte {content[error.start]:#04x} at offset {error.start} (line {line})"
     if error.reason == "unexpected end of data":
         return f"cut off in the middle of a character: {where}; fetch it again"
+    if content.startswith(b"PK\x03\x04"):
+        return "is a ZIP archive, or an Excel file; unpack it, or save the table as CSV (UTF-8)"
     if b"\0" in content[:64] or content[:2] in (b"BZ", b"\xfd7", b"PK"):
         return f"not text in UTF-8: {where}; UTF-16, or packed? Needed is UTF-8, plain or .gz"
     # Latin-1 has no character in 0x80 to 0x9f, where Windows-1252 has its quotes, dashes and the euro.

@@ -168,6 +168,14 @@ READ = {
     ),
     "a split": ({"train": [hub()], "validation": []}, [DORA]),
     "pandas by index": ({"0": hub(), "1": hub("2", "June 1911", 32)}, [DORA, JUNE]),
+    "pandas split": (
+        {
+            "columns": ["id", "question", "context", "answers"],
+            "index": [0],
+            "data": [["1", "Who?", TEXT, {"text": ["Dora Plum"], "answer_start": [45]}]],
+        },
+        [DORA],
+    ),
     "texts alone": (
         lines(flat(answers=["Dora Plum", "Plum"]), flat(id="2", answers=[])),
         [[("Dora Plum", 45), ("Plum", 50)], []],

@@ -93,15 +93,26 @@ REFUSED = {
     ),
     "Haystack's labels": (
         [{"query": "q", "document": {"content": "x"}, "answer": {"answer": "x"}}],
-        "is a file of Haystack's labels: export them in SQuAD's form",
+        "is a file of Haystack's labels: export it in SQuAD's form",
     ),
     "pandas by column": (
         {"question": {"0": "q"}, "context": {"0": "c"}},
         'is a table by column (pandas): write df.to_json(FILE, orient="records")',
     ),
     "BoolQ": (
-        lines({"question": "q", "passage": "p", "answer": True}),
-        "is BoolQ: answers are no spans",
+        lines({"question": "q", "passage": "p", "title": "t", "answer": True}),
+        "is BoolQ: answers are no spans of the text; use SQuAD",
+    ),
+    "RACE": ([{"article": "a", "options": [], "questions": []}], "is RACE: answers are no spans"),
+    "QASPER": ({"1503.0": {"full_text": [], "qas": []}}, "is QASPER: answers are spread over"),
+    "DuoRC": (lines({"plot": "p", "question": "q", "answers": []}), "is DuoRC: answers have no"),
+    "Label Studio": (
+        [{"id": 1, "data": {"text": "x"}, "annotations": [{"result": []}]}],
+        "is a file of Label Studio's: export it in SQuAD's form",
+    ),
+    "a row that does not fit": (
+        {"columns": ["question", "context"], "data": [["q"]]},
+        "data[0]: must be a list of 2 values, one for each column",
     ),
     "several splits": (
         {"train": [hub()], "dev": [hub()]},

@@ -217,6 +217,20 @@ def test_mrqa(write, header):
     assert (data.format, data.repaired, data.rejected, data.version) == ("mrqa", 0, [], "1.1")
 
 
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    rows = [{**row, "answers": {"text": [], "answer_start": []}} for row in FLAT[:1]]
+    rows[0]["answers"] = FLAT[0]["answers"]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "no-name")
+    data = read_examples(tmp_path / "no-name")
+    assert (data.examples, data.format) == (WANTED[:1], "parquet")
+    (tmp_path / "no-name").write_bytes(b"PAR1 and so on PAR1")
+    with pytest.raises(UserError, match="not a Parquet file that pyarrow can read"):
+        read_examples(tmp_path / "no-name")
+
+
 def test_gzip_is_known_by_content_and_hashed_unpacked(write):
     text = json.dumps(SQUAD).encode()
     plain, packed = read_examples(write(text)), read_examples(write(gzip.compress(text)))

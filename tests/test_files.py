@@ -72,6 +72,7 @@ def test_the_same_text_through_a_file_a_pipe_and_standard_input(tmp_path, monkey
             "日本語".encode("shift-jis") + b"\x81",
             "nor Windows-1252; save it as UTF-8 (iconv -f ENCODING -t utf-8)",
         ),
+        (b"PK\x03\x04\xff", "or an Excel file; unpack it, or save the table as CSV (UTF-8)"),
         ("a".encode("utf-16"), "UTF-16, or packed? Needed is UTF-8, plain or .gz"),
     ],
 )

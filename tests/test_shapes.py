@@ -66,6 +66,11 @@ def test_an_answer_without_a_known_offset_says_what_keys_it_has(tmp_path):
         'the answer "e" occurs more than once, and no offset says which one is meant; its keys are '
         '["text", "pos"]'
     )
+    record = flat(context="e or e", answer_text="e", position=3)
+    data = read_examples(write(tmp_path / "x", [record]))
+    assert data.rejected[0].reason.endswith(
+        'its keys are ["id", "question", "context", "answer_text", "position"]'
+    )
 
 
 def test_the_table_in_the_readme_names_shapes_that_are_read():

@@ -367,11 +367,12 @@ def test_what_has_no_place_or_no_token_gets_no_label(tokenizer):
         Example("2", "who?", "a   b", ("  ",), (1,)),
         Example("3", "who?", "cafe b", ("",), (2,)),
         Example("4", "who?", "a b", ("", "b"), (0, 2)),
+        Example("5", "who?", "a b", ("z", "b"), (-1, 2)),
     ]
     windows = build_windows(examples, tokenizer)
     assert windows.unlabelled == (0, 1, 2)
-    assert windows.start_label.tolist() == [0, 0, 0, 5]
-    assert windows.end_label.tolist() == [0, 0, 0, 5]
+    assert windows.start_label.tolist() == [0, 0, 0, 5, 5]
+    assert windows.end_label.tolist() == [0, 0, 0, 5, 5]
 
 
 def test_an_answer_at_the_end_stays_in_its_paragraph(tokenizer):

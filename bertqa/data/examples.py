@@ -38,7 +38,7 @@ from bertqa.data.offsets import place, why_unplaced
 from bertqa.data.questions import Checked, checked_questions
 from bertqa.data.units import CHARACTERS, exact_place, unit_of, unit_of_paragraph
 from bertqa.errors import UserError
-from bertqa.files import decode, read_bytes, to_json, write_text
+from bertqa.files import read_bytes, to_json, write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Dataset:
 
     path: str
     sha256: str  # of the uncompressed content, so that a file and its .gz have the same
-    format: str  # "squad", "flat json", "jsonl", "mrqa" or "csv"
+    format: str  # "squad", "flat json", "jsonl", "mrqa", "csv" or "parquet"
     examples: list[Example] = field(default_factory=list)
     repaired: int = 0  # answers whose offset or text was off and was repaired
     rejected: list[Rejected] = field(default_factory=list)
@@ -140,7 +140,7 @@ def read_examples(path: str | Path, limit: int | None = None, *, gather: bool = 
     try:
         content = read_bytes(Path(path))
         faults = Faults(gather)
-        kind, questions = questions_in(decode(content), faults)
+        kind, questions = questions_in(content, faults)
         data = Dataset(str(path), hashlib.sha256(content).hexdigest(), kind)
         found = list(checked_questions(islice(questions, limit), faults))
         _fill(data, found)

@@ -109,3 +109,17 @@ def refuse_doubles(where: str, record: dict, names: Set[str]) -> None:
         if other:
             raise UserError(f'{where}: has both "{other}" and "{key}"; leave one out')
         spelt[name] = key
+
+
+def keys_in(value: object, before: str = "", depth: int = 4) -> set[str]:
+    """The keys of an object in lower case, and those inside with a dot: {"qas": [{"id": 1}]} has "qas" and "qas.id"."""
+    found: set[str] = set()
+    if isinstance(value, list):
+        for member in value[:20]:
+            found |= keys_in(member, before, depth)
+    elif isinstance(value, dict) and depth:
+        for key, inside in list(value.items())[:200]:
+            name = before + ("#" if key.isdigit() else key.lower())
+            found.add(name)
+            found |= keys_in(inside, f"{name}.", depth - 1)
+    return found

@@ -4,15 +4,17 @@ To add a shape, add a row to SHAPES: a name, the keys that tell it, and a functi
 its questions, or a text that says why it is not read and what to use instead.
 """
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from bertqa.data.fields import Faults, field, members, name_among, title_in
+from bertqa.data.fields import Faults, field, keys_in, members, name_among, title_in
 from bertqa.data.gold import ANSWER_KEYS, STARTS
 from bertqa.data.literals import parse_printed
+from bertqa.data.parquet import PARQUET, parquet_records
 from bertqa.data.records import Records, look_ahead, records_in
 from bertqa.errors import UserError
-from bertqa.files import show
+from bertqa.files import decode, show
 
 ACCEPTED = (
     'SQuAD JSON ("data", "paragraphs", "qas"); records with id, question, context and answers as a JSON list, under '
@@ -140,6 +142,7 @@ UNPLACED = (
 NO_CONTEXT = (
     "the texts that they are found in are missing; use a file with contexts, such as MRQA's"
 )
+IN_SQUAD = "export it in SQuAD's form"
 NO_SPANS = "answers are no spans of the text; use SQuAD"
 
 SHAPES = (
@@ -155,8 +158,19 @@ SHAPES = (
     ),
     Shape("DROP", "passage qa_pairs", NUMBERS),
     Shape("DROP", "passage answers_spans", NUMBERS),
-    Shape("BoolQ", "passage question", NO_SPANS),
+    Shape("BoolQ", "passage question title answer", NO_SPANS),
     Shape("MS MARCO", "query passages", NO_SPANS),
+    Shape("RACE", "article options", NO_SPANS),
+    Shape("a file of multiple choice", "question options", NO_SPANS),
+    Shape("MultiRC", "passage.questions", NO_SPANS),
+    Shape("ReCoRD", "passage.entities qas", "a question is a sentence with a gap; use SQuAD"),
+    Shape("ROPES", "paragraphs.situation", "a question needs two texts; use SQuAD"),
+    Shape("QASPER", "full_text qas", "answers are spread over a paper; use SQuAD"),
+    Shape("NarrativeQA", "document.summary question", NO_SPANS),
+    Shape("DuoRC", "plot", f"answers have no place; {MRQA}"),
+    Shape("DuReader of 2017", "documents question", "answers have no place; use DuReader robust"),
+    Shape("a file of Label Studio's", "annotations.result", IN_SQUAD),
+    Shape("a file of doccano's", "text label", IN_SQUAD),
     Shape(
         "HotpotQA",
         "supporting_facts",
@@ -182,7 +196,7 @@ SHAPES = (
     Shape("BioASQ", "questions.body", UNPLACED),
     Shape("BioASQ", "body snippets", UNPLACED),
     Shape("MRQA as the Hub's rows", "detected_answers.char_spans.start", f"to read it, {MRQA}"),
-    Shape("a file of Haystack's labels", "query document", "export them in SQuAD's form"),
+    Shape("a file of Haystack's labels", "query document", IN_SQUAD),
     Shape(
         "a table by column (pandas)",
         "question.# context.#",
@@ -206,13 +220,18 @@ SHAPES = (
 """The first row all of whose keys a record has is its shape; keys are compared without case."""
 
 
-def questions_in(text: str, faults: Faults) -> tuple[str, Iterator[Question]]:
+def questions_in(content: bytes, faults: Faults) -> tuple[str, Iterator[Question]]:
     """-> the format, and the questions, lazily. Raises UserError for a shape that is not read."""
-    records = records_in(text, KNOWN)
-    if records.header is not None:
-        shape = shape_of_columns(records.header, text)
-    else:
+    if content.startswith(PARQUET):
+        records = Records("parquet", parquet_records(io.BytesIO(content)))
         shape = shape_of_records(records)
+    else:
+        text = decode(content)
+        records = records_in(text, KNOWN)
+        if records.header is None:
+            shape = shape_of_records(records)
+        else:
+            shape = shape_of_columns(records.header, text)
     refuse(shape)
     name = shape.name
     if name in ("flat", "sberquad", "subjqa"):
@@ -278,17 +297,3 @@ def shape_of_columns(header: list[str], text: str) -> Shape:
         f"the CSV has no column {' and no '.join(map(show, lacking))}; its columns are "
         f"{', '.join(map(show, header))}"
     )
-
-
-def keys_in(value: object, before: str = "", depth: int = 4) -> set[str]:
-    """The keys of an object in lower case, and those inside with a dot: {"qas": [{"id": 1}]} has "qas" and "qas.id"."""
-    found: set[str] = set()
-    if isinstance(value, list):
-        for member in value[:20]:
-            found |= keys_in(member, before, depth)
-    elif isinstance(value, dict) and depth:
-        for key, inside in list(value.items())[:200]:
-            name = before + ("#" if key.isdigit() else key.lower())
-            found.add(name)
-            found |= keys_in(inside, f"{name}.", depth - 1)
-    return found

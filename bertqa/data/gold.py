@@ -51,11 +51,7 @@ def gold_answers(where: str, record: dict) -> list[Gold] | None:
             flat["answer_start"] = record["answers.answer_start"]
         return _answers(f"{where}.answers", flat)
     if not missing(record.get("answer_text")):
-        single = {"text": record["answer_text"]}
-        start = name_among(record, STARTS)
-        if start in record:
-            single[start] = record[start]
-        return _answers(f"{where}.answers", [single])
+        return [_single(f"{where}.answers[0]", record)]
     if "answer" in record:
         raise UserError(
             f'{where}: unknown key "answer"; write "answers", or "answer_text" and "answer_start"'
@@ -83,6 +79,16 @@ def _answer(where: str, answer: object) -> Gold:
     start = _offset(where, name, answer.get(name))
     keys = () if name in answer else tuple(answer)
     return Gold(text, start, keys=keys)
+
+
+def _single(where: str, record: dict) -> Gold:
+    """The one answer of a record that has it beside its question."""
+    name = name_among(record, STARTS)
+    text = record["answer_text"]
+    if not isinstance(text, str):
+        raise UserError(f'{where}: "text" must be text, not {show(text)}')
+    keys = () if name in record else tuple(record)
+    return Gold(text, _offset(where, name, record.get(name)), keys=keys)
 
 
 def _columns(where: str, answers: dict) -> list[Gold]:

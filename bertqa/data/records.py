@@ -9,7 +9,7 @@ from itertools import chain
 
 from bertqa.data.gold import STARTS
 from bertqa.data.literals import parse_printed
-from bertqa.data.tables import read_table
+from bertqa.data.tables import read_table, refuse_doubled_columns
 from bertqa.errors import UserError
 from bertqa.files import json_lines, parse_json, show
 
@@ -73,6 +73,8 @@ def _numbered(name: str, values: Iterable[object]) -> Iterator[Located]:
 
 def _inside(document: dict, known: Collection[str]) -> Records:
     """The records of an object: those of the list that it wraps, or the object itself."""
+    if isinstance(document.get("columns"), list) and isinstance(document.get("data"), list):
+        return Records("json", _of_columns(document["columns"], document["data"]))
     if "data" in document:
         if not isinstance(document["data"], list):
             raise UserError(f'the file: "data" must be a list, not {show(document["data"])}')
@@ -107,6 +109,18 @@ def _rows(rows: list) -> Iterator[Located]:
             yield f"{where}.row", row["row"]
         else:
             yield where, row
+
+
+def _of_columns(columns: list, rows: list) -> Iterator[Located]:
+    """pandas with orient="split": {"columns": ["id", ...], "data": [["1", ...], ...]}."""
+    refuse_doubled_columns([str(name) for name in columns])
+    for number, row in enumerate(rows):
+        where = f"data[{number}]"
+        if not isinstance(row, list) or len(row) != len(columns):
+            raise UserError(
+                f"{where}: must be a list of {len(columns)} values, one for each column"
+            )
+        yield where, dict(zip(map(str, columns), row, strict=True))
 
 
 def _with_values(item: tuple[str, dict[str, str]]) -> Located:

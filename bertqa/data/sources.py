@@ -19,7 +19,6 @@ STDIN = Path("-")
 GZIP = b"\x1f\x8b"
 BZIP2 = b"BZh"
 ZSTANDARD = b"\x28\xb5\x2f\xfd"
-PARQUET = b"PAR1"
 
 
 def expand(names: Sequence[str]) -> list[Path]:
@@ -98,6 +97,10 @@ class Source:
         if not self.size or self._raw.closed:
             return 0.0
         return min(1.0, self._raw.tell() / self.size)
+
+    def tell_share(self, share: float) -> None:
+        """Take note of how much of it is out, 0 to 1."""
+        self.share_of_records = share
 
     def lines(self) -> Iterator[bytes]:
         """The lines, with their ends."""

@@ -1,7 +1,7 @@
 """Questions read one after the other, for answering: no labels are looked at, and no file need fit into memory.
 
-The shapes are those of formats.py, for the sake of one table. JSONL, MRQA, CSV and Parquet are read as they are answered; SQuAD's and other JSON is one value, and read whole. A record
-that is no question does not end the stream: it comes out in its place, with what is wrong with it.
+JSONL, MRQA, CSV and Parquet are read as they are answered; SQuAD's and other JSON is one value, and read whole. The
+shapes are those of formats.py. A record that is no question comes out in its place, with what is wrong with it.
 """
 
 import csv
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bertqa.data.fields import Faults, name_among
 from bertqa.data.formats import (
+    ACCEPTED,
     CONTEXTS,
     IDS,
     KNOWN,
@@ -25,16 +26,13 @@ from bertqa.data.formats import (
     shape_of_records,
 )
 from bertqa.data.ids import Ids
-from bertqa.data.records import records_in as formats_records
-from bertqa.data.sources import PARQUET, Source
+from bertqa.data.parquet import PARQUET, parquet_records
+from bertqa.data.records import Records as FoundRecords
+from bertqa.data.records import records_in as found_records
+from bertqa.data.sources import STDIN, Source
 from bertqa.data.tables import best_delimiter, refuse_doubled_columns
 from bertqa.errors import UserError
 from bertqa.files import decode, parse_json, show
-
-ACCEPTED = (
-    'SQuAD JSON ("data", "paragraphs", "qas"); records with id, question and context, in a list or one per line; MRQA '
-    'lines ("context", "qas"); CSV with the columns question and context; Parquet with these columns'
-)
 
 SNIFFED = 3
 """Lines looked at to tell JSON lines, the first of which may be damaged, from one large JSON value."""
@@ -118,15 +116,19 @@ def question_in(record: object) -> tuple[str, tuple[str, ...]]:
 
 
 Records = Iterator[tuple[str, object]]
-"""Where each record stands in its file, and the record; a UserError in its place says why it could not be read."""
+"""Where a record stands in its file, and the record; a UserError in its place says why it could not be read."""
 
 
 def records_in(source: Source) -> Records:
     """The flat records of a file, whatever its format: the content tells."""
     if source.head.startswith(PARQUET):
-        from bertqa.data.parquet import parquet_records
-
-        yield from parquet_records(source)
+        if source.path == STDIN:
+            raise UserError("is Parquet, which cannot be read from a pipe; give the file's name")
+        found = FoundRecords("parquet", parquet_records(source.path, source.tell_share))
+        shape = shape_of_records(found)
+        refuse_for_answering(shape)
+        for where, row in found.items:
+            yield from flat_records(where, row, shape)
         return
     lines = source.lines()
     first: list[bytes] = []
@@ -182,14 +184,14 @@ def json_line_records(lines: Iterator[bytes], shape: Shape) -> Records:
 
 def json_records(source: Source, text: str) -> Records:
     """A JSON file, whatever holds its records."""
-    found = formats_records(text, KNOWN)
+    found = found_records(text, KNOWN)
     shape = shape_of_records(found)
     refuse_for_answering(shape)
     items = list(found.items)
     if not items:
         raise UserError("has no questions in it, though its shape is right")
     for number, (where, item) in enumerate(items):
-        source.share_of_records = (number + 1) / len(items)
+        source.tell_share((number + 1) / len(items))
         yield from flat_records(where, item, shape)
 
 

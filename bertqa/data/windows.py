@@ -272,8 +272,9 @@ def _answer_tokens(
                 start_char[row] = start
                 end_char[row] = start + len(text)
                 break
-    # All paragraphs on one line, a free character between them: one sorted search serves every question.
-    begins = running_sum([len(text) + 1 for text in texts])  # (paragraphs+1,)
+    # All paragraphs on one line, one behind the other: one sorted search serves every question. A token
+    # that ends where an answer begins is before it, so what stands beside in the next paragraph is out.
+    begins = running_sum([len(text) for text in texts])  # (paragraphs+1,)
     shift = np.repeat(begins[:-1], contexts.counts)  # (T,)
     own = begins[question_context]  # (Q,)
     first = np.searchsorted(contexts.ends + shift, start_char + own, side="right")  # (Q,)
