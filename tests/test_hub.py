@@ -302,6 +302,13 @@ def test_model_folder_is_taken_as_it_is(checkpoint, tmp_path):
     )
 
 
+def test_a_run_folder_is_named(checkpoint, tmp_path):
+    shutil.copytree(checkpoint.with_name("tiny-ours"), tmp_path / "run" / "best")
+    (tmp_path / "run" / "config.json").write_text('{"train": "squad2"}')
+    with pytest.raises(UserError, match="run: is a run folder; its best model is .*run/best$"):
+        resolve_weights(tmp_path / "run", tmp_path / "weights")
+
+
 def test_local_folder_is_converted_once(checkpoint, tmp_path, capsys):
     cache, source = tmp_path / "weights", Path(shutil.copytree(checkpoint, tmp_path / "tiny"))
     first = resolve_weights(source, cache)
@@ -413,33 +420,42 @@ raise SystemExit(run_verb(main))
 """
 
 
-def test_five_starts_on_one_unconverted_folder(checkpoint, tmp_path):
-    """Five processes at once: one converts, all load the same folder, and nothing else is left behind."""
-    env = {
-        **os.environ,
-        "BERTQA_CACHE": str(tmp_path / "cache"),
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-    }
-    theirs = tmp_path / "cache" / "weights" / "tiny.old"
-    theirs.mkdir(parents=True)
+def starts_at_once(what: str, env: dict[str, str]) -> list[str]:
+    """What each of five processes says that load the same weights at the same time; all must end well."""
     starts = [
         subprocess.Popen(
-            [sys.executable, "-c", START, str(checkpoint)],
-            env=env,
+            [sys.executable, "-c", START, what],
+            env={**env, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for _ in range(5)
     ]
-    said = [start.communicate(timeout=120)[1] for start in starts]
+    said = [start.communicate(timeout=300)[1] for start in starts]
     assert [start.returncode for start in starts] == [0] * 5, said
+    return said
+
+
+def test_five_starts_on_one_unconverted_folder(checkpoint, tmp_path):
+    """One converts, all load the same folder, and nothing else is left behind or taken away."""
+    cache = tmp_path / "cache"
+    theirs = cache / "weights" / "tiny.old"
+    theirs.mkdir(parents=True)
+    said = starts_at_once(str(checkpoint), {**os.environ, "BERTQA_CACHE": str(cache)})
     assert sum(line.startswith("converting ") for line in said) == 1
     assert sum(line.startswith("using ") for line in said) == 4
     left = sorted(path.name for path in theirs.parent.iterdir())
     assert len(left) == 3 and left[0].startswith("tiny-") and left[1] == left[0] + ".lock"
     assert left[2] == "tiny.old", "a folder of the user's own"
+
+
+def test_five_starts_on_one_hub_id(server, tmp_path):
+    env = hub_client(server, tmp_path / "home", BERTQA_CACHE=str(tmp_path / "cache"))
+    said = starts_at_once("org/tiny", env)
+    assert sum(line.startswith("converting ") for line in said) == 1
+    fetched = [name for command, *_, name, _ in server.log if command == "GET"]
+    assert len(fetched) == len(set(fetched)), "each file was fetched once"
 
 
 def test_command_with_a_hub_id(server, tmp_path):

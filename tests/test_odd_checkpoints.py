@@ -101,6 +101,19 @@ def test_parts_of_an_encoder_behind_a_prefix_are_no_prefix(copy, tmp_path):
     assert " missing (" in refused(source, tmp_path / "mine")
 
 
+def test_a_second_encoder_beside_the_first(copy, originals, tmp_path):
+    source = copy()
+
+    def change(tensors):
+        return {**tensors, **{"teacher." + name: tensors[name].clone() for name in tensors}}
+
+    edit_tensors(source, change)
+    said = refused(source, tmp_path / "mine")
+    assert "55 unexpected (teacher." in said and "stand behind" not in said
+    encoder = resolve_weights(source, tmp_path / "cache", encoder_only=True)
+    assert folder.load(encoder).config == folder.load(originals / "bert-qa-ours").encoder.config
+
+
 def test_two_towers(copy, tmp_path):
     source = copy("bert-bare")
 

@@ -44,6 +44,8 @@ def resolve_weights(
     path = model_of(name_or_path)
     if _is_model_folder(path):
         return path
+    if _is_model_folder(path / "best"):
+        raise UserError(f"{path}: is a run folder; its best model is {path / 'best'}")
     source = _source_of_path(path) if path.exists() else _source_of_id(name_or_path)
     name = source.name + ("-encoder" if encoder_only else "")
     cache = Path(cache) if cache else cache_folder() / "weights"
