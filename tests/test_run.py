@@ -21,6 +21,7 @@ from bertqa.data.examples import read_examples
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
 from bertqa.files import held
+from bertqa.model.checksums import write_checksums
 from bertqa.settings import LoopSettings, OptimSettings
 from bertqa.train import main
 from bertqa.training.command_line import parse
@@ -302,6 +303,8 @@ def test_a_damaged_report_does_not_cost_the_exit_status(copy, capsys):
         ({"moved_ends": [{"step": "x"}]}, '"moved_ends" hold'),
         ({"moved_ends": {}}, '"moved_ends" is missing or of another kind'),
         ({"settings": {"batch_size": "many"}}, 'batch_size is "many", it must be a whole number'),
+        ({"settings": {"dev": "\ud800"}}, "dev is .*ud800.*, it must be a text"),
+        ({"settings": {"weights": "a\0b"}}, "weights is .*0000b.*, it must be a text"),
     ],
 )
 def test_a_damaged_config_of_a_run(copy, change, says):
@@ -324,6 +327,37 @@ def test_nothing_is_kept_where_no_evaluation_has_a_score(
     assert main(training(tiny_model, letters, out, "--max-steps", "1")[1:]) == 0
     assert "no evaluation found a f1, so nothing is kept in best/" in capsys.readouterr().err
     assert not (out / "best").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        (("progress", "step"), "x"),
+        (("progress", "step"), -1),
+        (("progress", "best"), None),
+        (("fingerprints", "lr"), torch.zeros(3)),
+        (("optimizer", "state", 0, "exp_avg"), torch.zeros(3)),
+        (("optimizer", "state", 1, "step"), {}),
+        (("optimizer", "param_groups", 0, "params"), []),
+        (("rng", 0, "cpu"), torch.zeros(3)),
+        (("rng",), []),
+        (("average",), {}),
+        (("journal_bytes",), None),
+    ],
+)
+def test_the_state_of_another_kind_of_run(copy, part, value):
+    """Its checksum is right, but it is not the state of such a run: one line."""
+    for name in ("last", "previous"):
+        state = torch.load(copy / name / "state.pt", weights_only=True)
+        inner = state
+        for key in part[:-1]:
+            inner = inner[key]
+        inner[part[-1]] = value
+        torch.save(state, copy / name / "state.pt")
+        (copy / name / "checksums.json").unlink()
+        write_checksums(copy / name)
+    with pytest.raises(UserError, match="start a new run with another --out$"):
+        main(["--resume", str(copy), "--epochs", "3"])
 
 
 # ---- a task of one's own ----

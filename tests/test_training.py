@@ -487,7 +487,8 @@ def test_a_damaged_checkpoint_falls_back(tmp_path, tiny_model, letters, capsys):
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
     def state(step):
         parts = {"optimizer": {}, "rng": [], "fingerprints": {}, "journal_bytes": 0}
-        return {"progress": {"step": step}, **parts}
+        counts = ("best", "best_step", "skipped", "windows", "tokens", "seconds")
+        return {"progress": {"step": step, **dict.fromkeys(counts, 0)}, **parts}
 
     def save_model(where):
         where.mkdir(exist_ok=True)

@@ -89,17 +89,42 @@ def checked_state(state: object, path: Path) -> dict:
         "fingerprints": dict,
         "journal_bytes": int,
     }
-    wrong = [
-        name
-        for name, kind in kinds.items()
-        if not isinstance(state, dict) or not isinstance(state.get(name), kind)
-    ]
+    if not isinstance(state, dict):
+        state = {}
+    wrong = [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
+    if not wrong:
+        wrong = wrong_numbers(state["progress"])
+        simple = (str, int, float, list, type(None))
+        for name, value in state["fingerprints"].items():
+            if not isinstance(value, simple):
+                wrong.append(name)
     if wrong:
         raise UserError(
             f"{path}: not the state of a training ({', '.join(wrong)} missing or of another kind); "
             "start a new run with another --out"
         )
     return state
+
+
+def wrong_numbers(progress: dict) -> list[str]:
+    """The counts that are no numbers, below 0, or missing."""
+    wrong = []
+    for name in ("step", "best", "best_step", "skipped", "windows", "tokens", "seconds"):
+        value = progress.get(name)
+        if type(value) not in (int, float) or (value < 0 and name != "best"):
+            wrong.append(name)
+    return wrong
+
+
+def check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer's state that is not of its weights. Raises TypeError or ValueError."""
+    for weight, state in optimizer.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if state[name].shape != weight.shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(state[name].shape)}, not {tuple(weight.shape)}"
+                )
+        float(state["step"])
 
 
 def sweep(run: Path) -> None:

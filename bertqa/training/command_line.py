@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import sys
 import types
 import typing
@@ -269,7 +270,17 @@ def fits(value: object, kind) -> bool:
         return value in allowed
     if type(value) is int and float in allowed:
         return abs(value) < 2**1000
+    if type(value) is str and str in allowed:
+        return can_name_a_file(value)
     return type(value) in allowed
+
+
+def can_name_a_file(text: str) -> bool:
+    """Whether the system would take it, as it takes all that is typed: no NUL, no half of a surrogate pair."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def in_words(kind) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from bertqa.data.batches import epoch_order, step_rows
 from bertqa.device import autocast, peak_memory
-from bertqa.errors import UserError
+from bertqa.errors import UserError, first_sentence
 from bertqa.files import staged
 from bertqa.model.checksums import write_checksums
 from bertqa.training import checkpoint
@@ -285,14 +285,25 @@ class Trainer:
         self.job.task.save_model(self.job.model, folder, evaluated=False)
 
     def restore(self) -> Progress:
-        """Put a checkpoint's state into optimizer, scaler, average and generators; returns where the run stood."""
+        """Put a checkpoint's state into optimizer, scaler, average and generators; returns where the run stood.
+
+        Raises:
+            UserError: where it is not the state of such a run.
+        """
         saved = self.job.resumed
-        self.take_step.load_state_dict(saved)
-        checkpoint.set_rng_state(saved["rng"][self.world.rank], self.job.device)
         counted = saved["progress"]
         # Older versions also counted what nothing asks for any more, and made every evaluation before they saved.
         known = {**asdict(Progress()), "evaluated": counted["step"]}
-        return Progress(**{name: counted.get(name, default) for name, default in known.items()})
+        try:
+            self.take_step.load_state_dict(saved)
+            checkpoint.check_moments(self.take_step.optimizer)
+            checkpoint.set_rng_state(saved["rng"][self.world.rank], self.job.device)
+            return Progress(**{name: counted.get(name, known[name]) for name in known})
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.job.run}: its checkpoint is not of such a run ({first_sentence(error)}); start a new run "
+                "with another --out"
+            ) from None
 
     def outcome(self, stopped_by: str = "") -> Outcome:
         """How the run ended."""

@@ -101,11 +101,11 @@ def make_optimizer(
 
 
 def load_optimizer(optimizer: torch.optim.AdamW, saved: dict) -> None:
-    """Put back what `optimizer.state_dict()` returned, but for how the update is computed: that is this device's."""
-    own = ("lr", "fused", "capturable")
+    """Put back the moments that `optimizer.state_dict()` returned. Its groups stay: they are what the settings say, and
+    how the update is computed is this device's."""
     groups = []
     for group, before in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-        groups.append({**before, **{name: group[name] for name in own}})
+        groups.append({**group, "params": before["params"]})
     optimizer.load_state_dict({**saved, "param_groups": groups})
 
 
