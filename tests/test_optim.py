@@ -61,31 +61,27 @@ def test_no_average():
     assert average.state_dict() == {"averages": []}
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
-def test_label_smoothing_is_torchs_window_by_window(smoothing):
-    """Each window spreads the share over its own tokens, as torch's cross_entropy does over the classes of a row."""
+def test_span_loss_is_torchs_window_by_window():
+    """Each window is a softmax of its own, as a row is for torch's cross_entropy."""
     draw = torch.Generator().manual_seed(0)
-    lengths, starts, ends = (3, 7, 1), torch.tensor([1, 6, 0]), torch.tensor([2, 0, 0])
+    lengths = (3, 7, 1)
+    starts = torch.tensor([1, 6, 0])
+    ends = torch.tensor([2, 0, 0])
     start, end = torch.randn(2, 11, generator=draw, dtype=torch.float64)
-    expected = (
-        sum(
-            F.cross_entropy(part[None], label[None], label_smoothing=smoothing)
-            for side, labels in ((start, starts), (end, ends))
-            for part, label in zip(side.split(lengths), labels, strict=True)
-        )
-        / 2
-    )
-    found = span_loss(SpanLogits(start, end), Layout.of(lengths, CPU), starts, ends, smoothing)
-    assert found.item() == pytest.approx(expected.item(), abs=1e-12)
+    expected = 0.0
+    for side, labels in ((start, starts), (end, ends)):
+        for part, label in zip(side.split(lengths), labels, strict=True):
+            expected += F.cross_entropy(part[None], label[None]).item() / 2
+    found = span_loss(SpanLogits(start, end), Layout.of(lengths, CPU), starts, ends)
+    assert found.item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_label_smoothing_by_hand():
-    """Two tokens, logits log 3 and 0: probabilities 3/4 and 1/4; a tenth of the label is spread, a twentieth each."""
+def test_span_loss_by_hand():
+    """Two tokens, logits log 3 and 0: probabilities 3/4 and 1/4."""
     logits = torch.tensor([math.log(3), 0.0])
-    found = span_loss(
-        SpanLogits(logits, logits), Layout.of((2,), CPU), torch.tensor([0]), torch.tensor([0]), 0.1
-    )
-    assert found.item() == pytest.approx(-(0.95 * math.log(0.75) + 0.05 * math.log(0.25)), abs=1e-6)
+    label = torch.tensor([0])
+    found = span_loss(SpanLogits(logits, logits), Layout.of((2,), CPU), label, label)
+    assert found.item() == pytest.approx(-math.log(0.75), abs=1e-6)
 
 
 def test_layer_decay_by_hand(tiny_model):
