@@ -201,7 +201,8 @@ def show(value: object) -> str:
 def model_of(path: str | Path) -> Path:
     """The model folder in a run folder, best/ or else last/; any other path as it is."""
     path = Path(path)
-    if (path / "metrics.jsonl").exists() and (path / "config.json").exists():
+    # a run folder has a config.json too, that of the run, but no weights beside it
+    if (path / "config.json").exists() and not list(path.glob("*model*.*")):
         for part in ("best", "last"):
             if (path / part / "config.json").exists():
                 return path / part

@@ -16,6 +16,7 @@ from bertqa.files import (
     decode,
     json_lines,
     locked,
+    model_of,
     parse_json,
     read_bytes,
     read_json,
@@ -214,3 +215,15 @@ def test_one_at_a_time(tmp_path):
     for thread in threads:
         thread.join()
     assert most == [1] * 8
+
+
+def test_a_run_folder_stands_for_its_best_model(tmp_path):
+    assert model_of(tmp_path / "none") == tmp_path / "none"
+    (tmp_path / "config.json").write_text("{}")
+    assert model_of(tmp_path) == tmp_path
+    for part in ("last", "best"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text("{}")
+        assert model_of(tmp_path) == tmp_path / part
+    (tmp_path / "model.safetensors").touch()  # a model that has such folders
+    assert model_of(tmp_path) == tmp_path

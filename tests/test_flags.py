@@ -105,7 +105,6 @@ def test_verbs_name_a_model_alike(tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text('{"settings": {}}')
-    (run / "metrics.jsonl").write_text("")
     (run / "best").symlink_to(READER)
     asked = ["--question", "Who?", "--context", "Ada came.", "--device", "cpu"]
     sample = str(ROOT / "bertqa" / "data" / "sample" / "dev.json")
