@@ -8,6 +8,7 @@ import json
 import random
 import re
 import time
+import unicodedata
 from copy import deepcopy
 
 import pytest
@@ -401,6 +402,8 @@ UNITS_MADE = {
     "UTF-8 bytes": lambda text: len(text.encode()),
     "line ends as two characters": lambda text: len(text.replace("\n", "\r\n")),
     "characters from 1": lambda text: len(text) + 1,
+    "characters in NFC": lambda text: len(unicodedata.normalize("NFC", text)),
+    "characters in NFD": lambda text: len(unicodedata.normalize("NFD", text)),
     "UTF-16 units, line ends as two": lambda text: (
         len(text.replace("\n", "\r\n").encode("utf-16-le")) // 2
     ),
@@ -413,7 +416,9 @@ def test_offsets_in_another_unit(write, unit):
     draw = random.Random(1)
     records, true = [], []
     for number in range(40):
-        words = [draw.choice(["🎉", "é", "3", "Ola", "to", "x\ny", "数学"]) for _ in range(60)]
+        words = [
+            draw.choice(["🎉", "é", "e\u0301", "3", "Ola", "to", "x\ny", "数学"]) for _ in range(60)
+        ]
         context = " ".join(words)
         place = draw.choice([n for n, word in enumerate(words) if word in ("3", "Ola")])
         start = len(" ".join(words[:place])) + (place > 0)

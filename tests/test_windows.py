@@ -233,6 +233,8 @@ def test_tokens_of_a_text_do_not_depend_on_the_others(tmp_path, content, flags, 
         ("सि", [0, 2]),
         ("สี่", [0, 3]),
         ("\u1100\u1161\u11a8", [0, 3]),
+        ("ब्रोंक", [0, 5, 6]),
+        ("1\ufe0f\u20e3.", [0, 3, 4]),
         ("می\u200cخواهم", [0, 1, 3, 4, 5, 6, 7, 8]),
     ],
 )

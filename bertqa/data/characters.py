@@ -10,6 +10,8 @@ from functools import lru_cache
 
 JOINERS = "\u200c\u200d"  # zero width non-joiner, zero width joiner
 JOINER = "\u200d"
+STACKERS = "\u094d\u09cd\u0acd\u0b4d\u0c4d\u0d4d\u1039\u17d2"
+"""Signs of Indic scripts that write the next consonant under or into the one before."""
 THAI_AM = "\u0e33\u0eb3"  # vowels of Thai and Lao that count as letters
 
 
@@ -35,10 +37,17 @@ def beginnings(text: str) -> list[int]:
     begins = [0]
     for place in range(1, len(text)):
         before, character = text[place - 1], text[place]
-        joined = before == JOINER and unicodedata.category(character) == "So"  # a family of emoji
         # A mark behind a blank stands for itself: the blank is no part of an answer.
-        if not joined and (before.isspace() or not extends(character)):
+        marks_it = extends(character) and not before.isspace()
+        if not marks_it and not joined(before, character):
             begins.append(place)
     if text:
         begins.append(len(text))
     return begins
+
+
+def joined(before: str, character: str) -> bool:
+    """Whether two code points that could stand alone are one character: a family of emoji, an Indic conjunct."""
+    if before == JOINER:
+        return unicodedata.category(character) == "So"
+    return before in STACKERS and unicodedata.category(character) == "Lo"

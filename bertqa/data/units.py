@@ -1,9 +1,10 @@
 """What a file counts its offsets in: characters as Python does, or the units of the program that made it.
 
 JavaScript and Java count UTF-16 units (two for an emoji), others UTF-8 bytes; a line end is two
-characters on Windows. A unit that gives an answer its own text at the stated offset explains it.
+characters on Windows, an accented letter one or two by its form. A unit that gives an answer its own text at the stated offset explains it.
 """
 
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -19,6 +20,8 @@ UNITS: dict[str, Callable[[str], int]] = {
     "UTF-8 bytes": lambda character: len(character.encode("utf-8", "surrogatepass")),
     "line ends as two characters": lambda character: 1 + (character == "\n"),
     "line ends as one character": lambda character: 1 - (character == "\r"),
+    "characters in NFC": lambda character: int(not unicodedata.combining(character)),
+    "characters in NFD": lambda character: len(unicodedata.normalize("NFD", character)),
     "UTF-16 units, line ends as two": lambda character: (
         1 + (character > "\uffff") + (character == "\n")
     ),
