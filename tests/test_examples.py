@@ -450,6 +450,15 @@ def test_windows_line_ends_counted_as_one(write):
     assert data.examples[0].answer_starts == (21,)
 
 
+def test_an_answer_right_behind_what_a_unit_does_not_count(write):
+    answers = [{"text": "x", "answer_start": 3}]
+    data = read_examples(write([flat("e\u0301\u0323e\u0301-x, y", answers=answers)]))
+    assert (data.examples[0].answer_starts, data.unit) == ((6,), "characters in NFC")
+    answers = [{"text": "3", "answer_start": 1}]
+    data = read_examples(write([flat("e\u03013 or 3", answers=answers)]))
+    assert data.examples[0].answer_starts == (2,)
+
+
 def test_looking_for_an_answer_takes_no_square_of_time(write):
     """100,000 letters took over a minute."""
     began = time.perf_counter()

@@ -1,11 +1,12 @@
 """What a file counts its offsets in: characters as Python does, or the units of the program that made it.
 
 JavaScript and Java count UTF-16 units (two for an emoji), others UTF-8 bytes; a line end is two
-characters on Windows, an accented letter one or two by its form. A unit that gives an answer its own text at the stated offset explains it.
+characters on Windows, an accented letter one or two by its form (NFC, NFD). A unit that gives an
+answer its own text at the stated offset explains it.
 """
 
 import unicodedata
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import accumulate
@@ -60,10 +61,9 @@ def in_characters(context: str, start: int, unit: str) -> int:
     if unit == FROM_ONE:
         return start - 1
     offsets = _offsets(context, unit)
-    place = bisect_left(offsets, start)
-    if place < len(offsets) and offsets[place] == start:
-        return place
-    return -1
+    # The last of equals: those before it count nothing, such as an accent in NFC.
+    place = bisect_right(offsets, start) - 1
+    return place if offsets[place] == start else -1
 
 
 def unit_of(answers: Iterable[tuple[str, Gold]]) -> str:
