@@ -16,6 +16,7 @@ from bertqa.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
 SAMPLE = PACKAGE / "data" / "sample"
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,4})?")
 SAVE_EVERY = re.compile(r"([1-9][0-9]{0,17}) ?steps|([0-9]*[.]?[0-9]+(?:e[-+]?[0-9]+)?)")
 
 RESUMABLE = {"max_minutes", "device", "threads", "save_every", "capture"}
@@ -296,8 +297,8 @@ class LoopSettings:
     """Order of the data, dropout, fresh weights."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """fp32, bf16 or fp16; auto = bf16 or fp16 on GPUs, fp32 elsewhere."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """cpu, cuda or mps; auto = the GPU if there is one."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 or mps; auto = the GPU if there is one."""
     threads: int = 0
     """CPU threads; 0 = torch's own choice."""
     deterministic: bool = False
@@ -319,6 +320,10 @@ class LoopSettings:
             "ema": (0 <= self.ema < 1, "lie in [0, 1)"),
             "eval_every": (self.eval_every >= 0, "be a number of steps, or 0"),
             "save_every": (saves, "be minutes, as in 10, or steps, as in 500steps, or 0"),
+            "device": (
+                DEVICE.fullmatch(self.device) is not None,
+                "be auto, cpu, cuda, cuda:1 or mps",
+            ),
             "threads": (0 <= self.threads <= most_threads, f"lie between 0 and {most_threads}"),
             "seed": (0 <= self.seed < 2**63, f"lie between 0 and {2**63 - 1}"),
         }

@@ -81,6 +81,11 @@ def test_overlap_and_step_replace_each_other_over_layers(tmp_path, finished):
     assert stride("--config", config, "--overlap", "3", "--step", "2") == (3, 2)  # refused later
 
 
+def test_a_gpu_can_be_named():
+    settings = parse(["--device", "cuda:1"]).settings
+    assert settings.loop.device == "cuda:1" and settings.problems() == []
+
+
 @pytest.mark.parametrize("text", ["9007199254740993", "9223372036854775807", "1e3"])
 def test_whole_numbers_are_exact(text):
     assert chosen("--seed", text)["seed"] == (1000 if text == "1e3" else int(text))
@@ -112,6 +117,7 @@ def test_numbers_that_are_none(flags, says, capsys):
         (["--epochs", "1.7e308"], "epochs is 1.7e.308, it must be positive, and a million at most"),
         (["--batch-size", "9" * 400], "batch_size is 9+, it must be positive"),
         (["--save-every", "9" * 5000 + "steps"], "save_every is 9+steps, it must be minutes"),
+        (["--device", "gpu"], "device is gpu, it must be auto, cpu, cuda, cuda:1 or mps"),
         (["--freeze", "9" * 5000], "freeze is 9+, it must be none, embeddings"),
     ],
 )
