@@ -96,7 +96,8 @@ def how_asked(args: argparse.Namespace, reader: Reader, threshold: float | None)
         max_context=args.max_context,
     )
     if args.n_best:
-        how = replace(how, spans=replace(how.spans, n_best=args.n_best))
+        spans = replace(how.spans, n_best=args.n_best)
+        how = replace(how, spans=spans, listed=args.n_best)
     return how
 
 

@@ -17,11 +17,24 @@ from pathlib import Path
 
 import numpy as np
 
+from bertqa.data.chunks import chunks
 from bertqa.data.texts import Texts, read_texts
 from bertqa.errors import UserError
-from bertqa.files import replacing, to_json, write_text
+from bertqa.files import (
+    flush_to_disk,
+    read_object,
+    replacing,
+    take_place,
+    to_json,
+    write_json,
+    write_text,
+)
 from bertqa.flags import VerbParser, run_verb
+from bertqa.jobs import data_fingerprint, model_fingerprint, refuse_other
 from bertqa.settings import bundled_reader
+
+SHARE = 8192
+"""Texts that are embedded, and written, together."""
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -52,6 +65,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         type=Path,
         help=".npy, with the ids beside it in .ids.json; or .safetensors, with the ids in its metadata",
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an --out FILE.npy that was stopped on its way",
     )
     group.add_argument("--limit", type=int, metavar="N", help="only the first N texts of the file")
     group = parser.add_argument_group("which vectors")
@@ -119,18 +137,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         texts = read_texts(args.data, args.text_column, limit=args.limit)
     embed = Embedder(args)
+    began = time.perf_counter()
     if args.out is None:
-        vectors = embed(texts).vectors
+        vectors = embed(texts.texts).vectors
+        shape = vectors.shape
         print(json.dumps(vectors.tolist() if args.pool == "none" else vectors[0].tolist()))
     elif args.out.suffix == ".npy":
-        write_npy(args.out, texts, embed)
+        data = data_fingerprint([Path(args.data)])
+        shape = write_npy(args.out, texts, embed, data, args.resume)
     else:
-        write_safetensors(args.out, texts, embed)
+        shape = write_safetensors(args.out, texts, embed)
+    print(report(shape, texts, embed, time.perf_counter() - began), file=sys.stderr)
     return 0
 
 
 class Embedder:
-    """The encoder that the flags ask for, and how: texts in, `Vectors` out, with a line of report for people."""
+    """The encoder that the flags ask for, and how: texts in, `Vectors` out; counts texts, tokens and texts that were cut."""
 
     def __init__(self, args: argparse.Namespace):
         import torch
@@ -146,6 +168,8 @@ class Embedder:
         where = resolve_weights(args.model)
         device = pick_device(args.device)
         self.model = args.model
+        self.fingerprint = model_fingerprint(Path(where))
+        self.texts = self.tokens = self.cut = 0
         self.dtype = pick_precision(args.precision, device)
         self.tokenizer = WordPiece.load(where)
         self.encoder = prepack.pack(folder.load_encoder(where, device=device), self.dtype)
@@ -158,20 +182,20 @@ class Embedder:
             "max_length": first_given(args.max_length, made.max_length, None),
         }
 
-    def __call__(self, texts: Texts, empty=np.empty):
+    def __call__(self, texts: Sequence[str]):
         from bertqa.vectors import embed_texts
 
-        began = time.perf_counter()
         found = embed_texts(
             self.encoder,
             self.tokenizer,
-            texts.texts,
+            texts,
             **self.settings,
             dtype=self.dtype,
             progress=self.progress,
-            empty=empty,
         )
-        print(report(found, texts, time.perf_counter() - began), file=sys.stderr)
+        self.texts += len(texts)
+        self.tokens += found.tokens
+        self.cut += found.cut
         return found
 
 
@@ -180,37 +204,62 @@ def first_given(*values):
     return next((value for value in values if value is not None), None)
 
 
-def report(found, texts: Texts, took: float) -> str:
-    """What was done, for people. `found`: Vectors."""
-    shape = " x ".join(f"{size:,}" for size in found.vectors.shape)
+def report(shape: Sequence[int], texts: Texts, embed: Embedder, took: float) -> str:
+    """What was done, for people."""
     empty = len(texts.empty())
     said = f"{len(texts):,} texts"
-    if found.cut:
-        said += f", {found.cut:,} of them cut"
+    if embed.cut:
+        said += f", {embed.cut:,} of them cut"
     if empty:
         said += f", {empty:,} of them empty"
     return (
-        f"{said}, {found.tokens:,} tokens in {took:.1f} s: {len(texts) / took:,.0f} texts/s, "
-        f"{found.tokens / took:,.0f} tokens/s; {shape} float32"
+        f"{said}, {embed.tokens:,} tokens in {took:.1f} s: {embed.texts / took:,.0f} texts/s, "
+        f"{embed.tokens / took:,.0f} tokens/s; {' x '.join(f'{size:,}' for size in shape)} float32"
     )
 
 
-def write_npy(out: Path, texts: Texts, embed: Embedder) -> None:
-    """The vectors, written into the file as they come, so that memory need not hold them; the ids beside it."""
-    with replacing(out) as fresh:
+def write_npy(
+    out: Path, texts: Texts, embed: Embedder, data: list[dict], resume: bool
+) -> tuple[int, ...]:
+    """The vectors, share by share into a file beside `out`, which takes its place when it is whole; the ids beside it.
 
-        def in_the_file(shape, kind):
-            return np.lib.format.open_memmap(fresh, "w+", kind, shape)
+    What is written stays there when this is stopped, and `resume` goes on behind it. Returns the shape.
 
-        embed(texts, in_the_file).vectors.flush()
-        write_text(out.with_suffix(".ids.json"), to_json(texts.ids) + "\n")
+    Raises:
+        UserError: where `out` is there already, or what was begun is of other data, another model or other settings.
+    """
+    if out.exists():
+        raise UserError(f"{out}: is there already; give another --out")
+    part = out.with_name(out.name + ".part")
+    state = out.with_name(out.name + ".part.json")
+    about = {"data": data, "model": embed.fingerprint, "texts": len(texts), **embed.settings}
+    done = 0
+    vectors = None
+    if resume and state.exists():
+        begun = read_object(state)
+        done = begun.pop("done")
+        refuse_other(out, begun, about)
+        vectors = np.load(part, mmap_mode="r+")
+    for share in chunks(range(done, len(texts)), SHARE):
+        found = embed([texts.texts[row] for row in share]).vectors
+        if vectors is None:
+            shape = (len(texts), *found.shape[1:])
+            vectors = np.lib.format.open_memmap(part, "w+", np.float32, shape)
+        vectors[share[0] : share[-1] + 1] = found
+        vectors.flush()
+        write_json(state, {**about, "done": share[-1] + 1})
+    write_text(out.with_suffix(".ids.json"), to_json(texts.ids) + "\n")
+    flush_to_disk(part)
+    take_place(part, out)
+    state.unlink()
+    return vectors.shape
 
 
-def write_safetensors(out: Path, texts: Texts, embed: Embedder) -> None:
+def write_safetensors(out: Path, texts: Texts, embed: Embedder) -> tuple[int, ...]:
     """The vectors, and with --pool none which text and which characters each is of; ids and settings as metadata."""
     from safetensors.numpy import save
 
-    found = embed(texts)
+    found = embed(texts.texts)
     arrays = {"vectors": found.vectors}
     if found.rows is not None:
         arrays["rows"] = found.rows
@@ -220,6 +269,7 @@ def write_safetensors(out: Path, texts: Texts, embed: Embedder) -> None:
         fresh.write_bytes(
             save(arrays, {"ids": to_json(texts.ids), "settings": json.dumps(settings)})
         )
+    return found.vectors.shape
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Job:
                 f"{folder}: has no {ABOUT}, so nobody knows what its answers are to; give another --out"
             )
         if begun:
-            _refuse_other(folder, read_object(folder / ABOUT), about)
+            refuse_other(folder, read_object(folder / ABOUT), about)
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / ABOUT, about)
@@ -82,7 +82,7 @@ class Job:
                 yield row.get("id")
 
 
-def _refuse_other(folder: Path, before: dict, now: dict) -> None:
+def refuse_other(folder: Path, before: dict, now: dict) -> None:
     now = parse_json(to_json(now))  # as it reads once it was written
     differ = [name for name in now if before.get(name) != now[name]]
     if differ:

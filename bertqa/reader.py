@@ -185,7 +185,8 @@ class Reader:
         if how.whole_words:
             windows = reading.windows
             widen(reading.spans, windows, self.tokenizer.continues(windows.contexts.ids))
-        return list(rank(reading, [len(asked.documents) for asked in chunk], how.threshold))
+        sizes = [len(asked.documents) for asked in chunk]
+        return list(rank(reading, sizes, how.threshold, max(how.top_k, how.listed)))
 
     def spans(
         self,

@@ -10,7 +10,7 @@ A sequence  [CLS] text [SEP]  has a vector for each token, of each layer. What c
 R texts of N tokens together, S sequences in a batch, H hidden size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +52,6 @@ def embed_texts(
     max_length: int | None = None,
     dtype=None,
     progress: str | None = None,
-    empty: Callable = np.empty,
 ) -> Vectors:
     """Embed texts in packed batches, longest first: no padding, and any length beside any other.
 
@@ -65,7 +64,6 @@ def embed_texts(
         max_length: most tokens of a text, the special ones included; as many as the encoder has positions where None.
         dtype: to compute in (torch.bfloat16 on a GPU); float32 where None. The vectors are float32 anyway.
         progress: name of a progress bar; none where None.
-        empty: makes the array to fill, from a shape and a type; a memory-mapped file, for example.
 
     Raises:
         UserError: for a pool or a layer that the encoder does not have, and a length that it cannot read.
@@ -81,7 +79,7 @@ def embed_texts(
     rows = np.concatenate([[0], lengths.cumsum(dtype=np.int64)])  # (R+1,)
     layers = (config.num_hidden_layers + 1,) if layer == "all" else ()
     count = int(rows[-1]) if pool == "none" else len(texts)
-    vectors = empty((count, *layers, config.hidden_size), np.float32)
+    vectors = np.empty((count, *layers, config.hidden_size), np.float32)
 
     def compute(batch, layout) -> tuple:
         out = encoder(

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from tiny_checkpoints import write_checkpoint
 
-from bertqa import UserError, load_encoder
+from bertqa import UserError, load_encoder, vectors
 from bertqa.data.tokenizer import WordPiece
 from bertqa.embed import main
 from bertqa.hf.convert import convert
@@ -183,6 +183,38 @@ def test_files_in_vectors_out(tmp_path, ours, name, content, capsys):
         "vectors.npy",
         "vectors.ids.json",
     }
+
+
+def test_what_was_stopped_goes_on_and_ends_in_the_same_bytes(tmp_path, ours, monkeypatch):
+    monkeypatch.setattr("bertqa.embed.SHARE", 2)
+    (tmp_path / "texts.txt").write_text("\n".join(["a b c", "d", "e f", "g h i j", "k"]))
+    ask = ["--model", str(ours[2]), "--data", str(tmp_path / "texts.txt"), "--out"]
+    assert main([*ask, str(tmp_path / "whole.npy")]) == 0
+    with pytest.raises(UserError, match="whole.npy: is there already"):
+        main([*ask, str(tmp_path / "whole.npy"), "--resume"])
+
+    class Stopped(Exception):
+        pass
+
+    calls, compute = [], vectors.embed_texts
+
+    def stopping(encoder, tokenizer, texts, **settings):
+        calls.append(len(texts))
+        if len(calls) == 2:
+            raise Stopped
+        return compute(encoder, tokenizer, texts, **settings)
+
+    out = tmp_path / "stopped.npy"
+    monkeypatch.setattr(vectors, "embed_texts", stopping)
+    with pytest.raises(Stopped):
+        main([*ask, str(out)])
+    assert not out.exists() and (tmp_path / "stopped.npy.part").exists()
+    with pytest.raises(UserError, match="begun with something else: normalize was False"):
+        main([*ask, str(out), "--resume", "--normalize"])
+    assert main([*ask, str(out), "--resume"]) == 0
+    assert calls == [2, 2, 2, 1]  # the first two texts were not embedded again
+    assert out.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert not list(tmp_path.glob("*.part*")) and (tmp_path / "stopped.ids.json").exists()
 
 
 def test_safetensors_hold_tokens_and_ids(tmp_path, ours):

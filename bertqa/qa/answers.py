@@ -63,7 +63,12 @@ def best_answers(spans: Spans, windows: Windows, examples: Sequence[Example]) ->
 
 
 def n_best(
-    spans: Spans, windows: Windows, examples: Sequence[Example], *, no_answer: bool
+    spans: Spans,
+    windows: Windows,
+    examples: Sequence[Example],
+    *,
+    no_answer: bool,
+    most: int | None = None,
 ) -> Iterator[list[dict]]:
     """For each question its answers, best first: {text, probability, start_logit, end_logit, start, end}.
 
@@ -71,9 +76,11 @@ def n_best(
     does). `start` and `end` are characters of the raw paragraph. With `no_answer` the null answer, text "" at 0 to 0,
     stands where its score belongs, and last if it is not among the n best; where no span is valid it stands alone.
 
+    `most`: no more than so many, fewer than n_best: what is not asked for takes no time.
+
     `probability`, our one definition of an answer's score in [0, 1], is the softmax of start + end over this list.
     """
-    n = spans.settings.n_best
+    n = min(spans.settings.n_best, most or spans.settings.n_best)
     repeats = spans.settings.mode == "hf"
     starts, ends = characters(spans, windows)
     found = np.count_nonzero(spans.first >= 0, axis=1)  # (Q,) spans of each, the first of its row
@@ -85,7 +92,9 @@ def n_best(
         own = (column[q, : found[q]].tolist() for column in columns)
         for score, start_logit, end_logit, start, end in zip(*own, strict=True):
             text = example.context[start:end]
-            if len(entries) == n or (text in seen and not repeats):
+            if len(entries) == n:
+                break
+            if text in seen and not repeats:
                 continue
             seen.add(text)
             entries.append(_entry(text, start_logit, end_logit, start, end))

@@ -20,6 +20,8 @@ class How:
     """Null odds above which the answer is ""; None: never."""
     spans: SpanSettings
     whole_words: bool = False
+    listed: int = 0
+    """Spans to list, for a file of n-best lists; 0: none but the answers."""
 
 
 @dataclass(slots=True)

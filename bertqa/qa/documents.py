@@ -84,12 +84,15 @@ class Reading:
     """(2, D) log of what exp(start logit), exp(end logit) sum to over all windows of a document, at [CLS] and its tokens."""
 
 
-def rank(reading: Reading, sizes: Sequence[int], threshold: float | None) -> Iterator[Ranking]:
+def rank(
+    reading: Reading, sizes: Sequence[int], threshold: float | None, most: int
+) -> Iterator[Ranking]:
     """The answers of each question.
 
     Args:
         sizes: how many of the documents are those of each question.
         threshold: null odds above which the answer is ""; where None, "" only stands where nothing else does.
+        most: answers that are looked at.
     """
     spans = reading.spans
     sizes = np.asarray(sizes)
@@ -101,7 +104,7 @@ def rank(reading: Reading, sizes: Sequence[int], threshold: float | None) -> Ite
     silent = abstain(odds, threshold)
     log_sum = np.logaddexp.reduceat(reading.mass, begins, axis=1).sum(axis=0)
     full = np.maximum.reduceat(spans.first[:, -1], begins) >= 0
-    lists = n_best(spans, reading.windows, reading.examples, no_answer=False)
+    lists = n_best(spans, reading.windows, reading.examples, no_answer=False, most=most)
     for question, size in enumerate(sizes.tolist()):
         entries = best_of_documents([next(lists) for _ in range(size)])
         answers = []
