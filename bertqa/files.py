@@ -108,6 +108,10 @@ def read_text(path: str | Path) -> str:
         raise UserError(f"{name}: {error}") from None
 
 
+class RepeatedKey(UserError):
+    """A key stands twice in an object of JSON."""
+
+
 def parse_json(text: str, line: int | None = None, *, allow_nan: bool = False) -> object:
     """The value of a JSON text: a whole file, or what begins on this line of it.
 
@@ -128,7 +132,7 @@ def parse_json(text: str, line: int | None = None, *, allow_nan: bool = False) -
             raise UserError(f"cut off: the JSON ends early, {where}; fetch it again") from None
         raise UserError(f"not JSON: {where}: {error.msg}, near {show(rest[:30])}") from None
     except UserError as error:
-        raise UserError(f"line {line}: {error}" if line else str(error)) from None
+        raise type(error)(f"line {line}: {error}" if line else str(error)) from None
     except (ValueError, RecursionError, MemoryError) as error:
         # a number of thousands of digits, brackets thousands deep, a file larger than memory
         why = str(error) or "it does not fit into memory"
@@ -140,7 +144,7 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
     found = dict(pairs)
     if len(found) < len(pairs):
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise UserError(f"the key {show(name)} stands twice in one object; leave one out")
+        raise RepeatedKey(f"the key {show(name)} stands twice in one object; leave one out")
     return found
 
 

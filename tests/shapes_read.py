@@ -226,6 +226,15 @@ READ = {
         ),
         [DORA],
     ),
+    "arrays in arrays": (
+        csv(
+            CSV_HEADER,
+            *("1", "B", TEXT, "Who?"),
+            "{'text': array([array(['Dora Plum'], dtype=object)],\n      dtype=object), "
+            "'answer_start': array([array([45], dtype=int32)], dtype=object)}",
+        ),
+        [DORA],
+    ),
     "no commas": (
         csv(
             CSV_HEADER,

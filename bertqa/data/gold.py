@@ -119,7 +119,10 @@ def _column(where: str, answers: dict, name: str) -> list:
         value = printed if isinstance(printed, list) else value
     if isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return [value]
-    return field(where, answers, name, list)
+    found = field(where, answers, name, list)
+    while found and all(isinstance(member, list) for member in found):
+        found = [value for member in found for value in member]  # arrays within arrays
+    return found
 
 
 def _offset(where: str, name: str, value: object) -> int:

@@ -11,7 +11,7 @@ from bertqa.data.gold import STARTS
 from bertqa.data.literals import parse_printed
 from bertqa.data.tables import read_table, refuse_doubled_columns
 from bertqa.errors import UserError
-from bertqa.files import json_lines, parse_json, show
+from bertqa.files import RepeatedKey, json_lines, parse_json, show
 
 Located = tuple[str, object]
 """Where a record stands, for messages, and the record."""
@@ -53,9 +53,10 @@ def _is_lines(text: str) -> bool:
         return False
     try:
         value = parse_json(first, allow_nan=True)
-    except UserError as error:
-        # A line that has a key twice is whole too.
-        return "stands twice" in str(error)
+    except RepeatedKey:
+        return True  # a mistake, but a whole line
+    except UserError:
+        return False
     return not (isinstance(value, dict) and "data" in value)
 
 
@@ -73,12 +74,13 @@ def _numbered(name: str, values: Iterable[object]) -> Iterator[Located]:
 
 def _inside(document: dict, known: Collection[str]) -> Records:
     """The records of an object: those of the list that it wraps, or the object itself."""
-    if isinstance(document.get("columns"), list) and isinstance(document.get("data"), list):
-        return Records("json", _of_columns(document["columns"], document["data"]))
     if "data" in document:
-        if not isinstance(document["data"], list):
-            raise UserError(f'the file: "data" must be a list, not {show(document["data"])}')
-        return Records("json", _numbered("data", document["data"]))
+        data = document["data"]
+        if not isinstance(data, list):
+            raise UserError(f'the file: "data" must be a list, not {show(data)}')
+        if isinstance(document.get("columns"), list) and data and isinstance(data[0], list):
+            return Records("json", _of_columns(document["columns"], data))
+        return Records("json", _numbered("data", data))
     if isinstance(document.get("export"), list):  # Haystack's feedback
         return Records("json", _numbered("export", document["export"]))
     if isinstance(document.get("rows"), list):  # the Hub's viewer

@@ -210,9 +210,6 @@ def build_windows(
     start_label = np.where(held, start_token[question] + shift, 0).astype(np.int32)  # (W,)
     end_label = np.where(held, end_token[question] + shift, 0).astype(np.int32)  # (W,)
 
-    answerable = np.array([bool(example.answer_texts) for example in examples], bool)  # (Q,)
-    held_somewhere = np.zeros(len(examples), bool)
-    held_somewhere[question[held]] = True
     return Windows(
         questions=questions,
         contexts=contexts,
@@ -225,8 +222,15 @@ def build_windows(
         cls_id=tokenizer.cls_id,
         sep_id=tokenizer.sep_id,
         cut_questions=int((whole.counts > max_question).sum()),
-        unlabelled=tuple(np.flatnonzero(answerable & ~held_somewhere).tolist()),
+        unlabelled=_not_among(question[held], examples),
     )
+
+
+def _not_among(held: np.ndarray, examples: Sequence[Example]) -> tuple[int, ...]:
+    """The rows of answerable examples that are not among the rows `held`."""
+    missing = np.array([bool(example.answer_texts) for example in examples], bool)  # (Q,)
+    missing[held] = False
+    return tuple(np.flatnonzero(missing).tolist())
 
 
 def _first_tokens(
