@@ -134,7 +134,7 @@ def class_logits(
         logits = model(
             batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout
         )  # (S, C)
-        return logits, F.cross_entropy(logits, batch.start_labels, reduction="sum")
+        return logits, F.cross_entropy(logits, batch.classes, reduction="sum")
 
     logits, total, training = (
         np.empty((len(windows), model.num_labels), np.float32),

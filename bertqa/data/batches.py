@@ -29,7 +29,7 @@ class Batch:
     token_type_ids: Tensor
     """(N,) int64: 0 up to the first [SEP], 1 behind it."""
     start_labels: Tensor
-    """(S,) int64, position in the window; 0 = no answer here. Of texts to classify: the class."""
+    """(S,) int64, position in the window; 0 = no answer here."""
     end_labels: Tensor
     """(S,) int64."""
     picked: Tensor
@@ -48,6 +48,11 @@ class Batch:
     """(S,) `picked` on the host, by which a task of one's own finds its labels; None in a static batch."""
     lengths: tuple[int, ...] | None = None
     """S lengths, on the host; they sum to N. None in a static batch, whose lengths only the device knows."""
+
+    @property
+    def classes(self) -> Tensor:
+        """(S,) int64, where the windows are texts to classify: the class of each, which stands for the start label."""
+        return self.start_labels
 
 
 class WindowStore:

@@ -147,7 +147,7 @@ class Classification(Task):
         logits = model(
             batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout
         )  # (S, C)
-        losses = F.cross_entropy(logits, batch.start_labels, self.weight, reduction="none")
+        losses = F.cross_entropy(logits, batch.classes, self.weight, reduction="none")
         loss = (losses * batch.weights).sum()
         if self.teaching is None:
             return loss
