@@ -191,11 +191,13 @@ class BertEncoder(nn.Module):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give either input_ids or inputs_embeds")
-        words = inputs_embeds if input_ids is None else input_ids
-        width = 0 if inputs_embeds is None else 1  # trailing dimensions that are no tokens
-        packing = packing_of(
-            words.shape[: words.dim() - width], words.device, attention_mask, lengths
-        )
+        if input_ids is not None:
+            words = input_ids
+            shape = words.shape  # (N,) or (B, L)
+        else:
+            words = inputs_embeds
+            shape = words.shape[:-1]  # (N,) or (B, L), without H
+        packing = packing_of(shape, words.device, attention_mask, lengths)
         self._check_longest(packing.layout.longest)
 
         x = self._embed(packing, words, token_type_ids)  # (N, H)

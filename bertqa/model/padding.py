@@ -136,6 +136,8 @@ def _out_of_padding(shape: torch.Size, device: torch.device, mask: Tensor | None
     if torch.compiler.is_compiling():
         return Packing(Rows(keep), shape, keep)
     lengths = keep.sum(1).tolist()
+    if not lengths:
+        raise UserError("the batch has no row; leave out empty batches")
     if 0 in lengths:
         raise UserError(
             f"row {lengths.index(0)} (counted from 0) of attention_mask has no token; leave that row out"
@@ -156,7 +158,8 @@ def layout_of(lengths: Sequence[int] | Layout | None, count: int, device: torch.
                 f"this Layout is of {lengths.positions.shape[0]} tokens, but the packed input has {count}"
             )
         return lengths
-    if lengths is None or sum(lengths) != count or min(lengths) < 1:
+    fits = lengths is not None and len(lengths) and sum(lengths) == count and min(lengths) > 0
+    if not fits:
         raise UserError(
             f"packed input of {count} tokens needs lengths=[...], each at least 1, that sum to {count}; "
             f"got {_describe(lengths)}"
@@ -166,9 +169,9 @@ def layout_of(lengths: Sequence[int] | Layout | None, count: int, device: torch.
 
 def _describe(lengths) -> str:
     """What is wrong with the lengths of a packed call, for its message."""
-    if lengths is None:
-        return "None"
-    if len(lengths) and min(lengths) < 1:
+    if lengths is None or not len(lengths):
+        return "none"
+    if min(lengths) < 1:
         return f"a length of {min(lengths)}"
     return f"a sum of {sum(lengths)}"
 
