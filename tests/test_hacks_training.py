@@ -3,6 +3,7 @@
 best/, resuming, Reader and the journal work as for bertqa's own tasks.
 """
 
+import json
 from typing import NamedTuple
 
 import numpy as np
@@ -61,17 +62,21 @@ class Verifier(BertForQuestionAnswering):
 class Verifying(bertqa.QuestionAnswering):
     """Question answering with the verifier's loss beside that of the spans."""
 
+    loss_parts = ("spans", "verifier")
+
     def loss(self, model, batch, layout):
         out = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
         has_none = (batch.start_labels == 0).float()  # (S,)
         second = F.binary_cross_entropy_with_logits(out.null, has_none, reduction="sum")
-        return bertqa.span_loss(out, layout, batch.start_labels, batch.end_labels) + second
+        spans = bertqa.span_loss(out, layout, batch.start_labels, batch.end_labels)
+        return torch.stack([spans, second])
 
 
 def verifying(tiny_model, letters, run, steps) -> Job:
+    examples = bertqa.read_examples(letters).trainable()
     task = Verifying(
-        str(letters),
-        str(letters),
+        examples,
+        examples[:20],
         tiny_model,
         WINDOWS,
         seed=0,
@@ -83,13 +88,17 @@ def verifying(tiny_model, letters, run, steps) -> Job:
     model = Verifier(bertqa.load(tiny_model).config)
     bertqa.load_into(model, tiny_model)
     loop = LoopSettings(max_steps=steps, batch_size=8, eval_every=steps)
-    return Job(model, task, loop, OptimSettings(lr=1e-3), run, report=False, say=quiet)
+    optim = OptimSettings(lr=1e-3)
+    return Job(model, task, loop, optim, run, lr_factors={"verifier.": 5}, report=False, say=quiet)
 
 
 def test_a_verifier_is_trained_kept_and_read_with(tiny_model, letters, tmp_path):
     job = verifying(tiny_model, letters, tmp_path / "run", 4)
     trained = bertqa.run_training(job)
     assert trained.outcome.finished and "f1" in trained.outcome.last
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[:3]:
+        step = json.loads(line)
+        assert step["loss"] == pytest.approx(step["loss_spans"] + step["loss_verifier"], rel=1e-5)
     best = tmp_path / "run" / "best"
     with pytest.raises(bertqa.UserError, match="holds a model of its own, 'Verifier'"):
         bertqa.load(best)

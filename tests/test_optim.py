@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bertqa.errors import UserError
 from bertqa.model import folder
 from bertqa.model.attention import Layout
 from bertqa.model.heads import SpanLogits, span_loss
@@ -61,8 +62,9 @@ def test_no_average():
     assert average.state_dict() == {"averages": []}
 
 
-def test_span_loss_is_torchs_window_by_window():
-    """Each window is a softmax of its own, as a row is for torch's cross_entropy."""
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (2.0, 0.0, 0.5)])
+def test_span_loss_is_torchs_window_by_window(weights):
+    """Each window is a softmax over its own tokens, and counts by its weight."""
     draw = torch.Generator().manual_seed(0)
     lengths = (3, 7, 1)
     starts = torch.tensor([1, 6, 0])
@@ -70,9 +72,10 @@ def test_span_loss_is_torchs_window_by_window():
     start, end = torch.randn(2, 11, generator=draw, dtype=torch.float64)
     expected = 0.0
     for side, labels in ((start, starts), (end, ends)):
-        for part, label in zip(side.split(lengths), labels, strict=True):
-            expected += F.cross_entropy(part[None], label[None]).item() / 2
-    found = span_loss(SpanLogits(start, end), Layout.of(lengths, CPU), starts, ends)
+        for part, label, weight in zip(side.split(lengths), labels, weights, strict=True):
+            expected += weight * F.cross_entropy(part[None], label[None]).item() / 2
+    layout = Layout.of(lengths, CPU)
+    found = span_loss(SpanLogits(start, end), layout, starts, ends, torch.tensor(weights))
     assert found.item() == pytest.approx(expected, abs=1e-12)
 
 
@@ -168,3 +171,22 @@ def test_values_out_of_range_are_named(name, bad, good):
     [problem] = OptimSettings(**{name: bad}).problems()
     assert problem.startswith(f"{name} is {bad}, it must ")
     assert OptimSettings(**{name: good}).problems() == []
+
+
+def test_factors_of_the_learning_rate_by_name(tiny_model):
+    """They multiply the depth's factor; a name that nothing has is refused."""
+    model = folder.load(tiny_model)
+    settings = OptimSettings(layer_decay=0.5)
+    factors = {"span.": 10, "encoder.layers.0.": 0.1}
+    optimizer = make_optimizer(model, settings, CPU, lr_factors=factors)
+    scales = {}
+    for group in optimizer.param_groups:
+        scales |= {id(parameter): group["lr_scale"] for parameter in group["params"]}
+    plain = {}
+    for group in make_optimizer(model, settings, CPU).param_groups:
+        plain |= {id(parameter): group["lr_scale"] for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        factor = next((factors[start] for start in factors if name.startswith(start)), 1)
+        assert scales[id(parameter)] == pytest.approx(factor * plain[id(parameter)])
+    with pytest.raises(UserError, match="no parameter's name begins with 'verifier.'"):
+        make_optimizer(model, settings, CPU, lr_factors={"verifier.": 10})

@@ -47,6 +47,8 @@ class Job:
     """The state that `checkpoint.load_checkpoint` returned, of the run to go on with."""
     evaluate_first: bool = False
     """Also evaluate before the first step, to know where training starts from."""
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    """Factors of the learning rate by the beginning of a parameter's name: {"span.": 10, "encoder.embeddings.": 0.1}."""
     checkpoints: bool = True
     """Keep the whole state in last/. Without it a run cannot go on where it was stopped: for runs of seconds."""
     report: bool = True
@@ -60,6 +62,11 @@ class Job:
 
     def __post_init__(self):
         self.run = Path(self.run)
+
+    @property
+    def loss_parts(self) -> tuple[str, ...]:
+        """Names of the parts of the task's loss; a task need not be a Task."""
+        return getattr(self.task, "loss_parts", ())
 
     @property
     def all_settings(self) -> dict:

@@ -61,24 +61,43 @@ def _layers_of(model: nn.Module) -> int:
     return getattr(model, "encoder", model).config.num_hidden_layers
 
 
+def _check_factors(model: nn.Module, lr_factors: dict[str, float]) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    for beginning in lr_factors:
+        if not any(name.startswith(beginning) for name in names):
+            raise UserError(
+                f"lr_factors: no parameter's name begins with {beginning!r}; the last one is {names[-1]}"
+            )
+
+
 def make_optimizer(
     model: nn.Module,
     settings: OptimSettings,
     device: torch.device,
     tensor_lr: bool = False,
     capturable: bool = False,
+    lr_factors: dict[str, float] | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters: one group for each pair of depth and decay; `lr_scale` is the depth's factor.
+    """AdamW over the trainable parameters: a group for each pair of rate and decay; `lr_scale` is the factor of the rate.
 
     Args:
         tensor_lr: each group has its learning rate in a tensor on the device: a CUDA graph would keep a float as it was.
         capturable: its steps can be captured in a CUDA graph.
+        lr_factors: of parameters whose name begins so, beside their depth's factor.
+
+    Raises:
+        UserError: for the beginning of a name that no parameter has.
     """
+    lr_factors = lr_factors or {}
+    _check_factors(model, lr_factors)
     layers = _layers_of(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             scale = settings.layer_decay ** (layers + 1 - depth_of(name, layers))
+            for beginning, factor in lr_factors.items():
+                if name.startswith(beginning):
+                    scale *= factor
             # Everything of one dimension is a bias or a LayerNorm.
             groups.setdefault(
                 (scale, settings.weight_decay if parameter.dim() > 1 else 0.0), []

@@ -42,7 +42,8 @@ class StepRecord:
     step: int
     """Counted from 1."""
     numbers: OnItsWay
-    """(2,): this rank's share of the mean loss over the step's windows, and the gradient's norm before clipping."""
+    """This rank's share of the mean loss over the step's windows, the gradient's norm before clipping, and the share of
+    each part of the loss, where the task has parts."""
     lr: float
     scale: float | None
     """fp16's loss scale; None in other formats."""
@@ -59,6 +60,7 @@ class Logs:
 
     def __init__(self, job: Job, progress: Progress, total: int, steps_per_epoch: int):
         self.journal = job.journal
+        self.loss_parts = job.loss_parts
         self.world = job.world
         self.run = job.run
         self.progress = progress
@@ -88,7 +90,7 @@ class Logs:
             self._write(self.waiting.popleft())
 
     def _write(self, record: StepRecord) -> None:
-        share, norm = record.numbers.read().tolist()
+        share, norm, *parts = record.numbers.read().tolist()
         loss = self.world.sum(share)
         if record.scale is None:
             require_finite(loss, norm, record.step - 1, self.run)
@@ -105,6 +107,8 @@ class Logs:
             "tokens_per_s": round((record.tokens - tokens_then) / took, 1),
             "seconds": round(record.seconds, 3),
         }
+        for name, part in zip(self.loss_parts, parts, strict=True):
+            line[f"loss_{name}"] = self.world.sum(part)
         if record.scale is not None:
             line["loss_scale"] = record.scale
             line["skipped"] = record.skipped

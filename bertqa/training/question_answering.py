@@ -1,5 +1,6 @@
 """Extractive question answering as a task of the loop: its reader, its loss, and its evaluation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +39,8 @@ class QuestionAnswering(Task):
 
     def __init__(
         self,
-        train: str,
-        dev: str | None,
+        train: str | Sequence[Example],
+        dev: str | Sequence[Example] | None,
         weights: Path,
         settings: QuestionAnsweringSettings,
         *,
@@ -52,7 +53,7 @@ class QuestionAnswering(Task):
         """Read and tokenise.
 
         Args:
-            train, dev: files of questions; without `dev` a part of the training questions is held out.
+            train, dev: files of questions, or Examples; without `dev` a part of the training questions is held out.
             weights: the model folder whose tokenizer is used.
             say: takes a line at a time for people.
             progress: whether to show bars.

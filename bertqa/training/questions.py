@@ -1,12 +1,15 @@
 """The questions of a run: those to train on and those to evaluate on, and what about them is likely to be a mistake."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from bertqa.data.download import locate, official
 from bertqa.data.examples import Dataset, Example, read_examples
+from bertqa.data.windows import fingerprint
 from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.settings import SAMPLE, FileSettings, QuestionAnsweringSettings
@@ -38,24 +41,43 @@ def with_dev(files: FileSettings) -> FileSettings:
 
 
 def read_questions(
-    train: str,
-    dev: str | None,
+    train: str | Sequence[Example],
+    dev: str | Sequence[Example] | None,
     settings: QuestionAnsweringSettings,
     *,
     seed: int,
     world: World = World(),
 ) -> Questions:
-    """Read both files; without `dev` a part of the training questions is held out for it.
+    """Read both files, or take examples as they are; without `dev` a part of the training questions is held out for it.
 
     Raises:
         UserError: for files that cannot be read, or a single article of which nothing can be held out.
     """
-    train_file = world.in_turn(lambda: locate(train, "train"))
-    read = read_examples(train_file, settings.limit_train)
+    read = _read(train, "train", settings.limit_train, world)
     if dev is None:
         return hold_out(read, HELD_OUT, seed, settings.limit_dev)
-    dev_file = world.in_turn(lambda: locate(dev, "dev"))
-    return Questions(read, read_examples(dev_file, settings.limit_dev))
+    return Questions(read, _read(dev, "dev", settings.limit_dev, world))
+
+
+def _read(source: str | Sequence[Example], split: str, limit: int | None, world: World) -> Dataset:
+    """The questions of a file, or examples that were made in Python, which nobody repairs or rejects."""
+    if isinstance(source, (str, Path)):
+        return read_examples(world.in_turn(lambda: locate(source, split)), limit)
+    examples = list(source)[:limit]
+    for example in examples:
+        _check_answers(example)
+    content = "".join(repr(example) for example in examples).encode()
+    name = f"{len(examples):,} examples from Python"
+    return Dataset(name, fingerprint([np.frombuffer(content, np.uint8)]), "examples", examples)
+
+
+def _check_answers(example: Example) -> None:
+    """Refuse an example whose answers do not stand where it says. Raises UserError."""
+    for text, start in zip(example.answer_texts, example.answer_starts, strict=True):
+        if start < 0 or example.context[start : start + len(text)] != text:
+            raise UserError(
+                f"example {example.id!r}: its answer {text!r} does not stand at character {start} of the context"
+            )
 
 
 def hold_out(data: Dataset, share: float, seed: int, limit: int | None = None) -> Questions:

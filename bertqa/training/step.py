@@ -37,7 +37,8 @@ class StepResult:
     """What a step found."""
 
     numbers: OnItsWay
-    """(2,): this rank's share of the mean loss over the step's windows, and the gradient's norm before clipping."""
+    """(2,): this rank's share of the mean loss over the step's windows, and the gradient's norm before clipping; behind
+    them the share of each part of the loss, where the task has parts."""
     scale: float | None
     """fp16's loss scale behind the step; None in other formats."""
     skipped: bool
@@ -57,12 +58,13 @@ class Step:
         # Captured, autocast's cache of cast weights would hold what only existed while the graph was made.
         self.cast = autocast(job.device, job.dtype, cache=not self.plan.static)
         self.optimizer = make_optimizer(
-            job.model, job.optim, job.device, self.plan.static, self.plan.captured
+            job.model, job.optim, job.device, self.plan.static, self.plan.captured, job.lr_factors
         )
         self.scaler = grad_scaler(job.device, job.dtype)
         self.average = Average(job.model, job.settings.ema)
-        self.loss = torch.zeros((), device=job.device)
-        self.report = torch.zeros(2, device=job.device)  # loss and norm, for the host
+        parts = len(job.loss_parts)
+        self.loss = torch.zeros((parts,) if parts else (), device=job.device)
+        self.report = torch.zeros(2 + parts, device=job.device)  # for the host, see StepResult
         if self.plan.static:
             self._make_static()
 
@@ -123,7 +125,7 @@ class Step:
             loss = self.job.task.loss(self.model, batch, layout) * share
         # DDP averages over ranks; the sum is wanted.
         ranks = 1 if self.plan.static else self.job.world.size
-        self.scaler.scale(loss * ranks).backward()
+        self.scaler.scale(loss.sum() * ranks).backward()
         if is_first:
             self.loss.zero_()
         self.loss.add_(loss.detach())
@@ -143,10 +145,12 @@ class Step:
             self.gradients.show()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(job.model.parameters(), job.optim.clip or math.inf)
-        self.report.copy_(torch.stack([self.loss, norm]))
+        self.report[:2] = torch.stack([self.loss.sum(), norm])
+        if len(self.report) > 2:
+            self.report[2:] = self.loss
         if progress and job.device.type != "cuda" and job.dtype != torch.float16:
             # Before the update, so that the weights are saved too.
-            require_finite(float(self.loss), float(norm), progress.step, job.run)
+            require_finite(float(self.loss.sum()), float(norm), progress.step, job.run)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()

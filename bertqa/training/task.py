@@ -21,6 +21,8 @@ class Task:
     """The head of its models, as model/folder.py names it; None = one that folders do not know."""
     labels: list[str] | None = None
     """The classes, for a head that has them."""
+    loss_parts: tuple[str, ...] = ()
+    """Names of the parts of the loss, which the journal then tells one by one, as loss_NAME."""
     recipe: dict = {}
     """Settings that the model card tells."""
     static_shapes: bool = False
@@ -30,7 +32,7 @@ class Task:
     """The model folder that the tokenizer and the provenance of saved models come from."""
 
     def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
-        """Loss summed over the windows of a packed batch."""
+        """Loss summed over the windows of a packed batch, (); with `loss_parts` (P,), one number a part, whose sum it is."""
         raise NotImplementedError
 
     def evaluate(self, model: nn.Module, autocast) -> dict[str, float]:
