@@ -13,7 +13,7 @@ from bertqa.files import read_object, show, to_json, write_json, write_text
 from bertqa.hf import casing
 from bertqa.hf.fast import Casing, make_fast, normaliser, open_fast, segments_given
 from bertqa.hf.later_tokens import add_later_tokens
-from bertqa.model.vocabulary import check_tokens, read_vocab, tokens_by_id
+from bertqa.model.vocabulary import check_tokens, read_vocab, tokens_by_id, with_vocab
 
 OURS = (
     "Bert",
@@ -82,8 +82,7 @@ def install(source: Path, dest: Path, vocab_size: int, complete: bool = False) -
     done.remarks += add_later_tokens(source, fast, config)
     tokens = tokens_by_id(fast_path, fast)
     if (source / "vocab.txt").exists():
-        # an id that tokenizer.json does not have is one of a token that vocab.txt holds twice
-        tokens = {**dict(enumerate(vocab)), **tokens}
+        tokens = with_vocab(source, vocab, tokens)
     count = check_tokens(source, tokens, vocab_size)
     backend = open_fast(fast_path, fast)
     traits = casing.measure(normaliser(backend))
@@ -116,13 +115,7 @@ def _ready(source: Path, vocab: list[str] | None, remarks: list[str]) -> tuple[d
             raise UserError(f"{path}: {len(plain):,} tokens have ids up to {max(plain):,}")
         vocab = [plain.get(i, f"[none{i}]") for i in range(max(plain) + 1)]
         remarks.append("vocab.txt made from tokenizer.json")
-    number = _first_difference(vocab, tokens)
-    if number is not None:
-        other = repr(tokens[number]) if number in tokens else "missing"
-        raise UserError(
-            f"{source}: vocab.txt and tokenizer.json are of different vocabularies: token {number} is "
-            f"{vocab[number]!r} in one and {other} in the other; delete the wrong one"
-        )
+    with_vocab(source, vocab, tokens)
     dropped = [name for name in ("truncation", "padding") if fast.get(name)]
     if dropped:
         remarks.append(
@@ -131,19 +124,6 @@ def _ready(source: Path, vocab: list[str] | None, remarks: list[str]) -> tuple[d
     fast["truncation"] = None
     fast["padding"] = None
     return fast, vocab
-
-
-def _first_difference(vocab: list[str], tokens: dict[int, str]) -> int | None:
-    """The first id at which vocab.txt has another token than tokenizer.json; None where they agree."""
-    last = {token: number for number, token in enumerate(vocab)}
-    for number, token in enumerate(vocab):
-        if number in tokens:
-            if tokens[number] != token:
-                return number
-        # of a token that stands twice the last id counts; [none5] was made by us, for an id without a token
-        elif last[token] == number and not token.startswith("[none"):
-            return number
-    return None
 
 
 def _made(source: Path, vocab: list[str], config: dict, remarks: list[str]) -> dict:

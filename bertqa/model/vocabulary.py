@@ -74,6 +74,25 @@ def added_tokens(path: Path, fast: dict) -> dict[str, object]:
     return {entry["content"]: entry.get("id") for entry in entries}
 
 
+def with_vocab(where: Path, vocab: list[str], tokens: dict[int, str]) -> dict[int, str]:
+    """The tokens of tokenizer.json, completed by those that vocab.txt holds twice: of these the last id counts.
+
+    Raises:
+        UserError: the two files are of different vocabularies.
+    """
+    last = {token: number for number, token in enumerate(vocab)}
+    for number, token in enumerate(vocab):
+        found = tokens.get(number, "missing")
+        # [none5] was made by us, for an id without a token
+        explained = last[token] > number or token.startswith("[none")
+        if found != token and not (number not in tokens and explained):
+            raise UserError(
+                f"{where}: vocab.txt and tokenizer.json are of different vocabularies: token {number} is "
+                f"{token!r} in one and {found!r} in the other; delete the wrong one"
+            )
+    return {**dict(enumerate(vocab)), **tokens}
+
+
 def check_tokens(where: Path, tokens: dict[int, str], vocab_size: int) -> int:
     """Hold the tokens of `where` against an embedding of `vocab_size` rows.
 
@@ -102,7 +121,7 @@ def check_tokens(where: Path, tokens: dict[int, str], vocab_size: int) -> int:
             f"{where}: the vocabulary has {count:,} tokens, but the word embedding {vocab_size:,} rows: "
             f"{unused:,} too many for rounding up; vocabulary and weights are of different models"
         )
-    # Vocabularies that hold a token twice exist: the first of its two ids is left without one.
+    # Vocabularies that hold a token twice exist: without vocab.txt, the first of its two ids is left without one.
     holes = count - len(tokens)
     if holes > max(1, count // 100):
         first = next(number for number in range(count) if number not in tokens)
@@ -129,6 +148,8 @@ def check_tokenizer(folder: str | Path, vocab_size: int) -> None:
             raise UserError(
                 f"{ready}: its unknown token {show(unknown)} is not in its own vocabulary; copy the file anew"
             )
+        if plain.exists():
+            tokens = with_vocab(folder, read_vocab(plain), tokens)
         check_tokens(ready, tokens, vocab_size)
     elif plain.exists():
         check_tokens(plain, dict(enumerate(read_vocab(plain))), vocab_size)
