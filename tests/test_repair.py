@@ -73,6 +73,21 @@ def test_faults_inside_articles_hide_nothing_behind_them(tmp_path):
     ]
 
 
+def test_lines_that_are_no_json_are_faults_of_their_own(tmp_path):
+    path = tmp_path / "sick.jsonl"
+    path.write_text(
+        "\n".join([json.dumps(question("0")), "{oops", json.dumps(question("2")), '{"id": 3'])
+    )
+    data = read_examples(path, gather=True)
+    assert [example.id for example in data.examples] == ["0", "2"]
+    assert [fault.split(",")[0] for fault in data.faults] == [
+        "not JSON: line 2",
+        "cut off: the JSON ends early",
+    ]
+    with pytest.raises(UserError, match="not JSON: line 2, column 2"):
+        read_examples(path)
+
+
 def test_where_not_one_question_is_whole_the_doctor_refuses_too(tmp_path):
     path = tmp_path / "sick.jsonl"
     records = [question(str(n), answers="absent", Answers=[]) for n in range(3)]

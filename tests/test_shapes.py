@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 
 import pytest
-from shapes_read import READ, flat
+from shapes_read import CHINESE, READ, flat, lines
 from shapes_refused import REFUSED
 
-from bertqa.data.examples import read_examples
+from bertqa.data.examples import read_examples, write_rejected
 from bertqa.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +57,23 @@ def test_ids_are_read_under_any_name_and_made_where_there_is_none(tmp_path):
     bare = {"question": "q", "context": "c", "answers": []}
     assert ids(bare, bare, bare) == ["0", "1", "2"]
     assert ids({**bare, "id": 5, "guid": "x"}) == ["5"]
+
+
+@pytest.mark.parametrize("name", ["SubjQA", "SberQuAD's CSV", "CMRC 2018", "MRQA"])
+def test_what_is_rejected_can_be_mended_in_any_shape(tmp_path, name):
+    content = READ[name][0]
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    for good in ("the bass is deep and deep", "by Dora Plum", CHINESE[-6:]):
+        text = text.replace(good, "-")
+    data = read_examples(write(tmp_path / "questions", text))
+    assert len(data.rejected) == 1
+    rejected = tmp_path / "rejected.jsonl"
+    write_rejected(data, rejected)
+    record = json.loads(rejected.read_text(encoding="utf-8"))
+    record.pop("detected_answers", None)
+    mended = {**record, "context": "It is x.", "answers": [{"text": "x", "answer_start": 6}]}
+    (example,) = read_examples(write(rejected, lines(mended))).trainable()
+    assert (example.id, example.answer_starts) == (data.examples[0].id, (6,))
 
 
 def test_an_answer_without_a_known_offset_says_what_keys_it_has(tmp_path):

@@ -122,6 +122,7 @@ def _subjqa(where: str, record: dict, faults: Faults) -> Iterator[Question]:
     start = indices[0] if isinstance(indices, list) and indices else None
     answers = [] if text == "ANSWERNOTFOUND" else [{"text": text, "start": start}]
     flat = {**record, "id": record.get("q_review_id"), "answers": answers}
+    flat.pop("human_ans_spans", None)
     yield from _flat(where, {**flat, "context": record.get("review")}, faults)
 
 
@@ -227,7 +228,7 @@ def questions_in(content: bytes, faults: Faults) -> tuple[str, Iterator[Question
         shape = shape_of_records(records)
     else:
         text = decode(content)
-        records = records_in(text, KNOWN)
+        records = records_in(text, KNOWN, faults)
         if records.header is None:
             shape = shape_of_records(records)
         else:

@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
+from bertqa.data.fields import Faults
 from bertqa.data.gold import STARTS
 from bertqa.data.literals import parse_printed
 from bertqa.data.tables import read_table, refuse_doubled_columns
 from bertqa.errors import UserError
-from bertqa.files import RepeatedKey, json_lines, parse_json, show
+from bertqa.files import RepeatedKey, parse_json, show
 
 Located = tuple[str, object]
 """Where a record stands, for messages, and the record."""
@@ -33,13 +34,16 @@ class Records:
     """The columns of a CSV."""
 
 
-def records_in(text: str, known: Collection[str]) -> Records:
-    """The records of a file; `known` are names of columns by which a CSV is told. Raises UserError."""
+def records_in(text: str, known: Collection[str], faults: Faults) -> Records:
+    """The records of a file; `known` are names of columns by which a CSV is told. Raises UserError.
+
+    A line of JSONL that is no JSON is a fault of that line; other files cannot be read behind such a place.
+    """
     if text.lstrip()[0] not in "{[":
         table = read_table(text, known, lower=True)
         return Records("csv", map(_with_values, table.rows), table.header)
     if _is_lines(text):
-        return Records("jsonl", map(_without_list, json_lines(text, allow_nan=True)))
+        return Records("jsonl", _lines(text, faults))
     document = parse_json(text, allow_nan=True)
     if isinstance(document, list):
         return Records("json", _numbered("records", document))
@@ -60,12 +64,17 @@ def _is_lines(text: str) -> bool:
     return not (isinstance(value, dict) and "data" in value)
 
 
-def _without_list(item: Located) -> Located:
-    """A line [{...}] is the line {...}: some write MRQA's header so."""
-    where, value = item
-    if isinstance(value, list) and len(value) == 1:
-        return where, value[0]
-    return item
+def _lines(text: str, faults: Faults) -> Iterator[Located]:
+    """The values of the lines. [{...}] is {...}: some write MRQA's header so."""
+    # not splitlines: U+2028 may stand inside a JSON string
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        with faults:
+            value = parse_json(line, number, allow_nan=True)
+            if isinstance(value, list) and len(value) == 1:
+                value = value[0]
+            yield f"line {number}", value
 
 
 def _numbered(name: str, values: Iterable[object]) -> Iterator[Located]:

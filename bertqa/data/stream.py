@@ -184,7 +184,7 @@ def json_line_records(lines: Iterator[bytes], shape: Shape) -> Records:
 
 def json_records(source: Source, text: str) -> Records:
     """A JSON file, whatever holds its records."""
-    found = found_records(text, KNOWN)
+    found = found_records(text, KNOWN, Faults())
     shape = shape_of_records(found)
     refuse_for_answering(shape)
     items = list(found.items)
