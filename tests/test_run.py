@@ -142,6 +142,11 @@ def test_settings_that_are_gone(tmp_path, finished):
         chosen("--config", str(path))
 
 
+def test_settings_are_checked_before_weights_are_fetched():
+    with pytest.raises(UserError, match="lr is -1.0, it must be positive"):
+        main(["--weights", "nobody/has-such-weights", "--lr", "-1"])
+
+
 def test_numbers_in_a_file_that_no_float_holds(tmp_path):
     path = tmp_path / "c.json"
     path.write_text(json.dumps({"warmup": 10**400, "lr": 10**400}))

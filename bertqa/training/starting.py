@@ -62,31 +62,19 @@ def job_of(
     """
     files = with_dev(settings.files)
     settings = dataclasses.replace(settings, files=files)
+    check(settings)  # before weights are fetched
     weights = Path(
         world.in_turn(lambda: resolve_weights(files.weights, encoder_only=files.fresh_head))
     )
     config = folder.read_config(weights)
-    problems = settings.problems(config["architecture"]["max_position_embeddings"])
-    if problems:
-        raise UserError("; ".join(problems))
-    make = TASKS[files.task]
-    check_head(weights, config, make.head, files.fresh_head)
+    check(settings, config["architecture"]["max_position_embeddings"])
+    check_head(weights, config, TASKS[files.task].head, files.fresh_head)
     device = pick_device(settings.loop.device)
     dtype = pick_precision(settings.loop.precision, device)
     set_up_torch(settings.loop)
 
     if task is None:
-        task = make(
-            files.train,
-            files.dev,
-            weights,
-            settings.data,
-            seed=settings.loop.seed,
-            device=device,
-            say=say,
-            progress=world.first,
-            world=world,
-        )
+        task = task_of(settings, weights, device, world, say)
     task.recipe = settings.recipe()
     if settings.teachers.teacher:
         task.teaching = ask_teachers(
@@ -96,8 +84,7 @@ def job_of(
     if not start.had_head:
         theirs = config["head"] or "none"
         say(f"a head for {task.head} is drawn at random; that of the weights: {theirs}")
-    windows = len(task.store)
-    for line in length_remarks(windows, settings.loop, settings.optim, typed):
+    for line in length_remarks(len(task.store), settings.loop, settings.optim, typed):
         say(line)
     return Job(
         model=start.model.to(device),
@@ -113,6 +100,35 @@ def job_of(
         recorded=settings.by_name(),
         command=command,
         say=say,
+    )
+
+
+def check(settings: RunSettings, positions: int | None = None) -> None:
+    """Refuse bad settings, all at once; with the model's number of positions also those that it cannot have."""
+    problems = settings.problems(positions)
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def task_of(
+    settings: RunSettings,
+    weights: Path,
+    device: torch.device,
+    world: World,
+    say: Callable[[str], None],
+) -> Task:
+    """The task with its data read and tokenised."""
+    files = settings.files
+    return TASKS[files.task](
+        files.train,
+        files.dev,
+        weights,
+        settings.data,
+        seed=settings.loop.seed,
+        device=device,
+        say=say,
+        progress=world.first,
+        world=world,
     )
 
 
