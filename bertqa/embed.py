@@ -52,6 +52,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=bundled_reader(),
         help="model folder, run folder, Hugging Face folder or Hub id; a head on it does not matter [%(default)s]",
     )
+    add_data_flags(parser)
+    add_vector_flags(parser)
+    args = parser.parse_args(argv)
+    check(args)
+    return args
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("texts in, vectors out")
     group.add_argument("--text", help="one text; its vector is printed as JSON")
     group.add_argument(
@@ -72,6 +80,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="go on with an --out FILE.npy that was stopped on its way",
     )
     group.add_argument("--limit", type=int, metavar="N", help="only the first N texts of the file")
+
+
+def add_vector_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("which vectors")
     group.add_argument(
         "--pool",
@@ -100,9 +111,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--threads", type=int, default=0, help="CPU threads; 0 = torch's own choice [0]"
     )
-    args = parser.parse_args(argv)
-    check(args)
-    return args
 
 
 def check(args: argparse.Namespace) -> None:

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from bertqa.training.run import Trained
 
 
+READS_BETWEEN = 128
+"""Times that the model reads before memory that is free is given back: a service would grow for hours."""
+
+
 class Reader:
     """A model folder ready to answer questions. Several threads may ask one Reader at once.
 
@@ -62,6 +66,7 @@ class Reader:
         self.loaded = None  # or the Parts that it is made of
         self.process = os.getpid()
         self.requests = Requests(self)
+        self.reads = 0
 
     @classmethod
     def load(
@@ -212,7 +217,7 @@ class Reader:
     ) -> Reading:
         """Run the model over all windows of the examples."""
         self._notice_fork()
-        from bertqa.device import autocast
+        from bertqa.device import autocast, give_back_memory
         from bertqa.inference import forward_all, span_scores
 
         windows = build_windows(
@@ -242,6 +247,9 @@ class Reader:
             np.logaddexp.at(mass[1], question, log_mass(end, lengths[rows], count))
             if done is not None:
                 done(len(rows) / len(windows))
+        self.reads += 1
+        if self.reads % READS_BETWEEN == 0 and self.device.type == "cpu":
+            give_back_memory()
         return Reading(examples, decoder.finish(), windows, mass)
 
     # Copies, other processes

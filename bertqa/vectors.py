@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from bertqa.data.text_windows import text_windows
+from bertqa.data.tokens import running_sum
 from bertqa.device import autocast
 from bertqa.errors import UserError
 from bertqa.inference import forward_all
@@ -75,10 +76,10 @@ def embed_texts(
     windows = text_windows(
         texts, tokenizer, max_length=most, progress=progress and f"{progress}: tokens"
     )
-    lengths = windows.lengths
-    rows = np.concatenate([[0], lengths.cumsum(dtype=np.int64)])  # (R+1,)
+    rows = running_sum(windows.lengths)  # (R+1,) tokens before each text
+    per_token = pool == "none"
     layers = (config.num_hidden_layers + 1,) if layer == "all" else ()
-    count = int(rows[-1]) if pool == "none" else len(texts)
+    count = int(rows[-1]) if per_token else len(texts)
     vectors = np.empty((count, *layers, config.hidden_size), np.float32)
 
     def compute(batch, layout) -> tuple:
@@ -92,16 +93,12 @@ def embed_texts(
         return (F.normalize(found, dim=-1) if normalize else found,)
 
     cast = autocast(device, dtype or torch.float32)
-    for which, (found,) in forward_all(
-        compute, windows, device, autocast=cast, progress=progress, unit=" texts"
-    ):
-        if pool == "none":
-            parts = np.split(found, lengths[which].cumsum()[:-1])
-            for row, part in zip(which, parts, strict=True):
-                vectors[rows[row] : rows[row + 1]] = part
+    batches = forward_all(compute, windows, device, autocast=cast, progress=progress, unit=" texts")
+    for which, (found,) in batches:
+        if per_token:
+            put_rows(vectors, rows, which, found)
         else:
             vectors[which] = found
-    per_token = pool == "none"
     return Vectors(
         vectors=vectors,
         rows=rows if per_token else None,
@@ -109,6 +106,15 @@ def embed_texts(
         tokens=int(rows[-1]),
         cut=windows.cut,
     )
+
+
+def put_rows(vectors: np.ndarray, rows: np.ndarray, which: np.ndarray, found: np.ndarray) -> None:
+    """Put the tokens of texts `which`, one text behind the other in `found`, where `rows` says that they belong."""
+    begin = 0
+    for row in which:
+        size = rows[row + 1] - rows[row]
+        vectors[rows[row] : rows[row + 1]] = found[begin : begin + size]
+        begin += size
 
 
 def pooled(out, layout, pool: str, layer: int | str):
