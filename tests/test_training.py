@@ -673,8 +673,9 @@ def test_steps_are_counted_on_windows():
     assert total_steps(101, LoopSettings(epochs=0.5, batch_size=10)) == 6
     assert total_steps(101, LoopSettings(epochs=2, batch_size=10, max_steps=5)) == 5
     assert total_steps(101, LoopSettings(epochs=2, batch_size=10, max_steps=500)) == 22
-    # 0.1 of 30 steps is 3.0000000000000004 in floating point: three steps, not four.
     assert total_steps(300, LoopSettings(epochs=0.1, batch_size=10)) == 3
+    # 2.2 times 25 is 55.00000000000001 in floats: 55 steps, not 56.
+    assert total_steps(250, LoopSettings(epochs=2.2, batch_size=10)) == 55
 
 
 class OneWeight(torch.nn.Module):

@@ -80,6 +80,6 @@ class Job:
 
 def total_steps(windows: int, settings: LoopSettings) -> int:
     """Optimizer steps of the whole run: counted on windows, not on questions."""
-    # The product may be a hair above a whole number: 0.1 * 30 = 3.0000000000000004 are 3 steps.
+    # The product may be a hair above a whole number: 2.2 * 25 = 55.00000000000001 are 55 steps.
     steps = math.ceil(settings.epochs * math.ceil(windows / settings.batch_size) - 1e-9)
     return max(1, min(steps, settings.max_steps or steps))
