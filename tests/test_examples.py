@@ -400,7 +400,7 @@ UNITS_MADE = {
     "characters": len,
     "UTF-16 units": lambda text: len(text.encode("utf-16-le")) // 2,
     "UTF-8 bytes": lambda text: len(text.encode()),
-    "line ends as two characters": lambda text: len(text.replace("\n", "\r\n")),
+    "characters, line ends as two": lambda text: len(text.replace("\n", "\r\n")),
     "characters from 1": lambda text: len(text) + 1,
     "characters in NFC": lambda text: len(unicodedata.normalize("NFC", text)),
     "characters in NFD": lambda text: len(unicodedata.normalize("NFD", text)),

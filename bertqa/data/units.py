@@ -19,8 +19,8 @@ UNITS: dict[str, Callable[[str], int]] = {
     CHARACTERS: lambda character: 1,
     "UTF-16 units": lambda character: 1 + (character > "\uffff"),
     "UTF-8 bytes": lambda character: len(character.encode("utf-8", "surrogatepass")),
-    "line ends as two characters": lambda character: 1 + (character == "\n"),
-    "line ends as one character": lambda character: 1 - (character == "\r"),
+    "characters, line ends as two": lambda character: 1 + (character == "\n"),
+    "characters, line ends as one": lambda character: 1 - (character == "\r"),
     "characters in NFC": lambda character: int(not unicodedata.combining(character)),
     "characters in NFD": lambda character: len(unicodedata.normalize("NFD", character)),
     "UTF-16 units, line ends as two": lambda character: (
