@@ -202,3 +202,16 @@ def test_the_gradio_app(monkeypatch, installed):
     monkeypatch.chdir(ROOT)
     made = runpy.run_path(str(ROOT / "tests" / "app_gradio.py"))
     assert made["app"].fn(LAMP, WHO)[0] == "Agnes Holm"
+
+
+def test_the_fastapi_app(monkeypatch):
+    fastapi, pydantic = types.ModuleType("fastapi"), types.ModuleType("pydantic")
+    fastapi.FastAPI = type("FastAPI", (), {"post": lambda self, path: lambda function: function})
+    pydantic.BaseModel = object
+    monkeypatch.setitem(sys.modules, "fastapi", fastapi)
+    monkeypatch.setitem(sys.modules, "pydantic", pydantic)
+    monkeypatch.chdir(ROOT)
+    made = runpy.run_path(str(ROOT / "tests" / "app_fastapi.py"))
+    asked = types.SimpleNamespace(question=WHO, context=["It rained.", LAMP])
+    answer = made["answer"](asked)
+    assert answer.answer == "Agnes Holm" and answer.document == 1
