@@ -29,7 +29,7 @@ def write_repaired(data: Dataset, path: Path) -> dict:
     renamed = with_own_ids(data)
     content = to_json(squad_document(kept + renamed)).encode()
     if path.suffix == ".gz":
-        content = gzip.compress(content, mtime=0)
+        content = gzip.compress(content, mtime=0)  # no time in it: the same data, the same bytes
     with replacing(path) as fresh:
         fresh.write_bytes(content)
     unplaced = 0

@@ -149,6 +149,7 @@ def token_report(data: Dataset, tokenizer: WordPiece, settings: dict) -> dict:
     windows = build_windows(data.examples, tokenizer, progress=progress, **window_settings)
 
     most = settings["max_answer_length"]
+    # The ceiling: each question gets the best answer that a model could give it, and is scored.
     best: dict[str, str] = {}
     placed: list[list[Placed]] = []
     for example, view in zip(data.examples, views(windows), strict=True):

@@ -61,6 +61,7 @@ def json_or_lines(text: str) -> tuple[object, bool]:
 
     NaN is let through: the checks that follow name the question that has it.
     """
+    # a whole object on the first line with more behind it; indented JSON has "{" alone there
     first, _, rest = text.strip().partition("\n")
     if first.startswith("{") and first.rstrip().endswith("}") and rest:
         return [value for _, value in json_lines(text, allow_nan=True)], True

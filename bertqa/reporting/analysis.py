@@ -42,6 +42,7 @@ def score_row(label: str, inside: np.ndarray, systems: Sequence[System]) -> dict
     if len(systems) == 2:
         first_exact, first_f1, second_exact, second_f1 = columns
         columns += [second_exact - first_exact, second_f1 - first_f1]
+    # Differences are columns like the others, so that each draw of questions is that of both systems.
     columns = np.stack(columns, 1)  # (q, 2 x systems), exact and f1 of each, then the differences
     means = columns.mean(0)
     cells = [
@@ -172,6 +173,7 @@ def sweep(odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answer: np.nd
     """EM and F1 of the raw best answers at every threshold; questions without any span stay
     unanswered throughout.
     """
+    # NO_SPAN_ODDS is far beyond all others, and would make the curve a point at the left
     highest = odds[odds < NO_SPAN_ODDS].max(initial=0.0)
     odds = np.where(odds < NO_SPAN_ODDS, odds, highest)
     found = tune_threshold(odds, exact, f1, has_answer)
@@ -191,7 +193,7 @@ def odds_histogram(odds: np.ndarray, has_answer: np.ndarray, bins: int = 30) -> 
     real = odds[odds < NO_SPAN_ODDS]
     low = float(real.min()) if len(real) else 0.0
     high = float(real.max()) if len(real) else 1.0
-    if high <= low:
+    if high <= low:  # one question, or all alike: a bin needs a width
         high = low + 1.0
     inside = np.clip(odds, low, high)
 

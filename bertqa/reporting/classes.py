@@ -28,6 +28,7 @@ def class_report(run: Run, dev: str | None) -> dict:
     for record in known:
         gold = str(record["gold"])
         label = str(record.get("label"))
+        # labels of another model's run, or a file that was edited
         if gold not in place or label not in place:
             continue
         matrix[place[gold], place[label]] += 1

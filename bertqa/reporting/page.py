@@ -23,7 +23,7 @@ from bertqa.reporting import analysis, kinds
 from bertqa.reporting.browser import browser, columns
 from bertqa.reporting.classes import class_report
 from bertqa.reporting.facts import facts, lead, remarks
-from bertqa.reporting.run_folder import FILES, Run, find_dev, is_number, numbers, read_run
+from bertqa.reporting.run_folder import FILES, Run, curves, find_dev, is_number, read_run
 from bertqa.reporting.scored import answer_or_not, count_windows, score
 
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -54,8 +54,8 @@ def write_report(
     folders = [Path(folder) for folder in (run, *others)]
     runs = [read_run(folder) for folder in folders]
     tell_apart(runs)
-    name = "-".join(["report", *(folder.resolve().name for folder in folders[1:])])
-    out = Path(out) if out else folders[0] / f"{name[:100]}.html"
+    name = "-".join(["report", *(folder.resolve().name for folder in folders[1:])])[:100]
+    out = Path(out) if out else folders[0] / f"{name}.html"
     refuse_overwriting(out, runs, dev)
     page = collect(runs, dev)
     verdict = [page["verdict"]["text"]] if page["verdict"] else []
@@ -115,8 +115,7 @@ def collect(runs: list[Run], dev: str | None) -> dict:
         fill(page, runs, read_examples(find_dev(runs[0], dev), limit if is_count else None))
         return page
     if len(runs) > 1:
-        names = " and ".join(str(run.folder) for run in runs)
-        raise UserError(f"{names} cannot be compared: {why}")
+        raise UserError(f"{folders_of(runs)} cannot be compared: {why}")
     page["gaps"].update(dict.fromkeys(("scores", "answers", "failures", "questions"), why))
     return page
 
@@ -160,31 +159,15 @@ def describe_run(run: Run) -> dict:
     """What the page shows of a run whether it was evaluated or not."""
     settings = run.config["settings"]
     threshold = run.qa.get("null_threshold")
+    shown = {name: "none" if value is None else str(value) for name, value in settings.items()}
     return {
         "name": run.name,
         "lead": lead(run),
         "facts": facts(run),
-        "settings": {
-            name: "none" if value is None else str(value) for name, value in settings.items()
-        },
+        "settings": shown,
         "curves": curves(run),
         "threshold": threshold if is_number(threshold) else None,
     }
-
-
-def curves(run: Run) -> dict:
-    """name -> [steps, values], of training thinned; `dev` has two scores, by their label."""
-    scores = {"F1": "f1", "EM": "exact"}
-    if run.classifies:
-        scores = {"macro-F1": "macro_f1", "accuracy": "accuracy"}
-    steps = run.of("train")
-    evaluations = run.of("eval")
-    found = {}
-    for name in ("loss", "lr", "grad_norm", "windows_per_s"):
-        found[name] = analysis.thin(400, *numbers(steps, "step", name))
-    found["dev_loss"] = numbers(evaluations, "step", "loss")
-    found["dev"] = {label: numbers(evaluations, "step", name) for label, name in scores.items()}
-    return found
 
 
 def fill(page: dict, runs: list[Run], data: Dataset) -> None:
@@ -201,11 +184,11 @@ def fill(page: dict, runs: list[Run], data: Dataset) -> None:
     scored = [score(run, examples) for run in runs]
     has_answer = np.array([bool(example.answer_texts) for example in examples])
     systems = [(one.exact, one.f1) for one in scored]
-    names = [run.name for run in runs]
     page["scores"] = analysis.score_table(has_answer, systems)
     page["families"] = analysis.family_rows(families(runs), systems) if len(runs) > 1 else []
     if len(runs) == 2:
         exact = [one.exact for one in scored]
+        names = [run.name for run in runs]
         page["verdict"] = analysis.verdict(page["scores"][0], exact, names)
     for each in kinds.group(examples, count_windows(runs[0], examples)):
         page["groups"].append(
@@ -237,6 +220,10 @@ def fill(page: dict, runs: list[Run], data: Dataset) -> None:
     ]
 
 
+def folders_of(runs: Sequence[Run]) -> str:
+    return " and ".join(str(run.folder) for run in runs)
+
+
 def changed_data_notes(runs: list[Run], data: Dataset) -> list[str]:
     """A sentence for each run that was evaluated on other questions than these."""
     notes = []
@@ -256,9 +243,8 @@ def answered_by_all(runs: Sequence[Run], data: Dataset) -> list[Example]:
         if all(example.id in run.predictions for run in runs):
             examples.append(example)
     if not examples:
-        names = " and ".join(str(run.folder) for run in runs)
         raise UserError(
-            f"{names} have no question of {data.path} in common; compare "
+            f"{folders_of(runs)} have no question of {data.path} in common; compare "
             "runs that were evaluated on the same file, or give it with --dev FILE"
         )
     return examples
@@ -284,6 +270,8 @@ def families(runs: Sequence[Run]) -> dict[str, list[int]]:
 def render(page: dict) -> str:
     """The page with style, script and data inside. No text of the data can end its block or run."""
     text = to_json(page)
+    # Inside a script element "</script>" and "<!--" mean something even within a JSON string, and
+    # the two line separators end a line of JavaScript; escaped they are the same text to JSON.parse.
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     parts = {
@@ -292,6 +280,7 @@ def render(page: dict) -> str:
         "script": "".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS),
         "data": text,
     }
+    # the policy in the template lets nothing run but what has these hashes
     for name in ("style", "script"):
         digest = hashlib.sha256(parts[name].encode()).digest()
         parts[f"{name}_hash"] = f"'sha256-{base64.b64encode(digest).decode()}'"

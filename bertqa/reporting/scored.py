@@ -49,6 +49,7 @@ def place(run: Run, example: Example, text: str | None) -> tuple[int, int] | Non
     """Where a prediction stands in the context, if the n-best list says so, and truly."""
     if not text:
         return None
+    # not example.context.find(text): the text may stand there several times
     for entry in run.nbest.get(example.id, ()):
         start, end = entry["start"], entry["end"]
         if entry["text"] == text and example.context[start:end] == text:
@@ -82,6 +83,7 @@ def answer_or_not(run: Run, examples: list[Example], has_answer: np.ndarray) -> 
         return {**result, "sweep": why, "reliability": why}
 
     result["sweep"] = analysis.sweep(odds, exact, f1, has_answer)
+    # what the model would score had nobody tuned a threshold on these questions
     if run.qa.get("null_threshold") is not None:
         silent = odds > 0
         result["at_zero"] = [
