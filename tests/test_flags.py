@@ -12,7 +12,7 @@ from bertqa.errors import UserError
 from bertqa.flags import run_verb
 from bertqa.other_names import OTHER_NAMES
 from bertqa.settings import parts_of
-from bertqa.training.command_line import parser_of
+from bertqa.training.command_line import parse, parser_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -113,6 +113,11 @@ def test_verbs_name_a_model_alike(tmp_path, capsys):
         assert embed.main(["--text", "Ada", flag, str(run)]) == 0
         assert doctor.main([sample, flag, str(run)]) == 0
         assert f"tokens of {run / 'best'}" in capsys.readouterr().out
+
+
+def test_training_takes_it_by_both_names():
+    for flag in ("--model", "--weights"):
+        assert parse([flag, "some/model"]).settings.files.weights == "some/model"
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ def parser_of(parts: dict[str, type]) -> argparse.ArgumentParser:
         help="go on with a run folder; --epochs or --max-steps move its end",
     )
     parser.add_argument("--doc-stride", dest="doc_stride", help=argparse.SUPPRESS)
+    parser.add_argument("--model", dest="weights", help=argparse.SUPPRESS)  # as in other verbs
     for part in parts.values():
         add_fields(parser, part, part.__doc__.rstrip("."))
     return parser
