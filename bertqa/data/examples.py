@@ -198,7 +198,9 @@ def _units(data: Dataset, found: Sequence[Checked]) -> dict[str, str]:
     for checked in found:
         paragraphs.setdefault(checked.context, []).extend(checked.golds)
         for gold in checked.golds:
-            if gold.start >= 0 and gold.text.strip() and exact_place(checked.context, gold) < 0:
+            if gold.start < 0 or gold.stands_in(checked.context):
+                continue
+            if gold.text.strip() and exact_place(checked.context, gold) < 0:
                 missed.add(checked.context)
     if not missed:
         return {}
@@ -219,6 +221,10 @@ def _example(checked: Checked, unit: str) -> tuple[Example, int]:
     repaired = 0
     for gold in checked.golds:
         if gold.further and gold.text in texts:
+            continue
+        if unit == CHARACTERS and gold.stands_in(checked.context):
+            texts.append(gold.text)
+            starts.append(gold.start)
             continue
         placed = place(checked.context, gold, unit)
         texts.append(placed.text)

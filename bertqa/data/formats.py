@@ -37,7 +37,7 @@ KNOWN = {
 }
 """Names of keys and columns that mean something here, in lower case."""
 
-LOOKED_AT = 100
+LOOKED_AT = 20
 """Records among which one must have the keys of a shape: a first one without them is that record's mistake."""
 
 

@@ -38,6 +38,12 @@ class Gold:
     further: bool = False
     """A text that is accepted too, and not needed where an answer before it is the same."""
 
+    def stands_in(self, context: str) -> bool:
+        """Whether the text stands at its offset, counted in characters and to the character, as nearly all do."""
+        if self.start < 0 or not context.startswith(self.text, self.start):
+            return False
+        return self.text != "" and not self.text[0].isspace() and not self.text[-1].isspace()
+
 
 def gold_answers(where: str, record: dict) -> list[Gold] | None:
     """The answers of a record; None where it says nothing of them."""

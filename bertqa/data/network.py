@@ -5,7 +5,6 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from urllib.parse import unquote, urlsplit
 
 BLOCK = 1 << 16
 """Bytes that are read at once."""
@@ -26,6 +25,7 @@ def request_of(url: str, start: int):
 
     A name and password in the address are sent as such, to this server alone.
     """
+    from urllib.parse import unquote, urlsplit
     from urllib.request import Request
 
     request = Request(without_password(url), headers={"User-Agent": "bertqa"})
