@@ -246,9 +246,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A new name beside `path` to write to, which takes its place if the block ends well.
 
     The name is nobody else's, so that several processes can write the same file: each writes it
-    whole, and the last one wins.
+    whole, and the last one wins. A device or a pipe (/dev/stdout) is written to, and stays what it is.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with tempfile.TemporaryDirectory() as scratch:
+            fresh = Path(scratch) / "whole"
+            fresh.touch()
+            yield fresh
+            with open(fresh, "rb") as whole, open(path, "wb") as stream:
+                shutil.copyfileobj(whole, stream)
+        return
     handle, name = tempfile.mkstemp(prefix=path.name + ".", suffix=".tmp", dir=path.parent)
     os.close(handle)
     fresh = Path(name)

@@ -227,3 +227,16 @@ def test_a_run_folder_stands_for_its_best_model(tmp_path):
         assert model_of(tmp_path) == tmp_path / part
     (tmp_path / "model.safetensors").touch()  # a model that has such folders
     assert model_of(tmp_path) == tmp_path
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    write_text(pipe, "all of it")
+    reader.join(10)
+    assert read == ["all of it"] and pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
