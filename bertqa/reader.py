@@ -258,7 +258,10 @@ class Reader:
         """Pickled as what it was loaded from; by value where it was not, or its model is another now."""
         if self.loaded and self.loaded.model is self.model:
             return _load_again, (self.loaded.arguments, self.qa)
-        return Reader, (self.model, self.tokenizer, self.qa, self.device, self.dtype)
+        from bertqa.model.slim import slim
+
+        parts = (self.tokenizer, self.qa, self.device, self.dtype)
+        return _made_again, (slim(self.model), parts)
 
     def __deepcopy__(self, memo: dict) -> "Reader":
         model = copy.deepcopy(self.model, memo)
@@ -284,3 +287,10 @@ def _load_again(arguments: tuple, qa: dict) -> Reader:
     reader = Reader.load(name, device, dtype, int8=int8, attention=attention)
     reader.qa = qa
     return reader
+
+
+def _made_again(slimmed: tuple, parts: tuple) -> Reader:
+    """A Reader in another process, of a model that came by value."""
+    from bertqa.model.slim import widen as widen_parameters
+
+    return Reader(widen_parameters(*slimmed), *parts)

@@ -17,7 +17,8 @@ from conftest import ROOT
 
 from bertqa import Answer, Reader, UserError
 from bertqa import requests as requests_module
-from bertqa.model import folder
+from bertqa.data.tokenizer import WordPiece
+from bertqa.model import folder, prepack
 
 QUESTION = ("where is a?", "a b c d " * 40)
 
@@ -67,6 +68,25 @@ def test_a_model_of_ones_own_is_pickled_by_value(reader, tiny_model):
         other.span.weight += 1.0
     reader.model = other  # is not what was loaded any more
     assert pickle.loads(pickle.dumps(reader)).answer(*QUESTION) == reader.answer(*QUESTION)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_by_value_it_travels_in_16_bits_where_these_hold_all(tiny_model, dtype):
+    model = folder.load(tiny_model)
+    sizes = []
+    for exact in (False, True):
+        if exact:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.copy_(parameter.to(dtype).float())
+        reader = Reader(prepack.pack(model), WordPiece.load(tiny_model))
+        content = pickle.dumps(reader)
+        made = pickle.loads(content)
+        assert made.answer(*QUESTION) == reader.answer(*QUESTION)
+        assert {p.dtype for p in made.model.parameters()} == {torch.float32}
+        sizes.append(len(content))
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    assert sizes[0] - sizes[1] > 1.8 * weights
 
 
 def test_a_deep_copy_is_another(reader):

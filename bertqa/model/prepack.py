@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bertqa.errors import UserError
+from bertqa.model.slim import narrow
 
 
 class _ForwardOnly(torch.autograd.Function):
@@ -54,7 +55,7 @@ class PackedLinear(nn.Module):
 
     def __reduce__(self):
         """Copied and pickled by its plain weights: the blocks cannot be."""
-        return PackedLinear, (self.weight.to_dense(), self.bias, self.dtype)
+        return PackedLinear, (narrow(self.weight.to_dense()), narrow(self.bias), self.dtype)
 
 
 class Int8Linear(nn.Module):
