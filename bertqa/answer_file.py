@@ -133,7 +133,7 @@ def answer_all(
         for turn in chunks(shares_ahead(stream, args.limit, done, ids), world.size):
             if begin is None:
                 begin = turn[0].start
-                bar.n = bar.last_print_n = begin
+                begin_bar(bar, begin)
                 if job:
                     job.keep(begin)  # a share is answered whole, or its answers would be others
             rows: list[dict] = []
@@ -211,6 +211,12 @@ def append(job: Job, share: Share, rows: list[dict], on_error: str) -> None:
 
 
 # What is seen while it runs, and in the end
+
+
+def begin_bar(bar, done: int) -> None:
+    """Have the bar begin behind what an earlier start has done, and its clock now: the rate is that of this one."""
+    bar.initial = bar.n = bar.last_print_n = done
+    bar.unpause()
 
 
 class Shown:

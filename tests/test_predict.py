@@ -426,6 +426,36 @@ def test_a_bad_line_is_named_and_those_before_it_are_answered(reader, line, says
     assert len(out.getvalue().splitlines()) == 1
 
 
+def test_hostile_lines_are_answered_in_their_place(tiny_model, capsys, monkeypatch):
+    good = '{"id": 1, "question": "where is a?", "context": "a b"}'
+    bad = [
+        "[" * 100_000,
+        '{"id": ' + "9" * 5000 + "}",
+        '{"id": NaN, "question": "q", "context": "c"}',
+        '{"id": 2, "question": ["q"], "context": "c"}',
+        '{"id": 3, "id": 4, "question": "q", "context": "c"}',
+        '{"id": 5, "question": "q", "context": {"a": 1}}',
+    ]
+    lines = [line for each in bad for line in (each, good)]
+    for flags, status, answered in (([], 1, 12), (["--on-error", "stop"], 2, 0)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode())))
+        if status == 2:
+            with pytest.raises(UserError, match="line 1: not JSON"):
+                main(["--model", str(tiny_model), "--jsonl", *flags])
+        else:
+            assert main(["--model", str(tiny_model), "--jsonl", *flags]) == status
+        said = capsys.readouterr()
+        rows = [json.loads(line) for line in said.out.splitlines()]
+        assert len(rows) == answered
+        for n, row in enumerate(rows):
+            assert ("error" in row) == (n % 2 == 0) and ("answer" in row) == (n % 2 == 1)
+            assert n % 2 == 0 or row["id"] == 1
+        if rows:
+            assert [row.get("id") for row in rows[6::2]] == [2, None, 5]
+            assert rows[6]["error"].startswith("line 7: question is")
+            assert "6 of the lines could not be read" in said.err
+
+
 def test_a_program_that_waits_for_each_answer_gets_it(reader):
     answered, line = threading.Event(), '{"question": "where is a?", "context": "a b"}'
 
