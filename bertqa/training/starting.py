@@ -17,7 +17,7 @@ from bertqa.files import sha256
 from bertqa.hf.resolve import resolve_weights
 from bertqa.model import folder
 from bertqa.model.config import BertConfig
-from bertqa.settings import LoopSettings, ModelSettings, OptimSettings, RunSettings
+from bertqa.settings import FileSettings, LoopSettings, ModelSettings, OptimSettings, RunSettings
 from bertqa.training.classification import Classification
 from bertqa.training.distillation import ask_teachers
 from bertqa.training.job import Job, say_on_stderr
@@ -51,7 +51,6 @@ def job_of(
     """Everything that a run of these settings needs: files read, windows cut, teachers asked, the model built.
 
     Args:
-        run: its folder.
         task: of another run on the same data, which are not read again; the new run's models and scores are put into it.
         say: takes a line at a time for people.
         typed: names of the settings that somebody just gave, about which more is said.
@@ -63,16 +62,13 @@ def job_of(
     files = with_dev(settings.files)
     settings = dataclasses.replace(settings, files=files)
     check(settings)  # before weights are fetched
-    weights = Path(
-        world.in_turn(lambda: resolve_weights(files.weights, encoder_only=files.fresh_head))
-    )
+    weights = find_weights(files, world)
     config = folder.read_config(weights)
     check(settings, config["architecture"]["max_position_embeddings"])
     check_head(weights, config, TASKS[files.task].head, files.fresh_head)
     device = pick_device(settings.loop.device)
     dtype = pick_precision(settings.loop.precision, device)
     set_up_torch(settings.loop)
-
     if task is None:
         task = task_of(settings, weights, device, world, say)
     task.recipe = settings.recipe()
@@ -82,8 +78,9 @@ def job_of(
         )
     start = starting_model(weights, config, files.fresh_head, settings.model, task)
     if not start.had_head:
-        theirs = config["head"] or "none"
-        say(f"a head for {task.head} is drawn at random; that of the weights: {theirs}")
+        say(
+            f"a head for {task.head} is drawn at random; that of the weights: {config['head'] or 'none'}"
+        )
     for line in length_remarks(len(task.store), settings.loop, settings.optim, typed):
         say(line)
     return Job(
@@ -100,6 +97,13 @@ def job_of(
         recorded=settings.by_name(),
         command=command,
         say=say,
+    )
+
+
+def find_weights(files: FileSettings, world: World) -> Path:
+    """The model folder to start from, converted or fetched by one process where it has to be."""
+    return Path(
+        world.in_turn(lambda: resolve_weights(files.weights, encoder_only=files.fresh_head))
     )
 
 
