@@ -12,32 +12,20 @@ import numpy as np
 import torch
 
 from bertqa.data.batches import epoch_order, step_rows
-from bertqa.device import autocast, peak_memory
+from bertqa.device import autocast
 from bertqa.errors import UserError, first_sentence
 from bertqa.files import staged
 from bertqa.model.checksums import write_checksums
 from bertqa.training import checkpoint
 from bertqa.training.job import Job, total_steps
 from bertqa.training.optim import freeze, lr_at
+from bertqa.training.outcome import Outcome
 from bertqa.training.progress import Logs, Progress, StepRecord
 from bertqa.training.signals import StopEvaluation, StopRequest, stop_signals
 from bertqa.training.step import Step, StepResult
 
 SKIPS = 25
 """fp16 steps skipped in a row after which the run stops: by then the loss scale has fallen by 2^25."""
-
-
-@dataclass
-class Outcome:
-    """How a run ended."""
-
-    progress: Progress
-    last: dict
-    """Metrics of the last evaluation."""
-    finished: bool
-    """False where it was stopped early and --resume would go on."""
-    stopped_by: str = ""
-    """Why it was: a signal's name, or the time limit."""
 
 
 @dataclass
@@ -309,21 +297,3 @@ class Trainer:
         """How the run ended."""
         self.logs.flush()
         return Outcome(self.progress, self.last_metrics, self.finished, stopped_by)
-
-
-def summary(outcome: Outcome, key: str, device: torch.device) -> dict:
-    """The closing figures of a run: time, speed, memory, best score."""
-    progress = outcome.progress
-    took = max(1e-9, progress.seconds)
-    return {
-        "steps": progress.step,
-        "windows": progress.windows,
-        "seconds": round(progress.seconds, 1),
-        "windows_per_s": round(progress.windows / took, 2),
-        "tokens_per_s": round(progress.tokens / took, 1),
-        "peak_memory_mb": round(peak_memory(device) / 2**20),
-        "skipped": progress.skipped,
-        f"best_{key}": progress.best,
-        "best_step": progress.best_step,
-        "finished": outcome.finished,
-    }

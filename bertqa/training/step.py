@@ -10,7 +10,6 @@ nothing in it knows whether it is. So inside `_add_gradients` and `_update` noth
 
 import math
 import warnings
-from collections import defaultdict
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +26,7 @@ from bertqa.model.attention import Layout
 from bertqa.model.copies import WeightCopies
 from bertqa.settings import LoopSettings
 from bertqa.training.capture import CompiledLayers, Graphs, Plan, plan_of
+from bertqa.training.gradients import Gradients
 from bertqa.training.job import Job
 from bertqa.training.optim import Average, load_optimizer, make_optimizer, set_lr
 from bertqa.training.progress import Progress, require_finite
@@ -240,53 +240,6 @@ class Step:
             f"--micro-tokens {self.micro_tokens // 2} or less (gradients are added up, so the result is the same), "
             "or --recompute"
         )
-
-
-class Gradients:
-    """The gradients of a step: float32, in one piece of memory that stays where it is."""
-
-    def __init__(self, weights: list[nn.Parameter], leaves: list[nn.Parameter]):
-        """`leaves` are what the backward pass finds: the weights, or 16-bit copies of them."""
-        self.weights = weights
-        self.leaves = leaves
-        # Each begins at a multiple of 128 bytes, or the optimizer would read it number by number.
-        sizes = [-(-weight.numel() // 32) * 32 for weight in weights]
-        self.flat = torch.zeros(sum(sizes), device=weights[0].device)
-        self.parts = [
-            part[: weight.numel()].view_as(weight)
-            for weight, part in zip(weights, self.flat.split(sizes), strict=True)
-        ]
-
-    @torch.no_grad()
-    def collect(self, is_first: bool) -> None:
-        """Take what a backward pass has left at the leaves: in place of what there was, or in addition to it."""
-        # By format: torch copies a list of mixed formats tensor by tensor, which takes three times as long.
-        found: dict[torch.dtype, list[Tensor]] = defaultdict(list)
-        parts: dict[torch.dtype, list[Tensor]] = defaultdict(list)
-        for leaf, part in zip(self.leaves, self.parts, strict=True):
-            if leaf.grad is not None:
-                found[leaf.grad.dtype].append(leaf.grad)
-                parts[leaf.grad.dtype].append(part)
-                leaf.grad = None
-        for dtype, gradients in found.items():
-            if is_first:
-                torch._foreach_copy_(parts[dtype], gradients)
-            else:
-                torch._foreach_add_(parts[dtype], in_float32(gradients))
-
-    def show(self) -> None:
-        """Put them where the optimizer looks."""
-        for weight, part in zip(self.weights, self.parts, strict=True):
-            weight.grad = part
-
-
-def in_float32(tensors: list[Tensor]) -> list[Tensor]:
-    """Tensors of one format, in float32: themselves where they are."""
-    if tensors[0].dtype == torch.float32:
-        return tensors
-    cast = [torch.empty_like(tensor, dtype=torch.float32) for tensor in tensors]
-    torch._foreach_copy_(cast, tensors)
-    return cast
 
 
 def settle(
