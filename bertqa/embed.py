@@ -151,8 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         shape = vectors.shape
         print(json.dumps(vectors.tolist() if args.pool == "none" else vectors[0].tolist()))
     elif args.out.suffix == ".npy":
-        data = data_fingerprint([Path(args.data)])
-        shape = write_npy(args.out, texts, embed, data, args.resume)
+        files = [] if args.data is None else [Path(args.data)]
+        shape = write_npy(args.out, texts, embed, data_fingerprint(files), args.resume)
     else:
         shape = write_safetensors(args.out, texts, embed)
     print(report(shape, texts, embed, time.perf_counter() - began), file=sys.stderr)

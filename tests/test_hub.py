@@ -302,11 +302,11 @@ def test_model_folder_is_taken_as_it_is(checkpoint, tmp_path):
     )
 
 
-def test_a_run_folder_is_named(checkpoint, tmp_path):
-    shutil.copytree(checkpoint.with_name("tiny-ours"), tmp_path / "run" / "best")
+def test_a_run_folder_stands_for_its_best_model(checkpoint, tmp_path):
+    best = tmp_path / "run" / "best"
+    shutil.copytree(checkpoint.with_name("tiny-ours"), best)
     (tmp_path / "run" / "config.json").write_text('{"train": "squad2"}')
-    with pytest.raises(UserError, match="run: is a run folder; its best model is .*run/best$"):
-        resolve_weights(tmp_path / "run", tmp_path / "weights")
+    assert resolve_weights(tmp_path / "run", tmp_path / "weights") == best
 
 
 def test_local_folder_is_converted_once(checkpoint, tmp_path, capsys):

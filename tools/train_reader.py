@@ -94,7 +94,9 @@ class Cost:
     @classmethod
     def of(cls, training: Training, epochs: int) -> "Cost":
         """What a training of so many epochs has shown."""
-        return cls(training.steps_seconds / epochs, training.seconds - training.steps_seconds)
+        # Seconds are known to a tenth: a training of next to no steps may say 0.
+        steps = max(training.steps_seconds, 0.05)
+        return cls(steps / epochs, training.seconds - training.steps_seconds)
 
     @property
     def end(self) -> float:

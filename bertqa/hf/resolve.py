@@ -29,10 +29,10 @@ def resolve_weights(
 ) -> Path:
     """The model folder that a user means by --weights or --model.
 
-    A model folder is taken as it is, and of a run folder its best model. A Hugging Face folder, file or Hub id is converted into the cache the first time,
-    which is said on stderr, and taken from there after that: a folder or file as long as all that conversion reads is
-    unchanged, a Hub id without a revision at the commit of that first time. Several processes may ask at once: one
-    converts, the others wait for it.
+    A model folder is taken as it is, and of a run folder its best model. A Hugging Face folder, file or Hub id is converted
+    into the cache the first time, which is said on stderr, and taken from there after that: a folder or file as long as all
+    that conversion reads is unchanged, a Hub id without a revision at the commit of that first time. Several processes may
+    ask at once: one converts, the others wait for it.
 
     Args:
         cache: where conversions are kept; weights/ in BERTQA_CACHE or ~/.cache/bertqa where None.
@@ -44,8 +44,6 @@ def resolve_weights(
     path = model_of(name_or_path)
     if _is_model_folder(path):
         return path
-    if _is_model_folder(path / "best"):
-        raise UserError(f"{path}: is a run folder; its best model is {path / 'best'}")
     source = _source_of_path(path) if path.exists() else _source_of_id(name_or_path)
     name = source.name + ("-encoder" if encoder_only else "")
     cache = Path(cache) if cache else cache_folder() / "weights"
