@@ -32,8 +32,8 @@ from bertqa.jobs import (
     stop_on_sigterm,
 )
 from bertqa.qa.asked import Asked, asked_of
-from bertqa.qa.calibration import no_answer_probability
 from bertqa.qa.documents import Ranking, n_best_list
+from bertqa.qa.thresholds import no_answer_probability
 from bertqa.reader import How, Reader
 
 SHARE = 512

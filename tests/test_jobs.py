@@ -16,7 +16,7 @@ from processes import run, run_ranks, start
 from bertqa import Reader, UserError, answer_file
 from bertqa.jobs import Job
 from bertqa.predict import main
-from bertqa.qa.calibration import no_answer_probability
+from bertqa.qa.thresholds import no_answer_probability
 from bertqa.score import main as score
 
 FILES = ("predictions.jsonl", "predictions.json", "null_odds.json", "na_prob.json")

@@ -8,11 +8,13 @@ from test_spans import decode, lay
 
 from bertqa.data.examples import Example
 from bertqa.qa.answers import best_answers, null_odds, prediction_files
-from bertqa.qa.calibration import calibration_error, fit_probability, no_answer_probability
 from bertqa.qa.metrics import evaluate_v2, score_answers
 from bertqa.qa.thresholds import (
     NO_SPAN_ODDS,
     abstain,
+    calibration_error,
+    fit_probability,
+    no_answer_probability,
     tune,
     tune_threshold,
 )

@@ -10,9 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bertqa.qa.calibration import calibration_error, no_answer_probability
 from bertqa.qa.intervals import bootstrap
-from bertqa.qa.thresholds import NO_SPAN_ODDS, tune_threshold
+from bertqa.qa.thresholds import (
+    NO_SPAN_ODDS,
+    calibration_error,
+    no_answer_probability,
+    tune_threshold,
+)
 from bertqa.reporting.kinds import percent
 
 System = tuple[np.ndarray, np.ndarray]
