@@ -20,8 +20,7 @@ from bertqa.errors import UserError
 from bertqa.files import model_of, read_object, same_file
 from bertqa.flags import VerbParser, run_verb
 from bertqa.qa.checkup import examine
-from bertqa.reporting.checkup_table import fixed_line, table
-from bertqa.reporting.question_view import describe, marks_for
+from bertqa.reporting.doctor_text import describe, fixed_line, marks_for, table
 from bertqa.settings import bundled_reader
 
 DEFAULTS = {"max_length": 384, "overlap": 128, "max_question": 64, "max_answer_length": 30}

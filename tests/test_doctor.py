@@ -20,7 +20,7 @@ from bertqa.errors import UserError
 from bertqa.qa.agreement import normalise_answer, token_f1
 from bertqa.qa.ceiling import search, views
 from bertqa.qa.checkup import percentiles, token_report
-from bertqa.reporting.question_view import marked, marks_for
+from bertqa.reporting.doctor_text import marked, marks_for
 
 WORDS = [
     "[PAD]",

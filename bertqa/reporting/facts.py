@@ -1,9 +1,10 @@
-"""What was run, in words: the sentences and the table of facts of the report."""
+"""What was run: the sentences, the table of facts and the curves of training of the report."""
 
 import math
 import shlex
 from pathlib import Path
 
+from bertqa.reporting.analysis import thin
 from bertqa.reporting.run_folder import Run, has_numbers, is_number, moved_ends, numbers, object_at
 
 
@@ -240,3 +241,18 @@ def parameters(folder: Path | None) -> int:
             return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     except (OSError, SafetensorError):
         return 0
+
+
+def curves(run: Run) -> dict:
+    """name -> [steps, values], of training thinned; `dev` has two scores, by their label."""
+    scores = {"F1": "f1", "EM": "exact"}
+    if run.classifies:
+        scores = {"macro-F1": "macro_f1", "accuracy": "accuracy"}
+    steps = run.of("train")
+    evaluations = run.of("eval")
+    found = {}
+    for name in ("loss", "lr", "grad_norm", "windows_per_s"):
+        found[name] = thin(400, *numbers(steps, "step", name))
+    found["dev_loss"] = numbers(evaluations, "step", "loss")
+    found["dev"] = {label: numbers(evaluations, "step", name) for label, name in scores.items()}
+    return found

@@ -20,11 +20,10 @@ from bertqa.data.examples import Dataset, Example, read_examples
 from bertqa.errors import UserError
 from bertqa.files import replacing, same_file, to_json
 from bertqa.reporting import analysis, kinds
-from bertqa.reporting.browser import browser, columns
 from bertqa.reporting.classes import class_report
-from bertqa.reporting.facts import facts, lead, remarks
-from bertqa.reporting.run_folder import FILES, Run, curves, find_dev, is_number, read_run
-from bertqa.reporting.scored import answer_or_not, count_windows, score
+from bertqa.reporting.facts import curves, facts, lead, remarks
+from bertqa.reporting.run_folder import FILES, Run, find_dev, is_number, read_run
+from bertqa.reporting.scored import answer_or_not, browser, columns, count_windows, score
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 SCRIPTS = ("charts.js", "sections.js", "classes.js", "questions.js", "start.js")

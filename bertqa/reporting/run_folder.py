@@ -1,4 +1,4 @@
-"""A run folder as one reads it afterwards, without torch: its files and its curves."""
+"""A run folder as one reads it afterwards, without torch: its files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from pathlib import Path
 from bertqa.data.download import official
 from bertqa.errors import UserError
 from bertqa.files import decode, json_lines, parse_json, read_bytes, read_json, show
-from bertqa.reporting.analysis import thin
 
 FILES = ("config.json", "metrics.jsonl", "predictions.json", "predictions.jsonl")
 FILES += ("nbest_predictions.json", "null_odds.json", "summary.json", "rejected.jsonl")
@@ -223,21 +222,6 @@ def numbers(records: list[dict], *names: str) -> list[list[float]]:
     if not rows:
         return [[] for _ in names]
     return [list(column) for column in zip(*rows, strict=True)]
-
-
-def curves(run: Run) -> dict:
-    """name -> [steps, values], of training thinned; `dev` has two scores, by their label."""
-    scores = {"F1": "f1", "EM": "exact"}
-    if run.classifies:
-        scores = {"macro-F1": "macro_f1", "accuracy": "accuracy"}
-    steps = run.of("train")
-    evaluations = run.of("eval")
-    found = {}
-    for name in ("loss", "lr", "grad_norm", "windows_per_s"):
-        found[name] = thin(400, *numbers(steps, "step", name))
-    found["dev_loss"] = numbers(evaluations, "step", "loss")
-    found["dev"] = {label: numbers(evaluations, "step", name) for label, name in scores.items()}
-    return found
 
 
 def moved_ends(config: dict) -> list[str]:

@@ -1,7 +1,9 @@
-"""A run's predictions against the questions: scores, places in the text, and curves over the null
-odds.
+"""A run's predictions against the questions: scores, places in the text, curves over the null odds,
+and the columns of the question browser.
 """
 
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +14,11 @@ from bertqa.qa import metrics
 from bertqa.qa.metrics import Scores
 from bertqa.qa.thresholds import NO_SPAN_ODDS
 from bertqa.reporting import analysis
-from bertqa.reporting.kinds import kind_of
+from bertqa.reporting.kinds import KINDS, kind_of
 from bertqa.reporting.run_folder import Run, is_number
+
+RUNNERS_UP = 3
+"""Spans shown beneath each prediction."""
 
 
 @dataclass
@@ -138,3 +143,71 @@ def count_windows(run: Run, examples: list[Example]) -> np.ndarray | None:
     except (UserError, TypeError, ImportError):
         return None
     return np.bincount(windows.question, minlength=len(examples))
+
+
+# The question browser: columns of numbers, each context once, so that the page stays small
+
+
+def utf16(text: str) -> Callable[[int], int]:
+    """From Python's character offsets to JavaScript's, which counts characters beyond U+FFFF twice."""
+    wide = []
+    if max(text, default="") > "\uffff":
+        wide = [i for i, character in enumerate(text) if character > "\uffff"]
+    return lambda offset: offset + bisect_left(wide, offset)
+
+
+def browser(examples: list[Example]) -> dict:
+    """Questions and accepted answers: `gold` is start, end, start, end, ... in the context, `lost`
+    what has no place.
+    """
+    contexts: dict[str, int] = {}
+    titles: list[str] = []
+    rows: list[int] = []
+    gold: list[list[int]] = []
+    lost: dict[int, list[str]] = {}
+    for number, example in enumerate(examples):
+        row = contexts.setdefault(example.context, len(contexts))
+        rows.append(row)
+        if row == len(titles):
+            titles.append(example.title)
+        at = utf16(example.context)
+        ends: dict[tuple[int, int], None] = {}  # a set that keeps its order
+        for text, start in zip(example.answer_texts, example.answer_starts, strict=True):
+            if start >= 0:
+                ends[at(start), at(start + len(text))] = None
+            else:
+                lost.setdefault(number, []).append(text)
+        gold.append([side for span in ends for side in span])
+    return {
+        "contexts": list(contexts),
+        "titles": titles,
+        "context": rows,
+        "id": [example.id for example in examples],
+        "question": [example.question for example in examples],
+        "gold": gold,
+        "lost": lost,
+    }
+
+
+def columns(run: Run, scored: Scored, examples: list[Example]) -> dict:
+    """One run's answers: `answer` is [start, end], "" for none, null for missing, or a text that
+    has no place.
+
+    `best` is start, end, per mille of the best entries of the n-best list, the null answer as 0, 0.
+    """
+    names = list(KINDS)
+    result = {"kind": [], "f1": [], "odds": [], "answer": [], "best": []}
+    for row, example in enumerate(examples):
+        at = utf16(example.context)
+        span = scored.spans[row]
+        odds = run.odds.get(example.id)
+        result["kind"].append(names.index(scored.kinds[row]))
+        result["f1"].append(round(100 * float(scored.f1[row])))
+        result["odds"].append(None if odds is None or odds >= NO_SPAN_ODDS else round(odds, 2))
+        result["answer"].append([at(span[0]), at(span[1])] if span else scored.texts[row])
+        best = []
+        for entry in run.nbest.get(example.id, ())[: RUNNERS_UP + 1]:
+            share = round(1000 * entry["probability"])
+            best += [at(entry["start"]), at(entry["end"]), share]
+        result["best"].append(best)
+    return result
