@@ -20,16 +20,9 @@ import numpy as np
 from bertqa.data.chunks import chunks
 from bertqa.data.texts import Texts, read_texts
 from bertqa.errors import UserError
-from bertqa.files import (
-    flush_to_disk,
-    read_object,
-    replacing,
-    take_place,
-    to_json,
-    write_json,
-    write_text,
-)
+from bertqa.files import flush_to_disk, read_object, replacing, to_json, write_json, write_text
 from bertqa.flags import VerbParser, run_verb
+from bertqa.folders import take_place
 from bertqa.jobs import data_fingerprint, model_fingerprint, refuse_other
 from bertqa.settings import bundled_reader
 

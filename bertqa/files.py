@@ -1,4 +1,4 @@
-"""Reading and writing files, one way for each: bytes, text and JSON from outside; files and folders written whole.
+"""Reading and writing files, one way for each: bytes, text and JSON from outside; files written whole.
 
 Readers raise UserError that says what is wrong, where, and what to do. Those that take bytes or text do not know the
 name of the file: their caller puts it before the message.
@@ -10,20 +10,16 @@ import hashlib
 import json
 import math
 import os
-import platform
 import re
 import shutil
 import sys
 import tempfile
-import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from bertqa.errors import UserError
-
-# Reading
 
 
 def read_bytes(path: Path) -> bytes:
@@ -99,13 +95,11 @@ def _why_not_utf8(content: bytes, error: UnicodeDecodeError) -> str:
 
 def read_text(path: str | Path) -> str:
     """A file of text, or standard input where the path is "-". Raises UserError that names it."""
+    from_stdin = str(path) == "-"
     try:
-        if str(path) == "-":
-            return decode(sys.stdin.buffer.read())
-        return decode(read_bytes(Path(path)))
+        return decode(sys.stdin.buffer.read() if from_stdin else read_bytes(Path(path)))
     except UserError as error:
-        name = "standard input" if str(path) == "-" else path
-        raise UserError(f"{name}: {error}") from None
+        raise UserError(f"{'standard input' if from_stdin else path}: {error}") from None
 
 
 class RepeatedKey(UserError):
@@ -262,58 +256,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     fresh = Path(name)
     try:
         yield fresh
-        fresh.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
+        fresh.chmod(0o666 & ~umask())  # mkstemp's files are for their owner alone
         flush_to_disk(fresh)
         os.replace(fresh, path)
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
-
-
-@contextlib.contextmanager
-def staged(folder: str | Path, keep_as: Path | None = None) -> Iterator[Path]:
-    """A new empty folder beside `folder`, which takes its place if the block ends well.
-
-    The folder that is replaced is deleted, or takes the name `keep_as` (from what had that one).
-
-    The name is nobody else's, and nothing is deleted but what was made here and the folder that is
-    replaced.
-
-    Raises:
-        UserError: where `folder` is a file.
-    """
-    folder = Path(folder).resolve()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file, expected a folder or a new name")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".tmp", dir=folder.parent))
-    try:
-        fresh.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
-        yield fresh
-        for path in fresh.rglob("*"):
-            if path.is_file():
-                flush_to_disk(path)
-        if keep_as is not None and folder.exists():
-            shutil.rmtree(keep_as, ignore_errors=True)
-            folder.rename(keep_as)
-        take_place(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def take_place(fresh: Path, folder: Path) -> None:
-    """Give `fresh` the name of `folder`; a folder that had it is deleted."""
-    try:
-        fresh.rename(folder)
-        return
-    except OSError:
-        # A folder that holds something cannot be replaced in one step.
-        if not folder.is_dir():
-            raise
-    aside = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".old", dir=folder.parent))
-    folder.rename(aside / "replaced")
-    fresh.rename(folder)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -342,76 +290,8 @@ def flush_to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def _umask() -> int:
+def umask() -> int:
     """The permissions that this process withholds from new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time inside, all that name the same file or folder; the others wait.
-
-    No lock where the system has none for files (Windows) or the file system knows none.
-    """
-    handle = None
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
-
-        flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
-        handle = os.open(path, flags)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-@contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` inside, which says who has it; for work that nobody may do twice at once.
-
-    The system lets go of it when the process ends in whatever way. No lock where the system has
-    none for files (Windows) or the file system knows none.
-
-    Raises:
-        UserError: at once, where another process has it; says which one on which host.
-    """
-    handle = _take(path)
-    try:
-        if handle is not None:
-            holder = f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}"
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, holder.encode(), 0)
-        yield
-    finally:
-        if handle is not None:
-            path.unlink(missing_ok=True)
-            os.close(handle)
-
-
-def _take(path: Path) -> int | None:
-    """The open and locked file of that name; None where there are no locks. UserError where another has it."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever had it deleted it when done: then this is a file without a name, and its lock is nobody's.
-            if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
-                return handle
-        except BlockingIOError:
-            holder = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
-            os.close(handle)
-            raise UserError(
-                f"{path.parent}: in use by {holder}; wait until it has ended, or stop it"
-            ) from None
-        except OSError:
-            os.close(handle)
-            return None
-        os.close(handle)

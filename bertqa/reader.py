@@ -17,7 +17,7 @@ import numpy as np
 
 from bertqa.data.chunks import FIRST_QUESTIONS, QUESTIONS_AT_ONCE, Shared, chunks
 from bertqa.data.examples import Example
-from bertqa.data.token_cache import TokenCache
+from bertqa.data.tokens import TokenCache
 from bertqa.data.windows import Windows, build_windows
 from bertqa.errors import UserError
 from bertqa.qa.asked import Asked, How, answer_length, asked_of_pair, how_of

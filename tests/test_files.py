@@ -15,7 +15,6 @@ from bertqa.errors import UserError
 from bertqa.files import (
     decode,
     json_lines,
-    locked,
     model_of,
     parse_json,
     read_bytes,
@@ -25,11 +24,11 @@ from bertqa.files import (
     replacing,
     sha256,
     show,
-    staged,
     to_json,
     write_json,
     write_text,
 )
+from bertqa.folders import locked, staged
 
 # ---- bytes and text
 

@@ -15,8 +15,8 @@ import bertqa.reader
 from bertqa import Answer, Reader, UserError
 from bertqa.data.chunks import chunks
 from bertqa.data.examples import Example
-from bertqa.data.token_cache import TokenCache
 from bertqa.data.tokenizer import WordPiece
+from bertqa.data.tokens import TokenCache
 from bertqa.data.windows import build_windows
 from bertqa.model.heads import SpanLogits
 from bertqa.model.reading import with_defaults
@@ -261,7 +261,7 @@ def test_chunks_grow_and_long_texts_make_them_short():
 
 
 def test_a_long_text_is_tokenised_once(tiny_model, monkeypatch):
-    monkeypatch.setattr("bertqa.data.token_cache.LONG_TEXT", 50)
+    monkeypatch.setattr("bertqa.data.tokens.LONG_TEXT", 50)
     tokenizer, seen = WordPiece.load(tiny_model), []
     encode = tokenizer.encode
     monkeypatch.setattr(
@@ -286,7 +286,7 @@ def test_a_long_text_is_tokenised_once(tiny_model, monkeypatch):
 
 
 def test_the_text_that_was_used_longest_ago_is_dropped_first(tiny_model, monkeypatch):
-    monkeypatch.setattr("bertqa.data.token_cache.LONG_TEXT", 50)
+    monkeypatch.setattr("bertqa.data.tokens.LONG_TEXT", 50)
     cache = TokenCache(WordPiece.load(tiny_model), most=100)
     one, two, three = (f"{letter} " * 40 for letter in "abc")  # 40 tokens each
     for text in (one, two, one, three):
@@ -326,7 +326,7 @@ def test_questions_across_calls_share_the_tokens_of_a_document(reader, monkeypat
         "encode",
         lambda texts, progress=None: seen.extend(texts) or encode(texts, progress),
     )
-    monkeypatch.setattr("bertqa.data.token_cache.LONG_TEXT", 50)
+    monkeypatch.setattr("bertqa.data.tokens.LONG_TEXT", 50)
     document = "z y x w " * 20
     first = reader.answer("where is z?", document)
     assert document in seen
@@ -338,7 +338,7 @@ def test_questions_across_calls_share_the_tokens_of_a_document(reader, monkeypat
 
 def test_threads_get_the_answers_that_one_thread_gets(reader, monkeypatch):
     monkeypatch.setattr(
-        "bertqa.data.token_cache.LONG_TEXT", 50
+        "bertqa.data.tokens.LONG_TEXT", 50
     )  # so that they share the memory, which ...
     monkeypatch.setattr(reader.tokenizer, "most", 100)  # is too small for all of them
     pairs = [

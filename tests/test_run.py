@@ -20,7 +20,7 @@ from bertqa.data.batches import WindowStore
 from bertqa.data.examples import read_examples
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
-from bertqa.files import held
+from bertqa.folders import held
 from bertqa.model.checksums import write_checksums
 from bertqa.settings import LoopSettings, OptimSettings
 from bertqa.train import main

@@ -9,9 +9,8 @@ import pytest
 from shapes_read import READ
 from shapes_refused import REFUSED
 
-from bertqa.data import ids as ids_module
 from bertqa.data.examples import read_examples
-from bertqa.data.ids import Ids, Seen
+from bertqa.data.records import Ids, Seen
 from bertqa.data.sources import Source, expand
 from bertqa.data.stream import QuestionStream
 from bertqa.errors import UserError
@@ -176,7 +175,7 @@ def test_how_much_has_been_read(tmp_path):
 
 
 def test_ids_seen_before_are_known_whether_recent_or_old(monkeypatch):
-    monkeypatch.setattr(ids_module, "RECENT", 10)
+    monkeypatch.setattr("bertqa.data.records.RECENT", 10)
     seen = Seen()
     assert [seen.add(str(n)) for n in range(95)] == [False] * 95
     assert len(seen.old) == 90 and len(seen.recent) == 5

@@ -1,4 +1,4 @@
-"""Characters as readers see them: a letter with its accents and vowel signs, an emoji with what is joined to it.
+"""Characters and words as readers see them. A character: a letter with its accents and vowel signs, an emoji with what is joined to it.
 
 A tokenizer may drop an accent or a variation selector, or make a token of it. An answer must not
 end between the two all the same: "Dupré" written with a combining accent would lose the accent.
@@ -51,3 +51,32 @@ def joined(before: str, character: str) -> bool:
     if before == JOINER:
         return unicodedata.category(character) == "So"
     return before in STACKERS and unicodedata.category(character) == "Lo"
+
+
+@lru_cache(maxsize=1 << 16)
+def _kind(character: str) -> str:
+    """ "letter" or "digit"; "" for what parts words, and for scripts that write words without blanks between."""
+    code = ord(character)
+    spaceless = (
+        0x0E00 <= code <= 0x109F  # Thai, Lao, Tibetan, Burmese
+        or 0x1780 <= code <= 0x17FF  # Khmer
+        or 0x1100 <= code <= 0x11FF  # Korean, whose particles join the word
+        or 0xAC00 <= code <= 0xD7FF
+        or 0x3040 <= code <= 0x9FFF  # Japanese, Chinese
+        or 0xF900 <= code <= 0xFAFF
+        or 0xFF66 <= code <= 0xFF9F
+        or 0x20000 <= code <= 0x3FFFF
+    )
+    if spaceless:
+        return ""
+    if character.isdigit():
+        return "digit"
+    return "letter" if character.isalpha() or extends(character) else ""
+
+
+def inside_word(context: str, place: int) -> bool:
+    """Whether an offset lies between two letters, or two digits, of one word."""
+    if not 0 < place < len(context):
+        return False
+    kind = _kind(context[place])
+    return bool(kind) and kind == _kind(context[place - 1])

@@ -19,7 +19,8 @@ from typing import BinaryIO
 from bertqa.bars import progress_bar
 from bertqa.data.network import Answer, request_of, without_password
 from bertqa.errors import UserError
-from bertqa.files import cache_folder, flush_to_disk, locked, sha256
+from bertqa.files import cache_folder, flush_to_disk, sha256
+from bertqa.folders import locked
 
 PAUSES = (0.5, 1, 2)
 """Seconds before each further attempt, counted anew whenever an attempt brought something."""

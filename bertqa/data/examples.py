@@ -34,9 +34,15 @@ from bertqa.data.download import locate
 from bertqa.data.fields import Faults
 from bertqa.data.formats import questions_in
 from bertqa.data.gold import Gold
-from bertqa.data.offsets import place, why_unplaced
+from bertqa.data.offsets import (
+    CHARACTERS,
+    exact_place,
+    place,
+    unit_of,
+    unit_of_paragraph,
+    why_unplaced,
+)
 from bertqa.data.questions import Checked, checked_questions
-from bertqa.data.units import CHARACTERS, exact_place, unit_of, unit_of_paragraph
 from bertqa.errors import UserError
 from bertqa.files import read_bytes, to_json, write_text
 

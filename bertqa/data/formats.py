@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from bertqa.data.fields import Faults, field, keys_in, members, name_among, title_in
 from bertqa.data.gold import ANSWER_KEYS, STARTS
 from bertqa.data.literals import parse_printed
-from bertqa.data.parquet import PARQUET, parquet_records
 from bertqa.data.records import Records, look_ahead, records_in
+from bertqa.data.tables import PARQUET, parquet_records
 from bertqa.errors import UserError
 from bertqa.files import decode, show
 

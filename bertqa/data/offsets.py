@@ -13,18 +13,37 @@ What stands only inside other words ("5" in 1952) is left without a place, and s
 """
 
 import unicodedata
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
-from bertqa.data.characters import extends
+from bertqa.data.characters import extends, inside_word
 from bertqa.data.gold import Gold
-from bertqa.data.units import CHARACTERS, UNITS, exact_place, in_characters
 from bertqa.files import show
 
 NEARBY = 20  # characters; offsets slip by a few through stripped blanks and byte order marks
 
 MARKS = 3  # hyphens, quotation marks, zero width spaces: most of them in a row that a text may lack
+
+CHARACTERS = "characters"
+
+UNITS: dict[str, Callable[[str], int]] = {
+    CHARACTERS: lambda character: 1,
+    "UTF-16 units": lambda character: 1 + (character > "\uffff"),
+    "UTF-8 bytes": lambda character: len(character.encode("utf-8", "surrogatepass")),
+    "characters, line ends as two": lambda character: 1 + (character == "\n"),
+    "characters, line ends as one": lambda character: 1 - (character == "\r"),
+    "characters in NFC": lambda character: int(not unicodedata.combining(character)),
+    "characters in NFD": lambda character: len(unicodedata.normalize("NFD", character)),
+    "UTF-16 units, line ends as two": lambda character: (
+        1 + (character > "\uffff") + (character == "\n")
+    ),
+}
+"""What a file may count in -> how much a character counts."""
+
+FROM_ONE = "characters from 1"
 
 
 @dataclass(slots=True)
@@ -77,6 +96,69 @@ def _at_span(context: str, text: str, gold: Gold) -> Placed | None:
     if not own or _letters_of(own) != _letters_of(text):
         return None
     return Placed(own, gold.start + piece.index(own))
+
+
+# What a file counts in: a unit that gives an answer its own text at the stated offset explains it
+
+
+def exact_place(context: str, gold: Gold, unit: str = CHARACTERS) -> int:
+    """Where the text stands at its stated offset; -1 where it does not."""
+    text = gold.text.strip()
+    lead = gold.text.index(text)
+    start = in_characters(context, gold.start, unit)
+    for offset in (start + lead, start):  # files strip the text after counting, or never
+        if start >= 0 and context.startswith(text, offset):
+            return offset
+    return -1
+
+
+@lru_cache(maxsize=8)
+def _offsets(context: str, unit: str) -> list[int]:
+    """What a file that counts in `unit` calls each character of the context, and its end, rising."""
+    return list(accumulate(map(UNITS[unit], context), initial=0))
+
+
+def in_characters(context: str, start: int, unit: str) -> int:
+    """An offset in `unit` as one in characters; -1 where it lies inside a character, or behind the end.
+
+    Example: "😀 ab" counted in UTF-16 units has its characters at 0, 2, 3, 4: 3 is character 2, and 1 is none.
+    """
+    if unit == CHARACTERS or start < 0:
+        return start
+    if unit == FROM_ONE:
+        return start - 1
+    offsets = _offsets(context, unit)
+    # The last of equals: those before it count nothing, such as an accent in NFC.
+    place = bisect_right(offsets, start) - 1
+    return place if offsets[place] == start else -1
+
+
+def unit_of(answers: Iterable[tuple[str, Gold]]) -> str:
+    """The unit in which most of these (paragraph, answer) have their text at the stated offset; characters if equal."""
+    answers = [
+        (context, gold) for context, gold in answers if gold.start >= 0 and gold.text.strip()
+    ]
+    missed = [pair for pair in answers if exact_place(*pair) < 0]
+    best, most = CHARACTERS, len(answers) - len(missed)
+    for unit in (*UNITS, FROM_ONE):
+        # Most units explain nothing of what characters do not: they need not be tried on all.
+        if not any(exact_place(context, gold, unit) >= 0 for context, gold in missed):
+            continue
+        hits = sum(exact_place(context, gold, unit) >= 0 for context, gold in answers)
+        if unit == FROM_ONE and (hits < len(answers) or hits < 3):
+            continue  # one off happens by mistake too
+        if hits > most:
+            best, most = unit, hits
+    return best
+
+
+def unit_of_paragraph(context: str, golds: list[Gold], unit: str) -> str:
+    """The unit that explains all stated offsets of one paragraph: the file's own `unit` before others."""
+    stated = [gold for gold in golds if gold.start >= 0 and gold.text.strip()]
+    for name in dict.fromkeys([unit, *UNITS]):
+        if all(exact_place(context, gold, name) >= 0 for gold in stated):
+            return name
+    return unit
 
 
 # Another form of the same letters
@@ -150,35 +232,6 @@ def _looks_like(character: str, mark: str) -> bool:
 
 
 # Whole words
-
-
-@lru_cache(maxsize=1 << 16)
-def _kind(character: str) -> str:
-    """ "letter" or "digit"; "" for what parts words, and for scripts that write words without blanks between."""
-    code = ord(character)
-    spaceless = (
-        0x0E00 <= code <= 0x109F  # Thai, Lao, Tibetan, Burmese
-        or 0x1780 <= code <= 0x17FF  # Khmer
-        or 0x1100 <= code <= 0x11FF  # Korean, whose particles join the word
-        or 0xAC00 <= code <= 0xD7FF
-        or 0x3040 <= code <= 0x9FFF  # Japanese, Chinese
-        or 0xF900 <= code <= 0xFAFF
-        or 0xFF66 <= code <= 0xFF9F
-        or 0x20000 <= code <= 0x3FFFF
-    )
-    if spaceless:
-        return ""
-    if character.isdigit():
-        return "digit"
-    return "letter" if character.isalpha() or extends(character) else ""
-
-
-def inside_word(context: str, place: int) -> bool:
-    """Whether an offset lies between two letters, or two digits, of one word."""
-    if not 0 < place < len(context):
-        return False
-    kind = _kind(context[place])
-    return bool(kind) and kind == _kind(context[place - 1])
 
 
 def whole_words(context: str, text: str, low: int = 0, high: int | None = None) -> Iterator[int]:

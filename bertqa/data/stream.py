@@ -25,12 +25,11 @@ from bertqa.data.formats import (
     shape_of_columns,
     shape_of_records,
 )
-from bertqa.data.ids import Ids
-from bertqa.data.parquet import PARQUET, parquet_records
+from bertqa.data.records import Ids
 from bertqa.data.records import Records as FoundRecords
 from bertqa.data.records import records_in as found_records
 from bertqa.data.sources import STDIN, Source
-from bertqa.data.tables import best_delimiter, refuse_doubled_columns
+from bertqa.data.tables import PARQUET, best_delimiter, parquet_records, refuse_doubled_columns
 from bertqa.errors import UserError
 from bertqa.files import decode, parse_json, show
 

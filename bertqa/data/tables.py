@@ -1,4 +1,4 @@
-"""CSV and TSV: cells to records.
+"""Tables to records: CSV, TSV and Parquet.
 
 Comma, semicolon or tab between the cells, whichever gives a header with the columns that are looked
 for. A first line "sep=;", as Excel writes it, says which.
@@ -8,13 +8,21 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 from bertqa.errors import UserError
 from bertqa.files import show
 
 DELIMITERS = ",;\t"
+
+PARQUET = b"PAR1"
+"""How a Parquet file begins: what the Hub has of most data sets."""
+
+ROWS_AT_ONCE = 1024
+"""Of a Parquet file."""
 
 
 @dataclass
@@ -124,3 +132,29 @@ def refuse_doubled_columns(header: Sequence[str]) -> None:
     name, count = Counter(filter(None, header)).most_common(1)[0] if any(header) else ("", 0)
     if count > 1:
         raise UserError(f"the header has {count} columns {show(name)}; leave out all but one")
+
+
+def parquet_records(
+    file: Path | BinaryIO, tell_share: Callable[[float], None] = lambda share: None
+) -> Iterator[tuple[str, dict]]:
+    """-> "row 3", counted from 0, and its columns as Python values; a list or struct column becomes a list or object.
+
+    `tell_share` is told how much of the file is out, 0 to 1. Raises UserError, also where pyarrow is missing.
+    """
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise UserError(
+            "is a Parquet file, which needs the package pyarrow: pip install 'bertqa[parquet]'; or save it as JSONL"
+        ) from None
+    try:
+        number = 0
+        table = parquet.ParquetFile(file)
+        for batch in table.iter_batches(ROWS_AT_ONCE):
+            tell_share((number + batch.num_rows) / table.metadata.num_rows)
+            for row in batch.to_pylist():
+                yield f"row {number}", row
+                number += 1
+    except (ArrowException, OSError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"damaged: not a Parquet file that pyarrow can read ({why})") from None

@@ -1,11 +1,19 @@
-"""Tokens of many texts in flat arrays: ids, and where each token stands in its text."""
+"""Tokens of many texts in flat arrays: ids, and where each token stands in its text; a cache of them."""
 
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from bertqa.data.characters import beginnings, extends
+
+LONG_TEXT = 2000
+"""Characters from which the tokens of a text are kept; shorter ones are tokenised in no time."""
+
+MOST_TOKENS = 1 << 20
+"""Tokens kept (12 MB, and their texts)."""
 
 
 @dataclass
@@ -72,3 +80,72 @@ def whole_characters(tokens: Tokens, texts: Sequence[str]) -> Tokens:
         tokens.starts[own] = begins[np.searchsorted(begins, starts, side="right") - 1]
         tokens.ends[own] = begins[np.searchsorted(begins, ends, side="left")]
     return tokens
+
+
+class TokenCache:
+    """`encode` of a WordPiece, with the tokens of the long texts that were used last. Threads may share it."""
+
+    def __init__(self, tokenizer, most: int = MOST_TOKENS):
+        self.tokenizer = tokenizer
+        self.cls_id = tokenizer.cls_id
+        self.sep_id = tokenizer.sep_id
+        self.most = most
+        self.kept: OrderedDict[str, Tokens] = OrderedDict()  # the one used last stands last
+        self.lock = threading.Lock()
+
+    def encode(self, texts: Sequence[str], progress: str | None = None) -> Tokens:
+        """What the tokenizer gives for these texts."""
+        if all(len(text) < LONG_TEXT for text in texts):
+            return self.tokenizer.encode(texts, progress)
+        with self.lock:
+            found = {text: self.kept[text] for text in texts if text in self.kept}
+        new = [text for text in texts if text not in found]
+        fresh = self.tokenizer.encode(new, progress)
+        for row, text in enumerate(new):
+            found[text] = _row(fresh, row)
+        self._keep({text: found[text] for text in texts if len(text) >= LONG_TEXT})
+        return _joined([found[text] for text in texts])
+
+    def _keep(self, texts: dict[str, Tokens]) -> None:
+        """Put texts at the end of the queue, and drop from its front what is too much; the last one always stays."""
+        with self.lock:
+            for text, tokens in texts.items():
+                self.kept[text] = tokens
+                self.kept.move_to_end(text)
+            size = sum(len(tokens.ids) for tokens in self.kept.values())
+            while size > self.most and len(self.kept) > 1:
+                _, dropped = self.kept.popitem(last=False)
+                size -= len(dropped.ids)
+
+    def continues(self, ids: np.ndarray) -> np.ndarray:
+        """(T,) bool: the token goes on with the word of the one before it, as "##ing" does."""
+        backend = self.tokenizer.backend
+        prefix = getattr(backend.model, "continuing_subword_prefix", None) or "##"
+        distinct, where = np.unique(ids, return_inverse=True)
+        goes_on = [backend.id_to_token(int(id)).startswith(prefix) for id in distinct]
+        return np.array(goes_on, bool)[where]
+
+    def __getstate__(self) -> dict:
+        """Pickled and copied without its lock, and empty: what is kept must not change what a Reader is."""
+        return {"tokenizer": self.tokenizer, "most": self.most}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+
+def _row(tokens: Tokens, row: int) -> Tokens:
+    """One text of many, its arrays copied so that it does not hold on to the others."""
+    part = slice(int(tokens.rows[row]), int(tokens.rows[row + 1]))
+    ids = tokens.ids[part].copy()
+    rows = np.array([0, len(ids)], np.int64)
+    return Tokens(ids, tokens.starts[part].copy(), tokens.ends[part].copy(), rows)
+
+
+def _joined(texts: list[Tokens]) -> Tokens:
+    """Texts one behind the other."""
+    return Tokens(
+        ids=np.concatenate([text.ids for text in texts]),
+        starts=np.concatenate([text.starts for text in texts]),
+        ends=np.concatenate([text.ends for text in texts]),
+        rows=running_sum([len(text.ids) for text in texts]),
+    )

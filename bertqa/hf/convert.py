@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bertqa.errors import UserError
-from bertqa.files import staged, write_text
+from bertqa.files import write_text
+from bertqa.folders import staged
 from bertqa.hf import hub, vocabulary
 from bertqa.hf.architecture import model_type_of, read_hf_config
 from bertqa.hf.match import SEGMENT, Plan, plan_conversion

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from bertqa.files import staged, write_json, write_text
+from bertqa.files import write_json, write_text
+from bertqa.folders import staged
 from bertqa.hf import vocabulary
 from bertqa.hf.architecture import refuse_inexpressible, write_architecture
 from bertqa.hf.convert import dtype_name, new_folder

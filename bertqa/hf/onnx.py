@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bertqa.errors import UserError
-from bertqa.files import staged, write_json
+from bertqa.files import write_json
+from bertqa.folders import staged
 from bertqa.hf import vocabulary
 from bertqa.hf.architecture import write_architecture
 from bertqa.hf.convert import new_folder

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertqa.errors import UserError
-from bertqa.files import cache_folder, locked, model_of, read_object, sha256
+from bertqa.files import cache_folder, model_of, read_object, sha256
+from bertqa.folders import locked
 from bertqa.hf import hub
 from bertqa.hf.convert import convert
 from bertqa.hf.weights import WEIGHT_FILES, open_weights

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from bertqa.errors import UserError
-from bertqa.files import staged, write_json, write_text
+from bertqa.files import write_json, write_text
+from bertqa.folders import staged
 from bertqa.model.build import build, build_empty, head_of
 from bertqa.model.card import plain_card
 from bertqa.model.checksums import CHECKSUMS, refuse_damage, write_checksums

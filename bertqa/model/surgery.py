@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from bertqa.errors import UserError
-from bertqa.files import read_object, staged, write_json, write_text
+from bertqa.files import read_object, write_json, write_text
+from bertqa.folders import staged
 from bertqa.model.encoder import init_weights
 from bertqa.model.vocabulary import check_tokens, read_vocab, tokens_by_id
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bertqa.data.examples import Example
+from bertqa.data.offsets import CHARACTERS
 from bertqa.data.tokenizer import WordPiece
-from bertqa.data.units import CHARACTERS
 from bertqa.data.windows import build_windows
 from bertqa.qa.ceiling import FAULTS, INSIDE, NO_WINDOW, TOO_LONG, UNPLACED, View, views
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from bertqa.distributed import World
 from bertqa.errors import UserError, first_sentence
-from bertqa.files import staged
+from bertqa.folders import staged
 from bertqa.model.checksums import CHECKSUMS, find_damage, write_checksums
 
 NEEDED = ("state.pt", "model.safetensors", CHECKSUMS)

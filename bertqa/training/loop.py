@@ -14,7 +14,7 @@ import torch
 from bertqa.data.batches import epoch_order, step_rows
 from bertqa.device import autocast
 from bertqa.errors import UserError, first_sentence
-from bertqa.files import staged
+from bertqa.folders import staged
 from bertqa.model.checksums import write_checksums
 from bertqa.training import checkpoint
 from bertqa.training.job import Job, total_steps

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bertqa.errors import UserError, first_sentence
-from bertqa.files import held, write_json
+from bertqa.files import write_json
+from bertqa.folders import held
 from bertqa.model.checksums import find_damage
 from bertqa.reporting.page import write_report
 from bertqa.settings import ENDS, MOVABLE, RESUMABLE

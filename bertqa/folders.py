@@ -1,0 +1,127 @@
+"""Folders written whole, and files and folders that one process at a time may have."""
+
+import contextlib
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bertqa.errors import UserError
+from bertqa.files import flush_to_disk, umask
+
+
+@contextlib.contextmanager
+def staged(folder: str | Path, keep_as: Path | None = None) -> Iterator[Path]:
+    """A new empty folder beside `folder`, which takes its place if the block ends well.
+
+    The folder that is replaced is deleted, or takes the name `keep_as` (from what had that one).
+
+    The name is nobody else's, and nothing is deleted but what was made here and the folder that is
+    replaced.
+
+    Raises:
+        UserError: where `folder` is a file.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, expected a folder or a new name")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".tmp", dir=folder.parent))
+    try:
+        fresh.chmod(0o777 & ~umask())  # mkdtemp's folders are for their owner alone
+        yield fresh
+        for path in fresh.rglob("*"):
+            if path.is_file():
+                flush_to_disk(path)
+        if keep_as is not None and folder.exists():
+            shutil.rmtree(keep_as, ignore_errors=True)
+            folder.rename(keep_as)
+        take_place(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def take_place(fresh: Path, folder: Path) -> None:
+    """Give `fresh` the name of `folder`; a folder that had it is deleted."""
+    try:
+        fresh.rename(folder)
+        return
+    except OSError:
+        # A folder that holds something cannot be replaced in one step.
+        if not folder.is_dir():
+            raise
+    aside = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".old", dir=folder.parent))
+    folder.rename(aside / "replaced")
+    fresh.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time inside, all that name the same file or folder; the others wait.
+
+    No lock where the system has none for files (Windows) or the file system knows none.
+    """
+    handle = None
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+        handle = os.open(path, flags)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` inside, which says who has it; for work that nobody may do twice at once.
+
+    The system lets go of it when the process ends in whatever way. No lock where the system has
+    none for files (Windows) or the file system knows none.
+
+    Raises:
+        UserError: at once, where another process has it; says which one on which host.
+    """
+    handle = _take(path)
+    try:
+        if handle is not None:
+            holder = f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}"
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, holder.encode(), 0)
+        yield
+    finally:
+        if handle is not None:
+            path.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _take(path: Path) -> int | None:
+    """The open and locked file of that name; None where there are no locks. UserError where another has it."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever had it deleted it when done: then this is a file without a name, and its lock is nobody's.
+            if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        except BlockingIOError:
+            holder = os.pread(handle, 200, 0).decode(errors="replace") or "another process"
+            os.close(handle)
+            raise UserError(
+                f"{path.parent}: in use by {holder}; wait until it has ended, or stop it"
+            ) from None
+        except OSError:
+            os.close(handle)
+            return None
+        os.close(handle)
