@@ -13,10 +13,11 @@ from bertqa.data.windows import build_windows
 from bertqa.errors import UserError
 from bertqa.hf.onnx import OnnxModel, padded_model
 from bertqa.model import folder
+from bertqa.model.reading import with_defaults
 from bertqa.qa.answers import best_answers, null_odds
 from bertqa.qa.metrics import averages, score_answers
 from bertqa.qa.thresholds import abstain
-from bertqa.reader import Reader, with_defaults
+from bertqa.reader import Reader
 
 SAMPLE = Path(__file__).parent / "data" / "sample" / "dev.json"
 QUESTIONS = 16
