@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def to_onnx(src: Path, dest: Path, data: str | None) -> int:
     """Write the file, and say how near it is to the model, where onnxruntime can tell."""
-    from bertqa.hf.onnx import export_onnx
+    from bertqa.hf.export import export_onnx
 
     file = export_onnx(src, dest)
     print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")

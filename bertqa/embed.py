@@ -160,7 +160,7 @@ class Embedder:
 
         from bertqa.data.tokenizer import WordPiece
         from bertqa.device import pick_device, pick_precision
-        from bertqa.hf.resolve import resolve_weights
+        from bertqa.hf.convert import resolve_weights
         from bertqa.model import folder, prepack
         from bertqa.model.record import read_embed
 

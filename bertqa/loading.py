@@ -9,7 +9,7 @@ from torch import nn
 from bertqa.data.tokenizer import WordPiece
 from bertqa.device import as_device, as_dtype, bound_kernel_caches
 from bertqa.errors import UserError
-from bertqa.hf.resolve import resolve_weights
+from bertqa.hf.convert import resolve_weights
 from bertqa.model import folder, prepack
 
 

@@ -1,9 +1,12 @@
-"""An ONNX file held against the model that it was made of: its numbers on real questions, and F1 on data that is given."""
+"""An ONNX file, called like a model of ours and held against the one that it was made of: its numbers on real questions,
+and F1 on data that is given.
+"""
 
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from bertqa.data.batches import WindowStore, by_length, padded
 from bertqa.data.download import locate
@@ -11,9 +14,12 @@ from bertqa.data.examples import read_examples
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
 from bertqa.errors import UserError
-from bertqa.hf.onnx import OnnxModel, padded_model
+from bertqa.hf.export import FILE, padded_model, require
 from bertqa.model import folder
-from bertqa.model.reading import with_defaults
+from bertqa.model.attention import Layout
+from bertqa.model.config import BertConfig
+from bertqa.model.heads import SpanLogits
+from bertqa.model.record import with_defaults
 from bertqa.qa.answers import best_answers, null_odds
 from bertqa.qa.metrics import averages, score_answers
 from bertqa.qa.thresholds import abstain
@@ -23,6 +29,36 @@ SAMPLE = Path(__file__).parent / "data" / "sample" / "dev.json"
 QUESTIONS = 16
 TOLERANCE = 1e-3
 """Largest difference that rounding can explain, in logits and hidden states; it is some 1e-5 in practice."""
+
+
+class OnnxModel(nn.Module):
+    """The answers of an ONNX file for packed tokens, by onnxruntime on the CPU: stands where a span model of ours stands."""
+
+    def __init__(self, path: Path, config: BertConfig):
+        require("onnxruntime")
+        import onnxruntime
+
+        super().__init__()
+        self.config = config
+        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self.inputs = [entry.name for entry in self.session.get_inputs()]
+
+    def run(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> list:
+        """The file's outputs for a padded (B, L) batch, as numpy arrays."""
+        given = {
+            "input_ids": input_ids.numpy(),
+            "attention_mask": attention_mask.numpy(),
+            "token_type_ids": token_type_ids.numpy(),
+        }
+        return self.session.run(None, {name: given[name] for name in self.inputs})
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, lengths: Layout) -> SpanLogits:
+        """Start and end logits (N,) of packed tokens."""
+        mask = lengths.mask().long()  # (B, L)
+        start, end = self.run(lengths.pad(input_ids), mask, lengths.pad(token_type_ids))
+        return SpanLogits(
+            lengths.unpad(torch.from_numpy(start)), lengths.unpad(torch.from_numpy(end))
+        )
 
 
 def compare(src: str | Path, file: Path, attention=None) -> float:
@@ -65,9 +101,6 @@ def score(folder_with_onnx: Path, data: str) -> dict[str, float]:
 
     Where the model has a threshold it is used.
     """
-    from bertqa.hf.onnx import FILE
-    from bertqa.model.config import BertConfig
-
     qa = folder.read_qa(folder_with_onnx)
     reader = Reader(
         OnnxModel(folder_with_onnx / FILE, BertConfig()),

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked:
         return answer_asked(args)
     from bertqa.distributed import world_of_torchrun
-    from bertqa.hf.resolve import resolve_weights
+    from bertqa.hf.convert import resolve_weights
     from bertqa.model import folder
 
     with world_of_torchrun() as world:
@@ -90,7 +90,7 @@ def together(readers: list[Reader], names: Sequence) -> Reader:
         UserError: where their vocabularies differ.
     """
     from bertqa.data.tokenizer import vocabulary_difference
-    from bertqa.model.ensemble import Ensemble
+    from bertqa.model.heads import Ensemble
 
     first = readers[0]
     for reader, name in zip(readers[1:], names, strict=True):

@@ -20,6 +20,7 @@ from bertqa.data.examples import Example
 from bertqa.data.tokens import TokenCache
 from bertqa.data.windows import Windows, build_windows
 from bertqa.errors import UserError
+from bertqa.model.record import positions_of, qa_of, with_defaults
 from bertqa.qa.asked import Asked, How, answer_length, asked_of_pair, how_of
 from bertqa.qa.documents import Answer, Ranking, Reading, log_mass, not_ranked, rank, widen
 from bertqa.qa.search import SpanSettings
@@ -56,8 +57,6 @@ class Reader:
             device: where the model is.
             dtype: of autocast; none where None.
         """
-        from bertqa.model.reading import positions_of, qa_of, with_defaults
-
         self.model = model.eval()
         self.tokenizer = tokenizer if isinstance(tokenizer, TokenCache) else TokenCache(tokenizer)
         self.qa = with_defaults(qa_of(model) if qa is None else qa, positions_of(model))
@@ -258,7 +257,7 @@ class Reader:
         """Pickled as what it was loaded from; by value where it was not, or its model is another now."""
         if self.loaded and self.loaded.model is self.model:
             return _load_again, (self.loaded.arguments, self.qa)
-        from bertqa.model.slim import slim
+        from bertqa.model.prepack import slim
 
         parts = (self.tokenizer, self.qa, self.device, self.dtype)
         return _made_again, (slim(self.model), parts)
@@ -291,6 +290,6 @@ def _load_again(arguments: tuple, qa: dict) -> Reader:
 
 def _made_again(slimmed: tuple, parts: tuple) -> Reader:
     """A Reader in another process, of a model that came by value."""
-    from bertqa.model.slim import widen as widen_parameters
+    from bertqa.model.prepack import widen as widen_parameters
 
     return Reader(widen_parameters(*slimmed), *parts)

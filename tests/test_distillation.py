@@ -20,8 +20,7 @@ from bertqa import UserError
 from bertqa.data.batches import WindowStore
 from bertqa.model import folder
 from bertqa.model.attention import Layout
-from bertqa.model.ensemble import Ensemble
-from bertqa.model.heads import BertForQuestionAnswering, SpanLogits, span_loss
+from bertqa.model.heads import BertForQuestionAnswering, Ensemble, SpanLogits, span_loss
 from bertqa.predict import main as predict
 from bertqa.predict import together
 from bertqa.reader import Reader

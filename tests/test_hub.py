@@ -19,8 +19,7 @@ from tiny_checkpoints import write_checkpoint
 
 from bertqa.errors import UserError
 from bertqa.hf import hub
-from bertqa.hf.convert import convert
-from bertqa.hf.resolve import resolve_weights
+from bertqa.hf.convert import convert, resolve_weights
 from bertqa.model import folder
 
 
@@ -369,7 +368,7 @@ def test_what_another_made_meanwhile_is_taken(checkpoint, tmp_path, monkeypatch)
         (dest / "of the first").touch()
         return convert(source, dest, **options)
 
-    monkeypatch.setattr("bertqa.hf.resolve.convert", beaten)
+    monkeypatch.setattr("bertqa.hf.convert.convert", beaten)
     found = resolve_weights(checkpoint, tmp_path / "weights")
     assert (found / "of the first").exists()
 
@@ -411,7 +410,7 @@ def test_hub_id_is_converted_once(server, tmp_path, monkeypatch, checkpoint):
 START = """
 import sys
 from bertqa.flags import run_verb
-from bertqa.hf.resolve import resolve_weights
+from bertqa.hf.convert import resolve_weights
 from bertqa.model import folder
 def main(argv):
     folder.load(resolve_weights(argv[0]))

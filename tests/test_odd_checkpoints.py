@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_checkpoints import edit_json, edit_tensors, refused, write_checkpoint
 
-from bertqa.hf.convert import convert
-from bertqa.hf.resolve import resolve_weights
+from bertqa.hf.convert import convert, resolve_weights
 from bertqa.model import folder
 from bertqa.model.folder import CLASSES, QA
 

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from bertqa import BertConfig, UserError, convert
-from bertqa.hf import onnx
+from bertqa import BertConfig, UserError, convert, onnx_check
+from bertqa.hf.export import padded_model
 from bertqa.model import folder
 from bertqa.model.attention import Layout, padded_attention
 
@@ -51,7 +51,7 @@ def distance(one, other) -> float:
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
 def test_one_export_serves_every_size(kind, head):
-    model = onnx.padded_model(tiny(kind, head), head)
+    model = padded_model(tiny(kind, head), head)
     rows = torch.export.Dim("rows", min=1)
     columns = torch.export.Dim("columns", min=2, max=40)
     exported = torch.export.export(
@@ -66,7 +66,7 @@ def test_one_export_serves_every_size(kind, head):
 @pytest.mark.parametrize("attention", [None, padded_attention])
 def test_a_compiler_gets_the_whole_padded_call_in_one_graph(attention):
     """In eval mode and in training; a batch of one row has a graph of its own, as torch does it."""
-    model = onnx.padded_model(tiny("bert", folder.QA), folder.QA)
+    model = padded_model(tiny("bert", folder.QA), folder.QA)
     model.model.encoder.attention = attention
     graphs = []
 
@@ -141,10 +141,10 @@ def test_onnxruntime_gives_the_same_numbers(kind, head, tiny_model, tmp_path, ca
     assert {"model.onnx", "vocab.txt", "tokenizer.json", "config.json", "qa.json"} <= {
         path.name for path in (tmp_path / "out").iterdir()
     }
-    session = onnx.OnnxModel(tmp_path / "out" / "model.onnx", model.config)
+    session = onnx_check.OnnxModel(tmp_path / "out" / "model.onnx", model.config)
     for size in SIZES:
         batch = padded(*size)
-        want = onnx.padded_model(model, head)(*batch)
+        want = padded_model(model, head)(*batch)
         assert distance(map(torch.from_numpy, session.run(*batch)), want) < 1e-5
 
 

@@ -19,7 +19,7 @@ from bertqa.data.tokenizer import WordPiece
 from bertqa.data.tokens import TokenCache
 from bertqa.data.windows import build_windows
 from bertqa.model.heads import SpanLogits
-from bertqa.model.reading import with_defaults
+from bertqa.model.record import with_defaults
 from bertqa.qa.answers import characters
 from bertqa.qa.documents import log_mass, probability, widen
 from bertqa.qa.spans import Spans, SpanSettings

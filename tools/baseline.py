@@ -29,8 +29,8 @@ from bertqa.device import autocast
 from bertqa.errors import UserError
 from bertqa.files import to_json, write_json
 from bertqa.flags import run_verb
+from bertqa.hf.convert import resolve_weights
 from bertqa.hf.export import export
-from bertqa.hf.resolve import resolve_weights
 from bertqa.model import folder
 from bertqa.model.heads import SpanLogits
 from bertqa.settings import RunSettings

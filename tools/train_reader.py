@@ -33,7 +33,7 @@ from bertqa.data.download import locate
 from bertqa.files import read_json, write_json
 from bertqa.flags import run_verb
 from bertqa.model import folder
-from bertqa.model.ensemble import Ensemble
+from bertqa.model.heads import Ensemble
 
 OTHER = Path(__file__).resolve().parents[1] / "weights" / "out_of_domain.jsonl"
 """Questions about texts that are not Wikipedia: reported, they choose nothing."""

@@ -21,7 +21,7 @@ from bertqa.data.windows import Windows, build_windows
 from bertqa.device import autocast, pick_device, pick_precision
 from bertqa.errors import UserError
 from bertqa.files import read_object, write_json
-from bertqa.hf.resolve import resolve_weights
+from bertqa.hf.convert import resolve_weights
 from bertqa.inference import find_spans
 from bertqa.qa.answers import best_answers, null_odds
 from bertqa.qa.intervals import bootstrap

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from bertqa.errors import UserError
 from bertqa.hf.architecture import architecture_of, class_labels, find_head, refuse_other_losses
-from bertqa.hf.names import HEAD, ignored, plain_name, their_names
-from bertqa.hf.table import Row, listed
+from bertqa.hf.names import HEAD, Row, ignored, listed, plain_name, their_names
 from bertqa.model.build import build_empty
 from bertqa.model.config import BertConfig
 from bertqa.model.record import CLASSES, QA

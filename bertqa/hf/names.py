@@ -1,6 +1,9 @@
-"""What Hugging Face calls the tensors of BERT and DistilBERT, and what we call them: a table that is read both ways."""
+"""What Hugging Face calls the tensors of BERT and DistilBERT, and what we call them; and a conversion's report, name by name."""
 
+import dataclasses
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 # ours -> (BERT's, DistilBERT's), each followed by .weight or .bias; {} is the layer. Our qkv stacks three of theirs.
 NAMES = {
@@ -31,8 +34,8 @@ NAMES = {
     "pre_classifier": (None, "pre_classifier"),
     "classifier": ("classifier", "classifier"),
 }
-LAYER = re.compile(r"(?<=^layers\.)\d+")
-"""The number of a layer in a name of ours."""
+LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+"""The number of a layer in a tensor's name, theirs or ours."""
 
 HEAD = re.compile(r"(span|qa_outputs|pre_classifier|classifier)\.")
 """Names of head parameters, ours and theirs; they stand outside the encoder and its prefix."""
@@ -76,5 +79,119 @@ def their_names(ours: str, model_type: str) -> list[str]:
     module, _, kind = ours.removeprefix("encoder.").rpartition(".")
     found = LAYER.search(module)
     layer = found[0] if found else ""
-    theirs = NAMES[LAYER.sub("{}", module)][model_type == "distilbert"]
+    theirs = NAMES[_any_layer(module)][model_type == "distilbert"]
     return [f"{name.format(layer)}.{kind}" for name in theirs.split()]
+
+
+KINDS = ("renamed", "ignored", "fresh")
+"""What can become of a tensor."""
+
+
+@dataclass
+class Row:
+    """What became of one tensor."""
+
+    what: str
+    """One of KINDS."""
+    theirs: str | None
+    ours: str | None
+    shape: tuple[int, ...]
+    why: str = ""
+
+
+@dataclass
+class Report:
+    """What a conversion did."""
+
+    source: str
+    dest: str
+    model_type: str
+    head: str | None
+    parameters: int
+    dtype: str
+    source_sha256: str
+    sha256: str
+    rows: list[Row]
+    remarks: list[str]
+
+    def as_dict(self) -> dict:
+        """Everything, one entry a tensor, for --json."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        """A table, with one line for a tensor that all layers have, and then what else there is to say."""
+        counts = [f"{sum(row.what == what for row in self.rows)} {what}" for what in KINDS]
+        head = self.head or "no head"
+        lines = [
+            *_table(self.rows),
+            "",
+            f"tensors: {', '.join(counts)}, 0 missing, 0 unexpected",
+            f"model: {self.model_type}, {head}, {self.parameters:,} parameters, {self.dtype}",
+            *self.remarks,
+            f"sha256 of the source: {self.source_sha256}",
+            f"sha256 of {self.dest}/model.safetensors: {self.sha256}",
+        ]
+        return "\n".join(lines)
+
+
+def _table(rows: list[Row]) -> list[str]:
+    """Aligned lines, one for all rows that differ in the layer only."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        alike = (row.what, _any_layer(row.theirs), _any_layer(row.ours))
+        groups.setdefault(alike, []).append(row)
+    lines = [_cells(group) for group in groups.values()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = []
+    for line in lines:
+        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        table.append("  ".join(padded).rstrip())
+    return table
+
+
+def _cells(group: list[Row]) -> list[str]:
+    """What, theirs, ours or the reason why there is none, shape: of rows that differ in the layer only."""
+    first = group[0]
+    theirs = fold([row.theirs or "-" for row in group])
+    ours = fold([row.ours for row in group]) if first.ours else [f"({first.why})"]
+    return [first.what, "".join(theirs), "".join(ours), "x".join(map(str, first.shape))]
+
+
+def _any_layer(name: str | None) -> str:
+    """The name without the number of its layer."""
+    return LAYER.sub("{}", name or "", count=1)
+
+
+def fold(names: Sequence[str]) -> list[str]:
+    """Names that differ in the layer only become one.
+
+    >>> fold(["layer.0.bias", "layer.1.bias", "layer.2.bias", "norm.bias"])
+    ['layer.{0..2}.bias', 'norm.bias']
+    """
+    layers: dict[str, list[int]] = {}
+    for name in names:
+        number = LAYER.search(name)
+        found = layers.setdefault(_any_layer(name), [])
+        if number:
+            found.append(int(number[0]))
+    return [name.replace("{}", _range(numbers), 1) for name, numbers in layers.items()]
+
+
+def _range(numbers: list[int]) -> str:
+    """4, {0..5} or {0,2,5}."""
+    if not numbers:
+        return ""
+    distinct = sorted(set(numbers))
+    low, high = distinct[0], distinct[-1]
+    if low == high:
+        return str(low)
+    if len(distinct) == high - low + 1:
+        return f"{{{low}..{high}}}"
+    return "{" + ",".join(map(str, distinct)) + "}"
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Names folded and with commas between them, the first ones where there are many."""
+    folded = fold(names)
+    rest = ", ..." if len(folded) > most else ""
+    return ", ".join(folded[:most]) + rest

@@ -1,4 +1,7 @@
-"""How sentence-transformers would pool an encoder's vectors: the defaults of `embed` for a model that was made for it."""
+"""How a checkpoint's maker used it: the threshold that was tuned with bertqa, and sentence-transformers' pooling.
+
+The pooling becomes the defaults of `embed`.
+"""
 
 import json
 import re
@@ -6,12 +9,27 @@ from pathlib import Path
 
 from bertqa.errors import UserError
 from bertqa.files import read_json, read_object, show
-from bertqa.model.record import Embedding
+from bertqa.model.config import BertConfig
+from bertqa.model.record import QA, Embedding, read_qa, write_embed, write_qa
 
 MODULES = "modules.json"
 SETTINGS = "sentence_bert_config.json"
 POOLS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
 """What their Pooling module calls it -> what `embed --pool` does."""
+
+
+def take_settings(
+    source: Path, new: Path, config: BertConfig, head: str | None, fresh_head
+) -> list[str]:
+    """Take them over into a model folder with this config and head; returns remarks for the report."""
+    if head == QA and fresh_head is None and (source / "qa.json").exists():
+        write_qa(new, read_qa(source))
+        return ["qa.json taken over: the threshold and windows that its maker tuned with bertqa"]
+    embedding, remarks = read_pooling(source, config.max_position_embeddings)
+    if head is not None or embedding is None:
+        return []
+    write_embed(new, embedding)
+    return remarks
 
 
 def read_pooling(folder: Path, positions: int) -> tuple[Embedding | None, list[str]]:

@@ -11,8 +11,14 @@ from pathlib import Path
 from bertqa.errors import UserError
 from bertqa.files import read_object, show, to_json, write_json, write_text
 from bertqa.hf import casing
-from bertqa.hf.fast import Casing, make_fast, normaliser, open_fast, segments_given
-from bertqa.hf.later_tokens import add_later_tokens
+from bertqa.hf.fast import (
+    Casing,
+    add_later_tokens,
+    make_fast,
+    normaliser,
+    open_fast,
+    segments_given,
+)
 from bertqa.model.vocabulary import check_tokens, read_vocab, tokens_by_id, with_vocab
 
 OURS = (

@@ -1,16 +1,27 @@
-"""The module that a config describes: freshly initialised, or with names and shapes but no memory."""
+"""A model as config.json describes it: the module made from the file, and what the file is to say of a module.
 
+Models of one's own are named there too, so that nobody loads one as a plain model with other numbers: attention that is
+not BERT's ("attention": "windowed"), and a class or parameters that are not ours ("model": "Verifier"). Code is never
+stored: who loads such a folder brings it.
+"""
+
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bertqa.model.config import BertConfig
+from bertqa.errors import UserError
+from bertqa.model.attention import own_name
+from bertqa.model.config import BertConfig, misfits
 from bertqa.model.encoder import BertEncoder
 from bertqa.model.heads import BertForQuestionAnswering, BertForSequenceClassification
 from bertqa.model.record import CLASSES, QA
+
+# The module that a config describes
 
 
 def build(config: BertConfig, head: str | None, labels=None, attention=None) -> nn.Module:
@@ -46,6 +57,9 @@ class _NoInit(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+# What config.json says of a module
+
+
 def head_of(model: nn.Module) -> str | None:
     """The head of a model, as config.json names it; None for the encoder alone, and for heads of one's own.
 
@@ -59,3 +73,84 @@ def head_of(model: nn.Module) -> str | None:
     if isinstance(getattr(model, "encoder", model), BertEncoder):
         return None
     raise TypeError(f"a {type(model).__name__} is none of our models; unwrap it first")
+
+
+def config_record(model: nn.Module, head: str | None, labels, provenance: dict) -> dict:
+    """The contents of config.json for a model.
+
+    Raises:
+        UserError: for a model that its config does not describe: the folder could not be loaded.
+    """
+    encoder = getattr(model, "encoder", model)
+    record = {"architecture": dataclasses.asdict(encoder.config), "head": head}
+    if labels:
+        record["labels"] = labels
+    plain = build_empty(record, encoder.attention).state_dict()
+    tensors = model.state_dict()
+    is_ours = type(model) in (BertForQuestionAnswering, BertForSequenceClassification, BertEncoder)
+
+    problems = misfits(encoder.config, encoder)
+    if is_ours:
+        problems += differences(plain, tensors)
+    if problems:
+        raise UserError(
+            f"this {type(model).__name__} is not what its config says, so nobody could load it: {listed(problems)}. Change "
+            "both together, as bertqa.model.surgery does, or give the model a class of its own"
+        )
+    attention = own_name(encoder.attention)
+    if attention:
+        record["attention"] = attention
+    # A class of ours with parameters of one's own (adapters) is no plain model either.
+    if not is_ours or tensors.keys() != plain.keys():
+        record["model"] = type(model).__name__
+    return {**record, "provenance": provenance}
+
+
+def differences(plain: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
+    """What a plain model's tensors lack or have in another shape, one phrase each; more of them are no difference."""
+    problems = [f"{name} is missing" for name in plain if name not in tensors]
+    for name, tensor in plain.items():
+        if name in tensors and tensors[name].shape != tensor.shape:
+            shape = tuple(tensors[name].shape)
+            problems.append(f"{name} has shape {shape}, its config says {tuple(tensor.shape)}")
+    return problems
+
+
+# Models of one's own, refused where only plain ones are known
+
+
+def refuse_own_attention(config: dict, folder: Path, attention) -> None:
+    """Raise a UserError where a folder needs attention of its own, and none is given."""
+    name = config.get("attention")
+    if name and attention is None:
+        raise UserError(
+            f"{folder}: was trained with its own attention, {name!r}, and has other numbers without it; give that function: "
+            f"attention={name.split(',')[0]}"
+        )
+
+
+def refuse_own_model(config: dict, folder: Path) -> None:
+    """Raise a UserError where a folder holds a model of one's own."""
+    name = config.get("model")
+    if name:
+        raise UserError(
+            f"{folder}: holds a model of its own, {name!r}, that only its own code can make; make one and fill it: "
+            f"bertqa.load_into({name}(...), {str(folder)!r})"
+        )
+
+
+def refuse_elsewhere(config: dict, folder: Path, where: str) -> None:
+    """Raise a UserError for a folder that is to go where only plain models are known."""
+    for what in ("attention", "model"):
+        if what in config:
+            raise UserError(
+                f"{folder}: its {what} is its own, {config[what]!r}, which {where} does not know"
+            )
+
+
+def listed(problems: list[str], most: int = 8) -> str:
+    """The first problems in one line, and how many more there are."""
+    text = "; ".join(problems[:most])
+    if len(problems) > most:
+        text += f"; and {len(problems) - most} more"
+    return text

@@ -2,7 +2,7 @@
 
 model.safetensors     the tensors, under our names
 config.json           "architecture" (BertConfig), "head", "labels", "provenance" (source, license, sha256 ...), and
-                      "attention" and "model" of models of one's own (own.py)
+                      "attention" and "model" of models of one's own (build.py)
 vocab.txt, tokenizer.json, tokenizer_config.json
 qa.json               no-answer threshold and window settings, once they are known
 embed.json            how the encoder's maker pools its vectors, where that is known
@@ -10,7 +10,6 @@ README.md             the model card
 checksums.json        sha256 of these files, by which a flipped bit is noticed
 """
 
-import dataclasses
 import shutil
 from pathlib import Path
 
@@ -20,12 +19,18 @@ from torch import Tensor, nn
 from bertqa.errors import UserError
 from bertqa.files import write_json, write_text
 from bertqa.folders import staged
-from bertqa.model.build import build, build_empty, head_of
+from bertqa.model.build import (
+    build,
+    build_empty,
+    config_record,
+    head_of,
+    listed,
+    refuse_own_attention,
+    refuse_own_model,
+)
 from bertqa.model.card import plain_card
 from bertqa.model.checksums import CHECKSUMS, refuse_damage, write_checksums
 from bertqa.model.encoder import BertEncoder
-from bertqa.model.heads import BertForQuestionAnswering, BertForSequenceClassification
-from bertqa.model.own import describe_own, listed, refuse_own_attention, refuse_own_model
 from bertqa.model.record import CLASSES, EMBEDDING, QA, read_config, read_qa, write_qa
 from bertqa.model.tensors import Weights, open_safetensors, write_safetensors
 from bertqa.model.vocabulary import check_tokenizer
@@ -283,14 +288,3 @@ def _labels_of(model: nn.Module, head: str | None, labels) -> list[str] | None:
     if len(labels) != model.num_labels:
         raise UserError(f"{len(labels)} labels for a model of {model.num_labels} classes: {labels}")
     return labels
-
-
-def config_record(model: nn.Module, head: str | None, labels, provenance: dict) -> dict:
-    """What config.json says of a model. Raises UserError where a folder that says so could not be loaded."""
-    encoder = getattr(model, "encoder", model)
-    record = {"architecture": dataclasses.asdict(encoder.config), "head": head}
-    if labels:
-        record["labels"] = labels
-    plain = build_empty(record, encoder.attention).state_dict()
-    is_ours = type(model) in (BertForQuestionAnswering, BertForSequenceClassification, BertEncoder)
-    return {**record, **describe_own(model, is_ours, plain), "provenance": provenance}

@@ -1,4 +1,4 @@
-"""What stands on the encoder: answer spans, or classes.
+"""What stands on the encoder: answer spans, or classes; and several such models as one.
 
 S sequences, N tokens in all of them, B rows and L columns of a padded batch, H hidden size, C classes.
 """
@@ -217,3 +217,30 @@ class BertForSequenceClassification(nn.Module):
             return hidden[:, 0]
         rows = torch.arange(hidden.shape[0], device=hidden.device)
         return hidden[rows, first_columns(attention_mask.bool())]
+
+
+class Ensemble(nn.Module):
+    """Several models as one: the mean of their logits (Breiman 1996), for people who want the last point, and as a teacher.
+
+    The members have the same kind of head over the same vocabulary, and are called like one of them.
+
+    Logits and not probabilities are averaged: the mean over a window is then a softmax of logits too, which can be
+    compared over windows, thresholded and distilled like that of a single model.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]):
+        super().__init__()
+        assert members, "an ensemble of no model"
+        self.members = nn.ModuleList(members)
+        self.config = members[0].config
+        # A classifier says how many classes it has; a reader has none.
+        self.num_labels = getattr(members[0], "num_labels", None)
+
+    def forward(self, *inputs, **options) -> SpanLogits | Tensor:
+        """The mean of what the members return for these arguments: span logits, or class logits (S, C)."""
+        each = [member(*inputs, **options) for member in self.members]
+        if isinstance(each[0], SpanLogits):
+            start = torch.stack([logits.start for logits in each]).mean(0)  # (M, N) -> (N,)
+            end = torch.stack([logits.end for logits in each]).mean(0)
+            return SpanLogits(start, end)
+        return torch.stack(each).mean(0)  # (M, S, C) -> (S, C)

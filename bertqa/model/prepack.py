@@ -1,6 +1,6 @@
-"""Matrix products for inference on a CPU, their weights laid out for the processor in advance: as they are, or in int8.
+"""Copies of a model for inference: its products laid out for this CPU, or in int8; and slim, to be sent elsewhere.
 
-`pack` and `int8` copy a model and replace every Linear of its encoder. What they put there computes forwards only.
+`pack` and `int8` replace every Linear of the copy's encoder. What they put there computes forwards only.
 """
 
 import copy
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from bertqa.errors import UserError
-from bertqa.model.slim import narrow
 
 
 class _ForwardOnly(torch.autograd.Function):
@@ -150,3 +149,33 @@ def _has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and all(
         hasattr(torch.ops.mkldnn, name) for name in names
     )
+
+
+def narrow(tensor: Tensor) -> Tensor:
+    """The tensor in float16 or bfloat16 where that loses nothing, else as it is."""
+    if tensor.dtype == torch.float32:
+        for dtype in (torch.float16, torch.bfloat16):
+            short = tensor.to(dtype)
+            if torch.equal(short.float(), tensor):
+                return short
+    return tensor
+
+
+def slim(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """A copy of a model with its parameters narrowed, and the names of those that were."""
+    model = copy.deepcopy(model)
+    names = []
+    for name, parameter in model.named_parameters():
+        short = narrow(parameter.data)
+        if short.dtype != parameter.dtype:
+            parameter.data = short
+            names.append(name)
+    return model, names
+
+
+def widen(model: nn.Module, names: list[str]) -> nn.Module:
+    """The model with these parameters in float32 again."""
+    for name in names:
+        parameter = model.get_parameter(name)
+        parameter.data = parameter.data.float()
+    return model

@@ -26,13 +26,12 @@ from bertqa.device import autocast
 from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import cache_folder, replacing, sha256
-from bertqa.hf.resolve import resolve_weights
+from bertqa.hf.convert import resolve_weights
 from bertqa.inference import forward_all
 from bertqa.model import folder
 from bertqa.model.attention import Layout
 from bertqa.model.copies import computing_in_16_bits
-from bertqa.model.ensemble import Ensemble
-from bertqa.model.heads import SpanLogits
+from bertqa.model.heads import Ensemble, SpanLogits
 from bertqa.settings import DistillationSettings
 from bertqa.training.task import Task
 

@@ -14,7 +14,7 @@ from bertqa.device import pick_device, pick_precision
 from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import sha256
-from bertqa.hf.resolve import resolve_weights
+from bertqa.hf.convert import resolve_weights
 from bertqa.model import folder
 from bertqa.model.config import BertConfig
 from bertqa.settings import FileSettings, LoopSettings, ModelSettings, OptimSettings, RunSettings
