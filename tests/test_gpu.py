@@ -34,7 +34,7 @@ from bertqa.settings import OptimSettings  # noqa: E402
 from bertqa.train import main  # noqa: E402
 from bertqa.training import checkpoint  # noqa: E402
 from bertqa.training import step as steps  # noqa: E402
-from bertqa.training.capture import Plan  # noqa: E402
+from bertqa.training.capture import Plan, plan_of  # noqa: E402
 from bertqa.training.optim import freeze, lr_at  # noqa: E402
 from bertqa.training.progress import Progress  # noqa: E402
 from bertqa.training.step import Step  # noqa: E402
@@ -50,6 +50,10 @@ FLOAT, HALF, BRAIN = torch.float32, torch.float16, torch.bfloat16
 EAGER = Plan(why="a test")
 CAPTURED = Plan(static=True, captured=True)
 COPIES = Plan(static=True, captured=True, copies=True)
+FUSED = Plan(static=True, captured=True, copies=True, fused=True)
+
+
+PLANS = {"copies": COPIES, "fused": FUSED}
 
 
 @pytest.fixture(scope="module")
@@ -221,45 +225,49 @@ def test_few_graphs_serve_many_batches(windows, tmp_path):
     assert "update" in keys and 2 <= len(keys) <= 4
 
 
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("attention_dropout", [0.0, 0.1])
-def test_dropout_is_drawn_anew_by_each_replay(windows, tmp_path, attention_dropout):
+def test_dropout_is_drawn_anew_by_each_replay(windows, tmp_path, attention_dropout, plan):
     """With learning rate 0 nothing but dropout makes two steps over the same windows differ."""
     model = small(0.1, attention_dropout).to(CUDA).train()
     job = job_of(model, Spans(windows, CUDA), tmp_path / "run", OptimSettings())
     job.device, job.dtype = CUDA, BRAIN
-    step = Step(job, COPIES)
+    step = Step(job, PLANS[plan])
     rows = np.arange(8)
     found = [float(step(rows, 0.0, Progress()).numbers.read()[0]) for _ in range(4)]
     assert len(set(found)) == 4
 
 
-def test_the_same_seed_gives_the_same_steps(windows, tmp_path):
-    one, *_ = take(windows, tmp_path, COPIES, dtype=BRAIN, model=small(0.1))
-    two, *_ = take(windows, tmp_path, COPIES, dtype=BRAIN, model=small(0.1))
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_same_seed_gives_the_same_steps(windows, tmp_path, plan):
+    one, *_ = take(windows, tmp_path, PLANS[plan], dtype=BRAIN, model=small(0.1))
+    two, *_ = take(windows, tmp_path, PLANS[plan], dtype=BRAIN, model=small(0.1))
     assert np.abs(one - two).max() < 5e-3
 
 
-def test_the_same_seed_gives_the_same_bits_where_asked_for(windows, tmp_path):
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_same_seed_gives_the_same_bits_where_asked_for(windows, tmp_path, plan):
     with deterministic():
-        one = take(windows, tmp_path, COPIES, dtype=BRAIN, model=small(0.1))
-        two = take(windows, tmp_path, COPIES, dtype=BRAIN, model=small(0.1))
+        one = take(windows, tmp_path, PLANS[plan], dtype=BRAIN, model=small(0.1))
+        two = take(windows, tmp_path, PLANS[plan], dtype=BRAIN, model=small(0.1))
     assert np.array_equal(one[0], two[0])
     assert all(torch.equal(one[1][name], two[1][name]) for name in one[1])
 
 
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("case", ["plain", "average"])
-def test_resumed_captured_steps_are_the_uninterrupted_ones(windows, tmp_path, case):
+def test_resumed_captured_steps_are_the_uninterrupted_ones(windows, tmp_path, case, plan):
     """Bit for bit with deterministic kernels, dropout on: what is captured at other steps draws what it would have."""
     with deterministic():
-        whole = take(windows, tmp_path, COPIES, dtype=BRAIN, model=small(0.1), **CASES[case])
+        whole = take(windows, tmp_path, PLANS[plan], dtype=BRAIN, model=small(0.1), **CASES[case])
         first, weights, _, step = take(
-            windows, tmp_path, COPIES, dtype=BRAIN, model=small(0.1), count=5, **CASES[case]
+            windows, tmp_path, PLANS[plan], dtype=BRAIN, model=small(0.1), count=5, **CASES[case]
         )
         state, generators = step.state_dict(), checkpoint.rng_state(CUDA)
         model = small(0.1).to(CUDA).train()
         model.load_state_dict(weights)
         job = dataclasses.replace(step.job, model=model)
-        again = Step(job, COPIES)
+        again = Step(job, PLANS[plan])
         again.load_state_dict(state)
         torch.cuda.manual_seed(99)
         checkpoint.set_rng_state(generators, CUDA)
@@ -275,26 +283,20 @@ def test_captured_steps_of_a_classifier(windows, tmp_path):
     assert np.abs(found[0] - found[1]).max() < 1e-4
 
 
-@pytest.mark.parametrize("what", ["behind", "layers"])
-def test_compiled_layers_inside_of_a_graph(windows, tmp_path, what):
-    torch._dynamo.reset()
+def test_fused_kernels_inside_of_a_graph(windows, tmp_path):
     expected, *_ = take(windows, tmp_path, Plan(), device=CPU)
     model = small()
-    plan = dataclasses.replace(COPIES, compiled=what)
-    found, *_ = take(windows, tmp_path, plan, dtype=BRAIN, model=model)
+    found, *_ = take(windows, tmp_path, FUSED, dtype=BRAIN, model=model)
     assert np.abs(found[:, 0] - expected[:, 0]).max() < 2e-2
-    layer = model.encoder.layers[0]
-    assert "behind_attention" not in vars(layer) and "forward" not in vars(layer)
+    assert "behind_attention" not in vars(model.encoder.layers[0])
 
 
-def test_compiled_layers_draw_the_same_dropout(windows, tmp_path):
-    """A run that is long enough to compile draws what a shorter one draws for its seed."""
-    torch._dynamo.reset()
-    found = []
-    for plan in (COPIES, dataclasses.replace(COPIES, compiled="behind")):
-        numbers, *_ = take(windows, tmp_path, plan, dtype=BRAIN, model=small(0.3))
-        found.append(numbers[:, 0])
-    assert np.abs(found[0] - found[1]).max() < 2e-2
+def test_the_fused_kernels_are_chosen(windows, tmp_path):
+    job = job_of(small().to(CUDA), Spans(windows, CUDA), tmp_path / "run")
+    job.device, job.dtype = CUDA, BRAIN
+    assert plan_of(job) == FUSED
+    job.model.encoder.fuse()
+    assert plan_of(job) == dataclasses.replace(COPIES, why="--compile")
 
 
 def test_recomputing_layers(windows, tmp_path):

@@ -1,6 +1,7 @@
 """The loop and its step called from Python: what a setting says holds wherever they are called."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import bertqa.model
 from bertqa import BertConfig, BertForQuestionAnswering
 from bertqa.data.batches import (
     WindowStore,
@@ -447,11 +449,20 @@ def plan_on(device, tmp_path, windows, *, dtype=torch.bfloat16, model=None, task
 
 def test_steps_are_captured_on_gpus(tmp_path, windows):
     assert plan_on("cpu", tmp_path, windows) == Plan()
-    assert plan_on("cuda", tmp_path, windows) == Plan(static=True, captured=True, copies=True)
     exact = plan_on("cuda", tmp_path, windows, dtype=torch.float32)
     assert exact == Plan(static=True, captured=True)
-    long = plan_on("cuda", tmp_path, windows, max_steps=10**10, epochs=10**10)
-    assert long.compiled and "fused by torch.compile" in str(long)
+    model = tiny()
+    model.encoder.layers[1].activation = torch.relu
+    plan = plan_on("cuda", tmp_path, windows, model=model)
+    assert plan == Plan(static=True, captured=True, copies=True, why="they know gelu alone")
+    assert "no fused kernels (they know gelu alone)" in str(plan)
+
+
+def test_without_triton_there_are_no_fused_kernels(tmp_path, windows, monkeypatch):
+    monkeypatch.delattr(bertqa.model, "fused", raising=False)
+    monkeypatch.setitem(sys.modules, "bertqa.model.fused", None)
+    plan = plan_on("cuda", tmp_path, windows)
+    assert plan.copies and not plan.fused and "Triton does not work here" in str(plan)
 
 
 def test_what_may_not_be_captured_runs_eager_and_says_so(tmp_path, windows):

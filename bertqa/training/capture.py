@@ -6,29 +6,19 @@ same addresses, with the same numbers baked in.
 """
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertqa.errors import UserError
-from bertqa.model.attention import choose_attention, own_name
+from bertqa.model.attention import own_name
 from bertqa.model.copies import foreign
-from bertqa.training.job import Job, total_steps
-
-COMPILE_SECONDS = 10.0
-"""What torch.compile takes. Measured on an H200: 9 to 11 s."""
-
-SAVED_PER_WINDOW = 1.6e-13
-"""Seconds that compiled layers save for each window and each weight of the layers. Measured on an H200 at 64 windows a
-step: 0.87 ms a step with BERT-base (85 million weights), 2.3 ms with BERT-large (302), 0.16 ms with MiniLM-L6 (11)."""
-
-
-COMPILE_OPTIONS = {"fallback_random": True}
-"""Dropout is drawn by torch's own kernel, as where nothing is compiled: the same numbers for the same seed. A compiled kernel
-draws four and uses one of them, which takes longer than all else that it does."""
+from bertqa.training.job import Job
 
 
 @dataclass(frozen=True)
@@ -41,10 +31,10 @@ class Plan:
     """Each bucket is a CUDA graph, and the update is one. Needs `static`."""
     copies: bool = False
     """16-bit copies of the weights in place of autocast. Needs `static`."""
-    compiled: str = ""
-    """What torch.compile fuses in each layer: "" nothing, "behind" what stands behind attention, "layers" all of it."""
+    fused: bool = False
+    """Kernels of our own for what stands behind attention (model/fused.py). Needs `copies`."""
     why: str = ""
-    """Why steps are not captured on a GPU, for people."""
+    """Why steps are not captured on a GPU, or kernels not fused, for people."""
 
     def __str__(self) -> str:
         """In words."""
@@ -53,8 +43,10 @@ class Plan:
         parts = ["captured as CUDA graphs"]
         if self.copies:
             parts.append("16-bit copies of the weights")
-        if self.compiled:
-            parts.append("layers fused by torch.compile")
+        if self.fused:
+            parts.append("fused kernels")
+        elif self.copies:
+            parts.append(f"no fused kernels ({self.why})")
         return ", ".join(parts)
 
 
@@ -82,17 +74,27 @@ def plan_of(job: Job) -> Plan:
     why = doubt(job)
     if why and wish == "auto":
         return Plan(why=f"{why}; --capture on tries it")
-    is_16_bit = job.dtype == torch.bfloat16 and not why
-    compiled = "behind" if not why and pays_to_compile(job) else ""
-    return Plan(static=True, captured=True, copies=is_16_bit, compiled=compiled)
+    if why or job.dtype != torch.bfloat16:
+        return Plan(static=True, captured=True)
+    why = why_not_fused(job)
+    return Plan(static=True, captured=True, copies=True, fused=not why, why=why)
 
 
-def pays_to_compile(job: Job) -> bool:
-    """Whether the run is long enough for torch.compile to save more time than it takes."""
-    already = "behind_attention" in vars(job.model.encoder.layers[0])  # --compile
-    windows = total_steps(len(job.task.store), job.settings) * job.settings.batch_size
-    weights = sum(weight.numel() for weight in job.model.encoder.layers.parameters())
-    return not already and windows * weights * SAVED_PER_WINDOW > COMPILE_SECONDS
+def why_not_fused(job: Job) -> str:
+    """Why the fused kernels cannot compute the layers of this model, or not on this machine; "" where they can."""
+    for layer in job.model.encoder.layers:
+        if "behind_attention" in vars(layer):
+            return "--compile"
+        if layer.activation is not F.gelu:
+            return "they know gelu alone"
+    try:
+        from bertqa.model import fused  # where there is no NVIDIA GPU, there is no Triton
+
+        row = torch.zeros(1, 16, dtype=job.dtype, device=job.device)
+        fused.gelu(row, row[0])
+    except Exception as error:  # of Triton, of the C compiler that it needs, of the driver
+        return f"Triton does not work here, {type(error).__name__}"
+    return ""
 
 
 def doubt(job: Job) -> str:
@@ -170,37 +172,27 @@ class Graphs:
         return graph
 
 
-class CompiledLayers:
-    """Layers of an encoder as torch.compile makes them, lent to it where they are wanted: evaluation goes without."""
+class FusedLayers:
+    """The layers of an encoder with fused kernels, lent to it where they are wanted: evaluation goes without."""
 
-    def __init__(self, job: Job, what: str):
-        self.compiled: list[tuple[nn.Module, str, Callable]] = []
-        for layer in job.model.encoder.layers if what else ():
-            if what == "behind":
-                function = compiled(layer.behind_attention)
-                self.compiled.append((layer, "behind_attention", function))
-            else:
-                self.compiled.append((layer, "forward", whole_layer(layer, job)))
+    def __init__(self, layers: Iterable[nn.Module], device: torch.device):
+        self.layers = list(layers)
+        self.device = device
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Inside, the encoder runs the compiled functions."""
-        for layer, name, function in self.compiled:
-            setattr(layer, name, function)
+        """Inside, each layer runs the kernels behind its attention, with dropouts of its own."""
+        if not self.layers:
+            yield
+            return
+        from bertqa.model import fused  # where there is no NVIDIA GPU, there is no Triton
+
+        # Drawn on the device, so that each replay of a graph draws others: two for each layer.
+        seeds = torch.randint(2**31 - 1, (len(self.layers), 2), device=self.device)
+        for layer, own in zip(self.layers, seeds.int(), strict=True):
+            layer.behind_attention = partial(fused.behind_attention, layer, seeds=own)
         try:
             yield
         finally:
-            for layer, name, _ in self.compiled:
-                delattr(layer, name)
-
-
-def whole_layer(layer: nn.Module, job: Job) -> Callable:
-    """A layer's forward, compiled, attention (whose body is chosen here and not inside) included."""
-    body = choose_attention(job.device, job.dtype, layer.attention_dropout, has_lengths=False)
-    forward = compiled(layer.forward)
-    return lambda x, layout, attention=None: forward(x, layout, attention or body)
-
-
-def compiled(function: Callable) -> Callable:
-    """What torch.compile makes of it, once for any number of tokens."""
-    return torch.compile(function, dynamic=True, options=COMPILE_OPTIONS)
+            for layer in self.layers:
+                del layer.behind_attention

@@ -25,7 +25,7 @@ from bertqa.errors import UserError
 from bertqa.model.attention import Layout
 from bertqa.model.copies import WeightCopies
 from bertqa.settings import LoopSettings
-from bertqa.training.capture import CompiledLayers, Graphs, Plan, plan_of
+from bertqa.training.capture import FusedLayers, Graphs, Plan, plan_of
 from bertqa.training.gradients import Gradients
 from bertqa.training.job import Job
 from bertqa.training.optim import Average, load_optimizer, make_optimizer, set_lr
@@ -173,7 +173,7 @@ class Step:
         most = -(-job.settings.batch_size // job.world.size)  # windows of a rank in a step
         self.rows = torch.full((most,), -1, device=job.device)
         self.share = torch.zeros((), device=job.device)
-        self.compiled = CompiledLayers(job, self.plan.compiled)
+        self.fused = FusedLayers(job.model.encoder.layers if self.plan.fused else (), job.device)
         trained = [weight for weight in job.model.parameters() if weight.requires_grad]
         leaves = trained
         if self.plan.copies:
@@ -189,7 +189,7 @@ class Step:
         """What is captured for a bucket: the gradients of the windows `self.rows` are added to those of the step."""
         batch = self.store.static_batch(self.rows, tokens)
         with ExitStack() as lent:
-            lent.enter_context(self.compiled.lent())
+            lent.enter_context(self.fused.lent())
             if self.copies is not None:
                 lent.enter_context(self.copies.lent())
             self._backward(batch, self.share, is_first)

@@ -1,0 +1,324 @@
+"""What stands behind attention in a layer, as kernels of our own for NVIDIA's GPUs: forward and backward in one function.
+
+torch runs it as some thirty kernels, each of which reads and writes all tokens, and that traffic takes longer than half of
+the matrix products. Here it is four products (cuBLAS) and what lies between them: bias, dropout, residual and LayerNorm are
+one kernel, bias and GELU another, and the gradients of bias, gain and shift are added up where those of the tokens are made.
+
+The kernels are written in Triton, which comes with torch for such GPUs; import this module only where it is. With
+TRITON_INTERPRET=1 they run on a CPU, slowly, for tests. Tokens are 16-bit, arithmetic is float32.
+
+N tokens, H hidden size, F feed-forward size.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+
+PROGRAMS = 528
+"""Programs that share the rows of a backward kernel: four for each multiprocessor of an H100 or H200. Each adds up the
+gradients of bias, gain and shift over its rows; their sums are added in a second kernel, always in the same order."""
+
+ROUNDS = 7
+"""Rounds of Philox for a dropout's random numbers. Ten are usual; seven pass the same tests (Salmon et al. 2011)."""
+
+
+def behind_attention(layer: nn.Module, x: Tensor, mixed: Tensor, seeds: Tensor) -> Tensor:
+    """`layer.behind_attention(x, mixed)`: (N, H), (N, A, D) -> (N, H), for a layer in training whose activation is GELU.
+
+    Args:
+        seeds: (2,) int32, one for each dropout of the layer.
+    """
+    return _BehindAttention.apply(
+        x,
+        mixed.reshape(x.shape),
+        seeds,
+        layer.dropout,
+        layer.attention_norm.eps,
+        layer.attention_out.weight,
+        layer.attention_out.bias,
+        layer.attention_norm.weight,
+        layer.attention_norm.bias,
+        layer.ffn_in.weight,
+        layer.ffn_in.bias,
+        layer.ffn_out.weight,
+        layer.ffn_out.bias,
+        layer.ffn_norm.weight,
+        layer.ffn_norm.bias,
+    )
+
+
+class _BehindAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, mixed, seeds, p, eps, *weights):
+        out, out_bias, gain1, shift1, wide_in, wide_bias, wide_out, back_bias, gain2, shift2 = (
+            weights
+        )
+        first = norm(mixed @ out.t(), out_bias, x, gain1, shift1, seeds[0:1], p, eps)
+        wide = first.y @ wide_in.t()  # (N, F), its bias not yet added
+        inner = gelu(wide, wide_bias)
+        second = norm(inner @ wide_out.t(), back_bias, first.y, gain2, shift2, seeds[1:2], p, eps)
+        ctx.save_for_backward(mixed, seeds, *first, wide, inner, *second[1:], *weights)
+        ctx.p = p
+        return second.y
+
+    @staticmethod
+    def backward(ctx, dy):
+        mixed, seeds, y1, z1, stats1, wide, inner, z2, stats2, *weights = ctx.saved_tensors
+        out, _, gain1, _, wide_in, wide_bias, wide_out, _, gain2, _ = weights
+        p = ctx.p
+
+        dy = dy.contiguous()
+        dz2, dproduct2, sums2 = norm_backward(dy, z2, stats2, gain2, seeds[1:2], p)
+        dinner = dproduct2 @ wide_out
+        dwide, dwide_bias = gelu_backward(dinner, wide, wide_bias)
+        dy1 = torch.addmm(dz2, dwide, wide_in)  # the feed-forward's way and the residual's
+        dz1, dproduct1, sums1 = norm_backward(dy1, z1, stats1, gain1, seeds[0:1], p)
+
+        # Of a frozen layer no product is made for nothing.
+        wanted = ctx.needs_input_grad[5:]
+        dout = dproduct1.t() @ mixed if wanted[0] else None
+        dwide_in = dwide.t() @ y1 if wanted[4] else None
+        dwide_out = dproduct2.t() @ inner if wanted[6] else None
+        first = (dout, *sums1)
+        second = (dwide_in, dwide_bias, dwide_out, *sums2)
+        return (dz1, dproduct1 @ out, None, None, None, *first, *second)
+
+
+# ---- bias, dropout, residual, LayerNorm ----
+
+
+class Normed(NamedTuple):
+    """What `norm` gives: y = LayerNorm(z), and what its backward needs."""
+
+    y: Tensor
+    """(N, H)."""
+    z: Tensor
+    """(N, H): residual + dropout(product + bias)."""
+    statistics: Tensor
+    """(N, 2) float32: mean of z and 1 / its standard deviation."""
+
+
+def norm(
+    product: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    seed: Tensor,
+    p: float,
+    eps: float,
+) -> Normed:
+    """LayerNorm(residual + dropout(product + bias)) of (N, H) tokens."""
+    tokens, width = product.shape
+    y = torch.empty_like(residual)
+    z = torch.empty_like(residual)
+    statistics = torch.empty(tokens, 2, device=y.device)
+    _norm[(tokens,)](
+        product, bias, residual, gain, shift, seed, y, z, statistics, width, p, eps,
+        DROP=p > 0, ROUNDS=ROUNDS, BLOCK=triton.next_power_of_2(width), num_warps=4,
+    )  # fmt: skip
+    return Normed(y, z, statistics)
+
+
+def norm_backward(
+    dy: Tensor, z: Tensor, statistics: Tensor, gain: Tensor, seed: Tensor, p: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `norm`: of the residual (N, H), of the product (N, H), and (3, H): of bias, gain and shift."""
+    tokens, width = dy.shape
+    dz = torch.empty_like(dy)
+    dproduct = torch.empty_like(dy)
+    programs = min(PROGRAMS, tokens)
+    sums = torch.empty(programs, 3, width, device=dy.device)
+    _norm_backward[(programs,)](
+        dy, z, statistics, gain, seed, dz, dproduct, sums, tokens, width, p,
+        DROP=p > 0, ROUNDS=ROUNDS, BLOCK=triton.next_power_of_2(width), num_warps=4,
+    )  # fmt: skip
+    return dz, dproduct, add_up(sums, gain.dtype)
+
+
+@triton.jit
+def _kept(seed, row, p, ROUNDS: tl.constexpr, BLOCK: tl.constexpr):
+    """(BLOCK,) of what dropout leaves of a row: 1 / (1 - p), or 0. The backward pass draws the same again."""
+    # One call of Philox gives four numbers.
+    quads = row * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+    a, b, c, d = tl.rand4x(seed, quads, ROUNDS)
+    numbers = tl.reshape(tl.join(tl.join(a, b), tl.join(c, d)), (BLOCK,))
+    return tl.where(numbers >= p, 1 / (1 - p), 0.0)
+
+
+@triton.jit
+def _norm(
+    product, bias, residual, gain, shift, seed, y, z, statistics, width, p, eps,
+    DROP: tl.constexpr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One row."""
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    here = tl.cast(row, tl.int64) * width + columns
+
+    x = tl.load(product + here, inside, 0.0).to(tl.float32)
+    x += tl.load(bias + columns, inside, 0.0).to(tl.float32)
+    if DROP:
+        x *= _kept(tl.load(seed), row, p, ROUNDS, BLOCK)
+    x += tl.load(residual + here, inside, 0.0).to(tl.float32)
+    # The backward pass has z as it is stored, so its statistics are of that.
+    stored = x.to(z.dtype.element_ty)
+    x = stored.to(tl.float32)
+
+    mean = tl.sum(x, 0) / width
+    centred = tl.where(inside, x - mean, 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
+    weight = tl.load(gain + columns, inside, 0.0).to(tl.float32)
+    offset = tl.load(shift + columns, inside, 0.0).to(tl.float32)
+
+    tl.store(z + here, stored, inside)
+    tl.store(y + here, centred * scale * weight + offset, inside)
+    tl.store(statistics + 2 * row, mean)
+    tl.store(statistics + 2 * row + 1, scale)
+
+
+@triton.jit
+def _norm_backward(
+    dy, z, statistics, gain, seed, dz, dproduct, sums, tokens, width, p,
+    DROP: tl.constexpr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Every so-manieth row, and the sums over these rows."""
+    program = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    weight = tl.load(gain + columns, inside, 0.0).to(tl.float32)
+    dbias = tl.zeros((BLOCK,), tl.float32)
+    dgain = tl.zeros((BLOCK,), tl.float32)
+    dshift = tl.zeros((BLOCK,), tl.float32)
+
+    for row in range(program, tokens, tl.num_programs(0)):
+        here = tl.cast(row, tl.int64) * width + columns
+        gradient = tl.load(dy + here, inside, 0.0).to(tl.float32)
+        mean = tl.load(statistics + 2 * row)
+        scale = tl.load(statistics + 2 * row + 1)
+        normed = (tl.load(z + here, inside, 0.0).to(tl.float32) - mean) * scale
+        normed = tl.where(inside, normed, 0.0)
+        dshift += gradient
+        dgain += gradient * normed
+
+        # What would move the row's mean or its spread has no effect behind the norm.
+        gradient *= weight
+        along_mean = tl.sum(gradient, 0) / width
+        along_spread = tl.sum(gradient * normed, 0) / width
+        gradient = (gradient - along_mean - normed * along_spread) * scale
+        tl.store(dz + here, gradient, inside)
+        if DROP:
+            gradient *= _kept(tl.load(seed), row, p, ROUNDS, BLOCK)
+        dbias += tl.where(inside, gradient, 0.0)
+        tl.store(dproduct + here, gradient, inside)
+
+    mine = sums + program.to(tl.int64) * 3 * width + columns
+    tl.store(mine, dbias, inside)
+    tl.store(mine + width, dgain, inside)
+    tl.store(mine + 2 * width, dshift, inside)
+
+
+# ---- bias, GELU ----
+
+
+def gelu(wide: Tensor, bias: Tensor) -> Tensor:
+    """GELU(wide + bias) of (N, F)."""
+    tokens, width = wide.shape
+    inner = torch.empty_like(wide)
+    block = min(512, triton.next_power_of_2(width))
+    grid = (triton.cdiv(tokens, 4), triton.cdiv(width, block))
+    _gelu[grid](wide, bias, inner, tokens, width, ROWS=4, BLOCK=block, num_warps=4)
+    return inner
+
+
+def gelu_backward(dinner: Tensor, wide: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `gelu`: of `wide` (N, F) and of the bias (F,)."""
+    tokens, width = wide.shape
+    block = min(512, triton.next_power_of_2(width))
+    blocks = triton.cdiv(width, block)
+    programs = min(triton.cdiv(PROGRAMS, blocks), triton.cdiv(tokens, 4))
+    dwide = torch.empty_like(wide)
+    sums = torch.empty(programs, 1, width, device=wide.device)
+    _gelu_backward[(programs, blocks)](
+        dinner, wide, bias, dwide, sums, tokens, width, ROWS=4, BLOCK=block, num_warps=4
+    )
+    return dwide, add_up(sums, bias.dtype)[0]
+
+
+@triton.jit
+def _normal(x):
+    """The normal distribution at x, below and at the point, both from one exponential.
+
+    Abramowitz and Stegun 7.1.26: the error function within 1.5e-7, which 16-bit tokens do not see.
+    """
+    bell = tl.exp(-0.5 * x * x)
+    t = 1 / (1 + 0.3275911 * 0.7071067811865476 * tl.abs(x))
+    tail = 1.061405429 * t - 1.453152027
+    tail = tail * t + 1.421413741
+    tail = tail * t - 0.284496736
+    tail = (tail * t + 0.254829592) * t
+    above = 0.5 * tail * bell  # what lies beyond |x|
+    below = tl.where(x < 0, above, 1 - above)
+    return below, 0.3989422804014327 * bell
+
+
+@triton.jit
+def _gelu(wide, bias, inner, tokens, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """A tile of ROWS tokens and BLOCK columns."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = (rows < tokens)[:, None] & (columns < width)[None, :]
+    here = rows.to(tl.int64)[:, None] * width + columns[None, :]
+    x = tl.load(wide + here, inside, 0.0).to(tl.float32)
+    x += tl.load(bias + columns, columns < width, 0.0).to(tl.float32)[None, :]
+    below, _ = _normal(x)
+    tl.store(inner + here, x * below, inside)
+
+
+@triton.jit
+def _gelu_backward(
+    dinner, wide, bias, dwide, sums, tokens, width, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """BLOCK columns of every so-manieth tile of rows, and their sum."""
+    program = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    offset = tl.load(bias + columns, columns < width, 0.0).to(tl.float32)
+    dbias = tl.zeros((BLOCK,), tl.float32)
+    for tile in range(program, tl.cdiv(tokens, ROWS), tl.num_programs(0)):
+        rows = tile * ROWS + tl.arange(0, ROWS)
+        inside = (rows < tokens)[:, None] & (columns < width)[None, :]
+        here = rows.to(tl.int64)[:, None] * width + columns[None, :]
+        x = tl.load(wide + here, inside, 0.0).to(tl.float32) + offset[None, :]
+        below, bell = _normal(x)
+        gradient = tl.load(dinner + here, inside, 0.0).to(tl.float32) * (below + x * bell)
+        tl.store(dwide + here, gradient, inside)
+        dbias += tl.sum(gradient, 0)
+    tl.store(sums + program.to(tl.int64) * width + columns, dbias, columns < width)
+
+
+# ---- sums over programs ----
+
+
+def add_up(sums: Tensor, dtype: torch.dtype) -> Tensor:
+    """(P, K, W) float32 -> (K, W): the sum over P programs."""
+    programs, kinds, width = sums.shape
+    total = torch.empty(kinds, width, dtype=dtype, device=sums.device)
+    grid = (triton.cdiv(kinds * width, 32),)
+    _add_up[grid](sums, total, programs, kinds * width, ROWS=64, BLOCK=32, num_warps=4)
+    return total
+
+
+@triton.jit
+def _add_up(sums, total, programs, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    found = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, programs, ROWS):
+        rows = first + tl.arange(0, ROWS)
+        inside = (rows < programs)[:, None] & (columns < width)[None, :]
+        here = rows[:, None] * width + columns[None, :]
+        found += tl.sum(tl.load(sums + here, inside, 0.0), 0)
+    tl.store(total + columns, found, columns < width)
