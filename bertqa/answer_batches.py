@@ -74,10 +74,9 @@ class AnswerBatches:
     def reader(self) -> Reader:
         """The Reader of this process."""
         if self._reader is None:
-            if self.threads:
-                import torch
+            from bertqa.device import set_threads
 
-                torch.set_num_threads(self.threads)
+            set_threads(self.threads or 0)
             self._reader = Reader.load(self.model, **self.load)
         return self._reader
 

@@ -177,3 +177,15 @@ def after_fork(device: torch.device) -> None:
         )
     torch.set_num_threads(1)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def set_threads(threads: int) -> None:
+    """Threads of torch's products on a CPU; 0 leaves them as they are. UserError for more than any machine can use.
+
+    Asked for a hundred thousand, OpenMP ends the process without a word.
+    """
+    most = 4 * (os.cpu_count() or 1)
+    if not 0 <= threads <= most:
+        raise UserError(f"--threads {threads}: give 1 to {most}, or 0 for torch's own choice")
+    if threads:
+        torch.set_num_threads(threads)

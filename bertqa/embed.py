@@ -156,16 +156,13 @@ class Embedder:
     """The encoder that the flags ask for, and how: texts in, `Vectors` out; counts texts, tokens and texts that were cut."""
 
     def __init__(self, args: argparse.Namespace):
-        import torch
-
         from bertqa.data.tokenizer import WordPiece
-        from bertqa.device import pick_device, pick_precision
+        from bertqa.device import pick_device, pick_precision, set_threads
         from bertqa.hf.convert import resolve_weights
         from bertqa.model import folder, prepack
         from bertqa.model.record import read_embed
 
-        if args.threads:
-            torch.set_num_threads(args.threads)
+        set_threads(args.threads)
         where = resolve_weights(args.model)
         device = pick_device(args.device)
         self.model = args.model

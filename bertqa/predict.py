@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check(args, asked)
     if asked:
         return answer_asked(args)
+    from bertqa.device import set_threads
     from bertqa.distributed import world_of_torchrun
     from bertqa.hf.convert import resolve_weights
     from bertqa.model import folder
@@ -38,19 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from bertqa.classify_texts import classify
 
         return classify(args, config, world)
-
-
-def set_threads(threads: int) -> None:
-    """Threads of torch's products; 0 leaves them as they are."""
-    import os
-
-    most = 4 * (os.cpu_count() or 1)
-    if not 0 <= threads <= most:
-        raise UserError(f"--threads {threads}: give 1 to {most}, or 0 for torch's own choice")
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 def threshold_of(args: argparse.Namespace, qa: dict) -> float | None:
@@ -150,6 +138,7 @@ def answer_asked(args: argparse.Namespace) -> int:
     """Answer what is asked on the command line, at the prompt or through a pipe."""
     from bertqa import prompt
     from bertqa.answer_lines import answer_lines, stdin_lines
+    from bertqa.device import set_threads
 
     set_threads(args.threads)
     context = text_asked_about(args)

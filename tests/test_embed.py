@@ -351,3 +351,9 @@ def test_heads_of_every_kind(tmp_path):
         expected = model.encoder(packed, lengths=[len(packed)]).last_hidden_state[0]
         found = embed_texts(encoder, tokenizer, ["i love paris"], pool="cls").vectors[0]
         assert np.allclose(found, expected.detach().numpy(), atol=1e-6)
+
+
+def test_more_threads_than_any_machine_has_are_refused(ours):
+    """OpenMP would end the process by a segmentation fault."""
+    with pytest.raises(UserError, match="--threads 100000: give 1 to"):
+        main(["--model", str(ours), "--text", "a", "--threads", "100000"])
