@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from bertqa import __version__
-from bertqa.bars import progress_bar
+from bertqa.console import progress_bar
 from bertqa.data.chunks import chunks
 from bertqa.data.sources import expand
 from bertqa.data.stream import Question, QuestionStream
