@@ -1,60 +1,40 @@
 """Files of questions in, a folder of answers out: `python -m bertqa.predict --data`.
 
-Questions are read as they are answered, and answers written as they come (jobs.py), so memory holds a share of both.
-The shares are the same whoever answers them, one process or eight, at once or after a stop: so are the answers, to the
-last bit.
+Questions are answered as they are read (jobs.py); the files of SQuAD's scripts are made of the lines when all are there.
 """
 
 import argparse
 import contextlib
-import operator
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
 from bertqa import __version__
-from bertqa.console import progress_bar
-from bertqa.data.chunks import chunks
+from bertqa.data.examples import read_examples
 from bertqa.data.sources import expand
-from bertqa.data.stream import Question, QuestionStream
+from bertqa.data.stream import Question, question_stream
 from bertqa.distributed import World
 from bertqa.errors import UserError
-from bertqa.files import read_object
-from bertqa.jobs import (
-    Job,
-    ObjectFile,
-    data_fingerprint,
-    model_fingerprint,
-    object_file,
-    stop_on_sigterm,
-)
-from bertqa.qa.asked import Asked, asked_of
+from bertqa.files import read_object, replacing
+from bertqa.jobs import Job, answer_stream, data_fingerprint, model_fingerprint
+from bertqa.qa.asked import Asked, How, asked_of
 from bertqa.qa.documents import Ranking, n_best_list
+from bertqa.qa.metrics import evaluate_v2, score_answers
 from bertqa.qa.thresholds import no_answer_probability
-from bertqa.reader import How, Reader
+from bertqa.reader import Reader
 
 SHARE = 512
 """Questions answered at once: few enough that eight processes are busy with ten thousand and that little is lost by a
 stop, and enough to sort windows by length."""
 
-FIRST = 8
-"""Questions in the first share, so that answers come soon; each next one is twice as large."""
-
-
-@dataclass
-class Share:
-    """Questions that are answered at once."""
-
-    start: int
-    """Place of the first in the stream."""
-    questions: list[Question]
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self.questions)
+COMPARED = 512
+"""Questions on which --int8 is held against the model as it is."""
 
 
 def answer_file(
@@ -64,25 +44,29 @@ def answer_file(
 
     Returns the exit status: 1 where a record could not be read.
     """
-    stop_on_sigterm()
     paths = expand(args.data)
     how = how_asked(args, reader, threshold)
-    job = None
-    if world.first:
-        job = Job(args.out, about(args, reader, how, paths), args.resume)
+    # checksums of the data cost a second a gigabyte: once is enough
+    depends = about(args, reader, how, paths) if world.first else {}
+    job = Job(args.out, depends, args.resume, world)
     began = time.perf_counter()
-    try:
-        answered = answer_all(args, reader, how, QuestionStream(paths), job, world)
-    except (KeyboardInterrupt, OSError):
-        if job:
-            said = f"{job.done:,} answers are in {job.lines}; --resume goes on behind them"
-            print("\n" + said, file=sys.stderr)
-        raise
-    failed = 0
-    if job:
-        took = time.perf_counter() - began
-        failed = write_official_files(job, reader.qa, args.n_best)
-        print(report(job, answered, took, failed, threshold), file=sys.stderr)
+    answered = answer_stream(
+        job,
+        question_stream(paths),
+        partial(rows_of, reader, how, args.n_best),
+        size=SHARE,
+        device=reader.device.type,
+        limit=args.limit,
+        on_error=args.on_error,
+        unit=" questions",
+    )
+    took = time.perf_counter() - began
+    if not job.done:
+        raise UserError(f"{', '.join(args.data)}: there is no question in it")
+    if not world.first:
+        return 0
+    failed = write_official_files(job, reader.qa, args.n_best)
+    print(report(job, answered, took, failed, threshold), file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -116,77 +100,19 @@ def about(args: argparse.Namespace, reader: Reader, how: How, paths: Sequence[Pa
     }
 
 
-def answer_all(
-    args: argparse.Namespace,
-    reader: Reader,
-    how: How,
-    stream: QuestionStream,
-    job: Job | None,
-    world: World,
-) -> int:
-    """Answer every question behind those that are done. Returns how many these were."""
-    done = world.gather(job.done if job else 0)[0]
-    ids = job.ids() if job else None
-    begin = None
-    at = 0
-    with progress_bar(desc="answer", unit=" questions", shown=world.first) as bar:
-        for turn in chunks(shares_ahead(stream, args.limit, done, ids), world.size):
-            if begin is None:
-                begin = turn[0].start
-                begin_bar(bar, begin)
-                if job:
-                    job.keep(begin)  # a share is answered whole, or its answers would be others
-            rows: list[dict] = []
-            if world.rank < len(turn):
-                mine = turn[world.rank]
-                show = Shown(bar, stream, args.limit, mine)
-                rows = rows_of(mine, reader, how, args.n_best, show)
-            for share, part in zip(turn, world.gather(rows), strict=False):
-                at = share.stop
-                if job:
-                    append(job, share, part, args.on_error)
-            bar.update(at - bar.n)
-    if begin is None and not done:
-        raise UserError(f"{', '.join(args.data)}: there is no question in it")
-    return 0 if begin is None else at - begin
-
-
-def shares_ahead(
-    stream: QuestionStream, limit: int | None, done: int, ids: Iterator | None
-) -> Iterator[Share]:
-    """The shares of a stream that are not yet answered whole; `ids` are those of the answers that are there."""
-    start = 0
-    questions_ahead = islice(stream, limit)
-    weigh = operator.attrgetter("characters")
-    for questions in chunks(questions_ahead, SHARE, weigh, first=FIRST):
-        share = Share(start, questions)
-        start = share.stop
-        if share.stop > done:
-            yield share
-        elif ids is not None:
-            for question in questions:
-                refuse_other_id(question, next(ids))
-
-
-def refuse_other_id(question: Question, before: object) -> None:
-    if question.id != before:
-        raise UserError(
-            f"{question.where}: its id is {question.id!r}, but the answer in its place is to {before!r}; "
-            "give the data that the job was begun with, or another --out"
-        )
-
-
-def rows_of(share: Share, reader: Reader, how: How, n_best: int | None, done) -> list[dict]:
-    """A row for each question of a share."""
+def rows_of(
+    reader: Reader, how: How, n_best: int | None, questions: Sequence[Question], done=None
+) -> list[dict]:
+    """A row for each question; `done` is told after every batch which part of them it was."""
     asked = []
-    for question in share.questions:
+    for question in questions:
         if question.error:
             asked.append(Asked(error=f"{question.where}: {question.error}"))
         else:
             asked.append(asked_of(question.id, question.question, question.documents))
     rows = []
     rankings = reader.rank(asked, how, done)
-    for question, ranking in zip(share.questions, rankings, strict=True):
+    for question, ranking in zip(questions, rankings, strict=True):
         rows.append(row_of(question.id, ranking, how, n_best))
     return rows
 
@@ -201,41 +127,6 @@ def row_of(id: object, ranking: Ranking, how: How, n_best: int | None) -> dict:
     return row
 
 
-def append(job: Job, share: Share, rows: list[dict], on_error: str) -> None:
-    """Write the rows of a share. With `on_error` "stop" raises UserError for the first that is an error."""
-    for nth, row in enumerate(rows):
-        if "error" in row and on_error == "stop":
-            job.append(rows[:nth])
-            raise UserError(row["error"])
-    job.append(rows)
-
-
-# What is seen while it runs, and in the end
-
-
-def begin_bar(bar, done: int) -> None:
-    """Have the bar begin behind what an earlier start has done, and its clock now: the rate is that of this one."""
-    bar.initial = bar.n = bar.last_print_n = done
-    bar.unpause()
-
-
-class Shown:
-    """Moves the bar with every batch of a share. How many questions there are is estimated from the bytes read."""
-
-    def __init__(self, bar, stream: QuestionStream, limit: int | None, share: Share):
-        self.bar = bar
-        self.share = share
-        self.part = 0.0  # of the share
-        if stream.share_read:
-            total = round(stream.ids.count / stream.share_read)
-            bar.total = min(total, limit) if limit else total
-
-    def __call__(self, part: float) -> None:
-        self.part += part
-        at = self.share.start + int(self.part * len(self.share.questions))
-        self.bar.update(at - self.bar.n)
-
-
 def report(job: Job, answered: int, took: float, failed: int, threshold: float | None) -> str:
     """What was done, for people."""
     said = (
@@ -246,6 +137,9 @@ def report(job: Job, answered: int, took: float, failed: int, threshold: float |
     if failed:
         said += f'; {failed:,} records could not be read: see "error" in {job.lines.name}'
     return said
+
+
+# The files of SQuAD's scripts
 
 
 def write_official_files(job: Job, qa: dict, n_best: int | None) -> int:
@@ -277,19 +171,53 @@ def write_official_files(job: Job, qa: dict, n_best: int | None) -> int:
     return failed
 
 
+class ObjectFile:
+    """A JSON object written entry by entry, one a line: it need not fit into memory."""
+
+    def __init__(self, file: TextIO):
+        self.file = file
+        self.separator = "{\n"
+
+    def add(self, key: str, value: object) -> None:
+        self.file.write(f"{self.separator}{json.dumps(key)}: {json.dumps(value)}")
+        self.separator = ",\n"
+
+
+@contextlib.contextmanager
+def object_file(path: Path) -> Iterator[ObjectFile]:
+    """An ObjectFile that takes the place of `path` if the block ends well."""
+    with replacing(path) as fresh, open(fresh, "w", encoding="utf-8") as file:
+        entries = ObjectFile(file)
+        yield entries
+        file.write("{}\n" if entries.separator == "{\n" else "\n}\n")
+
+
 # What 8 bits cost
 
 
-def first_answers(folder: Path, most: int) -> dict[str, str]:
-    """id -> answer of the first questions of a finished job."""
-    return dict(islice(read_object(folder / "predictions.json").items(), most))
+def int8_cost(args: argparse.Namespace, exact: Reader, threshold: float | None) -> str:
+    """What 8 bits changed: the first questions of a finished job answered again by `exact`, the model as it is."""
+    found = read_object(args.out / "predictions.json")
+    questions = list(
+        islice(question_stream(expand(args.data)), min(COMPARED, args.limit or COMPARED))
+    )
+    rows = rows_of(exact, how_asked(args, exact, threshold), None, questions)
+    right = {str(row["id"]): row["answer"] for row in rows if "error" not in row}
+    given = {id: found[id] for id in right}
+    same = sum(given[id] == right[id] for id in right) / max(1, len(right))
+    said = f"int8: of the first {len(right):,} questions {same:.1%} have the answer that {args.precision} precision gives"
+    f1 = [f1_of(args.data[0], answers) for answers in (given, right)]
+    if None not in f1:
+        said += f"; F1 {f1[0]:.2f} instead of {f1[1]:.2f}"
+    return said
 
 
-def answers_again(
-    args: argparse.Namespace, reader: Reader, threshold: float | None, most: int
-) -> dict[str, str]:
-    """id -> answer of the first questions of the data by another reader."""
-    questions = list(islice(QuestionStream(expand(args.data)), min(most, args.limit or most)))
-    how = how_asked(args, reader, threshold)
-    rows = rows_of(Share(0, questions), reader, how, None, None)
-    return {str(row["id"]): row["answer"] for row in rows if "error" not in row}
+def f1_of(path: str, answers: dict[str, str]) -> float | None:
+    """F1 of answers to the first questions of a file; None where it does not say what is right."""
+    try:
+        examples = read_examples(path, len(answers)).examples
+        if not any(example.answer_texts for example in examples):
+            return None
+        return evaluate_v2(score_answers(examples, answers))["f1"]
+    except UserError:
+        return None

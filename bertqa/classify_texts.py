@@ -1,30 +1,31 @@
-"""Classes of texts, where the model is a classifier: `python -m bertqa.predict --text`, or `--data` with a file of texts."""
+"""Classes of texts, where the model is a classifier: `python -m bertqa.predict --text`, or `--data` with files of texts."""
 
 import argparse
 import sys
-from itertools import islice
+import time
+from collections.abc import Callable, Sequence
 
 from bertqa import __version__
-from bertqa.data.chunks import chunks
 from bertqa.data.sources import expand
+from bertqa.data.text_stream import Text, text_stream
 from bertqa.data.text_windows import text_windows
-from bertqa.data.texts import Texts, read_texts
 from bertqa.data.tokenizer import WordPiece
 from bertqa.device import autocast, pick_device, pick_precision
 from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import to_json
 from bertqa.inference import class_logits
-from bertqa.jobs import Job, data_fingerprint, model_fingerprint, stop_on_sigterm
+from bertqa.jobs import Job, answer_stream, data_fingerprint, model_fingerprint
 from bertqa.model import folder, prepack
 from bertqa.training.classification import probabilities
 
 SHARE = 4096
-"""Texts of a file that are classified, and written, together."""
+"""Most texts that are classified, and written, together."""
 
 
 def classify(args: argparse.Namespace, config: dict, world: World) -> int:
-    """Print the classes of one text, or write a line of predictions.jsonl for each text of the files."""
+    """Print the classes of one text, or write a line of predictions.jsonl for each text of the files. Returns the exit
+    status: 1 where a row could not be read."""
     if config["head"] != folder.CLASSES:
         raise UserError(
             f"{args.model}: its head is {config['head']!r}, but --text needs a classifier; train one first: "
@@ -32,22 +33,22 @@ def classify(args: argparse.Namespace, config: dict, world: World) -> int:
         )
     trained = {"text_column": "text", "pair_column": None, **folder.read_qa(args.model)}
     classifier = Classifier(args, config, trained.get("max_length"))
+    first = args.text_column or trained["text_column"]
     second = args.pair_column or trained["pair_column"]
     if args.data:
-        return classify_files(
-            args, classifier, args.text_column or trained["text_column"], second, world
-        )
+        return classify_files(args, classifier, first, second, world)
     if second and args.pair is None:
         raise UserError(
             f"{args.model}: classifies pairs ({trained['text_column']}, {second}); give --pair TEXT too"
         )
-    pairs = None if args.pair is None else [args.pair]
-    (found,) = classifier.classes([args.text], pairs)
+    (found,) = classifier([Text("0", "--text", args.text, args.pair)])
     if args.json:
         print(to_json({"label": next(iter(found)), "probabilities": found}))
     else:
         for label, share in found.items():
             print(f"{label}   [probability {share:.3f}]")
+    if classifier.cut:
+        print(f"1 of 1 texts cut to {classifier.most} tokens", file=sys.stderr)
     return 0
 
 
@@ -63,71 +64,74 @@ class Classifier:
         self.model = prepack.pack(folder.load(args.model, device=self.device), self.dtype)
         self.cut = 0
 
-    def classes(
-        self, texts: list[str], pairs: list[str] | None, world=None, progress=None
-    ) -> list[dict]:
+    def __call__(self, texts: Sequence[Text]) -> list[dict]:
         """Class -> probability of each text, or pair of texts, the most probable first."""
-        windows = text_windows(texts, self.tokenizer, pairs=pairs, max_length=self.most)
+        pairs = None
+        if any(text.second is not None for text in texts):
+            pairs = [text.second for text in texts]
+        firsts = [text.text for text in texts]
+        windows = text_windows(firsts, self.tokenizer, pairs=pairs, max_length=self.most)
         self.cut += windows.cut
         cast = autocast(self.device, self.dtype)
-        logits, _ = class_logits(
-            self.model, windows, self.device, autocast=cast, progress=progress, world=world
-        )
-        if self.cut and pairs is None and len(texts) == 1:
-            print(f"1 of 1 texts cut to {self.most} tokens", file=sys.stderr)
+        logits, _ = class_logits(self.model, windows, self.device, autocast=cast)
         return probabilities(logits, self.labels)
+
+    def rows(self, texts: Sequence[Text], done: Callable[[float], None]) -> list[dict]:
+        """The line of predictions.jsonl for each text of a share."""
+        found = iter(self([text for text in texts if not text.error]))
+        rows = []
+        for text in texts:
+            if text.error:
+                rows.append({"id": text.id, "error": text.error})
+                continue
+            classes = next(found)
+            label = next(iter(classes))
+            rows.append({"id": text.id, "label": label, "probabilities": classes})
+        done(1.0)
+        return rows
 
 
 def classify_files(
     args: argparse.Namespace, classifier: Classifier, column: str, second: str | None, world: World
 ) -> int:
     """Append a line to predictions.jsonl for each text of the files; what is written stays, and --resume goes on."""
-    stop_on_sigterm()
     paths = expand(args.data)
-    texts = read_all(paths, None if column == "text" and not second else column, second, args.limit)
-    job = None
+    about = {}
     if world.first:
         about = {
             "bertqa": __version__,
             "data": data_fingerprint(paths),
             "model": model_fingerprint(args.model),
+            "device": classifier.device.type,
             "precision": str(classifier.dtype),
             "limit": args.limit,
             "columns": [column, second],
         }
-        job = Job(args.out, about, args.resume)
-    done = world.gather(job.done if job else 0)[0]
-    done -= done % SHARE if done < len(texts) else 0
-    if job:
-        job.keep(done)
-    rest = range(done, len(texts))
-    for share in chunks(rest, SHARE):
-        rows = texts.select(share)
-        found = classifier.classes(rows.texts, rows.pairs, world, "classify")
-        if job:
-            named = zip(rows.ids, found, strict=True)
-            job.append(
-                [{"id": id, "label": next(iter(one)), "probabilities": one} for id, one in named]
-            )
-    if classifier.cut:
-        print(
-            f"{classifier.cut:,} of {len(rest):,} texts cut to {classifier.most} tokens",
-            file=sys.stderr,
-        )
-    if job:
-        print(f"classes of {len(texts):,} texts in {job.lines}", file=sys.stderr)
-    return 0
-
-
-def read_all(paths: list, column: str | None, second: str | None, limit: int | None) -> Texts:
-    """The texts of all files, as one. Those without ids are numbered throughout."""
-    found = [read_texts(path, column, pair_column=second, limit=limit) for path in paths]
-    first, *others = found
-    for other in others:
-        numbered = other.ids == [str(number) for number in range(len(other))]
-        first.ids += [str(len(first) + n) for n in range(len(other))] if numbered else other.ids
-        first.where += other.where
-        first.texts += other.texts
-        if second:
-            first.pairs += other.pairs
-    return first.select(list(islice(range(len(first)), limit)))
+    job = Job(args.out, about, args.resume, world)
+    began = time.perf_counter()
+    answered = answer_stream(
+        job,
+        text_stream(paths, None if column == "text" and not second else column, second),
+        classifier.rows,
+        size=SHARE,
+        device=classifier.device.type,
+        limit=args.limit,
+        on_error=args.on_error,
+        unit=" texts",
+    )
+    took = time.perf_counter() - began
+    if not job.done:
+        raise UserError(f"{', '.join(args.data)}: there is no text in it")
+    cut = world.sum(classifier.cut)
+    if not world.first:
+        return 0
+    if cut:
+        print(f"{cut:,.0f} of {answered:,} texts cut to {classifier.most} tokens", file=sys.stderr)
+    said = f"classes of {job.done:,} texts in {job.lines}"
+    if answered:
+        said += f"; {answered:,} in {took:.1f} s, {answered / took:,.1f} texts/s"
+    failed = job.failed()
+    if failed:
+        said += f'; {failed:,} rows could not be read: see "error" in {job.lines.name}'
+    print(said, file=sys.stderr)
+    return 1 if failed else 0

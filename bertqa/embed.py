@@ -15,19 +15,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from bertqa.data.chunks import chunks
-from bertqa.data.texts import Texts, read_texts
+from bertqa.data.sources import STDIN, expand
+from bertqa.embed_files import refuse_bad, texts_of, write_at_once, write_npy
 from bertqa.errors import UserError
-from bertqa.files import flush_to_disk, read_object, replacing, to_json, write_json, write_text
 from bertqa.flags import VerbParser, run_verb
-from bertqa.folders import take_place
-from bertqa.jobs import data_fingerprint, model_fingerprint, refuse_other
+from bertqa.jobs import model_fingerprint
 from bertqa.settings import bundled_reader
-
-SHARE = 8192
-"""Texts that are embedded, and written, together."""
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -58,7 +51,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data",
         metavar="FILE",
-        help="a text per line; or a column of CSV, TSV or JSONL; .gz or not",
+        nargs="+",
+        help="a text per line; or a column of CSV, TSV, JSONL or Parquet; packed or not; several files, folders, patterns, "
+        "- for standard input",
     )
     group.add_argument("--text-column", metavar="NAME", help="that column [text]")
     group.add_argument(
@@ -72,7 +67,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with an --out FILE.npy that was stopped on its way",
     )
-    group.add_argument("--limit", type=int, metavar="N", help="only the first N texts of the file")
+    group.add_argument("--limit", type=int, metavar="N", help="only the first N texts")
 
 
 def add_vector_flags(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +116,14 @@ def check(args: argparse.Namespace) -> None:
             "--pool none gives a vector per token, and .npy cannot say which text a token belongs to; "
             "use --out FILE.safetensors"
         )
+    if args.resume and (not args.data or args.out.suffix != ".npy"):
+        raise UserError(
+            "--resume goes on with the --out FILE.npy of --data; everything else is written at once"
+        )
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit {args.limit}: give 1 or more")
+    if args.out and args.out.exists():
+        raise UserError(f"{args.out}: is there already; give another --out")
     if args.layer != "all":
         try:
             args.layer = int(args.layer)
@@ -131,24 +134,22 @@ def check(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Embed a text or a file. Returns the exit status."""
+    """Embed a text or files of them. Returns the exit status."""
     args = parse_args(argv)
-    if args.text is not None:
-        texts = Texts("--text", "", [""], ["0"], [args.text])
-    else:
-        texts = read_texts(args.data, args.text_column, limit=args.limit)
+    paths = expand(args.data or [])
+    if STDIN not in paths:
+        refuse_bad(texts_of(args, paths), args.data)
     embed = Embedder(args)
     began = time.perf_counter()
     if args.out is None:
-        vectors = embed(texts.texts).vectors
+        vectors = embed([args.text]).vectors
         shape = vectors.shape
         print(json.dumps(vectors.tolist() if args.pool == "none" else vectors[0].tolist()))
-    elif args.out.suffix == ".npy":
-        files = [] if args.data is None else [Path(args.data)]
-        shape = write_npy(args.out, texts, embed, data_fingerprint(files), args.resume)
+    elif args.data and args.out.suffix == ".npy":
+        shape = write_npy(args, paths, embed)
     else:
-        shape = write_safetensors(args.out, texts, embed)
-    print(report(shape, texts, embed, time.perf_counter() - began), file=sys.stderr)
+        shape = write_at_once(args, texts_of(args, paths), embed)
+    print(report(shape, embed, time.perf_counter() - began), file=sys.stderr)
     return 0
 
 
@@ -156,6 +157,7 @@ class Embedder:
     """The encoder that the flags ask for, and how: texts in, `Vectors` out; counts texts, tokens and texts that were cut."""
 
     def __init__(self, args: argparse.Namespace):
+        from bertqa import vectors
         from bertqa.data.tokenizer import WordPiece
         from bertqa.device import pick_device, pick_precision, set_threads
         from bertqa.hf.convert import resolve_weights
@@ -164,36 +166,43 @@ class Embedder:
 
         set_threads(args.threads)
         where = resolve_weights(args.model)
-        device = pick_device(args.device)
+        self.device = pick_device(args.device)
         self.model = args.model
         self.fingerprint = model_fingerprint(Path(where))
-        self.texts = self.tokens = self.cut = 0
-        self.dtype = pick_precision(args.precision, device)
+        self.texts = self.tokens = self.cut = self.empty = 0
+        self.dtype = pick_precision(args.precision, self.device)
         self.tokenizer = WordPiece.load(where)
-        self.encoder = prepack.pack(folder.load_encoder(where, device=device), self.dtype)
-        self.progress = "embed" if args.data else None
+        self.encoder = prepack.pack(folder.load_encoder(where, device=self.device), self.dtype)
         made = read_embed(where)  # what a model of sentence-transformers says of itself
+        positions = self.encoder.config.max_position_embeddings
         self.settings = {
             "pool": first_given(args.pool, made.pool, "mean"),
             "layer": args.layer,
             "normalize": first_given(args.normalize, made.normalize, False),
             "max_length": first_given(args.max_length, made.max_length, None),
         }
+        vectors.check(
+            self.encoder.config,
+            self.settings["pool"],
+            self.settings["layer"],
+            first_given(self.settings["max_length"], positions),
+        )
 
-    def __call__(self, texts: Sequence[str]):
-        from bertqa.vectors import embed_texts
+    def __call__(self, texts: Sequence[str], progress: str | None = None):
+        from bertqa import vectors
 
-        found = embed_texts(
+        found = vectors.embed_texts(
             self.encoder,
             self.tokenizer,
             texts,
             **self.settings,
             dtype=self.dtype,
-            progress=self.progress,
+            progress=progress,
         )
         self.texts += len(texts)
         self.tokens += found.tokens
         self.cut += found.cut
+        self.empty += sum(not text.strip() for text in texts)
         return found
 
 
@@ -202,72 +211,17 @@ def first_given(*values):
     return next((value for value in values if value is not None), None)
 
 
-def report(shape: Sequence[int], texts: Texts, embed: Embedder, took: float) -> str:
+def report(shape: Sequence[int], embed: Embedder, took: float) -> str:
     """What was done, for people."""
-    empty = len(texts.empty())
-    said = f"{len(texts):,} texts"
+    said = f"{embed.texts:,} texts"
     if embed.cut:
         said += f", {embed.cut:,} of them cut"
-    if empty:
-        said += f", {empty:,} of them empty"
+    if embed.empty:
+        said += f", {embed.empty:,} of them empty"
     return (
         f"{said}, {embed.tokens:,} tokens in {took:.1f} s: {embed.texts / took:,.0f} texts/s, "
         f"{embed.tokens / took:,.0f} tokens/s; {' x '.join(f'{size:,}' for size in shape)} float32"
     )
-
-
-def write_npy(
-    out: Path, texts: Texts, embed: Embedder, data: list[dict], resume: bool
-) -> tuple[int, ...]:
-    """The vectors, share by share into a file beside `out`, which takes its place when it is whole; the ids beside it.
-
-    What is written stays there when this is stopped, and `resume` goes on behind it. Returns the shape.
-
-    Raises:
-        UserError: where `out` is there already, or what was begun is of other data, another model or other settings.
-    """
-    if out.exists():
-        raise UserError(f"{out}: is there already; give another --out")
-    part = out.with_name(out.name + ".part")
-    state = out.with_name(out.name + ".part.json")
-    about = {"data": data, "model": embed.fingerprint, "texts": len(texts), **embed.settings}
-    done = 0
-    vectors = None
-    if resume and state.exists():
-        begun = read_object(state)
-        done = begun.pop("done")
-        refuse_other(out, begun, about)
-        vectors = np.load(part, mmap_mode="r+")
-    for share in chunks(range(done, len(texts)), SHARE):
-        found = embed([texts.texts[row] for row in share]).vectors
-        if vectors is None:
-            shape = (len(texts), *found.shape[1:])
-            vectors = np.lib.format.open_memmap(part, "w+", np.float32, shape)
-        vectors[share[0] : share[-1] + 1] = found
-        vectors.flush()
-        write_json(state, {**about, "done": share[-1] + 1})
-    write_text(out.with_suffix(".ids.json"), to_json(texts.ids) + "\n")
-    flush_to_disk(part)
-    take_place(part, out)
-    state.unlink()
-    return vectors.shape
-
-
-def write_safetensors(out: Path, texts: Texts, embed: Embedder) -> tuple[int, ...]:
-    """The vectors, and with --pool none which text and which characters each is of; ids and settings as metadata."""
-    from safetensors.numpy import save
-
-    found = embed(texts.texts)
-    arrays = {"vectors": found.vectors}
-    if found.rows is not None:
-        arrays["rows"] = found.rows
-        arrays["spans"] = found.spans
-    settings = {"model": str(embed.model), **embed.settings}
-    with replacing(out) as fresh:
-        fresh.write_bytes(
-            save(arrays, {"ids": to_json(texts.ids), "settings": json.dumps(settings)})
-        )
-    return found.vectors.shape
 
 
 if __name__ == "__main__":

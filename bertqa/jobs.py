@@ -1,32 +1,49 @@
-"""A folder of answers that are written as they come: what is written stays, and a later start goes on behind it.
+"""Long jobs: a stream of records is answered share by share, and answers are written as they come into a folder.
 
     predictions.jsonl   a line of JSON for each record of the data, in its order; appended to
     job.json            what the answers depend on: data, model, settings
 
-The files of SQuAD's scripts are made of these lines when all are there.
+What is written stays, and a later start goes on behind it. Memory holds a share of records and of answers. The shares
+are the same whoever answers them, one process or eight, at once or after a stop: so are the answers, to the last bit.
 """
 
-import contextlib
-import json
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import TextIO
 
+from bertqa.bars import progress_bar
+from bertqa.data.chunks import chunks
+from bertqa.distributed import World
 from bertqa.errors import UserError
-from bertqa.files import parse_json, read_object, replacing, sha256, to_json, write_json
+from bertqa.files import parse_json, read_object, sha256, to_json, write_json
 
 LINES = "predictions.jsonl"
 ABOUT = "job.json"
 
+FIRST = (8, 64)
+"""Records in the first shares, so that answers come soon."""
+
+OF_EACH = 8
+"""Shares of each of these sizes: processes that meet behind every share should have shares that take equally long."""
+
+CHARACTERS = {"cpu": 1 << 17}
+"""Characters to read in a share, by device; where texts are long it holds fewer records. A CPU has work for seconds with
+so many, and a stop, or a process that waits for another, loses no more than that. A GPU wants more at a time."""
+
+
+# The folder
+
 
 class Job:
-    """The folder of a job. Only one process writes to it; others may ask it what is done."""
+    """The folder of a job. The first process of `world` writes to it; all know how many records are done."""
 
-    def __init__(self, folder: Path, about: dict, resume: bool):
-        """Begin a job, or go on with it.
+    def __init__(self, folder: Path, about: dict, resume: bool, world: World = World()):
+        """Begin a job, or go on with it; `about` is of use in the first process only.
 
         Raises:
             UserError: where the folder already holds answers and `resume` is False, or the answers of a job with
@@ -34,6 +51,13 @@ class Job:
         """
         self.folder = folder
         self.lines = folder / LINES
+        self.world = world
+        if world.first:
+            self._begin(about, resume)
+        self.done = world.gather(_count_lines(self.lines))[0]
+
+    def _begin(self, about: dict, resume: bool) -> None:
+        folder = self.folder
         begun = [name for name in (ABOUT, LINES, "predictions.json") if (folder / name).exists()]
         if begun and not resume:
             raise UserError(
@@ -48,22 +72,24 @@ class Job:
         else:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / ABOUT, about)
-        self.done = _count_lines(self.lines)
 
     def keep(self, lines: int) -> None:
         """Forget what stands behind the first so many lines: a line cut off in the middle, a share begun."""
+        self.done = lines
+        if not self.world.first:
+            return
         size = 0
         with open(self.lines, "ab+") as file:
             file.seek(0)
             for _ in range(lines):
                 size += len(file.readline())
             file.truncate(size)
-        self.done = lines
 
     def append(self, rows: Sequence[dict]) -> None:
         """Add the rows; they are with the system when this returns, whatever becomes of this process."""
-        with open(self.lines, "ab") as file:
-            file.write("".join(to_json(row) + "\n" for row in rows).encode())
+        if self.world.first:
+            with open(self.lines, "ab") as file:
+                file.write("".join(to_json(row) + "\n" for row in rows).encode())
         self.done += len(rows)
 
     def rows(self) -> Iterator[dict]:
@@ -75,21 +101,9 @@ class Job:
                 except UserError as error:
                     raise UserError(f"{self.lines}: {error}") from None
 
-    def ids(self) -> Iterator[object]:
-        """The ids of the rows so far."""
-        if self.done:
-            for row in self.rows():
-                yield row.get("id")
-
-
-def refuse_other(folder: Path, before: dict, now: dict) -> None:
-    now = parse_json(to_json(now))  # as it reads once it was written
-    differ = [name for name in now if before.get(name) != now[name]]
-    if differ:
-        told = "; ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in differ)
-        raise UserError(
-            f"{folder}: was begun with something else: {told}; give the same, or another --out"
-        )
+    def failed(self) -> int:
+        """How many records could not be read."""
+        return sum("error" in row for row in self.rows())
 
 
 def _count_lines(path: Path) -> int:
@@ -101,6 +115,158 @@ def _count_lines(path: Path) -> int:
         while block := file.read(1 << 22):
             lines += block.count(b"\n")
     return lines
+
+
+# Answering
+
+
+@dataclass
+class Share:
+    """Records that are answered at once."""
+
+    start: int
+    """Place of the first in the stream."""
+    records: list
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.records)
+
+
+def answer_stream(
+    job: Job,
+    stream,
+    answer: Callable[[list, Callable[[float], None]], list[dict]],
+    *,
+    size: int,
+    device: str,
+    grow: bool = True,
+    limit: int | None = None,
+    on_error: str = "write",
+    unit: str,
+) -> int:
+    """Answer the records of a stream that are not yet done. The processes of the job's world take turns.
+
+    Args:
+        stream: of records with id, where, error and characters; it says how much of it is read.
+        answer: records, and a function to tell after every batch which part of them it was -> a row for each.
+        size: most records of a share.
+        device: the type of what answers.
+        grow: whether to begin with smaller shares.
+        limit: only the first so many records.
+        on_error: "stop" raises UserError for the first row that has an "error", behind those before it.
+        unit: what records are, for the bar.
+
+    Returns:
+        How many were answered.
+    """
+    stop_on_sigterm()
+    world = job.world
+    before = job.done
+    begin = None
+    shares = shares_of(islice(stream, limit), size, device, grow)
+    try:
+        with progress_bar(desc="answer", unit=unit, shown=world.first) as bar:
+            for turn in chunks(not_done(shares, job), world.size):
+                if begin is None:
+                    begin = turn[0].start
+                    job.keep(begin)  # a share is answered whole, or its answers would be others
+                    bar.initial = bar.n = bar.last_print_n = begin
+                    bar.unpause()  # its clock begins now: the rate is that of this start
+                rows: list[dict] = []
+                if world.rank < len(turn):
+                    mine = turn[world.rank]
+                    rows = answer(mine.records, Shown(bar, stream, limit, mine))
+                for part in world.gather(rows)[: len(turn)]:
+                    append(job, part, on_error)
+                bar.update(job.done - bar.n)
+    except (KeyboardInterrupt, OSError):
+        if world.first:
+            said = f"{job.done:,} answers are in {job.lines}; --resume goes on behind them"
+            print("\n" + said, file=sys.stderr)
+        raise
+    return job.done - (before if begin is None else begin)
+
+
+def shares_of(records: Iterable, size: int, device: str, grow: bool) -> Iterator[Share]:
+    """The shares of a stream. They depend on nothing but the records, so that each is answered alike by whoever it is."""
+    sizes = repeat(size)
+    if grow:
+        sizes = chain(*(repeat(min(small, size), OF_EACH) for small in FIRST), sizes)
+    most = CHARACTERS.get(device, 1 << 21)
+    start = 0
+    share: list = []
+    room = next(sizes)
+    characters = 0
+    for record in records:
+        share.append(record)
+        characters += record.characters
+        if len(share) < room and characters <= most:
+            continue
+        yield Share(start, share)
+        start += len(share)
+        share = []
+        room = next(sizes)
+        characters = 0
+    if share:
+        yield Share(start, share)
+
+
+def not_done(shares: Iterator[Share], job: Job) -> Iterator[Share]:
+    """The shares that are not answered whole. Raises UserError where the answers so far are to other records."""
+    done = job.done
+    ids = iter(())
+    if done and job.world.first:
+        ids = (row.get("id") for row in job.rows())
+    for share in shares:
+        if share.stop > done:
+            yield share
+            continue
+        for record, id in zip(share.records, ids, strict=False):
+            if record.id != id:
+                raise UserError(
+                    f"{record.where}: its id is {record.id!r}, but the answer in its place is to {id!r}; "
+                    "give the data that the job was begun with, or another --out"
+                )
+
+
+def append(job: Job, rows: list[dict], on_error: str) -> None:
+    """Write the rows of a share. With `on_error` "stop" raises UserError for the first that is an error."""
+    for nth, row in enumerate(rows):
+        if "error" in row and on_error == "stop":
+            job.append(rows[:nth])
+            raise UserError(row["error"])
+    job.append(rows)
+
+
+class Shown:
+    """Moves the bar with every batch of a share. How many records there are is estimated from the bytes read."""
+
+    def __init__(self, bar, stream, limit: int | None, share: Share):
+        self.bar = bar
+        self.share = share
+        self.part = 0.0  # of the share
+        if stream.share_read:
+            total = round(stream.count / stream.share_read)
+            bar.total = min(total, limit) if limit else total
+
+    def __call__(self, part: float) -> None:
+        self.part += part
+        at = self.share.start + int(self.part * len(self.share.records))
+        self.bar.update(at - self.bar.n)
+
+
+# What answers depend on
+
+
+def refuse_other(folder: Path, before: dict, now: dict) -> None:
+    now = parse_json(to_json(now))  # as it reads once it was written
+    differ = [name for name in now if before.get(name) != now[name]]
+    if differ:
+        told = "; ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in differ)
+        raise UserError(
+            f"{folder}: was begun with something else: {told}; give the same, or another --out"
+        )
 
 
 def data_fingerprint(paths: Sequence[Path]) -> list[dict]:
@@ -119,27 +285,6 @@ def model_fingerprint(folder: Path) -> str:
     names = ("model.safetensors", "config.json", "qa.json", "vocab.txt", "tokenizer.json")
     files = [folder / name for name in names]
     return sha256(*(path for path in files if path.is_file()))[:16]
-
-
-class ObjectFile:
-    """A JSON object written entry by entry, one a line: it need not fit into memory."""
-
-    def __init__(self, file: TextIO):
-        self.file = file
-        self.separator = "{\n"
-
-    def add(self, key: str, value: object) -> None:
-        self.file.write(f"{self.separator}{json.dumps(key)}: {json.dumps(value)}")
-        self.separator = ",\n"
-
-
-@contextlib.contextmanager
-def object_file(path: Path) -> Iterator[ObjectFile]:
-    """An ObjectFile that takes the place of `path` if the block ends well."""
-    with replacing(path) as fresh, open(fresh, "w", encoding="utf-8") as file:
-        entries = ObjectFile(file)
-        yield entries
-        file.write("{}\n" if entries.separator == "{\n" else "\n}\n")
 
 
 def stop_on_sigterm() -> None:

@@ -13,9 +13,6 @@ from bertqa.flags import run_verb
 from bertqa.predict_flags import check, is_asked, parse_args
 from bertqa.reader import Reader
 
-COMPARED = 512
-"""Questions on which --int8 is held against the model as it is."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the flags ask for. Returns the exit status."""
@@ -95,43 +92,15 @@ def together(readers: list[Reader], names: Sequence) -> Reader:
 
 def answer_files(args: argparse.Namespace, world) -> int:
     """Answer files of questions; with --int8 also say what it cost."""
-    from bertqa.answer_file import answer_file
+    from bertqa.answer_file import answer_file, int8_cost
 
     reader = load_reader(args)
     threshold = threshold_of(args, reader.qa)
     status = answer_file(args, reader, threshold, world)
     if args.int8 and world.first:
-        print(int8_cost(args, threshold), file=sys.stderr)
+        args.int8 = False
+        print(int8_cost(args, load_reader(args), threshold), file=sys.stderr)
     return status
-
-
-def int8_cost(args: argparse.Namespace, threshold: float | None) -> str:
-    """What 8 bits changed: the first questions answered again by the model as it is."""
-    from bertqa.answer_file import answers_again, first_answers
-
-    args.int8 = False
-    answers = first_answers(args.out, COMPARED)
-    exact = answers_again(args, load_reader(args), threshold, COMPARED)
-    same = sum(answers[id] == exact[id] for id in exact) / max(1, len(exact))
-    said = f"int8: of the first {len(exact):,} questions {same:.1%} have the answer that {args.precision} precision gives"
-    f1 = [f1_of(args.data[0], given) for given in (answers, exact)]
-    if None not in f1:
-        said += f"; F1 {f1[0]:.2f} instead of {f1[1]:.2f}"
-    return said
-
-
-def f1_of(path: str, answers: dict[str, str]) -> float | None:
-    """F1 of answers to the first questions of a file; None where it does not say what is right."""
-    from bertqa.data.examples import read_examples
-    from bertqa.qa.metrics import evaluate_v2, score_answers
-
-    try:
-        examples = read_examples(path, len(answers)).examples
-        if not any(example.answer_texts for example in examples):
-            return None
-        return evaluate_v2(score_answers(examples, answers))["f1"]
-    except UserError:
-        return None
 
 
 def answer_asked(args: argparse.Namespace) -> int:

@@ -186,7 +186,7 @@ def test_files_in_vectors_out(tmp_path, ours, name, content, capsys):
 
 
 def test_what_was_stopped_goes_on_and_ends_in_the_same_bytes(tmp_path, ours, monkeypatch):
-    monkeypatch.setattr("bertqa.embed.SHARE", 2)
+    monkeypatch.setattr("bertqa.embed_files.SHARE", 2)
     (tmp_path / "texts.txt").write_text("\n".join(["a b c", "d", "e f", "g h i j", "k"]))
     ask = ["--model", str(ours[2]), "--data", str(tmp_path / "texts.txt"), "--out"]
     assert main([*ask, str(tmp_path / "whole.npy")]) == 0

@@ -15,7 +15,7 @@ from shapes_refused import REFUSED
 from bertqa.data.examples import read_examples, write_rejected
 from bertqa.data.repair import write_repaired
 from bertqa.data.sources import expand
-from bertqa.data.stream import QuestionStream
+from bertqa.data.stream import question_stream
 from bertqa.data.texts import label_rows, read_texts
 from bertqa.data.tokenizer import WordPiece
 from bertqa.errors import UserError
@@ -82,7 +82,7 @@ def mend_questions(path):
 
 
 def answer_questions(path):
-    for question in QuestionStream(expand([str(path)])):
+    for question in question_stream(expand([str(path)])):
         assert "\n" not in question.error and isinstance(question.documents, tuple)
 
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from processes import run, run_ranks, start
 
-from bertqa import Reader, UserError, answer_file
+from bertqa import Reader, UserError, jobs
 from bertqa.jobs import Job
 from bertqa.predict import main
 from bertqa.qa.thresholds import no_answer_probability
@@ -171,8 +171,8 @@ def test_a_full_disk_keeps_what_is_answered(tiny_model, questions, tmp_path, mon
     ask = ["--model", str(tiny_model), "--data", str(questions), "--out", str(tmp_path / "out")]
     with pytest.raises(OSError, match="No space left"):
         main(ask)
-    assert "24 answers are in" in capsys.readouterr().err
-    assert len(rows_in(tmp_path / "out")) == 24
+    assert "16 answers are in" in capsys.readouterr().err
+    assert len(rows_in(tmp_path / "out")) == 16
 
 
 def test_bad_records_are_written_in_their_place(tiny_model, tmp_path, capsys):
@@ -241,17 +241,17 @@ def test_the_first_answers_come_before_the_rest_is_read(tiny_model, tmp_path):
     lines = tmp_path / "out" / "predictions.jsonl"
     row = {"question": "where is a?", "context": "a b c"}
     process.stdin.write(json.dumps(row).encode() + b"\n")
-    for _ in range(answer_file.FIRST + 2):
+    for _ in range(jobs.FIRST[0] + 2):
         process.stdin.write(json.dumps(row).encode() + b"\n")
     process.stdin.flush()
     deadline = time.monotonic() + 60
     while not lines.exists() or not lines.stat().st_size:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    assert len(rows_in(tmp_path / "out")) == answer_file.FIRST
+    assert len(rows_in(tmp_path / "out")) == jobs.FIRST[0]
     process.stdin.close()
     assert process.wait(60) == 0
-    assert [row["id"] for row in rows_in(tmp_path / "out")] == list(range(answer_file.FIRST + 3))
+    assert [row["id"] for row in rows_in(tmp_path / "out")] == list(range(jobs.FIRST[0] + 3))
 
 
 @pytest.mark.parametrize(

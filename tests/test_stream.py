@@ -12,7 +12,7 @@ from shapes_refused import REFUSED
 from bertqa.data.examples import read_examples
 from bertqa.data.records import Ids, Seen
 from bertqa.data.sources import Source, expand
-from bertqa.data.stream import QuestionStream
+from bertqa.data.stream import question_stream
 from bertqa.errors import UserError
 
 ROWS = [{"id": f"q{n}", "question": f"who is {n}?", "context": f"{n} is é."} for n in range(5)]
@@ -49,7 +49,7 @@ FORMS = {
 
 
 def read(path, *more):
-    return list(QuestionStream(expand([str(path), *map(str, more)])))
+    return list(question_stream(expand([str(path), *map(str, more)])))
 
 
 def told(questions):
@@ -166,11 +166,11 @@ def test_records_without_ids_are_numbered_over_all_files(tmp_path):
 
 def test_how_much_has_been_read(tmp_path):
     (tmp_path / "file").write_text(JSONL * 2000)
-    stream = QuestionStream([tmp_path / "file", tmp_path / "file"])
+    stream = question_stream([tmp_path / "file", tmp_path / "file"])
     shares = [stream.share_read for _ in stream]
     assert 0 < shares[0] < 0.2 and shares == sorted(shares) and stream.share_read == 1
     (tmp_path / "squad").write_text(FORMS["a list of paragraphs"])
-    stream = QuestionStream([tmp_path / "squad"])
+    stream = question_stream([tmp_path / "squad"])
     assert [stream.share_read for _ in stream] == [0.2, 0.4, 0.6, 0.8, 1.0]
 
 

@@ -4,7 +4,8 @@ import gzip
 
 import pytest
 
-from bertqa.data.texts import is_table, label_names, read_texts
+from bertqa.data.text_stream import is_table
+from bertqa.data.texts import label_names, read_texts
 from bertqa.errors import UserError
 
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from bertqa.data.download import locate
 from bertqa.errors import UserError
-from bertqa.files import refuse_lfs_pointer
+from bertqa.files import decode, refuse_lfs_pointer
 
 STDIN = Path("-")
 
@@ -162,3 +162,47 @@ def _zstandard(raw: io.BufferedReader) -> BinaryIO:
             "zstdcat FILE | python -m bertqa.predict --data -"
         ) from None
     return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))
+
+
+def decoded(lines: Iterator[bytes]) -> Iterator[str]:
+    """Lines in UTF-8 as text, without a byte order mark."""
+    first = True
+    for line in lines:
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError:
+            decode(line)  # says it well
+            raise
+        yield text.removeprefix("\ufeff") if first else text
+        first = False
+
+
+class Stream:
+    """The records of files, one file after the other: an iterator that knows how far it has come."""
+
+    def __init__(self, paths: Sequence[Path], read: Callable[[Source], Iterator]):
+        """`read` gives the records of an open file."""
+        self.paths = paths
+        self.read = read
+        self.source: Source | None = None
+        self.files = 0  # read to their end
+        self.count = 0  # of records
+
+    @property
+    def share_read(self) -> float:
+        """How much has been read, 0 to 1; 0 where nobody can know."""
+        here = self.source.share_read if self.source else 0.0
+        return (self.files + here) / len(self.paths)
+
+    def __iter__(self) -> Iterator:
+        for path in self.paths:
+            try:
+                with Source(path) as self.source:
+                    for record in self.read(self.source):
+                        self.count += 1
+                        yield record
+            except UserError as error:
+                name = self.source.name if self.source else path
+                raise UserError(f"{name}: {error}") from None
+            self.source = None
+            self.files += 1

@@ -4,10 +4,9 @@ JSONL, MRQA, CSV and Parquet are read as they are answered; SQuAD's and other JS
 shapes are those of formats.py. A record that is no question comes out in its place, with what is wrong with it.
 """
 
-import csv
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -28,8 +27,8 @@ from bertqa.data.formats import (
 from bertqa.data.records import Ids
 from bertqa.data.records import Records as FoundRecords
 from bertqa.data.records import records_in as found_records
-from bertqa.data.sources import STDIN, Source
-from bertqa.data.tables import PARQUET, best_delimiter, parquet_records, refuse_doubled_columns
+from bertqa.data.sources import STDIN, Source, Stream, decoded
+from bertqa.data.tables import PARQUET, parquet_records, stream_table
 from bertqa.errors import UserError
 from bertqa.files import decode, parse_json, show
 
@@ -56,45 +55,25 @@ class Question:
         return sum(map(len, self.documents))
 
 
-class QuestionStream:
-    """The questions of files, in their order. An iterator that knows how far it has come."""
+def question_stream(paths: Sequence[Path]) -> Stream:
+    """The questions of files, in their order."""
+    return Stream(paths, partial(questions_in, Ids()))
 
-    def __init__(self, paths: Sequence[Path]):
-        self.paths = paths
-        self.source: Source | None = None
-        self.done = 0  # files read to their end
-        self.ids = Ids()
 
-    @property
-    def share_read(self) -> float:
-        """How much has been read, 0 to 1; 0 where nobody can know."""
-        here = self.source.share_read if self.source else 0.0
-        return (self.done + here) / len(self.paths)
-
-    def __iter__(self) -> Iterator[Question]:
-        for path in self.paths:
-            try:
-                with Source(path) as self.source:
-                    for where, record in records_in(self.source):
-                        yield self._question(f"{self.source.name}: {where}", record)
-            except UserError as error:
-                name = self.source.name if self.source else path
-                raise UserError(f"{name}: {error}") from None
-            self.source = None
-            self.done += 1
-
-    def _question(self, where: str, record: object) -> Question:
-        """A record, checked."""
-        id, error = self.ids.of(record)
+def questions_in(ids: Ids, source: Source) -> Iterator[Question]:
+    """The questions of a file, checked. `ids` knows those of the files before it."""
+    for where, record in records_in(source):
+        where = f"{source.name}: {where}"
+        id, error = ids.of(record)
         if isinstance(record, UserError):
-            return Question(id, where, error=str(record))
-        try:
-            if error:
-                raise UserError(error)
-            question, documents = question_in(record)
-        except UserError as error:
-            return Question(id, where, error=str(error))
-        return Question(id, where, question, documents)
+            error = str(record)
+        question, documents = "", ()
+        if not error:
+            try:
+                question, documents = question_in(record)
+            except UserError as refused:
+                error = str(refused)
+        yield Question(id, where, question, documents, error)
 
 
 def question_in(record: object) -> tuple[str, tuple[str, ...]]:
@@ -235,64 +214,11 @@ def renamed(record: object) -> object:
 
 def csv_records(lines: Iterator[bytes]) -> Records:
     """The rows of a CSV, as objects of its cells."""
-    text = (line.decode("utf-8") for line in lines)
-    usual_limit = csv.field_size_limit(2**31 - 1)  # 128 KiB, for the whole process: put it back
-    try:
-        yield from _csv_records(text)
-    except UnicodeDecodeError as error:
-        decode(error.object)  # says it well
-        raise
-    finally:
-        csv.field_size_limit(usual_limit)
-
-
-def _csv_records(text: Iterator[str]) -> Records:
-    head, before, delimiter = _csv_head(text)
-    reader = csv.reader(chain([head], text), delimiter=delimiter, strict=True)
-    try:
-        header = [name.strip().lower() for name in next(reader)]
-    except csv.Error as error:
-        raise UserError(
-            f"neither JSON nor a CSV: its header cannot be read: {error}; accepted are {ACCEPTED}"
-        ) from None
-    refuse_doubled_columns(header)
-    shape = shape_of_columns(header, head)
+    table = stream_table(decoded(lines), KNOWN, lower=True)
+    shape = shape_of_columns(table.header, table.head)
     refuse_for_answering(shape)
-    last = reader.line_num
-    while True:
-        where = f"line {last + before}"
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            cut = "cut off: " if "unexpected end" in str(error) else ""
-            raise UserError(
-                f"{cut}the CSV row that begins on {where} cannot be read: {error}"
-            ) from None
-        last = reader.line_num
-        if row is None:
-            return
-        if len(row) != len(header) and any(row):
-            yield (
-                where,
-                UserError(f"has {len(row)} cells, the header {len(header)}; a quote missing?"),
-            )
-        elif any(cell.strip() for cell in row):
-            yield from flat_records(where, dict(zip(header, row, strict=True)), shape)
-
-
-def _csv_head(text: Iterator[str]) -> tuple[str, int, str]:
-    """-> the line of the header, its number, and what separates cells: as Excel says, or as it seems."""
-    head = ""
-    said = ""
-    before = 0
-    for head in text:
-        before += 1
-        head = head.removeprefix("\ufeff")
-        excel = re.match(r'\s*"?sep=([,;\t])', head)
-        if excel:
-            said = excel[1]
-        elif head.strip():
-            break
-    if not head.strip():
-        raise UserError("holds only white space")
-    return head, before, said or best_delimiter(head, KNOWN)
+    for where, row in table.rows:
+        if isinstance(row, UserError):
+            yield where, row
+        else:
+            yield from flat_records(where, row, shape)

@@ -4,12 +4,14 @@ Comma, semicolon or tab between the cells, whichever gives a header with the col
 for. A first line "sep=;", as Excel writes it, says which.
 """
 
+import contextlib
 import csv
 import io
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -90,22 +92,110 @@ def _said_by_excel(text: str) -> tuple[str, str]:
 def csv_rows(text: str, delimiter: str, keep_blank: bool = False) -> list[tuple[str, list[str]]]:
     """The rows that are not blank (or all that have a cell). A quoted paragraph may go over several lines: a row is named
     by its first."""
-    rows, last = [], 0
+    rows = []
+    last = 0
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    usual_limit = csv.field_size_limit(2**31 - 1)  # 128 KiB, for the whole process: put it back
     try:
-        for row in reader:
-            if (row and keep_blank) or any(cell.strip() for cell in row):
-                rows.append((f"line {last + 1}", row))
-            last = reader.line_num
+        with _large_cells():
+            for row in reader:
+                if (row and keep_blank) or any(cell.strip() for cell in row):
+                    rows.append((f"line {last + 1}", row))
+                last = reader.line_num
     except csv.Error as error:
         cut = "cut off: " if "unexpected end" in str(error) else ""
         raise UserError(
             f"{cut}the CSV row that begins on line {last + 1} cannot be read: {error}"
         ) from None
-    finally:
-        csv.field_size_limit(usual_limit)
     return rows
+
+
+@dataclass
+class TableStream:
+    """A CSV whose rows are read one after the other."""
+
+    header: list[str]
+    head: str
+    """The line of the header as it stands in the file."""
+    rows: Iterator[tuple[str, dict[str, str] | UserError]]
+    """"line 3", where the row begins, and column -> cell; or what is wrong with the row."""
+
+
+def stream_table(
+    lines: Iterator[str],
+    wanted: Collection[str],
+    *,
+    lower: bool = False,
+    keep_blank: bool = False,
+    quoted: bool = True,
+) -> TableStream:
+    """What `read_table` reads, of a file that need not fit into memory.
+
+    Without `quoted` a quotation mark is a character like others. Raises UserError for the header, and from `rows` where
+    nothing behind a place can be read.
+    """
+    head, before, delimiter = head_of(lines, wanted)
+    reader = csv.reader(
+        chain([head], lines),
+        delimiter=delimiter,
+        strict=True,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+    )
+    with _large_cells():
+        try:
+            header = [name.strip() for name in next(reader)]
+        except csv.Error as error:
+            raise UserError(f"the header of the CSV cannot be read: {error}") from None
+    if lower:
+        header = [name.lower() for name in header]
+    refuse_doubled_columns(header)
+    return TableStream(header, head, _row_after_row(reader, header, before, keep_blank))
+
+
+def _row_after_row(reader, header: list[str], before: int, keep_blank: bool) -> Iterator:
+    """The rows behind the header. `before` is how many lines of the file stand before it."""
+    while True:
+        where = f"line {reader.line_num + 1 + before}"
+        try:
+            with _large_cells():
+                row = next(reader, None)
+        except csv.Error as error:
+            cut = "cut off: " if "unexpected end" in str(error) else ""
+            raise UserError(
+                f"{cut}the CSV row that begins on {where} cannot be read: {error}"
+            ) from None
+        if row is None:
+            return
+        if not any(cell.strip() for cell in row) and not (row and keep_blank):
+            continue
+        if len(row) == len(header):
+            yield where, dict(zip(header, row, strict=True))
+        elif any(row):
+            message = (
+                f"has {len(row)} cells, the header {len(header)}; cut off, or a quote missing?"
+            )
+            yield where, UserError(message)
+
+
+@contextlib.contextmanager
+def _large_cells() -> Iterator[None]:
+    """Cells over 128 KiB are read inside; that limit is one for the whole process."""
+    usual = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(usual)
+
+
+def head_of(lines: Iterator[str], wanted: Collection[str]) -> tuple[str, int, str]:
+    """-> the line of the header, how many stand before it, and what separates cells: as Excel says, or as it seems."""
+    said = ""
+    for number, line in enumerate(lines):
+        excel = re.match(r'\s*"?sep=([,;\t])', line)
+        if excel:
+            said = excel[1]
+        elif line.strip():
+            return line, number, said or best_delimiter(line, wanted)
+    raise UserError("holds no rows" if said else "holds only white space")
 
 
 def _table(rows: Sequence[tuple[str, list[str]]], lower: bool) -> Table:

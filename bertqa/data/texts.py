@@ -1,30 +1,23 @@
-"""Files of texts, with labels or without, become columns: what is classified or embedded.
+"""Whole files of texts, with labels or without, as columns: what is trained on. Read as text_stream.py says, row after row;
+the first that cannot be read ends it.
 
-Plain or gzipped UTF-8, with or without byte order mark, in one of these shapes:
-
-    csv     comma, semicolon or tab between the cells, whichever gives a header with the columns asked for
-    jsonl   an object per line, or a list of objects
-    lines   a text per line, blank ones included, so that row n is line n + 1
-
-A label is a name or a whole number. A column "id" names the rows; without one they are numbered from 0.
+A label is a name or a whole number.
 """
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from bertqa.data.fields import EMPTY, field
-from bertqa.data.tables import DELIMITERS, header_cells, read_table
+from bertqa.data.fields import EMPTY
+from bertqa.data.sources import Source
+from bertqa.data.text_stream import Columns, rows_in, text_in
 from bertqa.errors import UserError
-from bertqa.files import decode, json_lines, parse_json, read_bytes, show
-
-Row = tuple[str, dict]
-"""Where a row stands in its file, for messages, and its values by column."""
+from bertqa.files import show
 
 
 @dataclass
@@ -79,59 +72,43 @@ def read_texts(
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1 text")
-    wanted = [name for name in (text_column or "text", pair_column, label_column) if name]
+    columns = Columns(text_column, pair_column, label_column)
+    rows: list[tuple[str, dict]] = []
     try:
-        content = read_bytes(Path(path))
-        text = decode(content)
-        if text_column is None and not is_table(str(path), text):
-            rows = _lines(text)
-        elif text.lstrip()[0] in "{[":
-            rows = _objects(text, wanted)
-        else:
-            rows = _cells(text, wanted, keep_blank=label_column is None)
-        rows = list(islice(rows, limit))
+        with Source(Path(path)) as source:
+            for where, row in islice(rows_in(source, columns), limit):
+                if isinstance(row, UserError):
+                    raise row
+                rows.append((where, row))
         if not rows:
             raise UserError("has a header, but no rows")
         return Texts(
             path=str(path),
-            sha256=hashlib.sha256(content).hexdigest(),
+            sha256=content_hash(Path(path)),
             where=[where for where, _ in rows],
             ids=[str(row.get("id", number)) for number, (_, row) in enumerate(rows)],
-            texts=_column(rows, wanted[0], _text),
-            pairs=_column(rows, pair_column, _text) if pair_column else None,
+            texts=_column(rows, columns.wanted[0], text_in),
+            pairs=_column(rows, pair_column, text_in) if pair_column else None,
             labels=_column(rows, label_column, _label) if label_column else None,
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
-def is_table(name: str, text: str) -> bool:
-    """Whether a file is CSV or JSON, and no list of texts, by its name or by its first line.
-
-    A list may well begin with the word "text": a header that tells a CSV by itself has "text" and
-    other names, and stands in no file that is called .txt.
-    """
-    suffix = Path(name.lower().removesuffix(".gz")).suffix
-    if suffix in (".csv", ".tsv", ".json", ".jsonl"):
-        return True
-    if suffix == ".txt":
-        return False
-    if text.lstrip().startswith("{"):
-        return True
-    headers = [header_cells(text, delimiter) for delimiter in DELIMITERS]
-    return any(
-        len(cells) > 1 and "text" in cells and all(re.fullmatch(r"[\w.-]*", c) for c in cells)
-        for cells in headers
-    )
+def content_hash(path: Path) -> str:
+    """SHA-256 of what is in a file, unpacked."""
+    digest = hashlib.sha256()
+    with Source(path) as source:
+        for line in source.lines():
+            digest.update(line)
+    return digest.hexdigest()
 
 
-def _column(rows: Sequence[Row], name: str, get: Callable[[str, dict, str], str]) -> list[str]:
+def _column(
+    rows: Sequence[tuple[str, dict]], name: str, get: Callable[[str, dict, str], str]
+) -> list[str]:
     """A column of the rows, each of its values checked by `get`."""
     return [get(where, row, name) for where, row in rows]
-
-
-def _text(where: str, row: dict, name: str) -> str:
-    return field(where, row, name, str)
 
 
 def _label(where: str, row: dict, name: str) -> str:
@@ -148,43 +125,6 @@ def _label(where: str, row: dict, name: str) -> str:
     raise UserError(
         f'{where}: the label "{name}" is {show(value)}; it must be a name or a whole number'
     )
-
-
-def _require(where: str, wanted: Sequence[str], found: Sequence[str]) -> None:
-    """Raise UserError where columns are missing."""
-    lacking = [name for name in wanted if name not in found]
-    if lacking:
-        raise UserError(
-            f"{where} has no column {' and no '.join(map(show, lacking))}; its columns are "
-            f"{', '.join(map(show, found))}; say which with --text-column, --label-column, --pair-column"
-        )
-
-
-def _lines(text: str) -> Iterator[Row]:
-    """A text a line."""
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
-        yield f"line {number}", {"text": line.removesuffix("\r")}
-
-
-def _objects(text: str, wanted: Sequence[str]) -> Iterator[Row]:
-    """The objects of a JSON list, or of the lines."""
-    if text.lstrip().startswith("["):
-        values = parse_json(text, allow_nan=True)
-        rows = ((f"record {number}", value) for number, value in enumerate(values, 1))
-    else:
-        rows = json_lines(text, allow_nan=True)
-    for where, row in rows:
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: must be an object, not {show(row)}")
-        _require(where, wanted, list(row))
-        yield where, row
-
-
-def _cells(text: str, wanted: Sequence[str], keep_blank: bool) -> Iterator[Row]:
-    """The rows of a CSV."""
-    table = read_table(text, wanted, keep_blank=keep_blank)
-    _require("the header", wanted, table.header)
-    yield from table.rows
 
 
 # Labels and splits

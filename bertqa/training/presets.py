@@ -1,0 +1,45 @@
+"""Settings of published rows."""
+
+PRESETS = {
+    "google": dict(
+        max_length=384,
+        step=128,
+        max_question=64,
+        batch_size=12,
+        lr=3e-5,
+        epochs=2.0,
+        warmup=0.1,
+        weight_decay=0.01,
+        clip=1.0,
+        eps=1e-6,
+        bias_correction=False,
+        schedule="linear",
+        attention_dropout=0.1,
+    ),
+    "hf": dict(
+        max_length=384,
+        overlap=128,
+        max_question=64,
+        batch_size=12,
+        lr=3e-5,
+        epochs=2.0,
+        warmup=0.0,
+        weight_decay=0.0,
+        clip=1.0,
+        eps=1e-8,
+        bias_correction=True,
+        schedule="linear",
+        attention_dropout=0.1,
+    ),
+    "fast": dict(
+        max_length=384,
+        overlap=128,
+        batch_size=16,
+        lr=1e-4,
+        epochs=2.0,
+        warmup=0.1,
+        weight_decay=0.01,
+        attention_dropout=0.0,
+    ),
+}
+"""google-research/bert's run_squad, transformers' run_qa, and ours for small encoders."""
