@@ -36,7 +36,7 @@ _PUBLIC = {
     "Reader": "bertqa.reader",
     "SpanLogits": "bertqa.model.heads",
     "SpanSettings": "bertqa.qa.search",
-    "Task": "bertqa.training.task",
+    "Task": "bertqa.training.job",
     "UserError": "bertqa.errors",
     "WindowStore": "bertqa.data.batches",
     "WordPiece": "bertqa.data.tokenizer",

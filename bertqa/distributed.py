@@ -300,4 +300,6 @@ def _waiting_place() -> tuple | None:
 
 def without_sync(model, last: bool) -> contextlib.AbstractContextManager:
     """For the micro-batches of a step but the last: gradients add up locally and are exchanged once."""
-    return contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
+    if last or not hasattr(model, "no_sync"):
+        return contextlib.nullcontext()
+    return model.no_sync()

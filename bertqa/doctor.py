@@ -18,7 +18,7 @@ from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import check_window_settings
 from bertqa.errors import UserError
 from bertqa.files import model_of, read_object, same_file
-from bertqa.flags import VerbParser, run_verb
+from bertqa.flags import DocStride, VerbParser, run_verb
 from bertqa.qa.checkup import examine
 from bertqa.reporting.doctor_text import describe, fixed_line, marks_for, table
 from bertqa.settings import bundled_reader
@@ -74,7 +74,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     windows.add_argument(
         "--max-answer-length", metavar="N", type=int, help="most tokens of an answer [30]"
     )
-    windows.add_argument("--doc-stride", help=argparse.SUPPRESS)
+    windows.add_argument("--doc-stride", action=DocStride, help=argparse.SUPPRESS)
     show = parser.add_argument_group("instead of the report")
     show.add_argument(
         "--show", metavar="N", type=int, help="print N random questions, answers and windows marked"
@@ -124,11 +124,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(args: argparse.Namespace) -> None:
     """What can be refused before anything is read."""
-    if args.doc_stride:
-        raise UserError(
-            "--doc-stride means the step between windows in Google's script and their overlap in run_qa; "
-            "say --step N or --overlap N"
-        )
     if args.json and (args.show is not None or args.id):
         raise UserError("--show and --id print text for people, not JSON; leave out --json")
     if args.show is not None and args.show < 1:

@@ -19,11 +19,46 @@ import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bertqa.console import prepare_streams
 from bertqa.errors import UserError
-from bertqa.files import read_object
-from bertqa.other_names import OTHER_NAMES
 
 Main = Callable[[Sequence[str] | None], int]
+
+OTHER_NAMES = {
+    "adam-epsilon": "--eps",
+    "bf16": "--precision bf16",
+    "dataset-name": "--train squad1 or --train squad2",
+    "do-lower-case": "not needed: the vocabulary's own files say it",
+    "eval-steps": "--eval-every",
+    "fp16": "--precision fp16",
+    "gradient-accumulation-steps": "not needed: --batch-size is an optimizer step's, --micro-tokens what fits at once",
+    "init-checkpoint": "--weights",
+    "learning-rate": "--lr",
+    "lr-scheduler-type": "--schedule",
+    "max-eval-samples": "--limit-dev",
+    "max-grad-norm": "--clip",
+    "max-query-length": "--max-question",
+    "max-seq-length": "--max-length",
+    "max-train-samples": "--limit-train",
+    "model-name-or-path": "--weights in training, --model elsewhere",
+    "null-score-diff-threshold": "--threshold",
+    "num-train-epochs": "--epochs",
+    "output-dir": "--out",
+    "pad-to-max-length": "not needed: nothing is padded",
+    "per-device-eval-batch-size": "not needed: --micro-tokens bounds it",
+    "per-device-train-batch-size": "--batch-size, which counts over all devices",
+    "predict-file": "--dev in training, --data in predict",
+    "save-steps": "--save-every 500steps",
+    "train-batch-size": "--batch-size",
+    "train-file": "--train",
+    "validation-file": "--dev",
+    "version-2-with-negative": "not needed: the data tell",
+    "vocab-file": "not needed: the vocabulary stands beside the weights",
+    "warmup-proportion": "--warmup",
+    "warmup-ratio": "--warmup",
+    "warmup-steps": "--warmup, a share of the steps below 1, a number of them above",
+}
+"""What flags are called in run_qa.py and run_squad.py, and what they are here."""
 
 
 def run_verb(main: Main) -> int:
@@ -58,24 +93,6 @@ def run_verb(main: Main) -> int:
         return 130
     print(f"error: {message}", file=sys.stderr)
     return 2
-
-
-def prepare_streams() -> None:
-    """Make every answer printable, and a stream that is closed (`<&-`) look empty.
-
-    Answers may hold characters that the encoding of stdout lacks, or half a surrogate pair. Into a
-    pipe or a file goes UTF-8, whatever the locale says; a terminal shows what it lacks as \\u0141.
-    """
-    if sys.stdin is None:
-        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif not stream.isatty():
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-        else:
-            stream.reconfigure(errors="backslashreplace")
 
 
 def full_disk(error: RuntimeError) -> str:
@@ -158,6 +175,16 @@ def field_type(annotation) -> FieldType:
         choices = typing.get_args(annotation)
         return FieldType(type(choices[0]), optional, choices)
     return FieldType(annotation, optional)
+
+
+class DocStride(argparse.Action):
+    """`--doc-stride`, which asks for two things, depending on whom one has learned it from."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        raise UserError(
+            "--doc-stride means the step between windows in Google's script and their overlap in "
+            "run_qa; say --step N or --overlap N"
+        )
 
 
 class CompactHelp(argparse.HelpFormatter):
@@ -246,27 +273,3 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number") from None
-
-
-def check_names(given: Sequence[str], known: Sequence[str], source: str) -> None:
-    """Refuse names that are not known.
-
-    Raises:
-        UserError: listing all of them, with the nearest names that are known.
-    """
-    unknown = []
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
-            unknown.append(f"{name!r}{hint}")
-    if unknown:
-        raise UserError(f"{source}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
-
-
-def read_config_file(path: str | Path) -> dict:
-    """A JSON object of settings. Raises UserError where the file is missing or not a JSON object."""
-    try:
-        return read_object(path)
-    except UserError as error:
-        raise UserError(f"{error}; settings are a JSON object {{setting: value}}") from None

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bertqa.bars import progress_bar
+from bertqa.console import progress_bar
 from bertqa.data.batches import Batch, WindowStore, by_length
 from bertqa.data.windows import Windows
 from bertqa.device import OnItsWay

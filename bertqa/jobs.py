@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from pathlib import Path
 
-from bertqa.bars import progress_bar
+from bertqa.console import progress_bar
 from bertqa.data.chunks import chunks
 from bertqa.distributed import World
 from bertqa.errors import UserError

@@ -7,16 +7,19 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 from bertqa.data.windows import check_window_settings
 from bertqa.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parent
 SAMPLE = PACKAGE / "data" / "sample"
-DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,4})?")
+DEVICE_TEXT = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,4})?")
+FROZEN_TEXT = re.compile(r"none|embeddings|encoder|[0-9]{1,9}")
+TOKENS_TEXT = re.compile(r"auto|0*[1-9][0-9]*")
 SAVE_EVERY = re.compile(r"([1-9][0-9]{0,17}) ?steps|([0-9]*[.]?[0-9]+(?:e[-+]?[0-9]+)?)")
 
 RESUMABLE = {"max_minutes", "device", "threads", "save_every", "capture"}
@@ -38,18 +41,43 @@ def bundled_reader() -> str:
     return str(PACKAGE / name)
 
 
-def broken(settings, rules: dict[str, tuple[bool, str]]) -> list[str]:
-    """A phrase for each setting that breaks its rule: name -> (whether it is kept, what it asks)."""
-    return [
-        f"{name} is {getattr(settings, name)}, it must {must}"
-        for name, (kept, must) in rules.items()
-        if not kept
-    ]
+class Rule(NamedTuple):
+    """What a setting must be, where it is not left open (None)."""
+
+    must: str
+    holds: Callable[[Any], object]
 
 
-def positive(value: float | None) -> bool:
-    """Whether a number that may be left open is above 0, and one that other numbers can be divided by."""
-    return value is None or 0 < value < 2**63
+MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
+POSITIVE = Rule("be positive", lambda value: 0 < value < 2**63)  # other numbers are divided by it
+NOT_NEGATIVE = Rule("not be negative", lambda value: 0 <= value < math.inf)
+RATE = Rule("lie in [0, 1)", lambda value: 0 <= value < 1)
+FACTOR = Rule("lie in (0, 1]", lambda value: 0 < value <= 1)
+SHARE = Rule("lie in (0, 1)", lambda value: 0 < value < 1)
+NORM = Rule("be positive, or 0 for no clipping", lambda norm: norm >= 0)
+WARMUP = Rule("be a fraction below 1 or a number of steps", NOT_NEGATIVE.holds)
+EPOCHS = Rule("be positive, and a million at most", lambda epochs: 0 < epochs <= 10**6)
+STEPS = Rule("be a number of steps, or 0", lambda steps: steps >= 0)
+SEED = Rule(f"lie between 0 and {2**63 - 1}", lambda seed: 0 <= seed < 2**63)
+THREADS = Rule(f"lie between 0 and {MOST_THREADS}", lambda count: 0 <= count <= MOST_THREADS)
+TOKENS = Rule("be a number of tokens, or auto", lambda text: TOKENS_TEXT.fullmatch(str(text)))
+SAVES = Rule(
+    "be minutes, as in 10, or steps, as in 500steps, or 0",
+    lambda text: SAVE_EVERY.fullmatch(str(text)),
+)
+DEVICE = Rule("be auto, cpu, cuda, cuda:1 or mps", DEVICE_TEXT.fullmatch)
+FROZEN = Rule("be none, embeddings, encoder or a number of layers", FROZEN_TEXT.fullmatch)
+
+
+def broken(settings) -> list[str]:
+    """A phrase for each setting of a dataclass that breaks the rule in its annotation."""
+    found = []
+    for name, annotation in get_type_hints(type(settings), include_extras=True).items():
+        value = getattr(settings, name)
+        for rule in getattr(annotation, "__metadata__", ()):
+            if value is not None and not rule.holds(value):
+                found.append(f"{name} is {value}, it must {rule.must}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -94,23 +122,16 @@ class QuestionAnsweringSettings:
     """Tokens from one window's start to the next (Google's doc_stride)."""
     max_question: int = 64
     """Question tokens kept."""
-    max_answer_length: int = 30
+    max_answer_length: Annotated[int, POSITIVE] = 30
     """Most tokens of an answer."""
-    limit_train: int | None = None
+    limit_train: Annotated[int | None, POSITIVE] = None
     """Train on the first N questions only."""
-    limit_dev: int | None = None
+    limit_dev: Annotated[int | None, POSITIVE] = None
     """Evaluate on the first N questions only."""
 
     def problems(self, max_positions: int | None = None) -> list[str]:
         """Everything that is wrong with these values, one phrase each."""
-        found = broken(
-            self,
-            {
-                "max_answer_length": (self.max_answer_length > 0, "be positive"),
-                "limit_train": (positive(self.limit_train), "be positive"),
-                "limit_dev": (positive(self.limit_dev), "be positive"),
-            },
-        )
+        found = broken(self)
         try:
             check_window_settings(
                 self.max_length,
@@ -150,32 +171,27 @@ class ClassificationSettings:
     """Column of the class, by name or by number."""
     pair_column: str | None = None
     """Column of a second text, to classify pairs."""
-    split: float | None = None
+    split: Annotated[float | None, SHARE] = None
     """Share of the training texts that is the dev set, drawn by seed; 0.3 where no dev is given."""
     max_length: int | None = None
     """Most tokens of a text (or pair), longer ones are cut; none = the model's positions."""
     class_weights: Literal["none", "balanced"] = "none"
     """none, or balanced: errors on a class weigh by how rare it is, texts / (classes * its texts)."""
-    limit_train: int | None = None
+    limit_train: Annotated[int | None, POSITIVE] = None
     """Read the first N texts only, before the split."""
-    limit_dev: int | None = None
+    limit_dev: Annotated[int | None, POSITIVE] = None
     """Evaluate on the first N texts only."""
 
     def problems(self, max_positions: int | None = None) -> list[str]:
         """Everything that is wrong with these values, one phrase each."""
         most = max_positions or 10**9
         least = 4 if self.pair_column is None else 5  # special tokens, and one of each text
-        length_fits = self.max_length is None or least <= self.max_length <= most
-        rules = {
-            "split": (self.split is None or 0 < self.split < 1, "lie in (0, 1)"),
-            "max_length": (
-                length_fits,
-                f"be at least {least} and at most the model's {most} positions",
-            ),
-            "limit_train": (positive(self.limit_train), "be positive"),
-            "limit_dev": (positive(self.limit_dev), "be positive"),
-        }
-        return broken(self, rules)
+        found = broken(self)
+        if self.max_length is not None and not least <= self.max_length <= most:
+            found.append(
+                f"max_length is {self.max_length}, it must be at least {least} and at most the model's {most} positions"
+            )
+        return found
 
     def saved(self, max_length: int) -> dict:
         """What the model folder must say so that `predict` reads texts alike."""
@@ -192,142 +208,86 @@ class DistillationSettings:
 
     teacher: list[str] = field(default_factory=list)
     """Models whose mean logits are learned beside the right answers; same vocabulary."""
-    teacher_weight: float = 0.8
+    teacher_weight: Annotated[float, FACTOR] = 0.8
     """Their share of the loss beside the right answers."""
-    temperature: float = 2.0
+    temperature: Annotated[float, POSITIVE] = 2.0
     """Of their logits; high: unlikely answers count."""
-
-    def problems(self) -> list[str]:
-        """Everything that is wrong with these values, one phrase each."""
-        rules = {
-            "teacher_weight": (0 < self.teacher_weight <= 1, "lie in (0, 1]"),
-            "temperature": (positive(self.temperature), "be positive"),
-        }
-        return broken(self, rules)
 
 
 @dataclass(frozen=True)
 class ModelSettings:
     """Changes to the encoder for training."""
 
-    dropout: float | None = None
+    dropout: Annotated[float | None, RATE] = None
     """In the encoder; none = as the weights say."""
-    attention_dropout: float = 0.0
+    attention_dropout: Annotated[float, RATE] = 0.0
     """Dropout of attention weights; the fastest attention bodies have none."""
     recompute: bool = False
     """Keep less for the backward pass and compute it again: much less memory, a third slower."""
     compile: bool = False
     """Let torch.compile fuse what stands between matrix products: for GPUs, slower on two CPU cores."""
 
-    def problems(self) -> list[str]:
-        """Everything that is wrong with these values, one phrase each."""
-        rules = {
-            "dropout": (self.dropout is None or 0 <= self.dropout < 1, "lie in [0, 1)"),
-            "attention_dropout": (0 <= self.attention_dropout < 1, "lie in [0, 1)"),
-        }
-        return broken(self, rules)
-
 
 @dataclass(frozen=True)
 class OptimSettings:
     """What decides an update of the weights."""
 
-    lr: float = 5e-5
+    lr: Annotated[float, POSITIVE] = 5e-5
     """Peak learning rate."""
-    warmup: float = 0.1
+    warmup: Annotated[float, WARMUP] = 0.1
     """Warm-up: a fraction of all steps where below 1, else a number of steps."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """After the warm-up: linear or cosine to zero, or constant."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     """Decoupled weight decay, on weight matrices only: never on biases and LayerNorm."""
-    clip: float = 1.0
+    clip: Annotated[float, NORM] = 1.0
     """Largest gradient norm, applied once per optimizer step; 0 = no clipping."""
-    beta1: float = 0.9
+    beta1: Annotated[float, RATE] = 0.9
     """Adam's decay of the gradient's mean."""
-    beta2: float = 0.999
+    beta2: Annotated[float, SHARE] = 0.999
     """Adam's decay of the gradient's square."""
-    eps: float = 1e-8
+    eps: Annotated[float, POSITIVE] = 1e-8
     """Added to the root of Adam's second moment."""
     bias_correction: bool = True
     """Adam's; Google's BERT goes without."""
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, FACTOR] = 1.0
     """Learning rate of a layer relative to that of the layer above it (1 = all the same)."""
-    freeze: str = "none"
+    freeze: Annotated[str, FROZEN] = "none"
     """What is not trained: none, embeddings, encoder, or N = the embeddings and the first N layers."""
-
-    def problems(self) -> list[str]:
-        """Everything that is wrong with these values, one phrase each."""
-        is_count = self.freeze.isdecimal() and len(self.freeze) < 10
-        can_freeze = is_count or self.freeze in ("none", "embeddings", "encoder")
-        rules = {
-            "lr": (positive(self.lr), "be positive"),
-            "warmup": (0 <= self.warmup < math.inf, "be a fraction below 1 or a number of steps"),
-            "weight_decay": (0 <= self.weight_decay < math.inf, "not be negative"),
-            "clip": (self.clip >= 0, "be positive, or 0 for no clipping"),
-            "beta1": (0 <= self.beta1 < 1, "lie in [0, 1)"),
-            "beta2": (0 < self.beta2 < 1, "lie in (0, 1)"),
-            "eps": (positive(self.eps), "be positive"),
-            "layer_decay": (0 < self.layer_decay <= 1, "lie in (0, 1]"),
-            "freeze": (can_freeze, "be none, embeddings, encoder or a number of layers"),
-        }
-        return broken(self, rules)
 
 
 @dataclass(frozen=True)
 class LoopSettings:
     """How long, how much at once, how often to look, and on what."""
 
-    epochs: float = 2.0
+    epochs: Annotated[float, EPOCHS] = 2.0
     """Passes over the training windows."""
-    max_steps: int | None = None
+    max_steps: Annotated[int | None, POSITIVE] = None
     """Stop after N optimizer steps; the learning rate reaches zero there."""
-    max_minutes: float | None = None
+    max_minutes: Annotated[float | None, POSITIVE] = None
     """Save and stop then; --resume goes on."""
-    batch_size: int = 16
+    batch_size: Annotated[int, POSITIVE] = 16
     """Windows in an optimizer step, over all ranks."""
-    micro_tokens: str | int = "auto"
+    micro_tokens: Annotated[str | int, TOKENS] = "auto"
     """Most tokens at once; auto = by device."""
-    ema: float = 0.0
+    ema: Annotated[float, RATE] = 0.0
     """Decay of a moving average of the weights, which is then what is evaluated and kept; 0 = none."""
-    eval_every: int = 0
+    eval_every: Annotated[int, STEPS] = 0
     """Evaluate every N steps, and always at the end; 0 = after every epoch."""
-    save_every: str | float = 10.0
+    save_every: Annotated[str | float, SAVES] = 10.0
     """Minutes (10), or steps (500steps), between checkpoints; 0 = every step. A signal saves too."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Order of the data, dropout, fresh weights."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """fp32, bf16 or fp16; auto = bf16 or fp16 on GPUs, fp32 elsewhere."""
-    device: str = "auto"
+    device: Annotated[str, DEVICE] = "auto"
     """cpu, cuda, cuda:1 or mps; auto = the GPU if there is one."""
-    threads: int = 0
+    threads: Annotated[int, THREADS] = 0
     """CPU threads; 0 = torch's own choice."""
     deterministic: bool = False
     """Refuse GPU kernels whose results vary from run to run (slower)."""
     capture: Literal["auto", "on", "off"] = "auto"
     """auto, on or off: steps as CUDA graphs."""
-
-    def problems(self) -> list[str]:
-        """Everything that is wrong with these values, one phrase each."""
-        most_threads = max(64, 4 * (os.cpu_count() or 1))
-        micro = self.micro_tokens == "auto" or str(self.micro_tokens).strip("0").isdecimal()
-        saves = SAVE_EVERY.fullmatch(str(self.save_every)) is not None
-        rules = {
-            "epochs": (0 < self.epochs <= 10**6, "be positive, and a million at most"),
-            "max_steps": (positive(self.max_steps), "be positive"),
-            "max_minutes": (positive(self.max_minutes), "be positive"),
-            "batch_size": (positive(self.batch_size), "be positive"),
-            "micro_tokens": (micro, "be a number of tokens, or auto"),
-            "ema": (0 <= self.ema < 1, "lie in [0, 1)"),
-            "eval_every": (self.eval_every >= 0, "be a number of steps, or 0"),
-            "save_every": (saves, "be minutes, as in 10, or steps, as in 500steps, or 0"),
-            "device": (
-                DEVICE.fullmatch(self.device) is not None,
-                "be auto, cpu, cuda, cuda:1 or mps",
-            ),
-            "threads": (0 <= self.threads <= most_threads, f"lie between 0 and {most_threads}"),
-            "seed": (0 <= self.seed < 2**63, f"lie between 0 and {2**63 - 1}"),
-        }
-        return broken(self, rules)
 
     @property
     def save_steps(self) -> int:
@@ -368,23 +328,18 @@ class RunSettings:
 
     def problems(self, max_positions: int | None = None) -> list[str]:
         """Everything that is wrong with these values, one phrase each."""
-        return [
-            *self.loop.problems(),
-            *self.optim.problems(),
-            *self.model.problems(),
-            *self.teachers.problems(),
-            *self.data.problems(max_positions),
-        ]
+        parts = (self.loop, self.optim, self.model, self.teachers)
+        found = [problem for part in parts for problem in broken(part)]
+        return found + self.data.problems(max_positions)
 
 
 def parts_of(task: str) -> dict[str, type]:
     """The dataclass of each part of a run's settings, for this task."""
+    parts: dict[str, type] = {"files": FileSettings, "data": QuestionAnsweringSettings}
     if task == "classify":
-        own = {"files": LabelledFiles, "data": ClassificationSettings}
-    else:
-        own = {"files": FileSettings, "data": QuestionAnsweringSettings}
+        parts = {"files": LabelledFiles, "data": ClassificationSettings}
     return {
-        **own,
+        **parts,
         "teachers": DistillationSettings,
         "model": ModelSettings,
         "optim": OptimSettings,

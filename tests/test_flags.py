@@ -9,8 +9,7 @@ import pytest
 
 from bertqa import doctor, embed, predict, report, score, train
 from bertqa.errors import UserError
-from bertqa.flags import run_verb
-from bertqa.other_names import OTHER_NAMES
+from bertqa.flags import OTHER_NAMES, run_verb
 from bertqa.settings import parts_of
 from bertqa.training.command_line import parse, parser_of
 

@@ -12,16 +12,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "bertqa"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
-GROUND = {"errors", "files", "folders", "bars", "device", "distributed"}
+GROUND = {"errors", "files", "folders", "console", "device", "distributed"}
 MAY_IMPORT = {
     "errors": set(),
-    "bars": set(),
+    "console": set(),
     "files": {"errors"},
     "folders": {"errors", "files"},
     "device": {"errors"},
     "distributed": {"errors"},
-    "flags": {"errors", "files", "other_names"},
-    "other_names": set(),
+    "flags": {"console", "errors"},
     "data": {*GROUND, "data"},
     "model": {*GROUND, "model"},
     "qa": {*GROUND, "data", "qa"},

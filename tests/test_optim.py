@@ -10,7 +10,7 @@ from bertqa.errors import UserError
 from bertqa.model import folder
 from bertqa.model.attention import Layout
 from bertqa.model.heads import SpanLogits, span_loss
-from bertqa.settings import OptimSettings
+from bertqa.settings import OptimSettings, broken
 from bertqa.training.optim import Average, freeze, lr_at, make_optimizer, set_lr
 
 CPU = torch.device("cpu")
@@ -168,9 +168,9 @@ def test_betas_reach_the_optimizer(tiny_model):
     ],
 )
 def test_values_out_of_range_are_named(name, bad, good):
-    [problem] = OptimSettings(**{name: bad}).problems()
+    [problem] = broken(OptimSettings(**{name: bad}))
     assert problem.startswith(f"{name} is {bad}, it must ")
-    assert OptimSettings(**{name: good}).problems() == []
+    assert broken(OptimSettings(**{name: good})) == []
 
 
 def test_factors_of_the_learning_rate_by_name(tiny_model):

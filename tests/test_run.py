@@ -25,11 +25,10 @@ from bertqa.model.checksums import write_checksums
 from bertqa.settings import LoopSettings, OptimSettings
 from bertqa.train import main
 from bertqa.training.command_line import parse
-from bertqa.training.job import Job
+from bertqa.training.job import Job, Task
 from bertqa.training.question_answering import QuestionAnswering
 from bertqa.training.run import run_training
 from bertqa.training.starting import job_of, length_remarks
-from bertqa.training.task import Task
 
 STEPS = ["--batch-size", "8", "--epochs", "2", "--eval-every", "3", "--save-every", "0"]
 
@@ -448,7 +447,7 @@ def test_a_log_stays_short(tmp_path, tiny_model, letters):
 @pytest.mark.parametrize("disabled", ["", "1"])
 def test_tqdms_own_switch_turns_bars_off(disabled):
     code = (
-        "from bertqa.bars import progress_bar\n"
+        "from bertqa.console import progress_bar\n"
         "for shown in (True, False):\n"
         "    with progress_bar(total=3, desc='three', unit=' steps', shown=shown) as bar: bar.update(3)"
     )

@@ -28,7 +28,7 @@ from bertqa.model.attention import Layout, per_sequence_attention
 from bertqa.model.copies import WeightCopies
 from bertqa.model.heads import BertForSequenceClassification, span_loss
 from bertqa.reporting.run_folder import read_journal
-from bertqa.settings import LoopSettings, OptimSettings
+from bertqa.settings import LoopSettings, OptimSettings, broken
 from bertqa.training.capture import Plan, plan_of
 from bertqa.training.gradients import Gradients
 from bertqa.training.job import Job
@@ -390,12 +390,12 @@ def test_even_micro_batches():
 def test_micro_tokens_are_settled_once():
     model = tiny()
     asked = LoopSettings()
-    assert asked.micro_tokens == "auto" and asked.problems() == []
+    assert asked.micro_tokens == "auto" and broken(asked) == []
     assert settle(asked, model, CPU, torch.float32).micro_tokens == 8192
     given = LoopSettings(micro_tokens="300")
     assert settle(given, model, CPU, torch.float32).micro_tokens == 300
     for wrong in ("0", -1, "many", "1.5"):
-        assert "micro_tokens is" in LoopSettings(micro_tokens=wrong).problems()[0]
+        assert "micro_tokens is" in broken(LoopSettings(micro_tokens=wrong))[0]
 
 
 @pytest.mark.parametrize(

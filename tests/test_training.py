@@ -30,8 +30,8 @@ from bertqa.settings import LoopSettings, OptimSettings, parts_of
 from bertqa.train import main
 from bertqa.training import checkpoint, loop, step
 from bertqa.training.command_line import PRESETS, parse
+from bertqa.training.job import total_steps
 from bertqa.training.journal import Journal
-from bertqa.training.loop import total_steps
 from bertqa.training.optim import depth_of, freeze, lr_at, make_optimizer, set_lr
 
 SHORT = [

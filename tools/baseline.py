@@ -35,8 +35,7 @@ from bertqa.model import folder
 from bertqa.model.heads import SpanLogits
 from bertqa.settings import RunSettings
 from bertqa.training.command_line import parse
-from bertqa.training.job import Job
-from bertqa.training.loop import total_steps
+from bertqa.training.job import Job, total_steps
 from bertqa.training.optim import lr_at, make_optimizer, set_lr
 from bertqa.training.starting import job_of
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from bertqa.bars import progress_bar
+from bertqa.console import progress_bar
 from bertqa.data.network import Answer, request_of, without_password
 from bertqa.errors import UserError
 from bertqa.files import cache_folder, flush_to_disk, sha256

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bertqa.bars import progress_bar
+from bertqa.console import progress_bar
 from bertqa.data.tokens import Tokens, running_sum, whole_characters
 from bertqa.errors import UserError
 from bertqa.files import read_object, show

@@ -17,12 +17,16 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-PROGRAMS = 528
-"""Programs that share the rows of a backward kernel: four for each multiprocessor of an H100 or H200. Each adds up the
+PROGRAMS = 1056
+"""Programs that share the rows of a backward kernel: eight for each multiprocessor of an H100 or H200. Each adds up the
 gradients of bias, gain and shift over its rows; their sums are added in a second kernel, always in the same order."""
 
-ROUNDS = 7
-"""Rounds of Philox for a dropout's random numbers. Ten are usual; seven pass the same tests (Salmon et al. 2011)."""
+# The fastest of those that were tried on an H200.
+NORM = 2, 2
+NORM_BACKWARD = 4, 2
+"""Rows of a tile, and warps of a program."""
+TILE = 4, 512
+"""Rows and columns of GELU's tiles."""
 
 
 def behind_attention(layer: nn.Module, x: Tensor, mixed: Tensor, seeds: Tensor) -> Tensor:
@@ -113,12 +117,13 @@ def norm(
 ) -> Normed:
     """LayerNorm(residual + dropout(product + bias)) of (N, H) tokens."""
     tokens, width = product.shape
+    rows, warps = NORM
     y = torch.empty_like(residual)
     z = torch.empty_like(residual)
     statistics = torch.empty(tokens, 2, device=y.device)
-    _norm[(tokens,)](
-        product, bias, residual, gain, shift, seed, y, z, statistics, width, p, eps,
-        DROP=p > 0, ROUNDS=ROUNDS, BLOCK=triton.next_power_of_2(width), num_warps=4,
+    _norm[(triton.cdiv(tokens, rows),)](
+        product, bias, residual, gain, shift, seed, y, z, statistics, tokens, width, p, eps,
+        DROP=p > 0, ROWS=rows, BLOCK=triton.next_power_of_2(width), num_warps=warps,
     )  # fmt: skip
     return Normed(y, z, statistics)
 
@@ -128,98 +133,104 @@ def norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `norm`: of the residual (N, H), of the product (N, H), and (3, H): of bias, gain and shift."""
     tokens, width = dy.shape
+    rows, warps = NORM_BACKWARD
+    programs = min(PROGRAMS, triton.cdiv(tokens, rows))
     dz = torch.empty_like(dy)
     dproduct = torch.empty_like(dy)
-    programs = min(PROGRAMS, tokens)
     sums = torch.empty(programs, 3, width, device=dy.device)
     _norm_backward[(programs,)](
         dy, z, statistics, gain, seed, dz, dproduct, sums, tokens, width, p,
-        DROP=p > 0, ROUNDS=ROUNDS, BLOCK=triton.next_power_of_2(width), num_warps=4,
+        DROP=p > 0, ROWS=rows, BLOCK=triton.next_power_of_2(width), num_warps=warps,
     )  # fmt: skip
     return dz, dproduct, add_up(sums, gain.dtype)
 
 
 @triton.jit
-def _kept(seed, row, p, ROUNDS: tl.constexpr, BLOCK: tl.constexpr):
-    """(BLOCK,) of what dropout leaves of a row: 1 / (1 - p), or 0. The backward pass draws the same again."""
-    # One call of Philox gives four numbers.
-    quads = row * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
-    a, b, c, d = tl.rand4x(seed, quads, ROUNDS)
-    numbers = tl.reshape(tl.join(tl.join(a, b), tl.join(c, d)), (BLOCK,))
+def _kept(seed, rows, p, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """(ROWS, BLOCK) of what dropout leaves: 1 / (1 - p), or 0. The backward pass draws the same again."""
+    # One call of Philox gives four numbers. Ten rounds are usual; seven pass the same tests (Salmon et al. 2011).
+    quads = rows[:, None] * (BLOCK // 4) + tl.arange(0, BLOCK // 4)[None, :]
+    a, b, c, d = tl.rand4x(seed, quads, 7)
+    numbers = tl.reshape(tl.join(tl.join(a, b), tl.join(c, d)), (ROWS, BLOCK))
     return tl.where(numbers >= p, 1 / (1 - p), 0.0)
 
 
 @triton.jit
 def _norm(
-    product, bias, residual, gain, shift, seed, y, z, statistics, width, p, eps,
-    DROP: tl.constexpr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
+    product, bias, residual, gain, shift, seed, y, z, statistics, tokens, width, p, eps,
+    DROP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row."""
-    row = tl.program_id(0)
+    """ROWS tokens."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
-    inside = columns < width
-    here = tl.cast(row, tl.int64) * width + columns
+    is_column = columns < width
+    inside = (rows < tokens)[:, None] & is_column[None, :]
+    here = rows.to(tl.int64)[:, None] * width + columns[None, :]
 
     x = tl.load(product + here, inside, 0.0).to(tl.float32)
-    x += tl.load(bias + columns, inside, 0.0).to(tl.float32)
+    x += tl.load(bias + columns, is_column, 0.0).to(tl.float32)[None, :]
     if DROP:
-        x *= _kept(tl.load(seed), row, p, ROUNDS, BLOCK)
+        x *= _kept(tl.load(seed), rows, p, ROWS, BLOCK)
     x += tl.load(residual + here, inside, 0.0).to(tl.float32)
     # The backward pass has z as it is stored, so its statistics are of that.
     stored = x.to(z.dtype.element_ty)
     x = stored.to(tl.float32)
 
-    mean = tl.sum(x, 0) / width
-    centred = tl.where(inside, x - mean, 0.0)
-    scale = tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
-    weight = tl.load(gain + columns, inside, 0.0).to(tl.float32)
-    offset = tl.load(shift + columns, inside, 0.0).to(tl.float32)
+    mean = tl.sum(x, 1) / width  # (ROWS,)
+    centred = tl.where(inside, x - mean[:, None], 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, 1) / width + eps)  # (ROWS,)
+    weight = tl.load(gain + columns, is_column, 0.0).to(tl.float32)
+    offset = tl.load(shift + columns, is_column, 0.0).to(tl.float32)
 
     tl.store(z + here, stored, inside)
-    tl.store(y + here, centred * scale * weight + offset, inside)
-    tl.store(statistics + 2 * row, mean)
-    tl.store(statistics + 2 * row + 1, scale)
+    tl.store(y + here, centred * scale[:, None] * weight[None, :] + offset[None, :], inside)
+    tl.store(statistics + 2 * rows, mean, rows < tokens)
+    tl.store(statistics + 2 * rows + 1, scale, rows < tokens)
 
 
 @triton.jit
 def _norm_backward(
     dy, z, statistics, gain, seed, dz, dproduct, sums, tokens, width, p,
-    DROP: tl.constexpr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
+    DROP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Every so-manieth row, and the sums over these rows."""
+    """Every so-manieth tile of ROWS tokens, and the sums over these tokens."""
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
-    inside = columns < width
-    weight = tl.load(gain + columns, inside, 0.0).to(tl.float32)
-    dbias = tl.zeros((BLOCK,), tl.float32)
-    dgain = tl.zeros((BLOCK,), tl.float32)
-    dshift = tl.zeros((BLOCK,), tl.float32)
+    is_column = columns < width
+    weight = tl.load(gain + columns, is_column, 0.0).to(tl.float32)
+    dbias = tl.zeros((ROWS, BLOCK), tl.float32)
+    dgain = tl.zeros((ROWS, BLOCK), tl.float32)
+    dshift = tl.zeros((ROWS, BLOCK), tl.float32)
 
-    for row in range(program, tokens, tl.num_programs(0)):
-        here = tl.cast(row, tl.int64) * width + columns
+    for tile in range(program, tl.cdiv(tokens, ROWS), tl.num_programs(0)):
+        rows = tile * ROWS + tl.arange(0, ROWS)
+        is_row = rows < tokens
+        inside = is_row[:, None] & is_column[None, :]
+        here = rows.to(tl.int64)[:, None] * width + columns[None, :]
         gradient = tl.load(dy + here, inside, 0.0).to(tl.float32)
-        mean = tl.load(statistics + 2 * row)
-        scale = tl.load(statistics + 2 * row + 1)
-        normed = (tl.load(z + here, inside, 0.0).to(tl.float32) - mean) * scale
-        normed = tl.where(inside, normed, 0.0)
+        x = tl.load(z + here, inside, 0.0).to(tl.float32)
+        mean = tl.load(statistics + 2 * rows, is_row, 0.0)
+        scale = tl.load(statistics + 2 * rows + 1, is_row, 0.0)
+        normed = tl.where(inside, (x - mean[:, None]) * scale[:, None], 0.0)
         dshift += gradient
         dgain += gradient * normed
 
         # What would move the row's mean or its spread has no effect behind the norm.
-        gradient *= weight
-        along_mean = tl.sum(gradient, 0) / width
-        along_spread = tl.sum(gradient * normed, 0) / width
-        gradient = (gradient - along_mean - normed * along_spread) * scale
+        gradient *= weight[None, :]
+        along_mean = tl.sum(gradient, 1) / width  # (ROWS,)
+        along_spread = tl.sum(gradient * normed, 1) / width
+        gradient -= along_mean[:, None] + normed * along_spread[:, None]
+        gradient = tl.where(inside, gradient * scale[:, None], 0.0)
         tl.store(dz + here, gradient, inside)
         if DROP:
-            gradient *= _kept(tl.load(seed), row, p, ROUNDS, BLOCK)
-        dbias += tl.where(inside, gradient, 0.0)
+            gradient *= _kept(tl.load(seed), rows, p, ROWS, BLOCK)
+        dbias += gradient
         tl.store(dproduct + here, gradient, inside)
 
     mine = sums + program.to(tl.int64) * 3 * width + columns
-    tl.store(mine, dbias, inside)
-    tl.store(mine + width, dgain, inside)
-    tl.store(mine + 2 * width, dshift, inside)
+    tl.store(mine, tl.sum(dbias, 0), is_column)
+    tl.store(mine + width, tl.sum(dgain, 0), is_column)
+    tl.store(mine + 2 * width, tl.sum(dshift, 0), is_column)
 
 
 # ---- bias, GELU ----
@@ -228,23 +239,23 @@ def _norm_backward(
 def gelu(wide: Tensor, bias: Tensor) -> Tensor:
     """GELU(wide + bias) of (N, F)."""
     tokens, width = wide.shape
+    rows, block = TILE
     inner = torch.empty_like(wide)
-    block = min(512, triton.next_power_of_2(width))
-    grid = (triton.cdiv(tokens, 4), triton.cdiv(width, block))
-    _gelu[grid](wide, bias, inner, tokens, width, ROWS=4, BLOCK=block, num_warps=4)
+    grid = (triton.cdiv(tokens, rows), triton.cdiv(width, block))
+    _gelu[grid](wide, bias, inner, tokens, width, ROWS=rows, BLOCK=block, num_warps=4)
     return inner
 
 
 def gelu_backward(dinner: Tensor, wide: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of `gelu`: of `wide` (N, F) and of the bias (F,)."""
     tokens, width = wide.shape
-    block = min(512, triton.next_power_of_2(width))
+    rows, block = TILE
     blocks = triton.cdiv(width, block)
-    programs = min(triton.cdiv(PROGRAMS, blocks), triton.cdiv(tokens, 4))
+    programs = min(triton.cdiv(PROGRAMS, blocks), triton.cdiv(tokens, rows))
     dwide = torch.empty_like(wide)
     sums = torch.empty(programs, 1, width, device=wide.device)
     _gelu_backward[(programs, blocks)](
-        dinner, wide, bias, dwide, sums, tokens, width, ROWS=4, BLOCK=block, num_warps=4
+        dinner, wide, bias, dwide, sums, tokens, width, ROWS=rows, BLOCK=block, num_warps=4
     )
     return dwide, add_up(sums, bias.dtype)[0]
 
@@ -287,7 +298,7 @@ def _gelu_backward(
     program = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     offset = tl.load(bias + columns, columns < width, 0.0).to(tl.float32)
-    dbias = tl.zeros((BLOCK,), tl.float32)
+    found = tl.zeros((ROWS, BLOCK), tl.float32)
     for tile in range(program, tl.cdiv(tokens, ROWS), tl.num_programs(0)):
         rows = tile * ROWS + tl.arange(0, ROWS)
         inside = (rows < tokens)[:, None] & (columns < width)[None, :]
@@ -296,7 +307,8 @@ def _gelu_backward(
         below, bell = _normal(x)
         gradient = tl.load(dinner + here, inside, 0.0).to(tl.float32) * (below + x * bell)
         tl.store(dwide + here, gradient, inside)
-        dbias += tl.sum(gradient, 0)
+        found += gradient
+    dbias = tl.sum(found, 0)
     tl.store(sums + program.to(tl.int64) * width + columns, dbias, columns < width)
 
 
@@ -307,18 +319,18 @@ def add_up(sums: Tensor, dtype: torch.dtype) -> Tensor:
     """(P, K, W) float32 -> (K, W): the sum over P programs."""
     programs, kinds, width = sums.shape
     total = torch.empty(kinds, width, dtype=dtype, device=sums.device)
-    grid = (triton.cdiv(kinds * width, 32),)
-    _add_up[grid](sums, total, programs, kinds * width, ROWS=64, BLOCK=32, num_warps=4)
+    grid = (triton.cdiv(kinds * width, 16),)
+    _add_up[grid](sums, total, programs, kinds * width, ROWS=256, BLOCK=16, num_warps=8)
     return total
 
 
 @triton.jit
 def _add_up(sums, total, programs, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    found = tl.zeros((BLOCK,), tl.float32)
+    found = tl.zeros((ROWS, BLOCK), tl.float32)
     for first in range(0, programs, ROWS):
         rows = first + tl.arange(0, ROWS)
         inside = (rows < programs)[:, None] & (columns < width)[None, :]
         here = rows[:, None] * width + columns[None, :]
-        found += tl.sum(tl.load(sums + here, inside, 0.0), 0)
-    tl.store(total + columns, found, columns < width)
+        found += tl.load(sums + here, inside, 0.0)
+    tl.store(total + columns, tl.sum(found, 0), columns < width)

@@ -12,17 +12,15 @@ from torch import Tensor, nn
 from bertqa.data.batches import Batch, WindowStore
 from bertqa.data.text_windows import TextWindows, text_windows
 from bertqa.data.texts import Texts, label_names, label_rows, read_texts, split
-from bertqa.data.tokenizer import WordPiece
 from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import to_json, write_text
 from bertqa.inference import class_logits
 from bertqa.model import folder
 from bertqa.model.attention import Layout
-from bertqa.model.card import classifier_card, fine_tuned
+from bertqa.model.card import classifier_card
 from bertqa.settings import ClassificationSettings
-from bertqa.training.distillation import Teaching
-from bertqa.training.task import Task
+from bertqa.training.job import FileTask
 
 
 @dataclass
@@ -34,7 +32,7 @@ class Evaluation:
     metrics: dict
 
 
-class Classification(Task):
+class Classification(FileTask):
     """Reads the texts, and is the loop's `Task`."""
 
     key = "macro_f1"
@@ -66,14 +64,8 @@ class Classification(Task):
         Raises:
             UserError: for files that cannot be read, a single class, and dev labels that training does not have.
         """
+        super().__init__(weights, settings, device, say, progress, world)
         config = folder.read_config(weights)
-        self.settings = settings
-        self.device = device
-        self.weights = Path(weights)
-        self.say = say
-        self.progress = progress
-        self.world = world
-        self.tokenizer = WordPiece.load(weights)
         self.max_length = settings.max_length or config["architecture"]["max_position_embeddings"]
 
         texts, self.dev = read_both(train, dev, settings, seed)
@@ -90,7 +82,6 @@ class Classification(Task):
         self.dev_windows = self._windows(self.dev, "dev")
         self.store = WindowStore(self.windows, device)
         self.weight = self._class_weights() if settings.class_weights == "balanced" else None
-        self.teaching: Teaching | None = None
         self.evaluation: Evaluation | None = None
 
     def _class_weights(self) -> Tensor:
@@ -131,16 +122,7 @@ class Classification(Task):
 
     def fingerprints(self) -> dict[str, str]:
         """What a resumed run must have in common with this one."""
-        found = {
-            "train windows": self.windows.fingerprint(),
-            "dev windows": self.dev_windows.fingerprint(),
-            "train file": self.train.sha256[:16],
-            "dev file": self.dev.sha256[:16],
-            "labels": ", ".join(self.labels),
-        }
-        if self.teaching:
-            found["teachers"] = self.teaching.fingerprint
-        return found
+        return {**super().fingerprints(), "labels": ", ".join(self.labels)}
 
     def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
         """Summed cross-entropy of a packed batch, each text's times the weight of its class; with what teachers say."""
@@ -179,11 +161,7 @@ class Classification(Task):
     def save_model(self, model: nn.Module, where: Path, evaluated: bool) -> None:
         """A model folder; config.json holds the classes in the order of the logits, the card the numbers of an evaluated
         model."""
-        data = f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}"
-        source = folder.read_config(self.weights)["provenance"]
-        provenance = fine_tuned(source, self.weights, data)
-        if self.teaching:
-            provenance["taught_by"] = ", ".join(self.teaching.names)
+        provenance = self.provenance()
         card = None
         if evaluated:
             measured = f"{Path(self.dev.path).name}: {len(self.dev)} texts."

@@ -2,20 +2,44 @@
 
 import argparse
 import dataclasses
+import difflib
 import os
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from bertqa.errors import UserError
-from bertqa.files import show
-from bertqa.flags import CompactHelp, VerbParser, add_fields, check_names, read_config_file
+from bertqa.files import read_object, show
+from bertqa.flags import CompactHelp, DocStride, VerbParser, add_fields
 from bertqa.settings import ENDS, MOVABLE, RESUMABLE, RunSettings, parts_of
-from bertqa.training.presets import PRESETS
+
+PROG = "python -m bertqa.train"
+
+PUBLISHED = dict(
+    max_length=384,
+    max_question=64,
+    batch_size=12,
+    lr=3e-5,
+    epochs=2.0,
+    clip=1.0,
+    schedule="linear",
+    attention_dropout=0.1,
+)
+"""What google-research/bert's run_squad and transformers' run_qa have in common."""
+GOOGLE = dict(step=128, warmup=0.1, weight_decay=0.01, eps=1e-6, bias_correction=False)
+HF = dict(overlap=128, warmup=0.0, weight_decay=0.0, eps=1e-8, bias_correction=True)
+OURS = dict(batch_size=16, lr=1e-4, warmup=0.1, weight_decay=0.01, attention_dropout=0.0)
+
+PRESETS = {
+    "google": PUBLISHED | GOOGLE,
+    "hf": PUBLISHED | HF,
+    "fast": dict(max_length=384, overlap=128, epochs=2.0) | OURS,
+}
+"""Settings of published rows, and ours for small encoders."""
 
 REMOVED = {
     "keep_impossible": 1.0,
@@ -57,33 +81,29 @@ def parse(argv: Sequence[str] | None) -> Asked:
     """
     parts = parts_of(task_of(argv))
     given = vars(parser_of(parts).parse_args(argv))
+    if "resume" in given:
+        check_resume(given)
     config = given.pop("config", None)
     preset = given.pop("preset", None)
     resume = given.pop("resume", None)
-    if "doc_stride" in given:
-        raise UserError(
-            "--doc-stride means the step between windows in Google's script and their overlap in "
-            "run_qa; say --step N or --overlap N"
-        )
     layers = []
     if resume:
-        check_resume(given, config, preset)
         config = str(config_of_run(resume))
-        resume = str(Path(config).parent)
+        resume = Path(config).parent
     if preset:
         layers.append(preset_layer(preset, parts))
     if config:
         layers.append(settings_in(config))
     layers.append(given)
     settings = settings_from(layers, parts, source=config or "command line")
-    return Asked(settings, Path(resume) if resume else None, frozenset(given))
+    return Asked(settings, resume, frozenset(given))
 
 
 def parser_of(parts: dict[str, type]) -> argparse.ArgumentParser:
     """The command line of these settings; what was not given stays out of its result."""
     parser = VerbParser(
-        prog="python -m bertqa.train",
-        usage="python -m bertqa.train [--flag value ...]",
+        prog=PROG,
+        usage=f"{PROG} [--flag value ...]",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=CompactHelp,
@@ -106,7 +126,7 @@ def parser_of(parts: dict[str, type]) -> argparse.ArgumentParser:
         metavar="RUN",
         help="go on with a run folder; --epochs or --max-steps move its end",
     )
-    parser.add_argument("--doc-stride", dest="doc_stride", help=argparse.SUPPRESS)
+    parser.add_argument("--doc-stride", action=DocStride, help=argparse.SUPPRESS)
     parser.add_argument("--model", dest="weights", help=argparse.SUPPRESS)  # as in other verbs
     for part in parts.values():
         add_fields(parser, part, part.__doc__.rstrip("."))
@@ -115,19 +135,14 @@ def parser_of(parts: dict[str, type]) -> argparse.ArgumentParser:
 
 def task_of(argv: Sequence[str] | None) -> str:
     """The task that a command line means, which decides what other flags there are."""
-    early = argparse.ArgumentParser(
-        prog="python -m bertqa.train", add_help=False, allow_abbrev=False
-    )
+    early = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
     for name in ("--task", "--config", "--resume"):
         early.add_argument(name)
     given = early.parse_known_args(argv)[0]
-    if given.task:
-        return given.task
-    if given.resume:
-        return settings_in(config_of_run(given.resume)).get("task", "qa")
-    if given.config:
-        return settings_in(given.config).get("task", "qa")
-    return "qa"
+    file = config_of_run(given.resume) if given.resume else given.config
+    if given.task or not file:
+        return given.task or "qa"
+    return settings_in(file).get("task", "qa")
 
 
 def config_of_run(run: str) -> Path:
@@ -137,10 +152,9 @@ def config_of_run(run: str) -> Path:
         UserError: where there is none.
     """
     path = Path(run) / "config.json"
-    if path.parent.name in ("best", "last", "previous"):
-        above = path.parent.parent / "config.json"
-        if above.exists():
-            path = above
+    above = path.parent.parent / "config.json"
+    if path.parent.name in ("best", "last", "previous") and above.exists():
+        path = above
     if not path.exists():
         raise UserError(
             f"{run}: not the folder of a run, there is no config.json in it; --resume wants what "
@@ -149,14 +163,10 @@ def config_of_run(run: str) -> Path:
     return path
 
 
-def check_resume(given: dict, config: str | None, preset: str | None) -> None:
+def check_resume(given: dict) -> None:
     """Refuse settings that a resumed run cannot have otherwise than it had."""
     allowed = RESUMABLE | ENDS | MOVABLE
-    extra = set(given) - allowed
-    if config:
-        extra.add("config")
-    if preset:
-        extra.add("preset")
+    extra = set(given) - allowed - {"resume"}
     if extra:
         raise UserError(
             "--resume goes on with the run's own settings; leave out "
@@ -175,18 +185,19 @@ def preset_layer(preset: str, parts: dict[str, type]) -> dict:
 
 def settings_in(path: str | Path) -> dict:
     """The settings in a JSON file of just them, or in a run folder's config.json; of that not its own run folder."""
-    saved = read_config_file(path)
+    try:
+        saved = read_object(path)
+    except UserError as error:
+        raise UserError(f"{error}; settings are a JSON object {{setting: value}}") from None
     settings = saved.get("settings", saved)
     if not isinstance(settings, dict):
         raise UserError(
             f'{path}: its "settings" are {settings!r}, expected an object {{setting: value}}'
         )
-    of_a_run = settings is not saved
-    return {
-        name: value
-        for name, value in without_removed(settings, path).items()
-        if not (of_a_run and name == "out")
-    }
+    settings = without_removed(settings, path)
+    if "settings" in saved:
+        settings.pop("out", None)
+    return settings
 
 
 def without_removed(settings: dict, path: str | Path) -> dict:
@@ -195,17 +206,14 @@ def without_removed(settings: dict, path: str | Path) -> dict:
     Raises:
         UserError: naming those that did something.
     """
-    used = [
-        f"{name} (it is {show(settings[name])})"
-        for name, neutral in REMOVED.items()
-        if name in settings and settings[name] != neutral
-    ]
+    gone = {name: settings[name] for name in REMOVED if name in settings}
+    used = [f"{name} (it is {show(gone[name])})" for name in gone if gone[name] != REMOVED[name]]
     if used:
         raise UserError(
             f"{path}: this version has no setting {', '.join(used)} any more; go on with the "
             "version that made the file, or leave it out of a copy and start a new run"
         )
-    return {name: value for name, value in settings.items() if name not in REMOVED}
+    return {name: value for name, value in settings.items() if name not in gone}
 
 
 def settings_from(layers: list[dict], parts: dict[str, type], source: str) -> RunSettings:
@@ -216,16 +224,11 @@ def settings_from(layers: list[dict], parts: dict[str, type], source: str) -> Ru
     """
     merged = stacked(layers)
     known = owners(parts)
-    problems = []
-    try:
-        check_names(list(merged), list(known), source)
-    except UserError as error:
-        problems.append(str(error))
+    problems = unknown(merged, list(known))
     for part in parts.values():
         problems += mistyped(part, merged)
     if problems:
-        text = "; ".join(problems)
-        raise UserError(text if text.startswith(source) else f"{source}: {text}")
+        raise UserError(f"{source}: {'; '.join(problems)}")
     chosen = {}
     for name, part in parts.items():
         own = {key: value for key, value in merged.items() if known[key] is part}
@@ -251,6 +254,19 @@ def owners(parts: dict[str, type]) -> dict[str, type]:
         for field in dataclasses.fields(part):
             found[field.name] = part
     return found
+
+
+def unknown(given: Iterable[str], known: list[str]) -> list[str]:
+    """A phrase that names what is not known, with the nearest names that are; none where all is."""
+    found = []
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            found.append(f"{name!r}{hint}")
+    if not found:
+        return []
+    return [f"unknown {', '.join(found)}; known are {', '.join(known)}"]
 
 
 def mistyped(part: type, values: dict) -> list[str]:

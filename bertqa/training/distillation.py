@@ -33,7 +33,7 @@ from bertqa.model.attention import Layout
 from bertqa.model.copies import computing_in_16_bits
 from bertqa.model.heads import Ensemble, SpanLogits
 from bertqa.settings import DistillationSettings
-from bertqa.training.task import Task
+from bertqa.training.job import Task
 
 LOW = -1e30
 """Logit of padding: its probability is 0, and it is finite, so that 0 times a difference of two of them is 0."""

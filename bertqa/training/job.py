@@ -1,4 +1,4 @@
-"""What a training run needs, in one object."""
+"""What a training run needs: what is learned (a `Task`), and everything else around it (a `Job`)."""
 
 import dataclasses
 import math
@@ -6,19 +6,131 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from bertqa.data.batches import Batch, WindowStore
+from bertqa.data.text_windows import TextWindows
+from bertqa.data.tokenizer import WordPiece
+from bertqa.data.windows import Windows
 from bertqa.distributed import World
+from bertqa.model import folder
+from bertqa.model.attention import Layout
+from bertqa.model.card import fine_tuned
 from bertqa.settings import LoopSettings, OptimSettings
 from bertqa.training.journal import Journal
-from bertqa.training.task import Task
 
 
 def say_on_stderr(line: str) -> None:
     """Tell people who wait at a terminal."""
     print(line, file=sys.stderr, flush=True)
+
+
+class Task:
+    """A task of the loop. One's own needs `store`, `key`, `loss` and `evaluate`; the rest may stay as it is here."""
+
+    store: WindowStore
+    """The windows to train on."""
+    key: str
+    """The metric that decides which weights are best; higher is better."""
+    head: str | None = None
+    """The head of its models, as model/folder.py names it; None = one that folders do not know."""
+    labels: list[str] | None = None
+    """The classes, for a head that has them."""
+    loss_parts: tuple[str, ...] = ()
+    """Names of the parts of the loss, which the journal then tells one by one, as loss_NAME."""
+    recipe: dict = {}
+    """Settings that the model card tells."""
+    static_shapes: bool = False
+    """Whether `loss` counts each window by `batch.weights` and never waits for the device (no item(), no list of lengths):
+    only then are its steps captured as CUDA graphs."""
+    weights: Path | None = None
+    """The model folder that the tokenizer and the provenance of saved models come from."""
+
+    def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
+        """Loss summed over the windows of a packed batch, (); with `loss_parts` (P,), one number a part, whose sum it is."""
+        raise NotImplementedError
+
+    def evaluate(self, model: nn.Module, autocast) -> dict[str, float]:
+        """Metrics on the dev set, `key` among them. Called on every rank; they share the work and all return the same."""
+        raise NotImplementedError
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a resumed run must have in common with this one."""
+        return {"train windows": f"{len(self.store)}, {self.store.lengths.sum()} tokens"}
+
+    def describe(self, metrics: dict) -> str:
+        """The metrics of an evaluation for people, at the end of a run."""
+        shown = []
+        for name, value in metrics.items():
+            if isinstance(value, (int, float)):
+                shown.append(f"{name} {value:.4g}")
+        return ", ".join(shown)
+
+    def save_model(self, model: nn.Module, where: Path, evaluated: bool) -> None:
+        """Write a model folder with what the last evaluation found, and its numbers where it was `evaluated`.
+
+        Without `weights`, which has the tokenizer, it holds nothing but the weights.
+        """
+        if self.weights is not None:
+            folder.save(where, model, tokenizer_from=self.weights, provenance={})
+            return
+        where.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        save_file(state, where / "model.safetensors")
+
+    def save_predictions(self, run: Path) -> None:
+        """Write the predictions of the last evaluation into the run folder."""
+
+    def save_rejected(self, run: Path) -> int:
+        """Write what could not be trained on to rejected.jsonl. Returns how much that is."""
+        return 0
+
+
+class FileTask(Task):
+    """A task that reads its windows from files, and that teachers may help to teach."""
+
+    train: Any
+    """What was read to train on: it has a path and a sha256; so has `dev`."""
+    dev: Any
+    windows: Windows | TextWindows
+    """What `store` was made of."""
+    dev_windows: Windows | TextWindows
+    teaching = None
+    """What teachers say about the training windows (distillation.Teaching), where there are any."""
+
+    def __init__(self, weights: Path, settings, device: torch.device, say, progress: bool, world):
+        self.weights = Path(weights)
+        self.settings = settings
+        self.device = device
+        self.say = say
+        self.progress = progress
+        self.world = world
+        self.tokenizer = WordPiece.load(weights)
+
+    def fingerprints(self) -> dict[str, str]:
+        """What a resumed run must have in common with this one."""
+        found = {
+            "train windows": self.windows.fingerprint(),
+            "dev windows": self.dev_windows.fingerprint(),
+            "train file": self.train.sha256[:16],
+            "dev file": self.dev.sha256[:16],
+        }
+        if self.teaching:
+            found["teachers"] = self.teaching.fingerprint
+        return found
+
+    def provenance(self) -> dict:
+        """Where the weights come from: those that training started from, the data, the teachers."""
+        data = f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}"
+        source = folder.read_config(self.weights)["provenance"]
+        found = fine_tuned(source, self.weights, data)
+        if self.teaching:
+            found["taught_by"] = ", ".join(self.teaching.names)
+        return found
 
 
 @dataclass

@@ -19,8 +19,7 @@ from bertqa.model.checksums import write_checksums
 from bertqa.training import checkpoint
 from bertqa.training.job import Job, total_steps
 from bertqa.training.optim import freeze, lr_at
-from bertqa.training.outcome import Outcome
-from bertqa.training.progress import Logs, Progress, StepRecord
+from bertqa.training.progress import Logs, Outcome, Progress, StepRecord
 from bertqa.training.signals import StopEvaluation, StopRequest, stop_signals
 from bertqa.training.step import Step, StepResult
 

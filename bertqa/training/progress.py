@@ -1,4 +1,4 @@
-"""How far a run has come: what it counts, and how that is told to the journal and to the person who waits."""
+"""How far a run has come and how it ended: what it counts, and how that is told to the journal and to the person who waits."""
 
 import math
 import sys
@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bertqa.bars import progress_bar
-from bertqa.device import OnItsWay
+import torch
+
+from bertqa.console import progress_bar
+from bertqa.device import OnItsWay, peak_memory
 from bertqa.errors import UserError
 from bertqa.training.job import Job
 
@@ -33,6 +35,37 @@ class Progress:
     """Tokens in them."""
     seconds: float = 0.0
     """Spent training: without evaluation and saving, over all sittings."""
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    progress: Progress
+    last: dict
+    """Metrics of the last evaluation."""
+    finished: bool
+    """False where it was stopped early and --resume would go on."""
+    stopped_by: str = ""
+    """Why it was: a signal's name, or the time limit."""
+
+
+def summary(outcome: Outcome, key: str, device: torch.device) -> dict:
+    """The closing figures of a run: time, speed, memory, best score."""
+    progress = outcome.progress
+    took = max(1e-9, progress.seconds)
+    return {
+        "steps": progress.step,
+        "windows": progress.windows,
+        "seconds": round(progress.seconds, 1),
+        "windows_per_s": round(progress.windows / took, 2),
+        "tokens_per_s": round(progress.tokens / took, 1),
+        "peak_memory_mb": round(peak_memory(device) / 2**20),
+        "skipped": progress.skipped,
+        f"best_{key}": progress.best,
+        "best_step": progress.best_step,
+        "finished": outcome.finished,
+    }
 
 
 @dataclass

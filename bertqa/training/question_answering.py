@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from bertqa.data.batches import Batch, WindowStore
 from bertqa.data.examples import Dataset, Example, write_rejected
 from bertqa.data.repair import squad_document
-from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import Windows, build_windows
 from bertqa.distributed import World
 from bertqa.errors import UserError
@@ -19,18 +18,17 @@ from bertqa.files import write_json
 from bertqa.inference import find_spans
 from bertqa.model import folder
 from bertqa.model.attention import Layout
-from bertqa.model.card import fine_tuned, model_card
+from bertqa.model.card import model_card
 from bertqa.model.heads import span_loss
 from bertqa.qa import metrics, thresholds
 from bertqa.qa.answers import best_answers, null_odds, prediction_files
 from bertqa.qa.spans import Spans, SpanSettings
 from bertqa.settings import QuestionAnsweringSettings
-from bertqa.training.distillation import Teaching
+from bertqa.training.job import FileTask
 from bertqa.training.questions import read_questions, warnings_of
-from bertqa.training.task import Task
 
 
-class QuestionAnswering(Task):
+class QuestionAnswering(FileTask):
     """Reads the two files, cuts them into windows, and is the loop's `Task`."""
 
     key = "f1"
@@ -62,13 +60,7 @@ class QuestionAnswering(Task):
         Raises:
             UserError: for files that cannot be read or hold nothing to train or evaluate on.
         """
-        self.settings = settings
-        self.device = device
-        self.weights = Path(weights)
-        self.say = say
-        self.progress = progress
-        self.world = world
-        self.tokenizer = WordPiece.load(weights)
+        super().__init__(weights, settings, device, say, progress, world)
         questions = read_questions(train, dev, settings, seed=seed, world=world)
         for line in warnings_of(questions):
             say(line)
@@ -78,7 +70,6 @@ class QuestionAnswering(Task):
         self.windows = self._windows(self.train, self.train.trainable(), "train")
         self.dev_windows = self._windows(self.dev, self.dev.examples, "dev")
         self.store = WindowStore(self.windows, device)
-        self.teaching: Teaching | None = None
         self.evaluation: Evaluation | None = None
 
     def _windows(self, data: Dataset, examples: list[Example], name: str) -> Windows:
@@ -108,18 +99,6 @@ class QuestionAnswering(Task):
             parts.append(f"{len(windows.unlabelled)} answers that no window holds")
         self.say(f"{name}: {', '.join(parts)}")
         return windows
-
-    def fingerprints(self) -> dict[str, str]:
-        """What a resumed run must have in common with this one."""
-        found = {
-            "train windows": self.windows.fingerprint(),
-            "dev windows": self.dev_windows.fingerprint(),
-            "train file": self.train.sha256[:16],
-            "dev file": self.dev.sha256[:16],
-        }
-        if self.teaching:
-            found["teachers"] = self.teaching.fingerprint
-        return found
 
     def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
         """Summed span loss of a packed batch, with what teachers say where there are any."""
@@ -154,11 +133,7 @@ class QuestionAnswering(Task):
     def save_model(self, model: nn.Module, where: Path, evaluated: bool) -> None:
         """A model folder; qa.json holds the threshold of the last evaluation, the card the numbers of an evaluated model."""
         found = self.evaluation.qa if self.evaluation else {"null_threshold": None}
-        data = f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}"
-        source = folder.read_config(self.weights)["provenance"]
-        provenance = fine_tuned(source, self.weights, data)
-        if self.teaching:
-            provenance["taught_by"] = ", ".join(self.teaching.names)
+        provenance = self.provenance()
         card = None
         if evaluated:
             card = model_card(where, provenance, self.recipe, self.evaluation.metrics, found)

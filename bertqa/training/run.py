@@ -14,11 +14,11 @@ from bertqa.model.checksums import find_damage
 from bertqa.reporting.page import write_report
 from bertqa.settings import ENDS, MOVABLE, RESUMABLE
 from bertqa.training.checkpoint import check_same, load_checkpoint, load_weights
-from bertqa.training.job import Job
+from bertqa.training.job import Job, total_steps
 from bertqa.training.journal import Journal
-from bertqa.training.loop import total_steps, train
+from bertqa.training.loop import train
 from bertqa.training.optim import freeze
-from bertqa.training.outcome import Outcome, summary
+from bertqa.training.progress import Outcome, summary
 from bertqa.training.run_config import move_end, read_run_config, write_run_config
 from bertqa.training.step import settle
 

@@ -12,8 +12,7 @@ from bertqa.errors import UserError
 from bertqa.files import read_object, write_json
 from bertqa.reporting.run_folder import moved_ends
 from bertqa.settings import ENDS, MOVABLE, LoopSettings
-from bertqa.training.job import Job
-from bertqa.training.loop import total_steps
+from bertqa.training.job import Job, total_steps
 
 
 def write_run_config(job: Job, fingerprints: dict) -> None:

@@ -20,11 +20,9 @@ from bertqa.model.config import BertConfig
 from bertqa.settings import FileSettings, LoopSettings, ModelSettings, OptimSettings, RunSettings
 from bertqa.training.classification import Classification
 from bertqa.training.distillation import ask_teachers
-from bertqa.training.job import Job, say_on_stderr
-from bertqa.training.loop import total_steps
+from bertqa.training.job import Job, Task, say_on_stderr, total_steps
 from bertqa.training.question_answering import QuestionAnswering
 from bertqa.training.questions import with_dev
-from bertqa.training.task import Task
 
 TASKS = {"qa": QuestionAnswering, "classify": Classification}
 
