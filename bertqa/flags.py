@@ -16,6 +16,7 @@ import sys
 import textwrap
 import types
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def run_verb(main: Main) -> int:
     refuses, and where memory or the disk is full.
     """
     prepare_streams()
+    warnings.formatwarning = lambda message, *where: f"warning: {message}\n"
     try:
         return main(sys.argv[1:])
     except UserError as error:

@@ -7,6 +7,7 @@ window spans two of them. Answers are compared by start + end logit over all win
 import copy
 import operator
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -227,6 +228,13 @@ class Reader:
             step=self.qa.get("step"),
             max_question=self.qa["max_question"],
         )
+        if windows.cut_questions:
+            # Python shows a warning of the same words once, however many questions come.
+            limit = self.qa["max_question"]
+            warnings.warn(
+                f"a question has more than {limit} tokens, and is read without its end (max_question in qa.json)",
+                stacklevel=2,
+            )
         decoder = SpanDecoder(windows, settings)
         lengths = windows.lengths
         mass = np.full((2, len(examples)), -np.inf)  # start and end of each document

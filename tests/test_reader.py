@@ -253,6 +253,17 @@ def test_pairs_may_be_endless_and_the_first_answers_come_soon(reader):
     assert all(next(answers) == first for _ in range(40)) and len(drawn) == 32 + 64
 
 
+def test_a_question_that_is_cut_is_said_once(reader):
+    import warnings
+
+    question = "where is " + "very " * 100 + "a?"
+    with pytest.warns(UserWarning, match="a question has more than 8 tokens, and is read without"):
+        reader.answer(question, "a b c")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reader.answer("where?", "a b c")
+
+
 def test_chunks_grow_and_long_texts_make_them_short():
     assert [len(chunk) for chunk in chunks(range(20), 8, first=2)] == [2, 4, 8, 6]
     assert [len(chunk) for chunk in chunks(range(5), 2)] == [2, 2, 1]
