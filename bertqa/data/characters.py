@@ -36,21 +36,26 @@ def beginnings(text: str) -> list[int]:
     """
     begins = [0]
     for place in range(1, len(text)):
-        before, character = text[place - 1], text[place]
         # A mark behind a blank stands for itself: the blank is no part of an answer.
-        marks_it = extends(character) and not before.isspace()
-        if not marks_it and not joined(before, character):
+        marks = extends(text[place]) and not text[place - 1].isspace()
+        if not marks and not joined(text, place):
             begins.append(place)
     if text:
         begins.append(len(text))
     return begins
 
 
-def joined(before: str, character: str) -> bool:
-    """Whether two code points that could stand alone are one character: a family of emoji, an Indic conjunct."""
-    if before == JOINER:
-        return unicodedata.category(character) == "So"
-    return before in STACKERS and unicodedata.category(character) == "Lo"
+def joined(text: str, place: int) -> bool:
+    """Whether a code point that could stand alone is one character with those before it.
+
+    A family of emoji, tied by joiners; an Indic conjunct, tied by a sign, with a joiner behind it or without.
+    """
+    before = text[place - 1]
+    kind = unicodedata.category(text[place])
+    if before == JOINER and kind == "So":
+        return True
+    sign = text[max(0, place - 2)] if before == JOINER else before
+    return sign in STACKERS and kind == "Lo"
 
 
 @lru_cache(maxsize=1 << 16)
