@@ -80,8 +80,16 @@ def _kind(character: str) -> str:
 
 
 def inside_word(context: str, place: int) -> bool:
-    """Whether an offset lies between two letters, or two digits, of one word."""
+    """Whether an offset lies between two letters, or two digits, of one word, or within a number such as 1,000 or 5.25."""
     if not 0 < place < len(context):
         return False
-    kind = _kind(context[place])
-    return bool(kind) and kind == _kind(context[place - 1])
+    before = context[place - 1]
+    after = context[place]
+    kind = _kind(after)
+    if kind and kind == _kind(before):
+        return True
+    if after in ".,":
+        return before.isdigit() and context[place + 1 : place + 2].isdigit()
+    if before in ".,":
+        return after.isdigit() and context[max(0, place - 2)].isdigit()
+    return False

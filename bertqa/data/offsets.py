@@ -29,17 +29,25 @@ MARKS = 3  # hyphens, quotation marks, zero width spaces: most of them in a row 
 
 CHARACTERS = "characters"
 
+
+def utf16_units(character: str) -> int:
+    return 1 + (character > "\uffff")
+
+
+def utf8_bytes(character: str) -> int:
+    return len(character.encode("utf-8", "surrogatepass"))
+
+
 UNITS: dict[str, Callable[[str], int]] = {
     CHARACTERS: lambda character: 1,
-    "UTF-16 units": lambda character: 1 + (character > "\uffff"),
-    "UTF-8 bytes": lambda character: len(character.encode("utf-8", "surrogatepass")),
+    "UTF-16 units": utf16_units,
+    "UTF-8 bytes": utf8_bytes,
     "characters, line ends as two": lambda character: 1 + (character == "\n"),
     "characters, line ends as one": lambda character: 1 - (character == "\r"),
     "characters in NFC": lambda character: int(not unicodedata.combining(character)),
     "characters in NFD": lambda character: len(unicodedata.normalize("NFD", character)),
-    "UTF-16 units, line ends as two": lambda character: (
-        1 + (character > "\uffff") + (character == "\n")
-    ),
+    "UTF-16 units, line ends as two": lambda c: utf16_units(c) + (c == "\n"),
+    "UTF-8 bytes, line ends as two": lambda c: utf8_bytes(c) + (c == "\n"),
 }
 """What a file may count in -> how much a character counts."""
 
