@@ -525,7 +525,6 @@ def test_located_answers_stand_where_they_say(write):
             (),
             "is_impossible is false, but there are no answers",
         ),
-        (flat(is_impossible=False), (), "is_impossible is false, but there are no answers"),
         (
             flat(answers=[{"text": " ", "answer_start": 4}], is_impossible=False),
             ("",),
@@ -1025,3 +1024,32 @@ def test_damaged_bytes_in_real_data(shared, dev2k, write):
         write(re.sub("[^\x00-\xff]", "?", text).encode("latin-1")),
         "not UTF-8: byte 0xe9 at offset 3347 (line 1), probably Latin-1; save it as UTF-8 (iconv -f latin1 -t utf-8)",
     )
+
+
+ARTICLE = {"title": "t", "paragraphs": [{"context": "a b", "qas": []}]}
+
+
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        ({"data": [ARTICLE], "Data": []}, 'the file: has both "data" and "Data"'),
+        ([{**ARTICLE, "Paragraphs": []}], 'has both "paragraphs" and "Paragraphs"'),
+        ([{"context": "a", "CONTEXT": "b", "qas": []}], 'has both "context" and "CONTEXT"'),
+        (
+            [flat("a b", answers=[{"text": "a", "Text": "b", "answer_start": 0}])],
+            '"text" and "Text"',
+        ),
+        ([flat("a b", answers={"text": ["a"], "TEXT": ["b"]})], 'has both "text" and "TEXT"'),
+    ],
+)
+def test_a_key_twice_in_two_spellings_is_refused_at_every_level(write, document, says):
+    with pytest.raises(UserError) as caught:
+        read_examples(write(document))
+    assert says in str(caught.value) and str(caught.value).endswith("; leave one out")
+
+
+def test_answers_under_an_unknown_name_are_no_answers_whatever_the_flag_says(write):
+    record = {**flat("a b"), "is_impossible": False, "gold": ["a"]}
+    record.pop("answers", None)
+    with pytest.raises(UserError, match='has no "answers", though "is_impossible" is false'):
+        read_examples(write([record]))

@@ -98,8 +98,10 @@ def missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def refuse_doubles(where: str, record: dict, names: Set[str]) -> None:
-    """Raise UserError where the record has one of these keys twice, spelt in two ways ("Question" beside "question")."""
+def refuse_doubles(where: str, record: object, names: Set[str]) -> None:
+    """Raise UserError where an object has one of these keys twice, spelt in two ways ("Question" beside "question")."""
+    if not isinstance(record, dict):
+        return
     spelt: dict[str, str] = {}
     for key in record.keys() - names:
         name = key.strip().casefold()

@@ -8,7 +8,15 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from bertqa.data.fields import Faults, field, keys_in, members, name_among, title_in
+from bertqa.data.fields import (
+    Faults,
+    field,
+    keys_in,
+    members,
+    name_among,
+    refuse_doubles,
+    title_in,
+)
 from bertqa.data.gold import ANSWER_KEYS, STARTS
 from bertqa.data.literals import parse_printed
 from bertqa.data.records import Records, look_ahead, records_in
@@ -74,6 +82,7 @@ class Shape:
 def _article(where: str, article: object, faults: Faults) -> Iterator[Question]:
     """SQuAD: {"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}."""
     with faults:
+        refuse_doubles(where, article, {"title", "paragraphs"})
         title = title_in(where, article)
         for here, paragraph in members(where, article, "paragraphs"):
             yield from _paragraph(here, paragraph, faults, title)
@@ -84,6 +93,7 @@ def _paragraph(
 ) -> Iterator[Question]:
     """A paragraph of SQuAD, also without an article, as SimpleTransformers, CMRC and MRQA write them."""
     with faults:
+        refuse_doubles(where, paragraph, {*CONTEXTS, "qas", "title"})
         context = field(where, paragraph, name_among(paragraph, CONTEXTS), str)
         title = title or title_in(where, paragraph)
         for here, record in members(where, paragraph, "qas"):
@@ -135,6 +145,10 @@ DIALOGUE = (
     "such as SQuAD"
 )
 NUMBERS = f"answers are numbers and dates, no spans; {MRQA}"
+HTML = "answers are pieces of web pages; use KorQuAD 1"
+TEN_ARTICLES = f"the context is ten articles, some answers yes or no; {MRQA}"
+TWENTY_PARAGRAPHS = "the context is twenty paragraphs; use MRQA's HotpotQA"
+WHOLE_ARTICLES = "texts are whole articles; use its GoldP file"
 PAGES = f"answers are tokens of web pages; {MRQA}"
 VOTES = f"answers are votes of annotators; {MRQA}"
 UNPLACED = (
@@ -143,6 +157,7 @@ UNPLACED = (
 NO_CONTEXT = (
     "the texts that they are found in are missing; use a file with contexts, such as MRQA's"
 )
+BY_ROW = 'write df.to_json(FILE, orient="records")'
 IN_SQUAD = "export it in SQuAD's form"
 NO_SPANS = "answers are no spans of the text; use SQuAD"
 
@@ -151,12 +166,8 @@ SHAPES = (
     Shape("QuAC", "paragraphs.qas.yesno", DIALOGUE),
     Shape("QuAC", "context turn_ids", DIALOGUE),
     Shape("CoQA", "story questions", DIALOGUE),
-    Shape("KorQuAD 2", "raw_html", "answers are pieces of web pages; use KorQuAD 1"),
-    Shape(
-        "KorQuAD 2",
-        "qas.answer.html_answer_start",
-        "answers are pieces of web pages; use KorQuAD 1",
-    ),
+    Shape("KorQuAD 2", "raw_html", HTML),
+    Shape("KorQuAD 2", "qas.answer.html_answer_start", HTML),
     Shape("DROP", "passage qa_pairs", NUMBERS),
     Shape("DROP", "passage answers_spans", NUMBERS),
     Shape("BoolQ", "passage question title answer", NO_SPANS),
@@ -172,25 +183,15 @@ SHAPES = (
     Shape("DuReader of 2017", "documents question", "answers have no place; use DuReader robust"),
     Shape("a file of Label Studio's", "annotations.result", IN_SQUAD),
     Shape("a file of doccano's", "text label", IN_SQUAD),
-    Shape(
-        "HotpotQA",
-        "supporting_facts",
-        f"the context is ten articles, some answers yes or no; {MRQA}",
-    ),
-    Shape(
-        "MuSiQue", "question_decomposition", "the context is twenty paragraphs; use MRQA's HotpotQA"
-    ),
+    Shape("HotpotQA", "supporting_facts", TEN_ARTICLES),
+    Shape("MuSiQue", "question_decomposition", TWENTY_PARAGRAPHS),
     Shape("NewsQA", "storyid questions.q", VOTES),
     Shape("NewsQA", "story_id answer_char_ranges", VOTES),
     Shape("TriviaQA", "data.questionsource", ELSEWHERE),
     Shape("TriviaQA", "question questionsource", ELSEWHERE),
     Shape("TriviaQA", "question entity_pages", ELSEWHERE),
     Shape("SearchQA", "question search_results", f"answers have no place; {MRQA}"),
-    Shape(
-        "TyDi QA's primary task",
-        "document_plaintext",
-        "texts are whole articles; use its GoldP file",
-    ),
+    Shape("TyDi QA's primary task", "document_plaintext", WHOLE_ARTICLES),
     Shape("Natural Questions", "question_text annotations", PAGES),
     Shape("Natural Questions", "annotations long_answer_candidates", PAGES),
     Shape("TechQA", "question_text doc_ids", "its texts are in other files; use SQuAD"),
@@ -198,11 +199,7 @@ SHAPES = (
     Shape("BioASQ", "body snippets", UNPLACED),
     Shape("MRQA as the Hub's rows", "detected_answers.char_spans.start", f"to read it, {MRQA}"),
     Shape("a file of Haystack's labels", "query document", IN_SQUAD),
-    Shape(
-        "a table by column (pandas)",
-        "question.# context.#",
-        'write df.to_json(FILE, orient="records")',
-    ),
+    Shape("a table by column (pandas)", "question.# context.#", BY_ROW),
     Shape("mrqa", "header", _mrqa),
     Shape("mrqa", "context qas.detected_answers", _mrqa),
     Shape("squad", "paragraphs", _article),

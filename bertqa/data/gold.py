@@ -12,13 +12,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bertqa.data.fields import field, missing, name_among
+from bertqa.data.fields import field, missing, name_among, refuse_doubles
 from bertqa.data.literals import parse_printed
 from bertqa.errors import UserError
 from bertqa.files import show
 
 STARTS = ("answer_start", "start", "start_offset", "answer_offset", "char_start", "offset", "begin")
 """Names of the offset at which an answer begins."""
+
+ANSWER_NAMES = {"text", *STARTS}
+"""Keys of an answer."""
 
 ANSWER_KEYS = ("answers", "answer_text", "answers.text", "detected_answers")
 """A record with one of them says what its answers are, be it that there are none."""
@@ -80,6 +83,7 @@ def _answers(where: str, answers: object) -> list[Gold]:
 def _answer(where: str, answer: object) -> Gold:
     if isinstance(answer, str):
         return Gold(answer)
+    refuse_doubles(where, answer, ANSWER_NAMES)
     text = field(where, answer, "text", str)
     name = name_among(answer, STARTS)
     start = _offset(where, name, answer.get(name))
@@ -99,6 +103,7 @@ def _single(where: str, record: dict) -> Gold:
 
 def _columns(where: str, answers: dict) -> list[Gold]:
     """One object for all answers, a list or a single value under each key."""
+    refuse_doubles(where, answers, ANSWER_NAMES)
     name = name_among(answers, STARTS)
     texts = _column(where, answers, "text")
     starts = _column(where, answers, name) if name in answers else [None] * len(texts)

@@ -67,19 +67,26 @@ def _has_id(record: object) -> bool:
 def _check(question: Question, id: str) -> Checked:
     """A question with its fields checked. Raises UserError."""
     where, record = question.where, question.record
-    if isinstance(record, dict):
-        refuse_doubles(where, record, KNOWN)
+    refuse_doubles(where, record, KNOWN)
     text = field(where, record, name_among(record, QUESTIONS), str)
     if not id.strip():
         raise UserError(f'{where}: "id" is empty; every question needs its own')
     flag = flag_in(where, record, "is_impossible")
     golds = gold_answers(where, record)
-    if golds is None and flag is None:
-        raise UserError(
-            f'{where}: has neither "answers" nor "is_impossible", its keys are {show(list(record))}; '
-            'a question without an answer says "answers": []'
-        )
+    if golds is None and not flag:
+        raise UserError(_without_answers(where, record, flag))
     golds = golds or []
     if flag and not any(gold.text.strip() for gold in golds):
         golds = []  # impossible, and written with "" as its answer
     return Checked(where, id, text, question.context, question.title, golds, flag, record)
+
+
+def _without_answers(where: str, record: dict, flag: bool | None) -> str:
+    """What is wrong with a record that lacks every key of answers: a name that nobody knows must not pass for none."""
+    lacks = 'neither "answers" nor "is_impossible"'
+    if flag is False:
+        lacks = 'no "answers", though "is_impossible" is false'
+    return (
+        f"{where}: has {lacks}, its keys are {show(list(record))}; "
+        'a question without an answer says "answers": []'
+    )

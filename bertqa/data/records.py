@@ -10,7 +10,7 @@ from itertools import chain
 
 import numpy as np
 
-from bertqa.data.fields import Faults
+from bertqa.data.fields import Faults, refuse_doubles
 from bertqa.data.gold import STARTS
 from bertqa.data.literals import parse_printed
 from bertqa.data.tables import read_table, refuse_doubled_columns
@@ -89,6 +89,7 @@ def _numbered(name: str, values: Iterable[object]) -> Iterator[Located]:
 
 def _inside(document: dict, known: Collection[str]) -> Records:
     """The records of an object: those of the list that it wraps, or the object itself."""
+    refuse_doubles("the file", document, {"data", "columns", "export", "rows", *SPLITS})
     if "data" in document:
         data = document["data"]
         if not isinstance(data, list):
