@@ -50,15 +50,14 @@ class Columns:
     def wanted(self) -> list[str]:
         return [name for name in (self.text or "text", self.pair, self.label) if name]
 
-    def lacking(self, found: Collection[str]) -> str:
-        """Which are not there, in words; "" where all are."""
+    def require(self, where: str, found: Collection[str]) -> None:
+        """Raise UserError where one of them is not among those found."""
         lacking = [name for name in self.wanted if name not in found]
-        if not lacking:
-            return ""
-        return (
-            f"no column {' and no '.join(map(show, lacking))}; its columns are "
-            f"{', '.join(map(show, found))}; say which with --text-column, --label-column, --pair-column"
-        )
+        if lacking:
+            raise UserError(
+                f"{where} has no column {' and no '.join(map(show, lacking))}; its columns are "
+                f"{', '.join(map(show, found))}; say which with --text-column, --label-column, --pair-column"
+            )
 
 
 @dataclass(slots=True)
@@ -95,6 +94,7 @@ def _texts_in(columns: Columns, numbers: Iterator[int], source: Source) -> Itera
             if isinstance(row, UserError):
                 raise row
             text.id = str(row.get("id", number))
+            columns.require(where, row)
             text.text, *seconds = [text_in(where, row, name) for name in columns.wanted]
             text.second = seconds[0] if seconds else None
         except UserError as error:
@@ -113,7 +113,7 @@ def rows_in(source: Source, columns: Columns) -> Iterator[Row]:
             can be read.
     """
     if source.head.startswith(PARQUET):
-        yield from _with_columns(_parquet(source), columns)
+        yield from _objects(_parquet(source), columns)
         return
     lines = decoded(source.lines())
     first = []
@@ -128,9 +128,9 @@ def rows_in(source: Source, columns: Columns) -> Iterator[Row]:
     if columns.text is None and not is_table(source.name, head):
         yield from _lines(lines)
     elif head.lstrip().startswith("["):
-        yield from _with_columns(_list(source, "".join(lines)), columns)
+        yield from _objects(_list(source, "".join(lines)), columns)
     elif head.lstrip().startswith("{"):
-        yield from _with_columns(_json_lines(lines), columns)
+        yield from _objects(_json_lines(lines), columns)
     else:
         yield from _cells(source, lines, columns)
 
@@ -191,22 +191,17 @@ def _json_lines(lines: Iterator[str]) -> Iterator[Row]:
                 yield f"line {number}", error
 
 
-def _with_columns(rows: Iterator[Row], columns: Columns) -> Iterator[Row]:
-    """Rows that are objects and have the columns. The first one that is an object decides whether the file has them."""
+def _objects(rows: Iterator[Row], columns: Columns) -> Iterator[Row]:
+    """Rows that are objects. The first one that is decides whether the file has the columns."""
     decided = False
     for where, row in rows:
-        if isinstance(row, UserError):
-            yield where, row
-        elif not isinstance(row, dict):
-            yield where, UserError(f"{where}: must be an object, not {show(row)}")
-        elif columns.lacking(row):
-            error = UserError(f"{where} has {columns.lacking(row)}")
+        if isinstance(row, dict):
             if not decided:
-                raise error
-            yield where, error
-        else:
-            yield where, row
+                columns.require(where, row)
             decided = True
+        elif not isinstance(row, UserError):
+            row = UserError(f"{where}: must be an object, not {show(row)}")
+        yield where, row
 
 
 def _cells(source: Source, lines: Iterator[str], columns: Columns) -> Iterator[Row]:
@@ -214,9 +209,7 @@ def _cells(source: Source, lines: Iterator[str], columns: Columns) -> Iterator[R
     keep_blank = columns.label is None
     quoted = quotes_well(source.path, columns)
     table = stream_table(lines, columns.wanted, keep_blank=keep_blank, quoted=quoted)
-    lacking = columns.lacking(table.header)
-    if lacking:
-        raise UserError(f"the header has {lacking}")
+    columns.require("the header", table.header)
     for where, row in table.rows:
         if isinstance(row, UserError):
             row = UserError(f"{where}: {row}")

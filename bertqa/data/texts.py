@@ -79,6 +79,7 @@ def read_texts(
             for where, row in islice(rows_in(source, columns), limit):
                 if isinstance(row, UserError):
                     raise row
+                columns.require(where, row)
                 rows.append((where, row))
         if not rows:
             raise UserError("has a header, but no rows")
