@@ -17,8 +17,9 @@ from bertqa.data.repair import write_repaired
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import check_window_settings
 from bertqa.errors import UserError
-from bertqa.files import model_of, read_object, same_file
+from bertqa.files import read_object, same_file
 from bertqa.flags import DocStride, VerbParser, run_verb
+from bertqa.folders import model_of
 from bertqa.qa.checkup import examine
 from bertqa.reporting.doctor_text import describe, fixed_line, marks_for, table
 from bertqa.settings import bundled_reader

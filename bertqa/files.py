@@ -66,6 +66,8 @@ def decode(content: bytes) -> str:
         raise UserError(_why_not_utf8(content, error)) from None
     if not text.strip():
         raise UserError("holds only white space")
+    if text[1:4:2] == "\0\0":
+        raise UserError("UTF-16, not UTF-8; save it as UTF-8 (iconv -f utf-16le -t utf-8)")
     return text
 
 
@@ -77,7 +79,9 @@ def _why_not_utf8(content: bytes, error: UnicodeDecodeError) -> str:
         return f"cut off in the middle of a character: {where}; fetch it again"
     if content.startswith(b"PK\x03\x04"):
         return "is a ZIP archive, or an Excel file; unpack it, or save the table as CSV (UTF-8)"
-    if b"\0" in content[:64] or content[:2] in (b"BZ", b"\xfd7", b"PK"):
+    if b"\0" in content[:64] or content.startswith(
+        (b"BZ", b"\xfd7", b"PK", b"(\xb5/\xfd", b"%PDF")
+    ):
         return f"not text in UTF-8: {where}; UTF-16, or packed? Needed is UTF-8, plain or .gz"
     # Latin-1 has no character in 0x80 to 0x9f, where Windows-1252 has its quotes, dashes and the euro.
     high = set(content) & set(range(0x80, 0xA0))
@@ -196,17 +200,6 @@ def show(value: object) -> str:
     return text
 
 
-def model_of(path: str | Path) -> Path:
-    """The model folder in a run folder, best/ or else last/; any other path as it is."""
-    path = Path(path)
-    # a run folder has a config.json too, that of the run, but no weights beside it
-    if (path / "config.json").exists() and not list(path.glob("*model*.*")):
-        for part in ("best", "last"):
-            if (path / part / "config.json").exists():
-                return path / part
-    return path
-
-
 def same_file(one: Path, other: Path) -> bool:
     """Whether two names are those of one file that exists."""
     return one.exists() and other.exists() and one.samefile(other)
@@ -223,15 +216,6 @@ def sha256(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-def cache_folder() -> Path:
-    """Where files are kept between runs: BERTQA_CACHE, else bertqa/ in XDG_CACHE_HOME or ~/.cache. It may not exist yet."""
-    own = os.environ.get("BERTQA_CACHE")
-    if own:
-        return Path(own).expanduser().absolute()
-    common = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(common, "bertqa").expanduser().absolute()
-
-
 # Writing
 
 
@@ -241,9 +225,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     The name is nobody else's, so that several processes can write the same file: each writes it
     whole, and the last one wins. A device or a pipe (/dev/stdout) is written to, and stays what it is.
+
+    Raises:
+        UserError: where `path` is a folder, or is to be in one that is not there.
     """
     path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
         with tempfile.TemporaryDirectory() as scratch:
             fresh = Path(scratch) / "whole"
             fresh.touch()
@@ -251,6 +240,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
             with open(fresh, "rb") as whole, open(path, "wb") as stream:
                 shutil.copyfileobj(whole, stream)
         return
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}")
     handle, name = tempfile.mkstemp(prefix=path.name + ".", suffix=".tmp", dir=path.parent)
     os.close(handle)
     fresh = Path(name)

@@ -1,4 +1,4 @@
-"""Folders written whole, and files and folders that one process at a time may have."""
+"""Folders: where they are, written whole, and had by one process at a time."""
 
 import contextlib
 import os
@@ -11,6 +11,26 @@ from pathlib import Path
 
 from bertqa.errors import UserError
 from bertqa.files import flush_to_disk, umask
+
+
+def model_of(path: str | Path) -> Path:
+    """The model folder in a run folder, best/ or else last/; any other path as it is."""
+    path = Path(path)
+    # a run folder has a config.json too, that of the run, but no weights beside it
+    if (path / "config.json").exists() and not list(path.glob("*model*.*")):
+        for part in ("best", "last"):
+            if (path / part / "config.json").exists():
+                return path / part
+    return path
+
+
+def cache_folder() -> Path:
+    """Where files are kept between runs: BERTQA_CACHE, else bertqa/ in XDG_CACHE_HOME or ~/.cache. It may not exist yet."""
+    own = os.environ.get("BERTQA_CACHE")
+    if own:
+        return Path(own).expanduser().absolute()
+    common = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(common, "bertqa").expanduser().absolute()
 
 
 @contextlib.contextmanager

@@ -25,79 +25,53 @@ from bertqa.qa.predictions import Predictions, read_odds, read_predictions, thre
 from bertqa.reporting.score_files import details, load_matplotlib, plot, write_details
 
 
+DATA_HELP = "questions with their answers, .gz or not; squad1 and squad2 are the official dev files, fetched once"
+PREDICTIONS_HELP = "JSON object {question id: answer text}; or records of id and prediction_text as JSON, JSONL or CSV"
+THRESHOLD_HELP = (
+    "an answer with odds > T counts as no answer [1.0, which suits probabilities and not log-odds]"
+)
+MISSING_HELP = "a question without a prediction scores 0, or is left out as the official v2 script intends [wrong]"
+CONFIDENCE_HELP = "add *_ci95: 95 %% intervals by bootstrap over questions, N resamples [1000]"
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = VerbParser(
         prog="python -m bertqa.score", description="Score answers as SQuAD's scripts do."
     )
-    parser.add_argument(
-        "data_file",
-        metavar="DATA",
-        type=Path,
-        help="questions with their answers, .gz or not; squad1 "
-        "and squad2 are the official dev files, fetched once",
-    )
-    parser.add_argument(
-        "pred_file",
-        metavar="PREDICTIONS",
-        type=Path,
-        help="JSON object {question id: answer text}; or records "
-        "of id and prediction_text as JSON, JSONL or CSV",
-    )
-    official = parser.add_argument_group("as in evaluate-v2.0.py")
-    official.add_argument(
-        "-o", "--out-file", metavar="F", type=Path, help="write the JSON there, not on stdout"
-    )
-    official.add_argument(
-        "-n", "--na-prob-file", metavar="F", type=Path, help="JSON object {question id: odds}"
-    )
-    official.add_argument(
-        "-t",
-        "--na-prob-thresh",
-        metavar="T",
-        type=float,
-        help="an answer with odds > T counts as no answer [1.0, which suits probabilities and not log-odds]",
-    )
-    official.add_argument(
-        "-p", "--out-image-dir", metavar="D", type=Path, help="plot curves and histograms there"
-    )
-    official.add_argument(
-        "-v",
-        "--verbose",
-        action="store_true",
-        help="say on stderr what was read and by which rules",
-    )
-    more = parser.add_argument_group("beyond it")
-    rules = more.add_mutually_exclusive_group()
+    add = parser.add_argument
+    add("data_file", metavar="DATA", type=Path, help=DATA_HELP)
+    add("pred_file", metavar="PREDICTIONS", type=Path, help=PREDICTIONS_HELP)
+    add_official_flags(parser.add_argument_group("as in evaluate-v2.0.py"))
+    add_own_flags(parser.add_argument_group("beyond it"))
+    return parser.parse_args(argv)
+
+
+def add_official_flags(group) -> None:
+    """The flags of evaluate-v2.0.py, short names and all."""
+    add = group.add_argument
+    path = {"metavar": "F", "type": Path}
+    add("-o", "--out-file", **path, help="write the JSON there, not on stdout")
+    add("-n", "--na-prob-file", **path, help="JSON object {question id: odds}")
+    add("-t", "--na-prob-thresh", metavar="T", type=float, help=THRESHOLD_HELP)
+    add("-p", "--out-image-dir", metavar="D", type=Path, help="plot curves and histograms there")
+    add("-v", "--verbose", action="store_true", help="say on stderr what was read, by which rules")
+
+
+def add_own_flags(group) -> None:
+    """What no official script has."""
+    rules = group.add_mutually_exclusive_group()
     rules.add_argument(
         "--v1", action="store_true", help="the rules and keys of the SQuAD v1.1 script"
     )
     rules.add_argument(
         "--v2", action="store_true", help="those of evaluate-v2.0.py [decided by the data]"
     )
-    more.add_argument(
-        "--missing",
-        choices=("wrong", "skip"),
-        default="wrong",
-        help="a question without a prediction scores 0, or is left out as the official v2 script intends [wrong]",
-    )
-    more.add_argument(
-        "--avna", action="store_true", help="add avna: answer-versus-no-answer accuracy"
-    )
-    more.add_argument(
-        "--char-f1", action="store_true", help="add char_f1: F1 for languages without spaces"
-    )
-    more.add_argument(
-        "--confidence",
-        metavar="N",
-        type=int,
-        nargs="?",
-        const=1000,
-        help="add *_ci95: 95 %% intervals by bootstrap over questions, N resamples [1000]",
-    )
-    more.add_argument(
-        "--details", metavar="F", type=Path, help="one row per question, as .csv or .jsonl"
-    )
-    return parser.parse_args(argv)
+    add = group.add_argument
+    add("--missing", choices=("wrong", "skip"), default="wrong", help=MISSING_HELP)
+    add("--avna", action="store_true", help="add avna: answer-versus-no-answer accuracy")
+    add("--char-f1", action="store_true", help="add char_f1: F1 for languages without spaces")
+    add("--confidence", metavar="N", type=int, nargs="?", const=1000, help=CONFIDENCE_HELP)
+    add("--details", metavar="F", type=Path, help="one row per question, as .csv or .jsonl")
 
 
 @dataclass
@@ -174,6 +148,8 @@ def check(args: argparse.Namespace) -> None:
         for source in (args.data_file, args.pred_file, args.na_prob_file):
             if out and source and same_file(out, source):
                 raise UserError(f"{flag} {out} would overwrite {source}; give another name")
+    if args.details and args.out_file and args.details.absolute() == args.out_file.absolute():
+        raise UserError(f"--out-file and --details are both {args.details}; give two names")
     if args.out_image_dir and args.na_prob_file:
         load_matplotlib()
 

@@ -15,7 +15,6 @@ from bertqa.errors import UserError
 from bertqa.files import (
     decode,
     json_lines,
-    model_of,
     parse_json,
     read_bytes,
     read_json,
@@ -28,7 +27,7 @@ from bertqa.files import (
     write_json,
     write_text,
 )
-from bertqa.folders import locked, staged
+from bertqa.folders import locked, model_of, staged
 
 # ---- bytes and text
 
@@ -74,6 +73,8 @@ def test_the_same_text_through_a_file_a_pipe_and_standard_input(tmp_path, monkey
         ),
         (b"PK\x03\x04\xff", "or an Excel file; unpack it, or save the table as CSV (UTF-8)"),
         ("a".encode("utf-16"), "UTF-16, or packed? Needed is UTF-8, plain or .gz"),
+        (b"\x28\xb5\x2f\xfdabc", "UTF-16, or packed? Needed is UTF-8, plain or .gz"),
+        ("id,question".encode("utf-16-le"), "save it as UTF-8 (iconv -f utf-16le -t utf-8)"),
     ],
 )
 def test_other_encodings(content, says):

@@ -503,6 +503,7 @@ def test_refuses_bad_odds_and_flags(files, monkeypatch):
         (float("nan"), "'when' has NaN"),
         ("0.5", "'when' has \"0.5\""),
         (True, "'when' has true"),
+        (10**400, "'when' has 1000000"),
     ):
         write(files / "odds.json", {**NA_PROBS, "when": value})
         with pytest.raises(UserError, match=message):
@@ -516,6 +517,12 @@ def test_refuses_bad_odds_and_flags(files, monkeypatch):
         score.main([*argv, *odds, "--v1"])
     with pytest.raises(UserError, match="must end in .csv or .jsonl"):
         score.main([*argv, "--details", "rows.txt"])
+    with pytest.raises(UserError, match="--out-file and --details are both rows.csv"):
+        score.main([*argv, "--details", "rows.csv", "-o", "rows.csv"])
+    with pytest.raises(UserError, match="there is no folder nowhere"):
+        score.main([*argv, "-o", "nowhere/scores.json"])
+    with pytest.raises(UserError, match="is a folder; give the name of a file"):
+        score.main([*argv, "-o", str(files)])
     with pytest.raises(UserError, match="--confidence 1: "):
         score.main([*argv, "--confidence", "1"])
     with pytest.raises(UserError, match="'who' has no answers"):

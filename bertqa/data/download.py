@@ -19,8 +19,8 @@ from typing import BinaryIO
 from bertqa.console import progress_bar
 from bertqa.data.network import Answer, request_of, without_password
 from bertqa.errors import UserError
-from bertqa.files import cache_folder, flush_to_disk, sha256
-from bertqa.folders import locked
+from bertqa.files import flush_to_disk, sha256
+from bertqa.folders import cache_folder, locked
 
 PAUSES = (0.5, 1, 2)
 """Seconds before each further attempt, counted anew whenever an attempt brought something."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from bertqa.errors import UserError
-from bertqa.files import cache_folder, model_of, read_object, sha256, write_text
-from bertqa.folders import locked, staged
+from bertqa.files import read_object, sha256, write_text
+from bertqa.folders import cache_folder, locked, model_of, staged
 from bertqa.hf import hub, vocabulary
 from bertqa.hf.architecture import model_type_of, read_hf_config
 from bertqa.hf.match import SEGMENT, Plan, plan_conversion

@@ -9,8 +9,8 @@ null stands for no answer, as "" does. The keys may have the other names of ID_K
 ODDS_KEYS.
 """
 
-import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +123,7 @@ def checked_text(path: Path, id: str, value: object) -> str:
         hint = "; this looks like an n-best file: give predictions.json"
     elif isinstance(value, list):
         hint = "; give each question one text, not a list"
-    raise UserError(f"{path}: question {id!r} has {spelled(value)}; {TEXTS_WANTED}{hint}")
+    raise UserError(f"{path}: question {id!r} has {show(value)}; {TEXTS_WANTED}{hint}")
 
 
 def read_odds(path: Path) -> dict[str, float]:
@@ -140,16 +140,12 @@ def read_odds(path: Path) -> dict[str, float]:
 
 
 def checked_odds(path: Path, id: str, value: object) -> float:
-    is_number = type(value) in (int, float) and not math.isnan(value)
-    if not is_number:
-        raise UserError(f"{path}: question {id!r} has {spelled(value)}; {ODDS_WANTED}")
+    """No-answer odds: a number, be it infinite, that is not NaN."""
+    # a whole number may be beyond what a float holds, and would fail wherever it meets one
+    fits = type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
+    if not fits or math.isnan(value):
+        raise UserError(f"{path}: question {id!r} has {show(value)}; {ODDS_WANTED}")
     return value
-
-
-def spelled(value: object) -> str:
-    """The value as JSON, cut to 80 characters."""
-    text = json.dumps(value)
-    return text if len(text) < 80 else text[:77] + "..."
 
 
 def threshold_of(texts: Mapping[str, str], odds: Mapping[str, float]) -> float | None:

@@ -25,7 +25,8 @@ from bertqa.data.windows import Windows
 from bertqa.device import autocast
 from bertqa.distributed import World
 from bertqa.errors import UserError
-from bertqa.files import cache_folder, replacing, sha256
+from bertqa.files import replacing, sha256
+from bertqa.folders import cache_folder
 from bertqa.hf.convert import resolve_weights
 from bertqa.inference import forward_all
 from bertqa.model import folder
