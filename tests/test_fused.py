@@ -4,6 +4,7 @@ TRITON_INTERPRET=1 python -m pytest tests/test_fused.py
 """
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ if DEVICE == "cpu" and "TRITON_INTERPRET" not in os.environ:
     pytest.skip("there is no NVIDIA GPU, and no TRITON_INTERPRET", allow_module_level=True)
 
 from bertqa.model import fused  # noqa: E402
+from bertqa.model.copies import WeightCopies  # noqa: E402
+from bertqa.training.fused_update import FusedUpdate  # noqa: E402
+from bertqa.training.gradients import Gradients  # noqa: E402
 
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 
@@ -48,15 +52,34 @@ def layer_of(width, dtype):
     return layer, exact
 
 
-def run(behind_attention, like, *tensors):
-    """What it returns of copies of the tensors, and the gradients of the copies; the last tensor is the gradient of the result."""
-    device, dtype = like.device, like.dtype
-    x, mixed, pull = (tensor.to(device, dtype) for tensor in tensors)
+SEEDS = torch.tensor([1, 2], dtype=torch.int32, device=DEVICE)
+
+
+def plain(layer):
+    return layer.before_attention, layer.behind_attention
+
+
+def fusing(layer):
+    return partial(fused.before_attention, layer), partial(
+        fused.behind_attention, layer, seeds=SEEDS
+    )
+
+
+def run(before, behind, like, *tensors):
+    """Queries, keys and values, the layer's output, and the gradients of what goes in; the last two tensors are the
+    gradients of these results."""
+    x, mixed, pull, pull_qkv = (tensor.to(like.device, like.dtype) for tensor in tensors)
     x.requires_grad_()
     mixed.requires_grad_()
-    y = behind_attention(x, mixed)
-    y.backward(pull)
-    return y, x.grad, mixed.grad
+    qkv, residual = before(x)
+    y = behind(residual, mixed)
+    torch.autograd.backward([y, qkv], [pull, pull_qkv])
+    return qkv, y, x.grad, mixed.grad
+
+
+def draw(width, dtype):
+    shapes = [(width,), (4, width // 4), (width,), (3 * width,)]
+    return [torch.randn(TOKENS, *shape).to(dtype) for shape in shapes]
 
 
 @pytest.mark.parametrize(
@@ -65,37 +88,22 @@ def run(behind_attention, like, *tensors):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_layer_equals_float64(width, dtype, most):
     layer, exact = layer_of(width, dtype)
-    tensors = [torch.randn(TOKENS, width), torch.randn(TOKENS, 4, width // 4)]
-    tensors = [tensor.to(dtype) for tensor in [*tensors, torch.randn(TOKENS, width)]]
-    seeds = torch.tensor([1, 2], dtype=torch.int32, device=DEVICE)
-
-    expected = run(exact.behind_attention, exact.ffn_in.weight, *tensors)
-    found = run(
-        lambda x, mixed: fused.behind_attention(layer, x, mixed, seeds),
-        layer.ffn_in.weight,
-        *tensors,
-    )
+    tensors = draw(width, dtype)
+    expected = run(*plain(exact), exact.qkv.weight, *tensors)
+    found = run(*fusing(layer), layer.qkv.weight, *tensors)
     for one, two in zip(found, expected, strict=True):
         assert relative(one, two) < most
-    for (name, one), (_, two) in zip(
-        layer.named_parameters(), exact.named_parameters(), strict=True
-    ):
-        if not name.startswith("qkv"):
-            assert relative(one.grad, two.grad) < most, name
+    for (name, one), two in zip(layer.named_parameters(), exact.parameters(), strict=True):
+        assert relative(one.grad, two.grad) < most, name
 
 
 def test_a_frozen_layer_passes_gradients_on():
     layer, exact = layer_of(48, torch.float32)
     layer.requires_grad_(False)
-    tensors = [torch.randn(TOKENS, 48), torch.randn(TOKENS, 4, 12), torch.randn(TOKENS, 48)]
-    seeds = torch.tensor([1, 2], dtype=torch.int32, device=DEVICE)
-    expected = run(exact.behind_attention, exact.ffn_in.weight, *tensors)
-    found = run(
-        lambda x, mixed: fused.behind_attention(layer, x, mixed, seeds),
-        layer.ffn_in.weight,
-        *tensors,
-    )
-    assert relative(found[1], expected[1]) < 1e-5
+    tensors = draw(48, torch.float32)
+    expected = run(*plain(exact), exact.qkv.weight, *tensors)
+    found = run(*fusing(layer), layer.qkv.weight, *tensors)
+    assert relative(found[2], expected[2]) < 1e-5
     assert all(weight.grad is None for weight in layer.parameters())
 
 
@@ -135,3 +143,54 @@ def test_another_seed_keeps_others():
     assert 0.45 < float((one == two).float().mean()) < 0.55
     rows = one.view(200, 48)
     assert 0.45 < float((rows[1:] == rows[:-1]).float().mean()) < 0.55
+
+
+def test_updates_are_those_of_adamw():
+    """Clipped, with two groups, a weight without a copy, and sizes that fill no block."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.LayerNorm(30)).to(DEVICE)
+    extra = torch.nn.Parameter(torch.randn(3, 700, device=DEVICE))
+    weights = [*module.parameters(), extra]
+    exact = [torch.nn.Parameter(weight.detach().clone()) for weight in weights]
+
+    def optimizer_of(weights, **more):
+        matrices = [weight for weight in weights if weight.dim() > 1]
+        vectors = [weight for weight in weights if weight.dim() == 1]
+        groups = [
+            {"params": matrices, "weight_decay": 0.1, "decay": 0.1},
+            {"params": vectors, "weight_decay": 0.0, "decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.99), eps=1e-6, **more)
+
+    optimizer = optimizer_of(weights)
+    for group, rate in zip(optimizer.param_groups, (1e-2, 2e-2), strict=True):
+        group["lr"] = torch.tensor(rate, device=DEVICE)
+    for weight in weights:
+        optimizer.state[weight] = {
+            "step": torch.zeros((), device=DEVICE),
+            "exp_avg": torch.zeros_like(weight),
+            "exp_avg_sq": torch.zeros_like(weight),
+        }
+    expected = optimizer_of(exact)
+    expected.param_groups[1]["lr"] = 2e-2
+
+    copies = WeightCopies(module, torch.bfloat16)
+    gradients = Gradients(weights, weights)
+    update = FusedUpdate(optimizer, gradients, copies, clip=1.0)
+    for _ in range(3):
+        for weight, part in zip(exact, gradients.parts, strict=True):
+            weight.grad = torch.randn_like(weight)
+            part.copy_(weight.grad)
+        norm = torch.nn.utils.clip_grad_norm_(exact, 1.0)
+        expected.step()
+        assert relative(update(), norm) < 1e-6
+    for one, two in zip(weights, exact, strict=True):
+        assert relative(one, two) < 1e-6
+        assert (
+            relative(optimizer.state[one]["exp_avg_sq"], expected.state[two]["exp_avg_sq"]) < 1e-5
+        )
+        assert optimizer.state[one]["step"] == 3
+    for master, copy in zip(copies.masters, copies.copies, strict=True):
+        rounded = master.to(torch.bfloat16)
+        # The interpreter cuts where a GPU rounds.
+        assert torch.equal(copy, rounded) if DEVICE == "cuda" else relative(copy, rounded) < 1e-2

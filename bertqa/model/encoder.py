@@ -82,8 +82,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, attention: Attention | None = None) -> Tensor:
         """(N, H) -> (N, H), by the fastest attention where none is given."""
-        # One product instead of three: (N, H) -> (N, 3, A, D)
-        qkv = self.qkv(x).view(x.shape[0], 3, self.heads, -1)
+        qkv, x = self.before_attention(x)
+        qkv = qkv.view(x.shape[0], 3, self.heads, -1)  # (N, 3H) -> (N, 3, A, D)
         query, key, value = qkv.unbind(1)  # (N, A, D) each
         drop = self.attention_dropout if self.training else 0.0
         body = attention or _fastest_attention(qkv, layout, drop)
@@ -91,6 +91,10 @@ class Layer(nn.Module):
         if isinstance(mixed, tuple):
             mixed, _ = mixed  # maps that nobody asked for
         return self.behind_attention(x, mixed)
+
+    def before_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, H) -> (N, 3H): queries, keys and values in one product instead of three; and x, for the residual."""
+        return self.qkv(x), x
 
     def behind_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
         """(N, H), (N, A, D) -> (N, H): the rest of the layer, every token by itself."""

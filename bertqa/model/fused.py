@@ -1,4 +1,4 @@
-"""What stands behind attention in a layer, as kernels of our own for NVIDIA's GPUs: forward and backward in one function.
+"""A layer but for its attention, as kernels of our own for NVIDIA's GPUs: forward and backward in one function.
 
 torch runs it as some thirty kernels, each of which reads and writes all tokens, and that traffic takes longer than half of
 the matrix products. Here it is four products (cuBLAS) and what lies between them: bias, dropout, residual and LayerNorm are
@@ -13,6 +13,7 @@ N tokens, H hidden size, F feed-forward size.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor, nn
@@ -27,6 +28,30 @@ NORM_BACKWARD = 4, 2
 """Rows of a tile, and warps of a program."""
 TILE = 4, 512
 """Rows and columns of GELU's tiles."""
+
+
+def before_attention(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`layer.before_attention(x)`: (N, H) -> (N, 3H), and x, for the residual."""
+    return _BeforeAttention.apply(x, layer.qkv.weight, layer.qkv.bias)
+
+
+class _BeforeAttention(torch.autograd.Function):
+    """The residual's gradient comes back through here, so that it is added inside of the product's kernel."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return F.linear(x, weight, bias), x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, dqkv, dresidual):
+        x, weight = ctx.saved_tensors
+        dqkv = dqkv.contiguous()
+        # `behind_attention` made the residual's gradient for this place alone.
+        dx = dresidual.addmm_(dqkv, weight) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return dx, None, None
+        return dx, dqkv.t() @ x, sum_of_rows(dqkv)
 
 
 def behind_attention(layer: nn.Module, x: Tensor, mixed: Tensor, seeds: Tensor) -> Tensor:
@@ -78,7 +103,7 @@ class _BehindAttention(torch.autograd.Function):
         dz2, dproduct2, sums2 = norm_backward(dy, z2, stats2, gain2, seeds[1:2], p)
         dinner = dproduct2 @ wide_out
         dwide, dwide_bias = gelu_backward(dinner, wide, wide_bias)
-        dy1 = torch.addmm(dz2, dwide, wide_in)  # the feed-forward's way and the residual's
+        dy1 = dz2.addmm_(dwide, wide_in)  # through the feed-forward and through the residual
         dz1, dproduct1, sums1 = norm_backward(dy1, z1, stats1, gain1, seeds[0:1], p)
 
         # Of a frozen layer no product is made for nothing.
@@ -312,7 +337,33 @@ def _gelu_backward(
     tl.store(sums + program.to(tl.int64) * width + columns, dbias, columns < width)
 
 
-# ---- sums over programs ----
+# ---- sums ----
+
+
+def sum_of_rows(x: Tensor) -> Tensor:
+    """(N, W) -> (W,), added up in float32."""
+    tokens, width = x.shape
+    rows, block = TILE
+    blocks = triton.cdiv(width, block)
+    programs = min(triton.cdiv(PROGRAMS, blocks), triton.cdiv(tokens, rows))
+    sums = torch.empty(programs, 1, width, device=x.device)
+    _sum_of_rows[(programs, blocks)](x, sums, tokens, width, ROWS=rows, BLOCK=block, num_warps=4)
+    return add_up(sums, x.dtype)[0]
+
+
+@triton.jit
+def _sum_of_rows(x, sums, tokens, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """BLOCK columns of every so-manieth tile of rows."""
+    program = tl.program_id(0)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    found = tl.zeros((ROWS, BLOCK), tl.float32)
+    for tile in range(program, tl.cdiv(tokens, ROWS), tl.num_programs(0)):
+        rows = tile * ROWS + tl.arange(0, ROWS)
+        inside = (rows < tokens)[:, None] & (columns < width)[None, :]
+        here = rows.to(tl.int64)[:, None] * width + columns[None, :]
+        found += tl.load(x + here, inside, 0.0).to(tl.float32)
+    mine = sums + program.to(tl.int64) * width + columns
+    tl.store(mine, tl.sum(found, 0), columns < width)
 
 
 def add_up(sums: Tensor, dtype: torch.dtype) -> Tensor:

@@ -32,7 +32,7 @@ class Plan:
     copies: bool = False
     """16-bit copies of the weights in place of autocast. Needs `static`."""
     fused: bool = False
-    """Kernels of our own for what stands behind attention (model/fused.py). Needs `copies`."""
+    """Kernels of our own for all of a layer but its attention (model/fused.py). Needs `copies`."""
     why: str = ""
     """Why steps are not captured on a GPU, or kernels not fused, for people."""
 
@@ -87,6 +87,9 @@ def why_not_fused(job: Job) -> str:
             return "--compile"
         if layer.activation is not F.gelu:
             return "they know gelu alone"
+    for weight in job.model.parameters():
+        if not weight.is_contiguous() or weight.data_ptr() % 16:
+            return "a weight is part of another tensor"
     try:
         from bertqa.model import fused  # where there is no NVIDIA GPU, there is no Triton
 
@@ -181,7 +184,7 @@ class FusedLayers:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Inside, each layer runs the kernels behind its attention, with dropouts of its own."""
+        """Inside, each layer runs the kernels before and behind its attention, with dropouts of its own."""
         if not self.layers:
             yield
             return
@@ -190,9 +193,10 @@ class FusedLayers:
         # Drawn on the device, so that each replay of a graph draws others: two for each layer.
         seeds = torch.randint(2**31 - 1, (len(self.layers), 2), device=self.device)
         for layer, own in zip(self.layers, seeds.int(), strict=True):
+            layer.before_attention = partial(fused.before_attention, layer)
             layer.behind_attention = partial(fused.behind_attention, layer, seeds=own)
         try:
             yield
         finally:
             for layer in self.layers:
-                del layer.behind_attention
+                del layer.before_attention, layer.behind_attention

@@ -13,6 +13,7 @@ import warnings
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ from bertqa.training.gradients import Gradients
 from bertqa.training.job import Job
 from bertqa.training.optim import Average, load_optimizer, make_optimizer, set_lr
 from bertqa.training.progress import Progress, require_finite
+
+if TYPE_CHECKING:
+    from bertqa.training.fused_update import FusedUpdate
 
 
 @dataclass
@@ -133,10 +137,14 @@ class Step:
     def update(self, progress: Progress) -> bool:
         """Let the optimizer use the gradients. Returns whether fp16's scaler skipped it."""
         # Without bias correction the update's floats are others at each step, and a graph would keep the first ones.
-        if self.graphs is not None and self.job.optim.bias_correction:
-            self.graphs.run("update", self._update, warm_up=False)
-            return False
-        return self._update(progress)
+        if self.graphs is None or not self.job.optim.bias_correction:
+            return self._update(progress)
+        work = self._update
+        if self.plan.fused:
+            self._make_fused_update()
+            work = self._update_at_once
+        self.graphs.run("update", work, warm_up=False)
+        return False
 
     def _update(self, progress: Progress | None = None) -> bool:
         """Unscale, clip, update, average. Returns whether fp16's scaler skipped it."""
@@ -145,9 +153,7 @@ class Step:
             self.gradients.show()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(job.model.parameters(), job.optim.clip or math.inf)
-        self.report[:2] = torch.stack([self.loss.sum(), norm])
-        if len(self.report) > 2:
-            self.report[2:] = self.loss
+        self._write_report(norm)
         if progress and job.device.type != "cuda" and job.dtype != torch.float16:
             # Before the update, so that the weights are saved too.
             require_finite(float(self.loss.sum()), float(norm), progress.step, job.run)
@@ -162,8 +168,14 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         return skipped
 
+    def _write_report(self, norm: Tensor) -> None:
+        self.report[:2] = torch.stack([self.loss.sum(), norm])
+        if len(self.report) > 2:
+            self.report[2:] = self.loss
+
     # ---- what is static ----
 
+    fused_update: "FusedUpdate | None" = None
     copies: WeightCopies | None = None
     graphs: Graphs | None = None
 
@@ -207,6 +219,20 @@ class Step:
             self._update()
         for moments in self.optimizer.state.values():
             moments["step"].zero_()
+
+    def _make_fused_update(self) -> None:
+        """Once, when the moments are where they stay: a resumed run has loaded them."""
+        if self.fused_update is None:
+            from bertqa.training.fused_update import FusedUpdate  # where there is Triton
+
+            self.fused_update = FusedUpdate(
+                self.optimizer, self.gradients, self.copies, self.job.optim.clip
+            )
+
+    def _update_at_once(self) -> None:
+        """`_update` with clipping, AdamW and copies in one kernel."""
+        self._write_report(self.fused_update())
+        self.average.update()
 
     def exchange_gradients(self) -> None:
         """Add up the gradients of all ranks, where DDP has not done it."""
