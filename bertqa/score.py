@@ -24,7 +24,6 @@ from bertqa.qa.metrics import Scores
 from bertqa.qa.predictions import Predictions, read_odds, read_predictions, threshold_of
 from bertqa.reporting.score_files import details, load_matplotlib, plot, write_details
 
-
 DATA_HELP = "questions with their answers, .gz or not; squad1 and squad2 are the official dev files, fetched once"
 PREDICTIONS_HELP = "JSON object {question id: answer text}; or records of id and prediction_text as JSON, JSONL or CSV"
 THRESHOLD_HELP = (

@@ -24,7 +24,7 @@ from bertqa.data.formats import (
     shape_of_columns,
     shape_of_records,
 )
-from bertqa.data.records import Ids
+from bertqa.data.ids import Ids
 from bertqa.data.records import Records as FoundRecords
 from bertqa.data.records import records_in as found_records
 from bertqa.data.sources import STDIN, Source, Stream, decoded
