@@ -2,13 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from reference_features import run_qa_features
 
 from bertqa import train
+from bertqa.data.examples import read_examples
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -29,22 +30,19 @@ def test_table_of_two_rows():
             peak=1e11,
             memory=2**29,
         ),
-        bench.Row("training", "others", [20.0, 20.0, 20.0], questions=16, ratio=10.0),
+        bench.Row("training", "others", [20.0, 20.0, 20.0], questions=16, ratio=10.0, f1=71.5),
     ]
     lines = bench.table(rows).splitlines()
-    assert lines[2] == "| training | bertqa | 2 | 8.0 | 1,500 | 50% | 1 | 512 |"
-    assert lines[3] == "| training | others | 20 | 0.8 |  |  | 10 |  |"
+    assert lines[2] == "| training | bertqa | 2 | 8.0 | 1,500 | 50% | 1 | 512 |  |"
+    assert lines[3] == "| training | others | 20 | 0.8 |  |  | 10 |  | 71.50 |"
     assert len({line.count("|") for line in lines}) == 1
 
 
 def test_contestants_take_turns_and_every_other_round_goes_backwards():
     calls = []
-    everyone = {
-        "a": [lambda: calls.append("a1"), lambda: calls.append("a2")],
-        "b": [lambda: calls.append("b")],
-    }
+    everyone = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
     seconds = bench.take_turns(everyone, 2)
-    assert calls == ["a1", "b", "a1", "a2", "b", "b", "a1", "a2"]  # warm-up, round, round
+    assert calls == ["a", "b", "b", "a"]
     assert [len(times) for times in seconds.values()] == [2, 2]
 
 
@@ -56,64 +54,84 @@ def test_operations_of_one_token_are_those_of_the_weights_and_of_attention():
     )
 
 
-def test_run_qa_features_label_the_answer_tokens():
-    pytest.importorskip("transformers")
-    one = contestants.Bench(
-        str(ROOT / "bertqa/data/sample/dev.json"), str(ROOT / "weights/minilm-squad2"), ""
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Eight questions of the sample for the bundled reader."""
+    return contestants.Work(
+        ROOT / "weights/minilm-squad2",
+        read_examples(ROOT / "bertqa/data/sample/dev.json"),
+        tmp_path_factory.mktemp("bench"),
     )
-    record = {
-        "question": "Who came?",
-        "context": "At noon Ada Lovelace came.",
-        "answers": ("Ada Lovelace",),
-        "starts": (8,),
-    }
-    tokenizer = one.their_tokenizer()
-    [feature] = run_qa_features(tokenizer, [record])
-    answer = feature["input_ids"][feature["start_positions"] : feature["end_positions"] + 1]
-    assert tokenizer.decode(answer) == "ada lovelace" and len(feature["input_ids"]) == 384
+
+
+def test_batches_of_small_data_are_drawn_again_and_dealt_at_random(work):
+    one = replace(work, steps=3, batch_size=16)
+    assert [len(rows) for rows in one.grouped_batches] == [16, 16, 16]
+    means = [one.store.lengths[rows].mean() for rows in one.grouped_batches]
+    assert means == sorted(means, reverse=True)
+    dealt = np.concatenate(one.random_batches)
+    grouped = np.concatenate(one.grouped_batches)
+    assert sorted(dealt) == sorted(grouped) and list(dealt) != list(grouped)
+
+
+def test_all_of_inference_answer_the_same(work):
+    """F1 of packed logits and of padded ones, through the same threshold."""
+    pytest.importorskip("transformers")
+    ours = contestants.our_inference(work)()
+    theirs = contestants.their_inference(work)()
+    padded = contestants.their_inference(work, 384)()
+    assert ours[0][1].ndim == 1 and theirs[0][1].ndim == 2 and padded[0][1].shape == (8, 384)
+    assert bench.f1_of(work, ours) == bench.f1_of(work, theirs) == bench.f1_of(work, padded) > 50
+    backwards = [(rows, -start, -end) for rows, start, end in ours]
+    assert bench.f1_of(work, backwards) < 50
+
+
+def test_rounds_of_training(work):
+    pytest.importorskip("transformers")
+    small = replace(work, batch_size=2)
+    for contestant in (contestants.our_training, contestants.their_training):
+        assert contestant(small)() is None
+    with pytest.raises(contestants.LeftOut, match="on GPUs only"):
+        contestants.our_training(small, capture="off")
 
 
 def test_quick_run_prints_a_table_and_writes_json(tmp_path, capsys):
     out = tmp_path / "bench.json"
-    assert bench.main(["--quick", "--only", "decoding,scoring", "--json", str(out)]) == 0
-    printed, content = capsys.readouterr().out, json.loads(out.read_text())
-    assert [row["who"] for row in content["rows"]] == [
-        "bertqa, exact",
-        "bertqa, hf",
-        "run_qa's Python loop",
-        "bertqa.score",
-        "evaluate-v2.0, written anew",
-    ]
-    assert (
-        "| decoding | bertqa, exact |" in printed
-        and content["machine"]["data"] == "dev.json, 137 questions"
-    )
+    flags = ["--quick", "--only", "inference", "--precision", "int8"]
+    assert bench.main([*flags, "--json", str(out)]) == 0
+    printed, content = capsys.readouterr(), json.loads(out.read_text())
+    assert content["rows"][0]["who"] == "bertqa" and content["rows"][0]["f1"] > 50
+    assert "| inference (int8) | bertqa |" in printed.out
+    assert content["machine"]["data"] == "dev.json, 137 questions"
+    assert "without transformers, length-sorted: it has no int8 of its own" in printed.err
 
 
 def test_quick_run_of_the_model_in_two_precisions(capsys):
     pytest.importorskip("transformers")
-    assert bench.main(["--quick", "--only", "embedding", "--precision", "fp32,bf16"]) == 0
+    assert (
+        bench.main(
+            ["--quick", "--questions", "2", "--only", "inference", "--precision", "fp32,bf16"]
+        )
+        == 0
+    )
     rows = [
         line.split(" | ")[:2]
         for line in capsys.readouterr().out.splitlines()
         if line.startswith("| ")
     ]
     tasks = [task.removeprefix("| ") for task, who in rows if who == "bertqa"]
-    assert tasks == ["embedding", "embedding (bf16)"]
-    assert sum(who == "transformers, batches of 32" for _, who in rows) == 2
+    assert tasks == ["inference", "inference (bf16)"]
+    assert sum(who == "transformers, length-sorted" for _, who in rows) == 2
 
 
-def test_both_embed_alike(tmp_path):
-    pytest.importorskip("transformers")
-    one = contestants.Bench(
-        str(ROOT / "bertqa/data/sample/dev.json"),
-        str(ROOT / "weights/minilm-squad2"),
-        str(tmp_path),
-        quick=True,
-        others=("transformers",),
+def test_a_shape_has_random_weights_and_a_name(work):
+    [reader, shape] = bench.models(work, ["reader", "MiniLM-L6"])
+    assert reader is work and shape.config["hidden_size"] == 384
+    assert bench.name_of(replace(shape, format="bf16"), "training") == (
+        "training (MiniLM-L6, bf16, 16 windows a step)"
     )
-    ours, theirs = (make()[0]() for make in contestants.embedding(one).values())
-    assert np.abs(ours.vectors - theirs).max() < 1e-5
+    assert bench.variants(shape, "run", [16]) == []
+    assert [one.batch_size for one in bench.variants(shape, "training", [16, 64])] == [16, 64]
 
 
 def test_unknown_words_are_refused():
@@ -123,7 +141,7 @@ def test_unknown_words_are_refused():
     ):
         bench.main(["--precision", "fp8"])
     with pytest.raises(
-        bench.UserError, match="--only speed: there is no such task; use some of features,training"
+        bench.UserError, match="--only speed: there is no such task; use some of training,inference"
     ):
         bench.main(["--only", "speed"])
 

@@ -1,25 +1,23 @@
 """bertqa beside what people use, on this machine: one command, one table.
 
-    python tools/bench.py                                  bundled sample and reader
+    python tools/bench.py                                  the bundled reader and sample
     python tools/bench.py --data dev-v2.0.json             real questions
-    python tools/bench.py --only training,inference --json bench.json
     python tools/bench.py --only training --windows 16,64  by windows in an optimizer step
-    python tools/bench.py --precision fp32,bf16            the model's tasks in both, for CPUs with bf16 units
-    python tools/bench.py --device cuda                    three model shapes with random weights, in bf16
+    python tools/bench.py --only inference --precision fp32,bf16,int8 --models reader,BERT-base
+    python tools/bench.py --device cuda                    three shapes with random weights, in bf16
 
-Contestants (tools/contestants.py) do the same work on the same questions with the same weights. They take turns, so
-that a slow moment of the machine hits all of them; times are medians, ratios are medians over rounds. With --memory the
-peak memory of each is measured too, in a process of its own, which does the first two pieces of the work (in training:
-steps). transformers, its 4.x pipeline and onnxruntime take part where they are installed.
+Contestants (tools/contestants.py) do the same work on the same questions with the same weights: transformers, onnxruntime
+and OpenVINO where they are installed (with onnx, onnxscript, nncf). On a CPU they take turns, so that a slow moment of the
+machine hits all of them; on a GPU, whose memory does not hold all of them, one comes after the other. Times are medians,
+ratios medians over rounds; F1 is at the threshold that is best for these logits, on the questions answered.
 """
 
 import argparse
 import datetime
-import json
+import gc
+import importlib.metadata
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,34 +25,29 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import contestants
 import numpy as np
-from contestants import Pieces
-from workload import OTHERS, ROOT, Bench, importable
+import torch
+from contestants import TASKS, LeftOut, Round, Work
 
+from bertqa import BertConfig, BertForQuestionAnswering
+from bertqa.data.examples import read_examples
+from bertqa.device import DTYPES
 from bertqa.errors import UserError
+from bertqa.files import write_json
 from bertqa.flags import run_verb
+from bertqa.model import folder
+from bertqa.qa.answers import best_answers, null_odds
+from bertqa.qa.metrics import score_answers
+from bertqa.qa.spans import SpanDecoder
+from bertqa.qa.thresholds import tune_threshold
 
-TASKS = (
-    "features",
-    "training",
-    "distilling",
-    "inference",
-    "answering",
-    "embedding",
-    "decoding",
-    "scoring",
-    "startup",
-    "run",
-)
-STEPS = ("training", "distilling")
-OF_THE_MODEL = (*STEPS, "inference", "answering", "embedding")
+ROOT = Path(__file__).resolve().parents[1]
 SHAPES = {
     "MiniLM-L6": (384, 6, 12, 1536),
     "BERT-base": (768, 12, 12, 3072),
     "BERT-large": (1024, 24, 16, 4096),
 }
-"""Hidden size, layers, heads, feed-forward size of the random models for --device cuda."""
+"""Hidden size, layers, heads, feed-forward size of models with random weights."""
 
 
 @dataclass
@@ -63,137 +56,135 @@ class Row:
 
     task: str
     who: str
-    seconds: list[float]
-    """Of each round."""
-    questions: float = 0
-    """Questions (in training: windows) in a round."""
-    tokens: float = 0
-    """Tokens in a round, padding not counted."""
-    flops: float = 0
-    """Operations of matrix products in a round, padding not counted."""
-    peak: float = 0
-    """FLOP/s of plain matrix products, here and now."""
-    ratio: float | None = None
-    """How many times as long as ours it takes; None for ours."""
-    memory: float | None = None
-    """Peak bytes of a process that does nothing else; on a GPU those of the GPU."""
+    seconds: list[float]  # of each round
+    questions: float = 0  # in a round; in training windows
+    tokens: float = 0  # in a round, padding not counted
+    flops: float = 0  # of matrix products in a round, padding not counted
+    peak: float = 0  # FLOP/s of plain matrix products, here and now
+    ratio: float = 1  # how many times as long as ours it takes
+    memory: float = 0  # peak bytes on a GPU
+    f1: float | None = None  # in percent; None for a model with random weights
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
 
-    def cells(self) -> list[str]:
+    def cells(self) -> dict[str, str]:
         """What the table says. MFU is the share of the matrix products' peak that goes into useful operations."""
-        cells = [self.task, self.who, f"{self.median:.3g}", *[""] * 5]
-        if self.questions:
-            cells[3] = rate(self.questions / self.median)
-        if self.tokens:
-            cells[4] = rate(self.tokens / self.median)
-        if self.flops and self.peak:
-            cells[5] = f"{self.flops / self.median / self.peak:.0%}"
-        cells[6] = "1" if self.ratio is None else f"{self.ratio:.3g}"
-        if self.memory:
-            cells[7] = f"{self.memory / 2**20:,.0f}"
-        return cells
-
-
-HEADER = [
-    "task",
-    "who",
-    "seconds",
-    "questions/s",
-    "useful tokens/s",
-    "MFU",
-    "time, ours = 1",
-    "peak memory, MiB",
-]
+        used = self.flops / self.median / self.peak if self.peak else 0
+        return {
+            "task": self.task,
+            "who": self.who,
+            "seconds": f"{self.median:.3g}",
+            "questions/s": rate(self.questions / self.median),
+            "useful tokens/s": rate(self.tokens / self.median),
+            "MFU": f"{used:.0%}" if used else "",
+            "time, ours = 1": f"{self.ratio:.3g}",
+            "peak memory, MiB": rate(self.memory / 2**20),
+            "F1": "" if self.f1 is None else f"{self.f1:.2f}",
+        }
 
 
 def rate(amount: float) -> str:
+    if not amount:
+        return ""
     return f"{amount:,.0f}" if amount >= 100 else f"{amount:.1f}"
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown."""
-    lines = [HEADER, ["---", "---", *["---:"] * 6], *(row.cells() for row in rows)]
+    header = list(rows[0].cells())
+    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
+    lines += [list(row.cells().values()) for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 # ---- measuring ----
 
 
-def take_turns(everyone: dict[str, Pieces], rounds: int) -> dict[str, list[float]]:
+def take_turns(everyone: dict[str, Round], rounds: int) -> dict[str, list[float]]:
     """Seconds of each contestant in each round. Every other round goes backwards, so that nobody is always first."""
-    for pieces in everyone.values():
-        pieces[0]()
     seconds: dict[str, list[float]] = {who: [] for who in everyone}
     for number in range(rounds):
-        order = list(everyone)
-        if number % 2:
-            order.reverse()
-        for who in order:
+        for who in reversed(everyone) if number % 2 else everyone:
             begun = time.perf_counter()
-            for piece in everyone[who]:
-                piece()
+            everyone[who]()
             seconds[who].append(time.perf_counter() - begun)
     return seconds
 
 
-def run_task(bench: Bench, task: str, rounds: int, memory: bool) -> list[Row]:
-    """The rows of a task."""
-    makers = getattr(contestants, task)(bench)
-    if not makers:
-        return []
-    name = name_of(bench, task)
-    print(f"{name}: {', '.join(makers)} ...", file=sys.stderr, flush=True)
-    everyone = {who: make() for who, make in makers.items()}
-    seconds = take_turns(everyone, rounds)
-    work = work_of(bench, task)
-    ours = seconds[next(iter(makers))]
-    rows = []
-    for who, times in seconds.items():
-        row = Row(name, who, times, **work)
-        if times is not ours:
-            row.ratio = statistics.median(a / b for a, b in zip(times, ours, strict=True))
-        if memory and task in OF_THE_MODEL:
-            row.memory = memory_of(bench, task, who)
-        rows.append(row)
+def run_task(work: Work, task: str, rounds: int) -> list[Row]:
+    """The rows of a task, ours first."""
+    on_gpu = work.device.type == "cuda"
+    together = [list(TASKS[task])]
+    if on_gpu:
+        together = [[who] for who in TASKS[task]]
+    is_run = task == "run"  # minutes long: once, and nothing to warm up
+    done = amounts(work, task)
+    rows: list[Row] = []
+    for names in together:
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        everyone = load(work, task, names)
+        found = {} if is_run else {who: play() for who, play in everyone.items()}  # warms up
+        for who, seconds in take_turns(everyone, 1 if is_run else rounds).items():
+            row = Row(name_of(work, task), who, seconds, **done)
+            ours = rows[0].seconds if rows else seconds
+            row.ratio = statistics.median(a / b for a, b in zip(seconds, ours, strict=True))
+            if on_gpu and not is_run:
+                row.memory = torch.cuda.max_memory_allocated()
+            if task == "inference" and not work.label:
+                row.f1 = f1_of(work, found[who])
+            rows.append(row)
+            say(" | ".join(row.cells().values()))
+        del everyone
+        gc.collect()
+        if on_gpu:
+            torch.cuda.empty_cache()
     return rows
 
 
-def name_of(bench: Bench, task: str) -> str:
+def load(work: Work, task: str, names: Sequence[str]) -> dict[str, Round]:
+    """Those who can take part, ready to play."""
+    ready = {}
+    for who in names:
+        try:
+            ready[who] = TASKS[task][who](work)
+        except (LeftOut, ImportError) as reason:
+            say(f"{name_of(work, task)}: without {who}: {reason}")
+    return ready
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def name_of(work: Work, task: str) -> str:
     """The task in the table, with what is special about it: "training (BERT-base, bf16, 64 windows a step)"."""
-    special = [bench.label] if bench.label else []
-    if bench.dtype_name != "fp32":
-        special.append(bench.dtype_name)
-    if task in STEPS:
-        special.append(f"{bench.batch_size} windows a step")
+    special = [work.label] if work.label else []
+    if work.format != "fp32":
+        special.append(work.format)
+    if task == "training":
+        special.append(f"{work.batch_size} windows a step")
     return f"{task} ({', '.join(special)})" if special else task
 
 
-def work_of(bench: Bench, task: str) -> dict:
-    """What a round of a task consists of: questions, and for the model's tasks tokens, operations, and the peak."""
-    if task == "features":
-        return {"questions": len(bench.data.trainable())}
-    if task == "startup":
-        return {"questions": 1}
-    if task not in OF_THE_MODEL:
-        return {"questions": len(bench.data.examples)}
-    if task in STEPS:
-        lengths = bench.windows.lengths[np.concatenate(bench.random_batches)]
+def amounts(work: Work, task: str) -> dict[str, float]:
+    """What a round of a task consists of, by Row's names."""
+    if task == "run":
+        return {"questions": len(work.data.examples)}
+    questions = len(work.asked)
+    lengths = work.asked_windows.lengths
+    passes = 1
+    if task == "training":
+        lengths = work.store.lengths[np.concatenate(work.random_batches)]
         questions = len(lengths)
-    elif task == "embedding":
-        lengths = bench.text_windows.lengths
-        questions = len(bench.texts)
-    else:
-        lengths = bench.asked_windows.lengths
-        questions = len(bench.asked)
-    passes = 3 if task in STEPS else 1  # a backward pass is two of them
+        passes = 3  # a backward pass is two of them
     return {
         "questions": questions,
         "tokens": float(lengths.sum()),
-        "flops": passes * operations(bench.config, lengths),
-        "peak": matrix_peak(bench),
+        "flops": passes * operations(work.config, lengths),
+        "peak": 0 if work.format == "int8" else matrix_peak(work),
     }
 
 
@@ -207,64 +198,44 @@ def operations(config: dict, lengths: np.ndarray) -> float:
     return 2 * config["num_hidden_layers"] * float(products)
 
 
-def matrix_peak(bench: Bench) -> float:
+def matrix_peak(work: Work) -> float:
     """FLOP/s of a square matrix product, the best of several."""
-    import torch
-
-    size = 8192 if bench.on_gpu else 2048
-    if bench.quick:
-        size = 512
-    a = torch.randn(size, size, device=bench.device_name).to(bench.dtype)
+    size = 8192 if work.device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=work.device).to(work.dtype)
 
     def product():
         torch.mm(a, a)
-        bench.wait()
+        work.wait()
 
-    return 2 * size**3 / min(take_turns({"": [product]}, 7)[""])
-
-
-def memory_of(bench: Bench, task: str, who: str) -> float:
-    """Peak bytes of a process in which only this contestant works."""
-    command = [sys.executable, __file__, "--alone", json.dumps([asdict(bench), task, who])]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return float(done.stdout.split()[-1])
+    return 2 * size**3 / min(take_turns({"": product}, 8)[""])
 
 
-def alone(given: dict, task: str, who: str) -> int:
-    """The main of that process."""
-    from bertqa.device import peak_memory
-
-    bench = Bench(**given)
-    for piece in getattr(contestants, task)(bench)[who]()[:2]:
-        piece()
-    print(peak_memory(bench.device))
-    return 0
+def f1_of(work: Work, found: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> float:
+    """F1 in percent that logits give, (rows (S,), start, end) of each batch, at the threshold that is best for them."""
+    windows = work.asked_windows
+    decoder = SpanDecoder(windows)
+    for rows, *logits in found:
+        if logits[0].ndim == 2:  # padded (S, L) to packed (N,)
+            mask = np.arange(logits[0].shape[1]) < windows.lengths[rows][:, None]
+            logits = [padded[mask] for padded in logits]
+        decoder.add(rows, *logits)
+    spans = decoder.finish()
+    texts = best_answers(spans, windows, work.asked).texts
+    ids = [example.id for example in work.asked]
+    scores = score_answers(work.asked, dict(zip(ids, texts, strict=True)))
+    return tune_threshold(null_odds(spans), scores.exact, scores.f1, scores.has_answer).best_f1
 
 
 # ---- what is measured ----
 
 
-def variants(
-    bench: Bench, task: str, models: Sequence[Bench], windows: Sequence[int]
-) -> Iterator[Bench]:
-    """The benches on which a task is measured: with each model and number format, and where it takes steps, each size."""
-    if task == "run":
-        models = [model for model in models if model.label in ("", "BERT-base")]
-    elif task not in OF_THE_MODEL:
-        models = [bench]
-    if task not in STEPS:
-        windows = windows[-1:]
-    for model in models:
-        for size in windows:
-            yield replace(model, batch_size=size)
-
-
-def random_models(bench: Bench) -> Iterator[Bench]:
-    """A bench for each shape, with weights drawn at random."""
-    from bertqa import BertConfig, BertForQuestionAnswering
-    from bertqa.model import folder
-
-    for label, (hidden, layers, heads, inner) in SHAPES.items():
+def models(work: Work, names: Sequence[str]) -> Iterator[Work]:
+    """The work with the reader, or with weights drawn at random for the shape that is named."""
+    for name in names:
+        if name == "reader":
+            yield work
+            continue
+        hidden, layers, heads, inner = SHAPES[name]
         config = BertConfig(
             hidden_size=hidden,
             num_hidden_layers=layers,
@@ -272,38 +243,41 @@ def random_models(bench: Bench) -> Iterator[Bench]:
             intermediate_size=inner,
             attention_probs_dropout_prob=0.0,
         )
-        where = f"{bench.scratch}/{label}"
+        weights = work.scratch / name
         source = {"source": "random", "license": "CC0-1.0", "sha256": ""}
         model = BertForQuestionAnswering(config)
-        folder.save(where, model, tokenizer_from=bench.weights, provenance=source)
-        yield replace(bench, weights=where, label=label, device_name="cuda")
+        folder.save(weights, model, tokenizer_from=work.weights, provenance=source)
+        yield replace(work, weights=weights, label=name)
 
 
-def machine(bench: Bench) -> dict[str, str]:
+def variants(work: Work, task: str, sizes: Sequence[int]) -> list[Work]:
+    """The works on which a task is measured: where it takes steps, with each number of windows in one."""
+    if work.format == "int8" and task != "inference":
+        return []
+    if task == "run" and work.label not in ("", "BERT-base"):
+        return []
+    if task != "training":
+        sizes = sizes[-1:]
+    return [replace(work, batch_size=size) for size in sizes]
+
+
+def machine(work: Work) -> dict[str, str]:
     """What the numbers were measured on."""
-    import torch
-
-    processor = platform.processor()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(": ")[2]
-    threads = torch.get_num_threads()
+    lines = info.read_text().splitlines() if info.exists() else []
+    processor = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     found = {
         "date": str(datetime.date.today()),
-        "python": platform.python_version(),
-        "processor": f"{processor}, {os.cpu_count()} cores, {threads} threads",
+        "processor": f"{(processor or ['?'])[0]}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "load before": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "?",
+        "data": f"{Path(work.data.path).name}, {len(work.data.examples):,} questions",
     }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    if hasattr(os, "getloadavg"):
-        found["load before"] = f"{os.getloadavg()[0]:.1f}"
-    for package in ("torch", "numpy", "tokenizers", "transformers", "onnxruntime"):
-        found[package] = "not installed"
-        if importable(package):
-            found[package] = sys.modules[package].__version__
-    found["data"] = f"{Path(bench.data_path).name}, {len(bench.data.examples):,} questions"
+    for package in ("torch", "numpy", "transformers", "onnxruntime", "openvino", "nncf"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
     return found
 
 
@@ -315,20 +289,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    sample = str(ROOT / "bertqa/data/sample/dev.json")
-    reader = str(ROOT / "weights/minilm-squad2")
+    sample = ROOT / "bertqa/data/sample/dev.json"
+    reader = ROOT / "weights/minilm-squad2"
     add("--data", default=sample, help="questions [the bundled sample]")
-    add("--weights", default=reader, help="model folder [the bundled reader]")
+    add("--weights", type=Path, default=reader, help="of the reader [the bundled one]")
+    add("--models", metavar="M,...", help="reader or shapes [reader; with cuda the three shapes]")
     add("--only", metavar="TASK,...", help=f"some of {','.join(TASKS)} [all but run on a CPU]")
     add("--rounds", type=int, help="turns of each contestant [3]")
-    add("--windows", metavar="N,...", help="in an optimizer step [16; with --device cuda 16,64]")
+    add("--windows", metavar="N,...", help="in an optimizer step [16; with cuda 16,64]")
+    add("--questions", type=int, help="to answer in a round [160; with cuda 4096]")
     add("--quick", action="store_true", help="one small round of everything: does it run?")
-    add("--memory", action="store_true", help="measure memory too")
-    add("--device", default="cpu", choices=["cpu", "cuda"], help="of the model's tasks [cpu]")
-    add("--precision", metavar="FORMAT,...", help="of them [fp32; with --device cuda bf16]")
-    add("--threads", type=int, help="CPU threads [torch's own choice]")
+    add("--device", default="cpu", choices=["cpu", "cuda"], help="[cpu]")
+    add("--precision", metavar="FORMAT,...", help="fp32, bf16, fp16, int8 [fp32; with cuda bf16]")
     add("--json", metavar="FILE", help="write machine and rows there too")
-    add("--alone", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -343,49 +316,51 @@ def choices(flag: str, given: str, known: Sequence[str], what: str) -> list[str]
     return chosen
 
 
-def sizes(given: str) -> list[int]:
-    """--windows as numbers."""
-    if not all(size.isdecimal() and int(size) for size in given.split(",")):
-        raise UserError(f"--windows {given}: use whole numbers, as in 16,64")
-    return [int(size) for size in given.split(",")]
+def usual(on_gpu: bool, quick: bool) -> dict:
+    """What is measured where nothing is said: what the machine does in minutes."""
+    found = {"only": "training,inference", "models": "reader", "precision": "fp32"}
+    found |= {"windows": "16", "questions": 160, "steps": 3, "rounds": 3}
+    if on_gpu:
+        found |= {"only": ",".join(TASKS), "models": ",".join(SHAPES), "precision": "bf16"}
+        found |= {"windows": "16,64", "questions": 4096, "steps": 8}
+    if quick:
+        found |= {"questions": 8, "steps": 1, "rounds": 1}
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write. Returns the exit status."""
-    from bertqa.device import DTYPES
-
     args = parse_args(argv)
-    if args.alone:
-        return alone(*json.loads(args.alone))
-    on_gpu = args.device == "cuda"
-    # On a CPU an epoch may take hours.
-    usual = TASKS if on_gpu else TASKS[:-1]
-    tasks = choices("--only", args.only or ",".join(usual), TASKS, "task")
-    dtypes = choices(
-        "--precision", args.precision or ("bf16" if on_gpu else "fp32"), DTYPES, "format"
-    )
-    windows = sizes(args.windows or ("16,64" if on_gpu else "16"))
-    if args.threads:
-        # torch reads it when it is imported, here and in children
-        os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    rounds = args.rounds or (1 if args.quick else 3)
-    others = tuple(name for name in OTHERS if importable(name))
-    rows = []
+    for name, value in usual(args.device == "cuda", args.quick).items():
+        setattr(args, name, getattr(args, name, None) or value)
+    tasks = choices("--only", args.only, list(TASKS), "task")
+    names = choices("--models", args.models, ["reader", *SHAPES], "model")
+    formats = choices("--precision", args.precision, [*DTYPES, "int8"], "format")
+    if not all(size.isdecimal() and int(size) for size in args.windows.split(",")):
+        raise UserError(f"--windows {args.windows}: use whole numbers, as in 16,64")
+    sizes = [int(size) for size in args.windows.split(",")]
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        bench = Bench(args.data, args.weights, scratch, args.quick, others=others)
-        about = machine(bench)
-        models = list(random_models(bench)) if on_gpu else [bench]
-        models = [replace(model, dtype_name=dtype) for model in models for dtype in dtypes]
+        work = Work(args.weights, read_examples(args.data), Path(scratch))
+        work.device = torch.device(args.device)
+        work.steps = args.steps
+        work.questions = args.questions
+        about = machine(work)
+        every = list(models(work, names))
         for task in tasks:
-            for one in variants(bench, task, models, windows):
-                rows += run_task(one, task, rounds, args.memory)
+            for model in every:
+                for name in formats:
+                    for one in variants(replace(model, format=name), task, sizes):
+                        rows += run_task(one, task, args.rounds)
+    if not rows:
+        raise UserError("nothing to measure: int8 is a format of inference, run is for BERT-base")
     peaks = {f"{row.task}: {row.peak / 1e9:,.0f} GFLOP/s" for row in rows if row.peak}
     about["peak of matrix products"] = ", ".join(sorted(peaks)) or "not measured"
     print("\n".join(f"- {name}: {value}" for name, value in about.items()))
     print("\n" + table(rows))
     if args.json:
         content = {"machine": about, "rows": [asdict(row) | {"median": row.median} for row in rows]}
-        Path(args.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(args.json), content)
     return 0
 
 

@@ -1,449 +1,335 @@
-"""Who takes part in tools/bench.py: bertqa and what people use, for each task, on the same questions and weights.
+"""Who takes part in tools/bench.py: bertqa and what people use, at each task, on the same questions and weights.
 
-A task is a function of a `Bench` that gives {contestant: function that loads what it needs and returns one round of
-work in pieces}. The first contestant is ours. Loading is outside of the clock, and so is what the others have done for
-them in advance: their batches are padded, and the Arrow files of run_qa are not written.
+A contestant is a function of a `Work` with a name in `TASKS`. It loads what it needs and returns one round of the work, a
+function for the clock to call; it raises LeftOut, or ImportError, where it cannot take part. What the others have done for
+them in advance is their padding. S windows in a batch, L the longest of them, N tokens in it.
 """
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from workload import LENGTH, OVERLAP, ROOT, Bench
+import torch
 
-Pieces = list[Callable[[], object]]
-"""One round of a contestant; the first piece also serves as its warm-up."""
-Contestants = dict[str, Callable[[], Pieces]]
+# so that it runs from a clone without installing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bertqa.data.batches import Batch, WindowStore, padded
+from bertqa.data.examples import Dataset, Example
+from bertqa.data.tokenizer import WordPiece
+from bertqa.data.windows import Windows, build_windows
+from bertqa.device import DTYPES, autocast, grad_scaler
+from bertqa.hf.export import export
+from bertqa.inference import forward_all
+from bertqa.model import folder, prepack
+from bertqa.model.copies import computing_in_16_bits
+from bertqa.model.heads import span_loss
+from bertqa.settings import LoopSettings, OptimSettings
+from bertqa.training.job import Job
+from bertqa.training.progress import Progress
+from bertqa.training.step import Step
 
-# ---- questions to features ----
-
-
-def features(bench: Bench) -> Contestants:
-    """Questions to windows with labels."""
-    examples = bench.data.trainable()
-
-    def theirs() -> Pieces:
-        from reference_features import run_qa_features
-
-        tokenizer = bench.their_tokenizer()
-        records = []
-        for example in examples:
-            records.append(
-                {
-                    "question": example.question,
-                    "context": example.context,
-                    "answers": example.answer_texts,
-                    "starts": example.answer_starts,
-                }
-            )
-        parts = [records[i : i + 1000] for i in range(0, len(records), 1000)]
-        return [partial(run_qa_features, tokenizer, part) for part in parts]
-
-    found = {"bertqa": lambda: [lambda: bench.windows_of(examples)]}
-    if bench.has("transformers"):
-        found["run_qa, fast tokenizer"] = theirs
-    return found
+LENGTH = 384
+"""Tokens of the longest window."""
+Round = Callable[[], object]
 
 
-# ---- the model ----
+class LeftOut(Exception):
+    """Why a contestant does not take part."""
 
 
-def training(bench: Bench) -> Contestants:
-    """Optimizer steps: forward, backward, clip, AdamW. Ours at the trainer's defaults."""
-    random, sorted_ = bench.random_batches, bench.sorted_batches
-    found = {"bertqa": lambda: our_steps(bench)}
-    if bench.on_gpu:
-        # 10,000 epochs are long enough for torch.compile.
-        found["bertqa, a long run"] = lambda: our_steps(bench, epochs=10_000)
-        found["bertqa --capture off"] = lambda: our_steps(bench, capture="off")
-    if bench.has("transformers"):
-        found["transformers, padded to 384"] = lambda: their_steps(bench, random, LENGTH)
-        found["transformers, dynamic padding"] = lambda: their_steps(bench, random)
-        found["transformers, length-grouped"] = lambda: their_steps(bench, sorted_)
-        found["the same without attention dropout, as ours"] = lambda: their_steps(
-            bench, sorted_, attention_dropout=0.0
-        )
-    return found
+@dataclass
+class Work:
+    """The model and the questions: the same for everyone, made when first asked for."""
+
+    weights: Path
+    data: Dataset
+    scratch: Path  # a folder for what is made on the way
+    device: torch.device = torch.device("cpu")
+    format: str = "fp32"  # of matrix products: one of DTYPES, or int8
+    label: str = ""  # of a model with random weights
+    batch_size: int = 16  # windows in an optimizer step
+    steps: int = 1  # of them in a round
+    questions: int = 8  # to answer in a round, drawn at random
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES.get(self.format, torch.float32)
+
+    @property
+    def cast(self) -> torch.autocast:
+        return autocast(self.device, self.dtype)
+
+    @cached_property
+    def config(self) -> dict:
+        return folder.read_config(self.weights)["architecture"]
+
+    def windows_of(self, examples: list[Example]) -> Windows:
+        tokenizer = WordPiece.load(self.weights)
+        return build_windows(examples, tokenizer, max_length=LENGTH, overlap=128)
+
+    @cached_property
+    def asked(self) -> list[Example]:
+        order = np.random.default_rng(2).permutation(len(self.data.examples))
+        return [self.data.examples[i] for i in order[: self.questions]]
+
+    @cached_property
+    def asked_windows(self) -> Windows:
+        return self.windows_of(self.asked)
+
+    @cached_property
+    def store(self) -> WindowStore:
+        """The windows to train on."""
+        return WindowStore(self.windows_of(self.data.examples), self.device)
+
+    @cached_property
+    def grouped_batches(self) -> list[np.ndarray]:
+        """A few of the 50 batches that length grouping makes of a mega-batch, evenly spread, largest first."""
+        wanted = 50 * self.batch_size
+        draw = np.random.default_rng(0)
+        rows = draw.choice(len(self.store), wanted, replace=wanted > len(self.store))
+        batches = np.split(rows[np.argsort(-self.store.lengths[rows], kind="stable")], 50)
+        return [batches[int((i + 0.5) / self.steps * 50)] for i in range(self.steps)]
+
+    @cached_property
+    def random_batches(self) -> list[np.ndarray]:
+        """The same windows, dealt at random."""
+        rows = np.random.default_rng(1).permutation(np.concatenate(self.grouped_batches))
+        return np.split(rows, self.steps)
+
+    def padded(self, batch: Batch, length: int | None) -> dict:
+        """What transformers' model takes, (S, L) by name, padded to `length` or to the longest of the batch."""
+        tensors = padded(batch)
+        if length:
+            tensors = [torch.nn.functional.pad(x, (0, length - x.shape[1])) for x in tensors]
+        names = ["input_ids", "attention_mask", "token_type_ids"]
+        if not self.config["type_vocab_size"]:
+            names.pop()  # DistilBERT's model takes two
+        return dict(zip(names, tensors, strict=False))
+
+    def asked_batches(self, length: int | None = None) -> list[tuple[np.ndarray, dict]]:
+        """(rows (S,), what the model takes) of all windows to answer, longest first."""
+        store = WindowStore(self.asked_windows, self.device)
+        order = np.argsort(-store.lengths, kind="stable")
+        size = 128 if self.device.type == "cuda" else 32
+        parts = np.split(order, range(size, len(order), size))
+        return [(rows, self.padded(store.batch(rows), length)) for rows in parts]
+
+    def their_model(self, **config):
+        """The same weights in transformers' model, in eval mode."""
+        from transformers import AutoModelForQuestionAnswering
+
+        exported = self.scratch / f"hf-{self.label}"
+        if not exported.exists():
+            export(self.weights, exported)
+        model = AutoModelForQuestionAnswering.from_pretrained(exported, **config)
+        # Since version 5 it computes in the format of the file, and float16 is no format for a CPU.
+        return model.float().eval().to(self.device)
+
+    def wait(self) -> None:
+        """Until the GPU has done what it was asked to."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
 
-def distilling(bench: Bench) -> Contestants:
-    """Optimizer steps with the kept logits of a teacher, beside plain ones."""
-    return {
-        "bertqa": lambda: our_steps(bench),
-        "bertqa, with a teacher": lambda: our_steps(bench, teacher=True),
-    }
+# ---- training: forward, backward, clip, AdamW ----
 
 
-def our_steps(bench: Bench, teacher: bool = False, **settings) -> Pieces:
-    from bertqa.model.heads import span_loss
-    from bertqa.settings import LoopSettings, OptimSettings
-    from bertqa.training.job import Job
-    from bertqa.training.progress import Progress
-    from bertqa.training.step import Step
-
-    teaching = made_up_teaching(bench) if teacher else None
+def our_training(work: Work, **settings) -> Round:
+    """At the trainer's defaults; `settings` differ from them on a GPU only."""
+    if settings and work.device.type != "cuda":
+        raise LeftOut("steps are captured and compiled on GPUs only")
 
     def loss(model, batch, layout):
         logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
         labels = batch.start_labels, batch.end_labels
-        hard = span_loss(logits, layout, *labels, weights=batch.weights)
-        return teaching.span_loss(hard, logits, batch, layout) if teaching else hard
+        return span_loss(logits, layout, *labels, weights=batch.weights)
 
-    job = Job(
-        bench.model().train(),
-        SimpleNamespace(store=bench.store(bench.windows), loss=loss, static_shapes=True),
-        LoopSettings(batch_size=bench.batch_size, **settings),
-        OptimSettings(),
-        run=Path(),
-        device=bench.device,
-        dtype=bench.dtype,
-        journal=None,
-    )
-    step = Step(job)
-    return steps(bench, [partial(step, rows, 5e-5, Progress()) for rows in bench.random_batches])
+    model = folder.load(work.weights, device=work.device).train()
+    task = SimpleNamespace(store=work.store, loss=loss, static_shapes=True)
+    how = LoopSettings(batch_size=work.batch_size, **settings), OptimSettings()
+    step = Step(Job(model, task, *how, run=work.scratch, device=work.device, dtype=work.dtype))
+
+    def one_round():
+        for rows in work.random_batches:
+            step(rows, 5e-5, Progress())
+        work.wait()
+
+    return one_round
 
 
-def made_up_teaching(bench: Bench):
-    """What a teacher that knows nothing says about every window: it costs a step what any other does."""
-    import torch
-
-    from bertqa.training.distillation import Teaching
-
-    lengths = bench.windows.lengths
-    first = lengths.cumsum() - lengths
-    logits = -5 * np.random.default_rng(5).random((int(lengths.sum()), 2))
-    return Teaching(
-        names=[],
-        fingerprint="",
-        logits=torch.from_numpy(logits.astype(np.float16)).to(bench.device),
-        first=torch.from_numpy(first.astype(np.int64)).to(bench.device),
-        weight=0.5,
-        temperature=2.0,
-    )
-
-
-def their_steps(
-    bench: Bench,
-    batches: list[np.ndarray],
-    length: int | None = None,
-    attention_dropout: float = 0.1,
-) -> Pieces:
-    import torch
-
-    from bertqa.device import grad_scaler
-
-    # 0.1 stands in the configuration of every published BERT; our exports say 0, with which ours was trained.
-    model = bench.their_model(attention_probs_dropout_prob=attention_dropout).train()
-    scaler = grad_scaler(bench.device, bench.dtype)
+def their_training(work: Work, grouped=False, length=None, attention_dropout=0.1) -> Round:
+    """0.1 stands in the configuration of every published BERT; our exports say 0, with which ours was trained."""
+    model = work.their_model(attention_probs_dropout_prob=attention_dropout).train()
+    scaler = grad_scaler(work.device, work.dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01, fused=True)
-    store = bench.store(bench.windows)
+    batches = []
+    for rows in work.grouped_batches if grouped else work.random_batches:
+        batch = work.store.batch(rows)
+        labels = {"start_positions": batch.start_labels, "end_positions": batch.end_labels}
+        batches.append({**work.padded(batch, length), **labels})
 
-    def step(inputs):
-        with bench.autocast:
-            loss = model(**inputs).loss
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
+    def one_round():
+        for inputs in batches:
+            with work.cast:
+                loss = model(**inputs).loss
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        work.wait()
 
-    pieces = []
-    for rows in batches:
-        inputs = bench.padded(store, rows, length)
-        batch = store.batch(rows)
-        inputs["start_positions"] = batch.start_labels
-        inputs["end_positions"] = batch.end_labels
-        pieces.append(partial(step, inputs))
-    return steps(bench, pieces)
-
-
-def steps(bench: Bench, pieces: Pieces) -> Pieces:
-    """A round of optimizer steps. The host does not wait between them, as in a training loop."""
-    if bench.on_gpu:
-        # Graphs are captured and memory is found before the clock runs.
-        for piece in pieces:
-            piece()
-    return [*pieces, bench.wait]
+    return one_round
 
 
-def inference(bench: Bench) -> Contestants:
-    """Windows to start and end logits on the host."""
-    plain = not bench.on_gpu and bench.dtype_name == "fp32"
-    found = {"bertqa": lambda: our_answers(bench)}
-    if plain:
-        found["bertqa --int8"] = lambda: our_answers(bench, int8=True)
-    if bench.has("transformers"):
-        found["transformers, padded to 384"] = lambda: their_answers(bench, LENGTH)
-        found["transformers, length-sorted"] = lambda: their_answers(bench)
-    if plain and bench.has("transformers", "onnxruntime", "onnx", "onnxscript"):
-        found["onnxruntime, length-sorted"] = lambda: onnx_answers(bench)
-    return found
+# ---- inference: windows to logits on the host; a round returns [(rows (S,), start, end)], packed (N,) or padded (S, L) ----
 
 
-def our_answers(bench: Bench, int8: bool = False) -> Pieces:
-    from bertqa.inference import forward_all
-    from bertqa.model import prepack
-    from bertqa.model.copies import computing_in_16_bits
-
-    model = bench.model().eval()
-    model = prepack.int8(model) if int8 else prepack.pack(model, bench.dtype)
-    windows = bench.asked_windows
+def our_inference(work: Work) -> Round:
+    model = folder.load(work.weights, device=work.device)
+    is_int8 = work.format == "int8"
+    model = prepack.int8(model) if is_int8 else prepack.pack(model, work.dtype)
 
     def compute(batch, layout):
         return tuple(model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout))
 
-    def answer():
-        with computing_in_16_bits(model, bench.autocast) as autocast:
-            for _ in forward_all(compute, windows, bench.device, autocast=autocast):
-                pass
+    def one_round():
+        with computing_in_16_bits(model, work.cast) as cast:
+            parts = forward_all(compute, work.asked_windows, work.device, autocast=cast)
+            return [(rows, *logits) for rows, logits in parts]
 
-    return [answer]
+    return one_round
 
 
-def their_answers(bench: Bench, length: int | None = None) -> Pieces:
-    import torch
+def answers(batches: list[tuple[np.ndarray, dict]], answer: Callable[[dict], tuple]) -> Round:
+    """A round of a program that takes padded batches one by one."""
+    return lambda: [(rows, *answer(inputs)) for rows, inputs in batches]
 
-    model = bench.their_model()
+
+def their_inference(work: Work, length: int | None = None) -> Round:
+    if work.format == "int8":
+        raise LeftOut("it has no int8 of its own")
+    model = work.their_model()
 
     @torch.inference_mode()
-    def answer(batch):
-        with bench.autocast:
-            out = model(**batch)
+    def answer(inputs):
+        with work.cast:
+            out = model(**inputs)
         return out.start_logits.float().cpu().numpy(), out.end_logits.float().cpu().numpy()
 
-    return [partial(answer, batch) for batch in padded_batches(bench, length)]
+    return answers(work.asked_batches(length), answer)
 
 
-def padded_batches(bench: Bench, length: int | None = None) -> list[dict]:
-    """All windows that the model answers, padded to `length`; sorted, and padded to the longest of a batch, without."""
-    store = bench.store(bench.asked_windows)
-    size = 128 if bench.on_gpu else 32
-    order = np.arange(len(store))
-    if length is None:
-        order = np.argsort(-store.lengths, kind="stable")
-    return [bench.padded(store, order[i : i + size], length) for i in range(0, len(order), size)]
+def numpy_batches(work: Work) -> list[tuple[np.ndarray, dict]]:
+    batches = []
+    for rows, inputs in work.asked_batches():
+        batches.append((rows, {name: tensor.numpy() for name, tensor in inputs.items()}))
+    return batches
 
 
-def onnx_answers(bench: Bench) -> Pieces:
+def onnx_file(work: Work) -> Path:
+    """Transformers' model in ONNX and float32, batch size and length left open."""
+    path = work.scratch / f"model-{work.label}.onnx"
+    if not path.exists():
+        model = work.their_model()
+        model.config.return_dict = False
+        _, example = work.asked_batches()[0]
+        sizes = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
+        how = {"dynamic_shapes": dict.fromkeys(example, sizes), "external_data": False}
+        torch.onnx.export(model, (), path, kwargs=example, dynamo=True, verbose=False, **how)
+    return path
+
+
+def onnxruntime_inference(work: Work) -> Round:
+    """In int8 with weights in 8 bits and activations scaled as they come."""
+    if work.device.type != "cpu" or work.format not in ("fp32", "int8"):
+        raise LeftOut("it is measured on CPUs, in fp32 and int8")
     import onnxruntime
-    import torch
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    model = bench.their_model()
-    model.config.return_dict = False
-    path = str(Path(bench.scratch) / "model.onnx")
-    batches = padded_batches(bench)
-    # Batch size and length are left open.
-    free = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in batches[0]}
-    torch.onnx.export(
-        model, (), path, kwargs=batches[0], dynamic_shapes=free, dynamo=True, verbose=False
-    )
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    pieces = []
-    for batch in batches:
-        inputs = {name: tensor.numpy() for name, tensor in batch.items()}
-        pieces.append(partial(session.run, None, inputs))
-    return pieces
+    path = onnx_file(work)
+    if work.format == "int8":
+        shaped = work.scratch / "shaped.onnx"
+        quant_pre_process(path, shaped, skip_symbolic_shape=True)
+        path = work.scratch / "int8.onnx"
+        products = ["MatMul", "Gemm"]
+        quantize_dynamic(shaped, path, per_channel=True, op_types_to_quantize=products)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return answers(numpy_batches(work), lambda inputs: session.run(None, inputs))
 
 
-def answering(bench: Bench) -> Contestants:
-    """Texts to answers, tokens and decoding included; where there is the pipeline, which went with transformers 5."""
-    if bench.on_gpu or not bench.has("transformers"):
-        return {}
-    import transformers
+def openvino_inference(work: Work) -> Round:
+    """In int8 calibrated by nncf on the very windows that it then answers, and free to choose the format of the rest."""
+    if work.device.type != "cpu" or work.format == "fp16":
+        raise LeftOut("it is measured on CPUs, in fp32, bf16 and int8")
+    import openvino
 
-    if int(transformers.__version__.split(".")[0]) > 4:
-        return {}
+    batches = numpy_batches(work)
+    model = openvino.Core().read_model(onnx_file(work))
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    if work.format == "int8":
+        import nncf
 
-    def ours() -> Pieces:
-        from bertqa import Reader
-
-        reader = Reader.load(bench.weights, device="cpu")
-        asked = [(example.question, example.context) for example in bench.asked]
-        return [lambda: list(reader.answer_many(asked))]
-
-    def theirs(size: int) -> Pieces:
-        ask = transformers.pipeline(
-            "question-answering",
-            model=bench.their_model(),
-            tokenizer=bench.their_tokenizer(),
-            batch_size=size,
-        )
-        records = [{"question": e.question, "context": e.context} for e in bench.asked]
-        options = {"max_seq_len": LENGTH, "doc_stride": OVERLAP, "handle_impossible_answer": True}
-        return [lambda: ask(records, **options)]
-
-    return {
-        "bertqa.Reader": ours,
-        "transformers 4 pipeline": lambda: theirs(1),
-        "the same, batch 32": lambda: theirs(32),
-    }
+        seen = nncf.Dataset([inputs for _, inputs in batches])
+        model = nncf.quantize(model, seen, model_type=nncf.ModelType.TRANSFORMER)
+    else:
+        options["INFERENCE_PRECISION_HINT"] = {"fp32": "f32", "bf16": "bf16"}[work.format]
+    request = openvino.compile_model(model, "CPU", options).create_infer_request()
+    return answers(batches, lambda inputs: [x.copy() for x in request.infer(inputs).values()])
 
 
-def embedding(bench: Bench) -> Contestants:
-    """Texts to mean-pooled vectors of length 1, tokens included."""
-
-    def ours() -> Pieces:
-        from bertqa.model import folder, prepack
-        from bertqa.vectors import embed_texts
-
-        encoder = folder.load_encoder(bench.weights, device=bench.device_name)
-        encoder = prepack.pack(encoder, bench.dtype)
-        options = {"normalize": True, "max_length": LENGTH, "dtype": bench.dtype}
-        return [lambda: embed_texts(encoder, bench.tokenizer, bench.texts, **options)]
-
-    def theirs() -> Pieces:
-        import torch
-
-        model = bench.their_model().base_model
-        tokenizer = bench.their_tokenizer()
-        options = {"padding": True, "truncation": True, "max_length": LENGTH}
-
-        @torch.inference_mode()
-        def embed(texts):
-            batch = tokenizer(texts, return_tensors="pt", **options).to(bench.device)
-            with bench.autocast:
-                hidden = model(**batch).last_hidden_state.float()  # (B, L, H)
-            mask = batch["attention_mask"][..., None]
-            mean = (hidden * mask).sum(1) / mask.sum(1)  # (B, H)
-            return torch.nn.functional.normalize(mean, dim=-1).cpu().numpy()
-
-        texts = bench.texts
-        return [partial(embed, texts[i : i + 32]) for i in range(0, len(texts), 32)]
-
-    found = {"bertqa": ours}
-    if bench.has("transformers"):
-        found["transformers, batches of 32"] = theirs
-    return found
+# ---- a whole run ----
 
 
-# ---- behind the model ----
+def our_run(work: Work) -> Round:
+    """`python -m bertqa.train` from its start to its last line: an epoch, an evaluation, and all that it writes."""
+    out = work.scratch / "run"
+    data = os.path.abspath(work.data.path)
+    command = [sys.executable, "-m", "bertqa.train", "--train", data, "--dev", data, "--epochs", 1]
+    command += ["--weights", work.weights.resolve(), "--out", out, "--precision", work.format]
+    command += ["--batch-size", work.batch_size, "--device", work.device]
+    command += ["--limit-dev", 10570]  # as many as dev-v1.1 has
+
+    def one_round():
+        shutil.rmtree(out, ignore_errors=True)
+        root = Path(__file__).resolve().parents[1]
+        subprocess.run(list(map(str, command)), check=True, cwd=root, stdout=subprocess.DEVNULL)
+
+    return one_round
 
 
-def decoding(bench: Bench) -> Contestants:
-    """Logits to n-best answers and null odds. The logits are made up: noise, and a likely answer in each window."""
-    examples = bench.data.examples
-    windows = bench.windows
-    draw = np.random.default_rng(3)
-    stops = np.cumsum(windows.lengths)
-    start, end = draw.normal(-6, 2, (2, stops[-1])).astype(np.float32)
-    likely = stops - 2 - (draw.random(len(windows)) * windows.count).astype(int)
-    start[likely] += 10
-    end[np.minimum(likely + 2, stops - 2)] += 10
-
-    def ours(mode: str) -> Pieces:
-        from bertqa.qa.answers import n_best
-        from bertqa.qa.spans import SpanDecoder, SpanSettings
-
-        def decode():
-            decoder = SpanDecoder(windows, SpanSettings(mode=mode))
-            decoder.add(np.arange(len(windows)), start, end)
-            return list(n_best(decoder.finish(), windows, examples, no_answer=True))
-
-        return [decode]
-
-    def theirs() -> Pieces:
-        from reference_postprocess import features_of, run_qa
-
-        starts = np.split(start, stops[:-1])
-        ends = np.split(end, stops[:-1])
-        work = []
-        for number, example in enumerate(examples):
-            rows = np.flatnonzero(windows.question == number)
-            logits = [(starts[row], ends[row]) for row in rows]
-            work.append((example.context, features_of(windows, number), logits))
-        return [lambda: [run_qa(*one)[0] for one in work]]
-
-    return {
-        "bertqa, exact": lambda: ours("exact"),
-        "bertqa, hf": lambda: ours("hf"),
-        "run_qa's Python loop": theirs,
-    }
-
-
-# ---- whole processes ----
-
-OFFICIAL = """import json, sys; sys.path.insert(0, sys.argv[1]); from official_squad import evaluate_v2
-print(evaluate_v2(*(json.load(open(name)) for name in sys.argv[2:])))"""
-
-ONE_QUESTION = """import sys, torch; from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerFast
-tokenizer = PreTrainedTokenizerFast(tokenizer_file=sys.argv[1] + "/tokenizer.json")
-model = AutoModelForQuestionAnswering.from_pretrained(sys.argv[1]).float().eval()
-with torch.inference_mode(): out = model(**tokenizer("Who came?", "Ada came at noon.", return_tensors="pt"))
-print(out.start_logits.argmax(), out.end_logits.argmax())"""
-
-
-def process(*arguments) -> Pieces:
-    """A whole Python process, its output thrown away."""
-    command = [sys.executable, *map(str, arguments)]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return [lambda: subprocess.run(command, check=True, env=environment, **quiet)]
-
-
-def scoring(bench: Bench) -> Contestants:
-    """Data and prediction files to the official v2.0 numbers with the threshold sweep."""
-    paragraphs = []
-    answers = {}
-    for example in bench.data.examples:
-        places = zip(example.answer_texts, example.answer_starts, strict=True)
-        asked = {
-            "id": example.id,
-            "question": example.question,
-            "is_impossible": not example.answer_texts,
-            "answers": [{"text": text, "answer_start": at} for text, at in places],
-        }
-        paragraphs.append({"context": example.context, "qas": [asked]})
-        answers[example.id] = (example.answer_texts or [example.context[:20]])[-1]
-    noise = np.random.default_rng(4).normal(size=len(answers)).tolist()
-    contents = {
-        "data": {"version": "v2.0", "data": [{"title": "", "paragraphs": paragraphs}]},
-        "answers": answers,
-        "odds": dict(zip(answers, noise, strict=True)),
-    }
-    files = []
-    for name, content in contents.items():
-        files.append(Path(bench.scratch) / f"{name}.json")
-        files[-1].write_text(json.dumps(content))
-    data, predictions, odds = files
-    ours = ("-m", "bertqa.score", data, predictions, "-n", odds)
-    return {
-        "bertqa.score": lambda: process(*ours),
-        "evaluate-v2.0, written anew": lambda: process("-c", OFFICIAL, ROOT / "tests", *files),
-    }
-
-
-def startup(bench: Bench) -> Contestants:
-    """From the command line to the answer to one question."""
-    asked = ("--question", "Who came?", "--context", "Ada came at noon.", "--device", "cpu")
-    ask = ("-m", "bertqa.predict", "--model", bench.weights, *asked)
-    found = {
-        "bertqa.predict": lambda: process(*ask),
-        "import torch": lambda: process("-c", "import torch"),
-        "bertqa.score --help": lambda: process("-m", "bertqa.score", "--help"),
-    }
-    if bench.has("transformers"):
-        found["transformers, one question"] = lambda: process("-c", ONE_QUESTION, bench.exported)
-    return found
-
-
-def run(bench: Bench) -> Contestants:
-    """`python -m bertqa.train` from its start to its last line: an epoch, its evaluation, and all that it writes."""
-    out = Path(bench.scratch) / "run"
-    files = ("--train", bench.data_path, "--dev", bench.data_path, "--weights", bench.weights)
-    how = ("--epochs", 1, "--batch-size", bench.batch_size, "--device", bench.device_name)
-    flags = [*files, *how, "--precision", bench.dtype_name, "--out", out]
-    if bench.quick:
-        flags += ["--max-steps", 1, "--limit-train", 8, "--limit-dev", 4]
-    [train] = process("-m", "bertqa.train", *flags)
-    # A warm-up would take as long as the run. The folder of the round before is in the way.
-    return {"bertqa.train": lambda: [partial(shutil.rmtree, out, ignore_errors=True), train]}
+TASKS: dict[str, dict[str, Callable[[Work], Round]]] = {
+    "training": {
+        "bertqa": our_training,
+        # 10,000 epochs are long enough for torch.compile
+        "bertqa, a long run": partial(our_training, epochs=10_000),
+        "bertqa --capture off": partial(our_training, capture="off"),
+        "transformers, padded to 384": partial(their_training, length=LENGTH),
+        "transformers, dynamic padding": their_training,
+        "transformers, length-grouped": partial(their_training, grouped=True),
+        "the same without attention dropout, as ours": partial(
+            their_training, grouped=True, attention_dropout=0.0
+        ),
+    },
+    "inference": {
+        "bertqa": our_inference,
+        "transformers, padded to 384": partial(their_inference, length=LENGTH),
+        "transformers, length-sorted": their_inference,
+        "onnxruntime, length-sorted": onnxruntime_inference,
+        "OpenVINO, length-sorted": openvino_inference,
+    },
+    "run": {"bertqa.train": our_run},
+}
+"""Task -> name -> contestant; the first is ours."""
