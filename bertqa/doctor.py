@@ -17,9 +17,10 @@ from bertqa.data.repair import write_repaired
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import check_window_settings
 from bertqa.errors import UserError
-from bertqa.files import read_object, same_file
+from bertqa.files import same_file
 from bertqa.flags import DocStride, VerbParser, run_verb
 from bertqa.folders import model_of
+from bertqa.model.record import read_qa
 from bertqa.qa.checkup import examine
 from bertqa.reporting.doctor_text import describe, fixed_line, marks_for, table
 from bertqa.settings import bundled_reader
@@ -144,9 +145,7 @@ def vocabulary_folder(args: argparse.Namespace) -> Path | None:
 
 def window_settings(args: argparse.Namespace, folder: Path | None) -> dict:
     """DEFAULTS, over them the model's qa.json, over that the flags."""
-    saved = {}
-    if folder and (folder / "qa.json").is_file():
-        saved = read_object(folder / "qa.json")
+    saved = read_qa(folder) if folder else {}
     given = {}
     for name in (*DEFAULTS, "step"):
         if getattr(args, name) is not None:

@@ -425,10 +425,27 @@ def test_windows_are_those_of_the_model_unless_said_otherwise(sick, weights, cap
 
 
 @pytest.mark.parametrize(
+    ("qa", "says"),
+    [
+        ('{"max_length": "384"}', 'qa.json: max_length is "384"; expected a whole number'),
+        ('{"overlap": [1]}', "qa.json: overlap is [1]; expected a whole number"),
+        ('{"max_length": 1' + "0" * 30 + "}", "expected a number from 0 to 1,000,000"),
+        ('{"null_threshold": 1' + "0" * 400 + "}", "expected a number that is not infinite"),
+    ],
+)
+def test_the_model_s_settings_are_checked(sick, weights, qa, says):
+    (weights / "qa.json").write_text(qa)
+    with pytest.raises(UserError) as caught:
+        doctor.main([str(sick), "--weights", str(weights)])
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("argv", "says"),
     [
         (["--overlap", "8", "--step", "8"], "not both"),
         (["--max-length", "20"], "use at least 68"),
+        (["--max-length", "1" + "0" * 30], "use at most 1,000,000"),
         (["--max-answer-length", "0"], "at least 1 token"),
         (["--doc-stride", "128"], "say --step N or --overlap N"),
         (["--show", "2", "--json"], "leave out --json"),

@@ -28,6 +28,9 @@ from bertqa.errors import UserError
 SPECIAL = 3
 """[CLS] and two [SEP]."""
 
+LARGEST = 1_000_000
+"""No window has more tokens."""
+
 
 @dataclass
 class Sequences:
@@ -144,6 +147,8 @@ def check_window_settings(
         problems.append("give either overlap or step, not neither (overlap=None, step=None)")
     if overlap is not None and step is not None:
         problems.append(f"give either overlap or step, not both (overlap={overlap}, step={step})")
+    if max_length > LARGEST:
+        problems.append(f"max_length is {max_length}; use at most {LARGEST:,}")
     if max_question < 1:
         problems.append(f"max_question is {max_question}; a question needs at least 1 token")
     if max_positions is not None and max_length > max_positions:

@@ -1,7 +1,7 @@
 """config.json, qa.json and embed.json of a model folder: what they say, checked before anything is made of it, and completed."""
 
 import dataclasses
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,7 +184,8 @@ def _problem(value: object, types: object) -> str:
         return {int: "a whole number", float: "a number", str: "text", dict: "an object"}.get(
             kind, "true or false"
         )
-    if kind is float and not math.isfinite(value):
+    # not math.isfinite: a whole number of 400 digits is no float
+    if kind is float and not abs(value) <= sys.float_info.max:
         return "a number that is not infinite"
     if kind is int and not 0 <= value <= LARGEST:
         return f"a number from 0 to {LARGEST:,}"
