@@ -15,7 +15,45 @@ training      fine_tune: files or records to a Reader;
 errors        UserError: a mistake of the caller's, in one line
 """
 
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+# For type checkers and editors, which do not run what stands below.
+if TYPE_CHECKING:
+    from bertqa.answer_batches import AnswerBatches as AnswerBatches
+    from bertqa.data.batches import Batch as Batch, WindowStore as WindowStore
+    from bertqa.data.examples import Example as Example, read_examples as read_examples
+    from bertqa.data.tokenizer import WordPiece as WordPiece
+    from bertqa.data.windows import build_windows as build_windows
+    from bertqa.errors import UserError as UserError
+    from bertqa.inference import find_spans as find_spans
+    from bertqa.loading import load as load, load_encoder as load_encoder
+    from bertqa.model.attention import Layout as Layout
+    from bertqa.model.config import BertConfig as BertConfig
+    from bertqa.model.encoder import BertEncoder as BertEncoder, EncoderOutput as EncoderOutput
+    from bertqa.model.folder import load_into as load_into, save as save
+    from bertqa.model.heads import (
+        BertForQuestionAnswering as BertForQuestionAnswering,
+        BertForSequenceClassification as BertForSequenceClassification,
+        SpanLogits as SpanLogits,
+        span_loss as span_loss,
+    )
+    from bertqa.model.surgery import (
+        keep_layers as keep_layers,
+        resize_positions as resize_positions,
+        resize_vocabulary as resize_vocabulary,
+    )
+    from bertqa.qa.documents import Answer as Answer
+    from bertqa.qa.search import SpanSettings as SpanSettings
+    from bertqa.reader import Reader as Reader
+    from bertqa.settings import LoopSettings as LoopSettings, OptimSettings as OptimSettings
+    from bertqa.training.job import Job as Job
+    from bertqa.training.question_answering import QuestionAnswering as QuestionAnswering
+    from bertqa.training.run import run_training as run_training
+    from bertqa.training.task import Task as Task
+    from bertqa.tuning import fine_tune as fine_tune
+    from bertqa.vectors import embed_texts as embed_texts, pooled as pooled
 
 # Loaded on first use (PEP 562), so that score, doctor and report start without torch.
 _PUBLIC = {
@@ -45,8 +83,8 @@ _PUBLIC = {
     "fine_tune": "bertqa.tuning",
     "find_spans": "bertqa.inference",
     "keep_layers": "bertqa.model.surgery",
-    "load": "bertqa.model.folder",
-    "load_encoder": "bertqa.model.folder",
+    "load": "bertqa.loading",
+    "load_encoder": "bertqa.loading",
     "load_into": "bertqa.model.folder",
     "pooled": "bertqa.vectors",
     "read_examples": "bertqa.data.examples",
@@ -59,12 +97,14 @@ _PUBLIC = {
 __all__ = list(_PUBLIC)
 
 
-def __getattr__(name: str):
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'bertqa' has no attribute {name!r}")
-    import importlib
+if not TYPE_CHECKING:  # else every name would seem to be there
 
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    def __getattr__(name: str):
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'bertqa' has no attribute {name!r}")
+        import importlib
+
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:

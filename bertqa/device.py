@@ -80,9 +80,13 @@ def as_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dty
     """The torch dtype of a name, or the one that is given."""
     if dtype in DTYPES.values():
         return dtype
-    if dtype not in (None, "auto", *DTYPES):
-        raise UserError(f"dtype is {dtype!r}; use auto, {', '.join(DTYPES)} or the torch dtype")
-    return pick_precision(dtype or "auto", device)
+    short = {str(kind).removeprefix("torch."): name for name, kind in DTYPES.items()}
+    name = short.get(dtype, dtype)
+    if name not in (None, "auto", *DTYPES):
+        raise UserError(
+            f"dtype is {dtype!r}; use auto, {', '.join(DTYPES)}, {', '.join(short)} or the torch dtype"
+        )
+    return pick_precision(name or "auto", device)
 
 
 def bound_kernel_caches(each_thread: int, all_threads: int) -> None:

@@ -1,5 +1,6 @@
-"""What `Reader.load` makes a Reader of: a model folder, read, on a device, ready for inference."""
+"""What a name given in Python stands for: a model, an encoder, or all that a Reader is made of, on a device."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from bertqa.device import as_device, as_dtype, bound_kernel_caches
 from bertqa.errors import UserError
 from bertqa.hf.convert import resolve_weights
 from bertqa.model import folder, prepack
+from bertqa.model.encoder import BertEncoder
+from bertqa.qa.confidence import of_qa
+from bertqa.settings import bundled_reader
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Parts:
 
 def load_parts(name, device, dtype, int8: bool, attention) -> Parts:
     """The parts that the arguments of `Reader.load` stand for. Raises UserError as it does."""
-    where = Path(resolve_weights(name))
+    where = folder_of(name)
     arguments = (str(where.resolve()), device, dtype, int8, attention)
     if int8 and device in (None, "auto"):
         device = "cpu"
@@ -49,4 +53,48 @@ def load_parts(name, device, dtype, int8: bool, attention) -> Parts:
     dtype = as_dtype(dtype, device)
     model = folder.load(where, device=device, attention=attention)
     model = prepack.int8(model) if int8 else prepack.pack(model, dtype)
-    return Parts(model, WordPiece.load(where), folder.read_qa(where), device, dtype, arguments)
+    qa = folder.read_qa(where)
+    of_qa(qa, where / "qa.json")  # refused here, and not at the first question
+    return Parts(model, WordPiece.load(where), qa, device, dtype, arguments)
+
+
+def load(
+    name: str | Path | None = None,
+    *,
+    attention: Callable | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+) -> nn.Module:
+    """The model of a folder, in eval mode: a BertEncoder, or the encoder with the head that its config.json names.
+
+    Args:
+        name: a model folder, a run folder, a Hugging Face folder or a Hub id; None is the reader that comes with bertqa.
+        attention: of your own, as BertEncoder's; needed where the model was trained with it.
+        device: "cuda", "cuda:1", "cpu", "mps", "auto" or a torch.device.
+        dtype: of the parameters, by name or as torch has it; where None, as stored, but 16-bit storage is computed with
+            in float32.
+
+    Raises:
+        UserError: where there is no such model, or it is a model of one's own (`load_into` loads that).
+    """
+    device = as_device(device)
+    dtype = None if dtype is None else as_dtype(dtype, device)
+    return folder.load(folder_of(name), attention=attention, device=device, dtype=dtype)
+
+
+def load_encoder(
+    name: str | Path | None = None,
+    *,
+    attention: Callable | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+) -> BertEncoder:
+    """The encoder alone, in eval mode, whatever head the model has; see `load`."""
+    device = as_device(device)
+    dtype = None if dtype is None else as_dtype(dtype, device)
+    return folder.load_encoder(folder_of(name), attention=attention, device=device, dtype=dtype)
+
+
+def folder_of(name: str | Path | None) -> Path:
+    """The model folder that a name stands for, converted where it must be; None is the bundled reader."""
+    return resolve_weights(bundled_reader() if name is None else name)

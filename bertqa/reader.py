@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import numpy as np
 
@@ -22,14 +22,32 @@ from bertqa.data.tokens import TokenCache
 from bertqa.data.windows import Windows, build_windows
 from bertqa.errors import UserError
 from bertqa.model.record import positions_of, qa_of, with_defaults
-from bertqa.qa.asked import Asked, How, answer_length, asked_of_pair, how_of
+from bertqa.qa.asked import Asked, How, answer_length, asked_of_pair, how_of, pairs_in
+from bertqa.qa.confidence import of_qa
 from bertqa.qa.documents import Answer, Ranking, Reading, log_mass, not_ranked, rank, widen
 from bertqa.qa.search import SpanSettings
 from bertqa.qa.spans import SpanDecoder, Spans
 from bertqa.requests import Requests
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from typing_extensions import Unpack
+
+    from bertqa.data.tokenizer import WordPiece
     from bertqa.training.run import Trained
+
+Text = str | Sequence[str]
+"""A text to find the answer in, or documents."""
+
+
+class Options(TypedDict, total=False):
+    """How to answer; what each means stands with `Reader.answer_many`."""
+
+    allow_no_answer: bool | None
+    threshold: float | None
+    max_answer_length: int | None
+    whole_words: bool
 
 
 READS_BETWEEN = 128
@@ -47,7 +65,14 @@ class Reader:
     training: "Trained | None" = None
     """The run that made it, where fine_tune did: its folder and its figures."""
 
-    def __init__(self, model, tokenizer, qa: dict | None = None, device=None, dtype=None):
+    def __init__(
+        self,
+        model: "nn.Module",
+        tokenizer: "WordPiece | TokenCache",
+        qa: dict | None = None,
+        device: "torch.device | None" = None,
+        dtype: "torch.dtype | None" = None,
+    ):
         """A Reader of a model of your own; `Reader.load` is for model folders.
 
         Args:
@@ -68,15 +93,31 @@ class Reader:
         self.requests = Requests(self)
         self.reads = 0
 
+    def __repr__(self) -> str:
+        """What was loaded, and how it computes."""
+        name = self.loaded.arguments[0] if self.loaded else type(self.model).__name__
+        precision = "" if self.dtype is None else f", {str(self.dtype).removeprefix('torch.')}"
+        threshold = self.qa.get("null_threshold")
+        shown = "none" if threshold is None else f"{threshold:.4g}"
+        return f"Reader({name!r}, {self.device}{precision}, threshold {shown})"
+
     @classmethod
     def load(
-        cls, name: str | Path, device=None, dtype=None, *, int8: bool = False, attention=None
+        cls,
+        name: str | Path | None = None,
+        device: "str | torch.device | None" = None,
+        dtype: "str | torch.dtype | None" = None,
+        *,
+        int8: bool = False,
+        attention: Callable | None = None,
     ) -> "Reader":
         """Load a model folder, a Hugging Face folder or a Hub id.
 
         Args:
+            name: what to load; None is the reader that comes with bertqa.
             device: "cuda", "cuda:1", "cpu", "mps" or a torch.device; None or "auto" takes the fastest that is there.
-            dtype: "fp32", "bf16", "fp16" or the torch dtype; None or "auto" what is fastest there without loss.
+            dtype: "fp32", "bf16", "fp16", torch's names ("bfloat16") or its dtypes; None or "auto" what is fastest there
+                without loss.
             int8: run the matrix products in 8 bits, on the CPU.
             attention: of your own, where the model was trained with it.
 
@@ -90,18 +131,63 @@ class Reader:
         made.loaded = parts
         return made
 
+    @overload
     def answer(
-        self, question: str, context: str | Sequence[str], top_k: int = 1, **options
+        self, question: str, context: Text, top_k: Literal[1] = 1, **options: "Unpack[Options]"
+    ) -> Answer: ...
+
+    @overload
+    def answer(
+        self, question: str, context: Text, top_k: int, **options: "Unpack[Options]"
+    ) -> list[Answer]: ...
+
+    def answer(
+        self,
+        question: str,
+        context: Text,
+        top_k: int = 1,
+        *,
+        allow_no_answer: bool | None = None,
+        threshold: float | None = None,
+        max_answer_length: int | None = None,
+        whole_words: bool = False,
     ) -> Answer | list[Answer]:
         """The best answer, or the `top_k` best in a list where top_k > 1; options as those of `answer_many`.
 
         The context is a text, or a list of documents, of which the best answer over all is given.
         """
-        return next(self.answer_many([(question, context)], top_k, **options))
+        how = self.how(
+            top_k,
+            allow_no_answer=allow_no_answer,
+            threshold=threshold,
+            max_answer_length=max_answer_length,
+            whole_words=whole_words,
+        )
+        return next(self._answers([(question, context)], how, "stop"))
+
+    @overload
+    def answer_many(
+        self,
+        pairs: Iterable[tuple[str, Text]],
+        top_k: Literal[1] = 1,
+        *,
+        on_error: str = "stop",
+        **options: "Unpack[Options]",
+    ) -> Iterator[Answer]: ...
+
+    @overload
+    def answer_many(
+        self,
+        pairs: Iterable[tuple[str, Text]],
+        top_k: int,
+        *,
+        on_error: str = "stop",
+        **options: "Unpack[Options]",
+    ) -> Iterator[list[Answer]]: ...
 
     def answer_many(
         self,
-        pairs: Iterable[tuple[str, str | Sequence[str]]],
+        pairs: Iterable[tuple[str, Text]],
         top_k: int = 1,
         *,
         allow_no_answer: bool | None = None,
@@ -109,7 +195,7 @@ class Reader:
         max_answer_length: int | None = None,
         whole_words: bool = False,
         on_error: str = "stop",
-    ) -> Iterator:
+    ) -> Iterator[Answer] | Iterator[list[Answer]]:
         """Answers for (question, context) pairs, in their order; `pairs` may be endless, answers come as it is read.
 
         Args:
@@ -134,7 +220,7 @@ class Reader:
             max_answer_length=max_answer_length,
             whole_words=whole_words,
         )
-        return Shared(self._answers(pairs, how, on_error))
+        return Shared(self._answers(pairs_in(pairs), how, on_error))
 
     def _answers(self, pairs: Iterable, how: How, on_error: str) -> Iterator:
         asked = (asked_of_pair(number, pair) for number, pair in enumerate(pairs, 1))
@@ -146,7 +232,15 @@ class Reader:
                 yield ranking.answers[0] if how.top_k == 1 else ranking.answers[: how.top_k]
 
     def submit(
-        self, question: str, context: str | Sequence[str], top_k: int = 1, **options
+        self,
+        question: str,
+        context: Text,
+        top_k: int = 1,
+        *,
+        allow_no_answer: bool | None = None,
+        threshold: float | None = None,
+        max_answer_length: int | None = None,
+        whole_words: bool = False,
     ) -> Future:
         """The answer to come, as a Future: what several threads ask at the same time is answered together.
 
@@ -154,7 +248,14 @@ class Reader:
         until there is room. Options as those of `answer_many`, but `on_error`: the Future raises.
         """
         self._notice_fork()
-        return self.requests.put(asked_of_pair(1, (question, context)), self.how(top_k, **options))
+        how = self.how(
+            top_k,
+            allow_no_answer=allow_no_answer,
+            threshold=threshold,
+            max_answer_length=max_answer_length,
+            whole_words=whole_words,
+        )
+        return self.requests.put(asked_of_pair(1, (question, context)), how)
 
     def how(self, top_k: int = 1, **options) -> How:
         """The options of `answer_many`, with the model's own values where None, and `mode` and `max_context`."""
@@ -191,7 +292,8 @@ class Reader:
             windows = reading.windows
             widen(reading.spans, windows, self.tokenizer.continues(windows.contexts.ids))
         sizes = [len(asked.documents) for asked in chunk]
-        return list(rank(reading, sizes, how.threshold, max(how.top_k, how.listed)))
+        most = max(how.top_k, how.listed)
+        return list(rank(reading, sizes, how.threshold, most, of_qa(self.qa)))
 
     def spans(
         self,
@@ -258,6 +360,44 @@ class Reader:
         if self.reads % READS_BETWEEN == 0 and self.device.type == "cpu":
             give_back_memory()
         return Reading(examples, decoder.finish(), windows, mass)
+
+    # What it is worth, and where it is kept
+
+    def evaluate(self, data: object) -> dict[str, float]:
+        """Exact match and F1 of its answers, in percent: what `python -m bertqa.score` says of those of `bertqa.predict`.
+
+        Args:
+            data: questions with their answers, as `bertqa.fine_tune` takes them: a file, a list of dictionaries, a
+                DataFrame or a datasets.Dataset.
+
+        Raises:
+            UserError: for data that cannot be read, or do not say what is right.
+        """
+        from bertqa.data.rows import examples_of
+        from bertqa.qa import metrics
+
+        asked = examples_of(data)
+        pairs = ((example.question, example.context) for example in asked.examples)
+        given = {}
+        for example, answer in zip(asked.examples, self.answer_many(pairs), strict=True):
+            given[example.id] = answer.answer
+        scores = metrics.score_answers(asked.examples, given, v1=asked.is_v1)
+        return metrics.evaluate_v1(scores) if asked.is_v1 else metrics.evaluate_v2(scores)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a model folder, in place of an older one, that `Reader.load` and `--model` take, with what `qa` says now.
+
+        What was loaded from a folder is copied from there as it is, also where it computes in other precision here.
+
+        Raises:
+            UserError: where the folder cannot be written, or nothing says where the tokenizer of a model of your own is.
+        """
+        from bertqa.model import folder as models
+
+        if self.loaded and self.loaded.model is self.model:
+            models.copy(self.loaded.arguments[0], folder, self.qa)
+        else:
+            models.save(folder, self.model, qa=self.qa)
 
     # Copies, other processes
 

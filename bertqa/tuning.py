@@ -2,11 +2,10 @@
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from bertqa.data.rows import as_file
 from bertqa.errors import UserError
-from bertqa.files import show, to_json, write_text
 from bertqa.reader import Reader
 from bertqa.settings import parts_of
 from bertqa.training.command_line import PRESETS, settings_from
@@ -66,48 +65,3 @@ def fine_tune(
     reader = Reader.load(best if best.exists() else run / "last")
     reader.training = trained
     return reader
-
-
-def as_file(data: object, path: Path) -> str:
-    """A file's name as it is; records in a file of their own, so that the run can be resumed and looked at later."""
-    if isinstance(data, (str, Path)):
-        return str(data)
-    if hasattr(data, "to_dict") and hasattr(data, "columns"):  # a DataFrame
-        data = data.to_dict("records")
-    if not isinstance(data, Iterable) or isinstance(data, Mapping):
-        raise UserError(
-            f"{show(data)}: give a file, or a list of dictionaries, one for each question"
-        )
-    lines = []
-    for number, record in enumerate(data):
-        if not isinstance(record, Mapping):
-            raise UserError(f"record {number}: it is {show(record)}, it must be a dictionary")
-        check_record(record, number)
-        lines.append(to_json(plain(record)) + "\n")
-    if not lines:
-        raise UserError("there is not one record to train or evaluate on")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(lines))
-    return str(path)
-
-
-def check_record(record: Mapping, number: int) -> None:
-    """Refuse a classifier's data by the name of its task."""
-    if "label" in record and "question" not in record:
-        raise UserError(
-            f"record {number} has a label and no question: that is text classification; "
-            "python -m bertqa.train --task classify trains it, from a CSV or JSONL file"
-        )
-
-
-def plain(value: object) -> object:
-    """The value in JSON's own types: arrays and numbers of numpy become lists and numbers, NaN of pandas null."""
-    if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float) and value != value:
-        return None
-    return value

@@ -130,7 +130,7 @@ READ = {
         {"data": [{"paragraphs": [{"qas": [qa(400)], "context": TEXT, "document_id": 7}]}]},
         [DORA],
     ),
-    # what no row of README names
+    # what no row of DATA_SETS.md names
     "SberQuAD's CSV": (
         csv(
             "paragraph_id,question_id,paragraph,question,answer",

@@ -42,7 +42,10 @@ def test_answers_are_cut_from_the_text(reader):
             isinstance(answer, Answer) and answer.answer == context[answer.start : answer.end] != ""
         )
         assert 0 < answer.score <= 1
-    assert set(dataclasses.asdict(answer)) == {"answer", "score", "start", "end", "document"}
+    assert set(dataclasses.asdict(answer)) == {
+        *("answer", "score", "start", "end", "document"),
+        *("confidence", "no_answer"),
+    }
 
 
 @pytest.mark.parametrize("context", ["", "   ", "\n\t", "\u200b"])
@@ -399,7 +402,7 @@ def test_json_lines_in_and_out(tiny_model, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     assert main(["--model", str(tiny_model), "--jsonl", "--context", "x y"]) == 0
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    fields = ["answer", "score", "start", "end", "document"]
+    fields = ["answer", "score", "start", "end", "document", "confidence", "no_answer"]
     assert [list(one) for one in said] == [["id", *fields], fields, ["id", *fields]]
     assert said[0]["id"] == 7 and said[2]["id"] is None and said[1]["answer"] in ("x", "y", "x y")
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(rows[0])))

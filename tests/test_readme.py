@@ -44,6 +44,7 @@ HUB = {
     "google-bert/bert-large-uncased-whole-word-masking-finetuned-squad": {},
     "google-bert/bert-base-multilingual-cased": {"head": None},
     "distilbert/distilbert-base-cased-distilled-squad": {"model_type": "distilbert"},
+    "distilbert/distilbert-base-cased": {"model_type": "distilbert", "head": None},
     "sentence-transformers/all-MiniLM-L6-v2": {"head": None},
 }
 """The Hub is a server on this machine, with random checkpoints (hidden 32) under the names of the real ones."""
@@ -51,6 +52,15 @@ HUB = {
 SHORT = "--max-steps 1 --limit-train 8 --limit-dev 4 --freeze encoder"
 """Added to every training but a resumed one, by the python of the environment. Frozen, for Adam's moments of the bundled
 reader would be most of the time."""
+
+SHORT_IN_PYTHON = f"""
+import functools, bertqa, bertqa.train
+short = dict(max_steps=1, limit_train=8, limit_dev=4, freeze="encoder")
+bertqa.fine_tune = functools.partial(bertqa.fine_tune, **short)
+train = bertqa.train.main
+bertqa.train.main = lambda argv: train([*argv, *{SHORT.split()!r}])
+"""
+"""Run before every Python block, for the same reason."""
 
 REWRITTEN = {
     "--nnodes 2 --nproc-per-node 8": "--nnodes 2 --nproc-per-node 1",  # and the command is started twice, here
@@ -94,6 +104,21 @@ def records(data: dict) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
+def answerable(data: dict) -> dict:
+    """The questions that have an answer, as SQuAD 1.1."""
+    (article,) = data["data"]
+    (paragraph,) = article["paragraphs"]
+    asked = [
+        {key: question[key] for key in ("id", "question", "answers")}
+        for question in paragraph["qas"]
+        if question["answers"]
+    ]
+    return {
+        "version": "1.1",
+        "data": [{**article, "paragraphs": [{**paragraph, "qas": asked}]}],
+    }
+
+
 TRAIN, DEV = squad("train.json"), squad("dev.json")
 IDS = {json.loads(row)["id"] for row in records(DEV).splitlines()}
 DATA = {
@@ -109,8 +134,13 @@ DATA = {
 }
 """The files that the page takes for granted, each with a few real questions, a text, or reviews."""
 
-OFFICIAL = {"squad2-train": json.dumps(TRAIN).encode(), "squad2-dev": json.dumps(DEV).encode()}
-"""What squad2 fetches, from a server on this machine; download.py expects the hashes of these instead of SQuAD's."""
+OFFICIAL = {
+    "squad1-train": json.dumps(answerable(TRAIN)).encode(),
+    "squad1-dev": json.dumps(answerable(DEV)).encode(),
+    "squad2-train": json.dumps(TRAIN).encode(),
+    "squad2-dev": json.dumps(DEV).encode(),
+}
+"""What squad1 and squad2 fetch, from a server on this machine; download.py expects the hashes of these instead of SQuAD's."""
 
 ENVIRONMENT = {
     "python": f"""case " $* " in *" --resume "*) ;; *" bertqa.train "*) set -- "$@" {SHORT} ;; esac
@@ -444,18 +474,22 @@ def test_the_readme_is_short_and_its_picture_small():
 
 @needs_reader
 @pytest.mark.parametrize("block", PYTHON, ids=range(len(PYTHON)))
-def test_python_blocks_run(block, tmp_path):
-    (tmp_path / "bertqa").symlink_to(ROOT / "bertqa")
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / READER.name).symlink_to(READER)
+def test_python_blocks_run(clone, block):
     done = subprocess.run(
-        [sys.executable, "-c", block],
-        cwd=tmp_path,
+        [sys.executable, "-c", SHORT_IN_PYTHON + block],
+        cwd=clone.folder,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        env=clone.environment,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_each_of_the_four_programs_takes_ten_lines():
+    section = README.split("## The jobs of four programs", 1)[1].split("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 4
+    assert all(len(block.splitlines()) <= 10 for block in blocks)
 
 
 def test_every_flag_in_the_readme_exists():

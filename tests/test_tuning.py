@@ -10,9 +10,9 @@ import pytest
 
 import bertqa
 from bertqa import UserError
+from bertqa.data.rows import plain
 from bertqa.train import main
 from bertqa.training import step as taken
-from bertqa.tuning import plain
 
 SETTINGS = dict(max_length=32, overlap=4, max_question=8, batch_size=8, lr=1e-3, seed=1, threads=1)
 

@@ -255,6 +255,17 @@ def save(
     return sha256
 
 
+def copy(source: str | Path, folder: str | Path, qa: dict) -> None:
+    """Write a model folder with the files of another, but for its qa.json, and for what a run left beside them."""
+    source = Path(source)
+    with staged(folder) as new:
+        for path in source.iterdir():
+            if path.is_file() and path.name not in (CHECKSUMS, "qa.json", "state.pt"):
+                shutil.copyfile(path, new / path.name)
+        write_qa(new, qa)
+        write_checksums(new)
+
+
 def _source_of(model: nn.Module, folder: str | Path, tokenizer_from: str | Path | None) -> Path:
     """The folder whose tokenizer a model is saved with."""
     source = tokenizer_from or getattr(model, "folder", None)

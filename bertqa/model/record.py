@@ -27,6 +27,8 @@ class Answering:
     no_answer_scale: float | None = None
     no_answer_bias: float | None = None
     """The probability that there is no answer is sigmoid(scale * odds + bias)."""
+    confidence: dict | None = None
+    """What makes probabilities of scores, as qa/confidence.py fits it."""
     tuning: dict | None = None
     """What the threshold got where it was tuned."""
     max_length: int | None = None

@@ -1,14 +1,20 @@
 """What is asked, and how: pairs of a question and a context, checked, as the examples that the model reads."""
 
+import numbers
 import reprlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from bertqa.data.examples import Example
 from bertqa.errors import UserError
+from bertqa.files import show
 from bertqa.qa.search import SpanSettings
 
 MAX_ANSWER_LENGTH = 30
 """Tokens, where the model folder does not say how it was trained."""
+
+GIVE_PAIRS = "Of two lists, give pairs: answer_many(zip(questions, contexts))"
+"""What to do about the commonest mistake."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,27 @@ def asked_of_pair(name: int | str, pair: object) -> Asked:
         return asked_of(name, question, documents)
     return Asked(
         error=f"pair {name} is {reprlib.repr(pair)}; give (question, context), where the question is a "
-        "string and the context a string or a list of strings"
+        f"string and the context a string or a list of strings. {GIVE_PAIRS}"
     )
+
+
+def pairs_in(given: object) -> Iterable:
+    """What was given as (question, context) pairs, one by one: an iterable of them, or a DataFrame's two columns.
+
+    Raises:
+        UserError: for what is no such thing.
+    """
+    if hasattr(given, "itertuples"):  # a DataFrame, which would give the names of its columns
+        names = list(given.columns)
+        if len(names) != 2:
+            raise UserError(
+                f"the columns are {', '.join(map(str, names))}; give the two of questions and contexts: "
+                'frame[["question", "context"]]'
+            )
+        return given.itertuples(index=False, name=None)
+    if isinstance(given, (str, Mapping)) or not isinstance(given, Iterable):
+        raise UserError(f"{show(given)} is no list of pairs. {GIVE_PAIRS}")
+    return given
 
 
 def how_of(
@@ -75,6 +100,8 @@ def how_of(
     Raises:
         UserError: for options without meaning.
     """
+    if not isinstance(top_k, numbers.Integral):
+        raise UserError(f"top_k is {show(top_k)}; use a whole number. {GIVE_PAIRS}")
     if top_k < 1:
         raise UserError(f"top_k is {top_k}; use 1 or more")
     tuned = qa.get("null_threshold")

@@ -4,15 +4,17 @@ The documents of a question are read as one text, except that no window spans tw
 the null score is the least of all windows of all documents, and probabilities are over all their tokens.
 """
 
+import html
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bertqa.data.examples import Example
 from bertqa.data.windows import Windows
 from bertqa.qa.answers import add_probabilities, insert_null, n_best, null_entry, null_odds
+from bertqa.qa.confidence import Confidence, Evidence, evidence_of, of_questions
 from bertqa.qa.search import SpanSettings
 from bertqa.qa.spans import Spans
 from bertqa.qa.thresholds import abstain
@@ -20,24 +22,64 @@ from bertqa.qa.thresholds import abstain
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer cut from its context. `dataclasses.asdict` gives what transformers 4's pipeline returned, and `document`."""
+    """An answer cut from its context; false where it is "". `dataclasses.asdict` gives what transformers 4's pipeline
+    returned, and `document`, `confidence` and `no_answer`."""
 
     answer: str
     """"" where the context has no answer."""
     score: float
-    """P(first token) x P(last token), in [0, 1], each a softmax over every token that was read and [CLS]."""
+    """P(first token) x P(last token), in [0, 1], each a softmax over every token that was read and [CLS]. It falls as texts
+    grow: `confidence` says how far to trust an answer."""
     start: int
     """First character of the answer in its document; 0 where there is none."""
     end: int
     """One past its last character."""
     document: int = 0
     """Which of the documents it stands in, counted from 0; 0 where there is no answer."""
+    confidence: float | None = None
+    """Probability that this answer is right; of "" that there is none. It never rises along a list of answers. None where
+    the model does not know: it was trained before there were such, or elsewhere."""
+    no_answer: float | None = None
+    """Probability that the text has no answer to the question: the same in every answer to it."""
 
     # Not a field, so that `asdict` stays as it was: "" for every answer but an Unanswered.
     error = ""
 
+    def __bool__(self) -> bool:
+        return self.answer != ""
 
-@dataclass(frozen=True)
+    def __repr__(self) -> str:
+        """On a line: numbers to three digits, and what is not known left out."""
+        parts = [repr(self.answer)]
+        for name in ("confidence", "score", "no_answer"):
+            value = getattr(self, name)
+            if value is not None:
+                parts.append(f"{name}={value:.3g}")
+        if self.answer:
+            parts += [f"start={self.start}", f"end={self.end}"]
+        if self.document:
+            parts.append(f"document={self.document}")
+        if self.error:
+            parts.append(f"error={self.error!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def in_html(self, context: str | Sequence[str], around: int | None = None) -> str:
+        """The answer marked in its text, as HTML that a notebook shows: `IPython.display.HTML(answer.in_html(text))`.
+
+        Args:
+            context: what was asked about, a text or documents.
+            around: characters to show on either side; all where None.
+        """
+        text = context if isinstance(context, str) else [*context, ""][self.document]
+        first = 0 if around is None else max(0, self.start - around)
+        last = len(text) if around is None else self.end + around
+        before = html.escape(text[first : self.start])
+        after = html.escape(text[self.end : last])
+        mark = f"<mark>{html.escape(self.answer)}</mark>" if self else ""
+        return f'<p style="white-space: pre-wrap">{before}{mark}{after}</p>'
+
+
+@dataclass(frozen=True, repr=False)
 class Unanswered(Answer):
     """What stands in the place of an answer where the question could not be read."""
 
@@ -85,7 +127,11 @@ class Reading:
 
 
 def rank(
-    reading: Reading, sizes: Sequence[int], threshold: float | None, most: int
+    reading: Reading,
+    sizes: Sequence[int],
+    threshold: float | None,
+    most: int,
+    confidence: Confidence | None = None,
 ) -> Iterator[Ranking]:
     """The answers of each question.
 
@@ -93,6 +139,7 @@ def rank(
         sizes: how many of the documents are those of each question.
         threshold: null odds above which the answer is ""; where None, "" only stands where nothing else does.
         most: answers that are looked at.
+        confidence: what makes probabilities of their scores; None leaves these open.
     """
     spans = reading.spans
     sizes = np.asarray(sizes)
@@ -104,29 +151,66 @@ def rank(
     silent = abstain(odds, threshold)
     log_sum = np.logaddexp.reduceat(reading.mass, begins, axis=1).sum(axis=0)
     full = np.maximum.reduceat(spans.first[:, -1], begins) >= 0
-    lists = n_best(spans, reading.windows, reading.examples, no_answer=False, most=most)
-    for question, size in enumerate(sizes.tolist()):
-        entries = best_of_documents([next(lists) for _ in range(size)])
+    every = n_best(spans, reading.windows, reading.examples, no_answer=False, most=most)
+    lists = [best_of_documents([next(every) for _ in range(size)]) for size in sizes.tolist()]
+    none, right = _chances(reading, begins, lists, confidence)
+    for question, entries in enumerate(lists):
         answers = []
-        for entry in entries:
+        for entry, chance in zip(entries, right[question], strict=True):
             share = probability(score_of(entry), log_sum[question])
             text, start, end = entry["text"], entry["start"], entry["end"]
-            answers.append(Answer(text, share, start, end, entry["document"]))
+            answers.append(Answer(text, share, start, end, entry["document"], chance))
         if threshold is not None or not answers:
             null = float(null_score[question])
             # The threshold decides whether "" comes first; if not, it stands behind those that score no less.
             place = 0
             if not silent[question]:
                 place = max(1, sum(score_of(entry) >= null for entry in entries))
-            answers.insert(place, Answer("", probability(null, log_sum[question]), 0, 0))
+            silence = Answer("", probability(null, log_sum[question]), 0, 0, 0, none[question])
+            answers.insert(place, silence)
         yield Ranking(
-            answers=answers,
+            answers=_in_order(answers, none[question]),
             null_odds=float(odds[question]),
             entries=entries,
             null=null_entry(spans, least[question]),
             null_score=float(null_score[question]),
             more=bool(full[question]),
         )
+
+
+def _chances(
+    reading: Reading, begins: np.ndarray, lists: list[list[dict]], confidence: Confidence | None
+) -> tuple[list[float | None], list[list[float | None]]]:
+    """The probability that there is no answer, of each question, and that it is right, of each of its spans."""
+    unknown: list[float | None] = [None] * len(lists)
+    of_spans: list[list[float | None]] = [[None] * len(entries) for entries in lists]
+    if confidence is None:
+        return unknown, of_spans
+    evidence = of_questions(evidence_of(reading.spans, reading.windows, reading.examples), begins)
+    none = confidence.chance_of_none(evidence)
+    # All spans in one row. The best answer of a question is above its rival; the others are below the best.
+    counts = [len(entries) for entries in lists]
+    scores = np.array([score_of(entry) for entries in lists for entry in entries])
+    margins = scores - evidence.best.repeat(counts)
+    answered = np.flatnonzero(counts)
+    margins[np.cumsum(counts)[answered] - np.array(counts)[answered]] = evidence.margin[answered]
+    right = confidence.chance_of_right(Evidence(scores, evidence.null.repeat(counts), margins))
+    if right is not None:
+        ends = np.cumsum(counts)
+        of_spans = [part.tolist() for part in np.split(right, ends[:-1])]
+    return unknown if none is None else none.tolist(), of_spans
+
+
+def _in_order(answers: list[Answer], no_answer: float | None) -> list[Answer]:
+    """The answers with what is known of the question; none is held for likelier than one before it."""
+    least = 1.0
+    ordered = []
+    for answer in answers:
+        sure = answer.confidence
+        if sure is not None:
+            least = sure = min(sure, least)
+        ordered.append(replace(answer, confidence=sure, no_answer=no_answer))
+    return ordered
 
 
 def _place_of_least(values: np.ndarray, begins: np.ndarray) -> np.ndarray:

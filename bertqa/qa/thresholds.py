@@ -159,14 +159,18 @@ def _report(odds, exact, f1, has_answer, threshold, scale, bias) -> dict[str, fl
 # ---- null odds to a probability that means what it says: Platt's logistic fit, and the error of any ----
 
 
+def sigmoid(logit: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-logit)), which never overflows."""
+    return np.exp(-np.logaddexp(0.0, -np.asarray(logit, np.float64)))
+
+
 def no_answer_probability(odds: np.ndarray, scale: float, bias: float) -> np.ndarray:
     """(Q,) probability that a question has no answer, sigmoid(scale * odds + bias)."""
-    logit = scale * np.asarray(odds, np.float64) + bias
-    return np.exp(-np.logaddexp(0.0, -logit))  # never overflows
+    return sigmoid(scale * np.asarray(odds, np.float64) + bias)
 
 
 def fit_probability(odds: np.ndarray, has_answer: np.ndarray) -> tuple[float, float]:
-    """Scale and bias of `no_answer_probability` by maximum likelihood: Newton's method, halving steps that overshoot.
+    """Scale and bias of `no_answer_probability` by maximum likelihood.
 
     Targets are Platt's (1999), a little inside of 0 and 1, so that separable data has a finite optimum too. Both kinds
     of questions must occur.
@@ -179,25 +183,42 @@ def fit_probability(odds: np.ndarray, has_answer: np.ndarray) -> tuple[float, fl
     answerable = np.count_nonzero(has_answer)
     target = np.where(has_answer, 1 / (answerable + 2), (without + 1) / (without + 2))  # (Q,)
     inputs = np.stack([odds, np.ones(len(odds))])  # (2, Q)
+    # Where all odds are the same, scale and bias cannot be told apart: a tiny pull decides.
+    scale, bias = fit_logistic(inputs, target, np.array([1.0, 0.0]), strength=1e-9)
+    return float(scale), float(bias)
+
+
+def fit_logistic(
+    inputs: np.ndarray, target: np.ndarray, weights: np.ndarray, *, strength: float
+) -> np.ndarray:
+    """(F,) weights with which sigmoid(weights @ inputs) explains the targets best: Newton's method, halving steps that
+    overshoot.
+
+    Args:
+        inputs: (F, Q).
+        target: (Q,) from 0 to 1.
+        weights: (F,) to start from.
+        strength: of a pull of the weights towards the start, half of it times their squared distance.
+    """
+    start = weights
 
     def loss(weights):
         logit = weights @ inputs  # (Q,)
-        return float((np.logaddexp(0.0, logit) - target * logit).sum())
+        pull = 0.5 * strength * np.square(weights - start).sum()
+        return float((np.logaddexp(0.0, logit) - target * logit).sum() + pull)
 
-    tiny = 1e-9
-    solvable = tiny * np.eye(2)  # where all odds are the same, scale and bias cannot be told apart
-    weights = np.array([1.0, 0.0])
+    enough = 1e-9
     for _ in range(100):
-        p = no_answer_probability(odds, *weights)
-        gradient = inputs @ (target - p)
-        hessian = (inputs * (p * (1 - p))) @ inputs.T + solvable
+        p = sigmoid(weights @ inputs)
+        gradient = inputs @ (target - p) - strength * (weights - start)
+        hessian = (inputs * (p * (1 - p))) @ inputs.T + strength * np.eye(len(weights))
         step = np.linalg.solve(hessian, gradient)
-        while loss(weights + step) > loss(weights) and np.abs(step).max() > tiny:
+        while loss(weights + step) > loss(weights) and np.abs(step).max() > enough:
             step /= 2
         weights = weights + step
-        if np.abs(step).max() < tiny:
+        if np.abs(step).max() < enough:
             break
-    return float(weights[0]), float(weights[1])
+    return weights
 
 
 def calibration_error(probability: np.ndarray, has_answer: np.ndarray, bins: int = 15) -> float:
@@ -210,3 +231,16 @@ def calibration_error(probability: np.ndarray, has_answer: np.ndarray, bins: int
     place = np.minimum((probability * bins).astype(np.int64), bins - 1)  # (Q,) its bin
     gap = np.bincount(place, probability - without, minlength=bins)  # (bins,) summed, not averaged
     return float(np.abs(gap).sum() / len(place))
+
+
+def gap_of_equal_bins(probability: np.ndarray, outcome: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error of any probability, 0 to 1, over bins of as many questions each.
+
+    Where most probabilities are near 0 or 1, as an answer's confidence, bins of equal width would be nearly empty. The
+    mean over questions of |mean probability - share of `outcome`| of the question's bin.
+    """
+    probability = np.asarray(probability, np.float64)
+    outcome = np.asarray(outcome, np.float64)
+    order = np.argsort(probability, kind="stable")
+    gaps = [abs((probability[part] - outcome[part]).sum()) for part in np.array_split(order, bins)]
+    return float(sum(gaps)) / len(order)

@@ -1,7 +1,7 @@
 """Extractive question answering as a task of the loop: its reader, its loss, and its evaluation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from bertqa.model.card import model_card
 from bertqa.model.heads import span_loss
 from bertqa.qa import metrics, thresholds
 from bertqa.qa.answers import best_answers, null_odds, prediction_files
+from bertqa.qa.confidence import evidence_of, fit_confidence, how_right
 from bertqa.qa.spans import Spans, SpanSettings
 from bertqa.settings import QuestionAnsweringSettings
 from bertqa.training.job import FileTask
@@ -186,6 +187,9 @@ class Evaluation:
         has_answer = np.array(scores.has_answer, bool)
 
         qa = thresholds.tune(odds, exact, f1, has_answer)
+        evidence = evidence_of(spans, windows, data.examples)
+        right = how_right(data.examples, exact, f1, has_answer)
+        qa["confidence"] = asdict(fit_confidence(evidence, right, has_answer))
         silent = thresholds.abstain(odds, qa["null_threshold"])
         # Where no answer is given, that is right just where there is none.
         exact = np.where(silent, ~has_answer, exact)

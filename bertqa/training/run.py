@@ -12,6 +12,7 @@ from bertqa.files import write_json
 from bertqa.folders import held
 from bertqa.model.checksums import find_damage
 from bertqa.reporting.page import write_report
+from bertqa.reporting.run_folder import read_journal
 from bertqa.settings import ENDS, MOVABLE, RESUMABLE
 from bertqa.training.checkpoint import check_same, load_checkpoint, load_weights
 from bertqa.training.job import Job, total_steps
@@ -41,6 +42,12 @@ class Trained:
     def interrupted(self) -> bool:
         """Whether a signal stopped it; a time limit is as asked for."""
         return not self.outcome.finished and "limit" not in self.outcome.stopped_by
+
+    @property
+    def evaluations(self) -> list[dict]:
+        """What each evaluation found, in order: "step", "epoch" and its scores, as metrics.jsonl has them."""
+        journal = read_journal(self.run / "metrics.jsonl")
+        return [event for event in journal if event["event"] == "eval"]
 
 
 def run_training(job: Job, *, resume: bool = False) -> Trained:

@@ -1,0 +1,208 @@
+"""How likely it is that an answer is right, and that there is none: fitted on questions whose answers are known.
+
+Scores of spans are no probabilities, and the softmax over a text's tokens says less the longer the text is. What does tell
+right answers from wrong ones are three numbers of a question (`Evidence`): the scores of its best span and of the null
+answer, and how far the best span stands above the next different answer. Two logistic regressions (Platt 1999, with more
+inputs) make probabilities of them.
+
+Each number is cut to the range that was seen in fitting, and may change its weight at its median, so it makes two inputs.
+Of scores between 2 and 16 with the median 10, the score 12.5 makes (12.5 - 2) / 14 = 0.75 and (12.5 - 10) / 14 = 0.18.
+
+Q questions, D documents (several of a question are read as one text), F = 7 inputs, the constant 1 among them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bertqa.data.examples import Example
+from bertqa.data.windows import Windows
+from bertqa.errors import UserError
+from bertqa.files import show
+from bertqa.qa.answers import characters
+from bertqa.qa.spans import Spans
+from bertqa.qa.thresholds import fit_logistic, sigmoid
+
+NAMES = ("best", "null", "margin")
+"""The numbers of a question."""
+
+LOOKED_AT = 20
+"""Spans among which the next different answer is looked for, however many are kept: confidence must not depend on top_k."""
+
+STRENGTH = 1.0
+"""Of the pull of each weight towards 0; it decides where some hundred questions leave a weight open."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for the best answers of Q questions."""
+
+    best: np.ndarray
+    """(Q,) score of the best span; -inf where there is none."""
+    null: np.ndarray
+    """(Q,) score of the null answer."""
+    margin: np.ndarray
+    """(Q,) score of the best span minus that of the best span elsewhere with another text."""
+    texts: np.ndarray | None = None
+    """(Q,) texts of the best spans, where they are needed to tell other answers from the same."""
+
+
+def evidence_of(spans: Spans, windows: Windows, examples: Sequence[Example]) -> Evidence:
+    """The evidence of each document by itself."""
+    first = spans.first[:, :LOOKED_AT]  # (D, n)
+    last = spans.last[:, :LOOKED_AT]
+    score = spans.score[:, :LOOKED_AT].astype(np.float64)
+    starts, ends = characters(spans, windows)
+    found = np.count_nonzero(first >= 0, axis=1)  # (D,)
+    elsewhere = (first > last[:, :1]) | ((last < first[:, :1]) & (first >= 0))
+    # Where no other answer is among the spans, it scores less than the last of them.
+    rival = score[np.arange(len(score)), np.maximum(found - 1, 0)]
+    texts = np.empty(len(score), object)
+    for d, example in enumerate(examples):
+        answer = texts[d] = example.context[starts[d, 0] : ends[d, 0]]
+        for column in np.flatnonzero(elsewhere[d]):
+            if example.context[starts[d, column] : ends[d, column]] != answer:
+                rival[d] = score[d, column]
+                break
+    best = score[:, 0]
+    margin = np.zeros(len(best))
+    np.subtract(best, rival, out=margin, where=found > 0)
+    return Evidence(best, spans.null_score.astype(np.float64), margin, texts)
+
+
+def of_questions(evidence: Evidence, begins: np.ndarray) -> Evidence:
+    """(D,) -> (Q,): documents become questions; those of a question stand together from `begins` (Q,) on.
+
+    With best scores 5, 9, 4 of a question's documents and margins 1, 6, 2, the best is 9. Its rival in its own document
+    scores 3, and that in the others 5: the margin is 4. A document that gives the same answer is no rival.
+    """
+    best = np.maximum.reduceat(evidence.best, begins)
+    owner = np.repeat(np.arange(len(begins)), np.diff([*begins, len(evidence.best)]))  # (D,)
+    places = np.arange(len(owner))
+    holds_best = evidence.best == best[owner]
+    winner = np.minimum.reduceat(np.where(holds_best, places, len(owner)), begins)  # (Q,)
+    others = evidence.best.copy()
+    others[evidence.texts == evidence.texts[winner][owner]] = -np.inf
+    others = np.maximum.reduceat(others, begins)  # (Q,)
+    margin = evidence.margin[winner]
+    has_rival = np.isfinite(others)
+    margin[has_rival] = np.minimum(margin, best - others)[has_rival]
+    return Evidence(best, np.minimum.reduceat(evidence.null, begins), margin)
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """What makes probabilities of evidence; as qa.json keeps it under "confidence"."""
+
+    ranges: dict[str, list[float]]
+    """Lowest, middle and highest value of each of NAMES."""
+    no_answer: list[float] | None
+    """(F,) weights for "there is no answer"; None where all questions that it was fitted on had one."""
+    right: list[float] | None
+    """(F,) weights for "the best span is right"; None where all of them were, or none."""
+
+    def chance_of_none(self, evidence: Evidence) -> np.ndarray | None:
+        """(Q,) probability that there is no answer; None where it is not known."""
+        return self._chance(self.no_answer, evidence)
+
+    def chance_of_right(self, evidence: Evidence) -> np.ndarray | None:
+        """(Q,) probability that the best span is right; None where it is not known."""
+        return self._chance(self.right, evidence)
+
+    def _chance(self, weights: list[float] | None, evidence: Evidence) -> np.ndarray | None:
+        if weights is None:
+            return None
+        return sigmoid(np.asarray(weights) @ inputs_of(evidence, self.ranges))
+
+
+def inputs_of(evidence: Evidence, ranges: dict[str, list[float]]) -> np.ndarray:
+    """(F, Q) inputs of the regressions."""
+    rows = []
+    for name in NAMES:
+        low, middle, high = ranges[name]
+        values = np.clip(getattr(evidence, name), low, high)
+        width = max(high - low, 1e-9)
+        rows.append((values - low) / width)
+        rows.append(np.maximum(values - middle, 0.0) / width)
+    rows.append(np.ones_like(values))
+    return np.stack(rows)
+
+
+def fit_confidence(evidence: Evidence, right: np.ndarray, has_answer: np.ndarray) -> Confidence:
+    """Fit on held-out questions: none that the model was trained on, whose answers it would be too sure of.
+
+    Args:
+        right: (Q,) how right the best spans are, 0 to 1; 0 where there is no answer (see `how_right`).
+        has_answer: (Q,) whether the data has one.
+    """
+    found = np.isfinite(evidence.best)  # a question without any span says nothing about spans
+    known = Evidence(*(getattr(evidence, name)[found] for name in NAMES))
+    right = np.asarray(right, np.float64)[found]
+    none = ~np.asarray(has_answer, bool)[found]
+    ranges = {}
+    for name in NAMES:
+        values = getattr(known, name)
+        ranges[name] = np.quantile(values, [0.01, 0.5, 0.99]).tolist() if found.any() else [0.0] * 3
+    inputs = inputs_of(known, ranges)
+    return Confidence(ranges, _weights(inputs, none.astype(float)), _weights(inputs, right))
+
+
+def _weights(inputs: np.ndarray, target: np.ndarray) -> list[float] | None:
+    """(F,) weights for targets (Q,); None where there is nothing to tell apart."""
+    if not len(target) or not 0.0 < target.mean() < 1.0:
+        return None
+    start = np.zeros(len(inputs))
+    return fit_logistic(inputs, target, start, strength=STRENGTH).tolist()
+
+
+def how_right(
+    examples: Sequence[Example], exact: np.ndarray, f1: np.ndarray, has_answer: np.ndarray
+) -> np.ndarray:
+    """(Q,) how right raw best answers are, 0 to 1, from their scores as fractions.
+
+    That is exact match where several people have answered. Where one has, a half of the wrong answers differ from hers by
+    an article or a name's first half, which a second person would have written: F1 then is nearer to what people find.
+    """
+    references = [len(set(example.answer_texts)) for example in examples if example.answer_texts]
+    several = bool(references) and np.mean(references) >= 1.5
+    return np.where(has_answer, exact if several else f1, 0.0)
+
+
+def of_qa(qa: dict, file: str | Path = "qa.json") -> Confidence | None:
+    """What qa.json says, checked; None where it says nothing, as before there was such.
+
+    Raises:
+        UserError: for what cannot be meant, naming the `file`.
+    """
+    said = qa.get("confidence")
+    if said is None:
+        return None
+    problem = _problem(said)
+    if problem:
+        raise UserError(
+            f"{file}: confidence: {problem}; train the model again, or take the entry out"
+        )
+    return Confidence(said["ranges"], said.get("no_answer"), said.get("right"))
+
+
+def _problem(said: object) -> str:
+    """What is wrong with an entry "confidence"; "": nothing."""
+    if not isinstance(said, dict) or not isinstance(said.get("ranges"), dict):
+        return f"it is {show(said)}, it must be an object with ranges, no_answer and right"
+    lists = {f"ranges.{name}": (said["ranges"].get(name), 3) for name in NAMES}
+    for name in ("no_answer", "right"):
+        if said.get(name) is not None:
+            lists[name] = (said[name], 2 * len(NAMES) + 1)
+    for name, (values, count) in lists.items():
+        if not _are_numbers(values, count):
+            return f"{name} is {show(values)}, it must be {count} numbers"
+    return ""
+
+
+def _are_numbers(values: object, count: int) -> bool:
+    if not isinstance(values, list) or len(values) != count:
+        return False
+    kinds = {type(value) for value in values}
+    return kinds <= {int, float} and bool(np.isfinite(values).all())
