@@ -13,7 +13,7 @@ from bertqa import UserError, load_encoder, vectors
 from bertqa.data.tokenizer import WordPiece
 from bertqa.embed import main
 from bertqa.hf.convert import convert
-from bertqa.model import folder
+from bertqa.model import folder, prepack
 from bertqa.vectors import embed_texts
 
 TEXTS = [
@@ -162,7 +162,9 @@ def test_long_texts_are_cut_and_counted(ours):
     ],
 )
 def test_files_in_vectors_out(tmp_path, ours, name, content, capsys):
-    expected = embed_texts(*ours[:2], ["i love paris", "", "a, b"], normalize=True).vectors
+    # The verb's products are packed; on some versions of torch their last bit is another than of plain ones.
+    encoder = prepack.pack(ours[0], torch.float32)
+    expected = embed_texts(encoder, ours[1], ["i love paris", "", "a, b"], normalize=True).vectors
     path = tmp_path / (name + ".gz")
     path.write_bytes(gzip.compress(content.encode()))
     out = tmp_path / "vectors.npy"
