@@ -28,28 +28,48 @@ Main = Callable[[Sequence[str] | None], int]
 OTHER_NAMES = {
     "adam-epsilon": "--eps",
     "bf16": "--precision bf16",
-    "dataset-name": "--train squad1 or --train squad2",
+    "cache-dir": "not needed: HF_HOME and BERTQA_CACHE name the caches",
+    "config-name": "not needed: the shape stands beside the weights",
+    "dataset-name": "--train squad1 or --train squad2 | --data squad1 or --data squad2",
+    "do-eval": "not needed: train evaluates with --dev",
     "do-lower-case": "not needed: the vocabulary's own files say it",
+    "do-predict": "not needed: that is the verb predict",
+    "do-train": "not needed: that is the verb train",
     "eval-steps": "--eval-every",
+    "eval-strategy": "--eval-every",
+    "evaluation-strategy": "--eval-every",
     "fp16": "--precision fp16",
     "gradient-accumulation-steps": "not needed: --batch-size is an optimizer step's, --micro-tokens what fits at once",
     "init-checkpoint": "--weights",
     "learning-rate": "--lr",
+    "load-best-model-at-end": "not needed: the run's folder best has it",
+    "logging-steps": "not needed: metrics.jsonl has every step",
     "lr-scheduler-type": "--schedule",
     "max-eval-samples": "--limit-dev",
     "max-grad-norm": "--clip",
+    "max-predict-samples": "--limit",
     "max-query-length": "--max-question",
     "max-seq-length": "--max-length",
     "max-train-samples": "--limit-train",
-    "model-name-or-path": "--weights in training, --model elsewhere",
-    "null-score-diff-threshold": "--threshold",
+    "model-name-or-path": "--weights",
+    "n-best-size": "--n-best | not needed: that is --n-best of predict",
+    "null-score-diff-threshold": "--threshold | not needed: train tunes the threshold, --threshold of predict sets it",
     "num-train-epochs": "--epochs",
     "output-dir": "--out",
+    "overwrite-output-dir": "not needed: --resume goes on with a run, --out names another folder",
     "pad-to-max-length": "not needed: nothing is padded",
     "per-device-eval-batch-size": "not needed: --micro-tokens bounds it",
     "per-device-train-batch-size": "--batch-size, which counts over all devices",
-    "predict-file": "--dev in training, --data in predict",
+    "per-gpu-train-batch-size": "--batch-size, which counts over all devices",
+    "predict-file": "--dev | --data",
+    "preprocessing-num-workers": "not needed: tokenising takes seconds",
+    "push-to-hub": "not needed: bertqa convert --to-hf writes what hf upload takes",
+    "report-to": "not needed: the run's folder has metrics.jsonl and report.html",
     "save-steps": "--save-every 500steps",
+    "save-strategy": "--save-every",
+    "save-total-limit": "not needed: the run's folder has best and last, no others",
+    "test-file": "--data | not needed: that is --data of predict",
+    "tokenizer-name": "not needed: the vocabulary stands beside the weights",
     "train-batch-size": "--batch-size",
     "train-file": "--train",
     "validation-file": "--dev",
@@ -59,7 +79,8 @@ OTHER_NAMES = {
     "warmup-ratio": "--warmup",
     "warmup-steps": "--warmup, a share of the steps below 1, a number of them above",
 }
-"""What flags are called in run_qa.py and run_squad.py, and what they are here."""
+"""What flags are called in run_qa.py and run_squad.py, and what they are here. Of answers with ` | ` between them, the first
+one holds whose flag the verb has."""
 
 
 def run_verb(main: Main) -> int:
@@ -125,16 +146,31 @@ class VerbParser(argparse.ArgumentParser):
         plain = flag.lstrip("-").replace("_", "-")
         if not flag.startswith("-"):
             return f"{word!r} is not expected here"
+        if plain == "doc-stride":
+            return DOC_STRIDE
         known = [name for name in self._option_string_actions if name.startswith("--")]
-        ours = OTHER_NAMES.get(plain, "")
-        if ours.startswith("not needed: "):
+        ours = our_name(plain, known)
+        if ours.startswith("not needed"):
             return f"{flag} is {ours}"
-        if ours and ours.split()[0].rstrip(",") in known:
-            return f"{flag} is {ours} here"
-        near = difflib.get_close_matches("--" + plain, known, n=1)
-        if near:
+        if ours:
+            name, comma, more = ours.partition(",")
+            return f"{flag} is {name} here{comma}{more}"
+        names_of_others = ["--" + other for other in OTHER_NAMES if our_name(other, known)]
+        near = difflib.get_close_matches("--" + plain, known + names_of_others, n=1)
+        if not near:
+            return f"there is no {flag}"
+        if near[0] in known:
             return f"there is no {flag}; did you mean {near[0]}?"
-        return f"there is no {flag}"
+        return f"there is no {flag}; {self.explain(near[0])}"
+
+
+def our_name(plain: str, known: Sequence[str]) -> str:
+    """What run_qa's or run_squad's flag is called by a verb that has these flags; "" where it is nothing."""
+    for ours in OTHER_NAMES.get(plain, "").split(" | "):
+        first = ours.split(" ")[0].rstrip(",")
+        if first in known or first == "not":
+            return ours
+    return ""
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -179,14 +215,17 @@ def field_type(annotation) -> FieldType:
     return FieldType(annotation, optional)
 
 
+DOC_STRIDE = (
+    "--doc-stride means the step between windows in Google's script and their overlap in run_qa; "
+    "say --step N or --overlap N"
+)
+
+
 class DocStride(argparse.Action):
     """`--doc-stride`, which asks for two things, depending on whom one has learned it from."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        raise UserError(
-            "--doc-stride means the step between windows in Google's script and their overlap in "
-            "run_qa; say --step N or --overlap N"
-        )
+        raise UserError(DOC_STRIDE)
 
 
 class CompactHelp(argparse.HelpFormatter):
@@ -194,6 +233,11 @@ class CompactHelp(argparse.HelpFormatter):
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=26)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:  # laid out by hand
+            return text
+        return super()._fill_text(text, width, indent)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if isinstance(action, argparse.BooleanOptionalAction):

@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from bertqa import doctor, embed, predict, report, score, train
+from bertqa.data.examples import read_examples
+from bertqa.data.texts import read_texts
 from bertqa.errors import UserError
 from bertqa.flags import OTHER_NAMES, run_verb
 from bertqa.settings import parts_of
@@ -22,10 +25,18 @@ ROOT = Path(__file__).resolve().parents[1]
         (train.main, ["--learning_rate", "3e-5"], "--learning_rate is --lr here"),
         (train.main, ["--num-train-epochs=3"], "--num-train-epochs is --epochs here"),
         (train.main, ["--max_seq_length", "384"], "--max_seq_length is --max-length here"),
-        (train.main, ["--per_device_train_batch_size", "8"], "is --batch-size, which counts over"),
+        (train.main, ["--per_device_train_batch_size", "8"], "is --batch-size here, which counts"),
         (train.main, ["--version_2_with_negative"], "is not needed: the data tell"),
         (train.main, ["--warmpu", "3"], "there is no --warmpu; did you mean --warmup?"),
         (train.main, ["--batch_size", "3"], "did you mean --batch-size?"),
+        (train.main, ["--doc_stride", "128"], "error: --doc-stride means the step between windows"),
+        (train.main, ["--lerning_rate", "1"], "no --lerning_rate; --learning-rate is --lr here"),
+        (train.main, ["--model_name_or_path", "x"], "is --weights here ("),
+        (train.main, ["--n_best_size", "20"], "is not needed: that is --n-best of predict"),
+        (predict.main, ["--n_best_size", "20"], "is --n-best here"),
+        (train.main, ["--predict_file", "x"], "is --dev here"),
+        (predict.main, ["--predict_file", "x"], "is --data here"),
+        (train.main, ["--overwrite_output_dir"], "is not needed: --resume goes on with a run"),
         (train.main, ["data.json"], "'data.json' is not expected here"),
         (train.main, ["--zzz", "--qqq", "1"], "there is no --zzz; there is no --qqq"),
         (predict.main, ["--modle", "x"], "did you mean --model?"),
@@ -44,11 +55,27 @@ def test_unknown_flags_are_explained_in_one_line(main, argv, says, capsys):
 
 
 def test_every_flag_that_is_named_exists():
-    """Somewhere: in training or in predict."""
-    known = {*parser_of(parts_of("qa"))._option_string_actions, "--threshold", "--model", "--data"}
+    """Somewhere: in training, predict or convert."""
+    known = {*parser_of(parts_of("qa"))._option_string_actions, "--to-hf"}
+    known |= {"--threshold", "--model", "--data", "--limit", "--n-best"}
     for name, ours in OTHER_NAMES.items():
-        for word in ours.replace(",", " ").split():
+        for word in ours.replace(",", " ").replace("'s", "").split():
             assert not word.startswith("--") or word in known, f"{name}: {word}"
+
+
+@pytest.mark.parametrize("task", ["qa", "classify"])
+def test_the_records_that_help_shows_are_read(tmp_path, task):
+    """As they are shown: a record of JSONL, here in two lines, and a CSV."""
+    shown = parser_of(parts_of(task)).format_help().split("or the same as CSV:\n")[1]
+    json_record, table = shown.split("\n\n")
+    (tmp_path / "one.jsonl").write_text(" ".join(json_record.split("\n")) + "\n")
+    (tmp_path / "one.csv").write_text(textwrap.dedent(table))
+    if task == "qa":
+        both = [read_examples(str(path)).examples for path in sorted(tmp_path.iterdir())]
+        assert [example.answer_texts for (example,) in both] == [("Agnes Holm",)] * 2
+    else:
+        for path in sorted(tmp_path.iterdir()):
+            assert read_texts(path, "text", label_column="label").labels == ["good"]
 
 
 def failing(error: Exception):

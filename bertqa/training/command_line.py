@@ -15,9 +15,37 @@ from typing import Literal
 from bertqa.errors import UserError
 from bertqa.files import read_object, show
 from bertqa.flags import CompactHelp, DocStride, VerbParser, add_fields
-from bertqa.settings import ENDS, MOVABLE, RESUMABLE, RunSettings, parts_of
+from bertqa.settings import (
+    ENDS,
+    MOVABLE,
+    RESUMABLE,
+    ClassificationSettings,
+    RunSettings,
+    parts_of,
+)
 
 PROG = "python -m bertqa.train"
+
+QUESTIONS_HELP = """example:
+  python -m bertqa.train --train squad2 --dev squad2 --weights google-bert/bert-base-uncased \\
+      --fresh-head --out runs/base
+
+your own questions, one record of JSONL (no answer: []; ids may be left out), or the same as CSV:
+  {"id": "1", "question": "Who kept it?", "context": "Agnes Holm kept it.",
+   "answers": [{"text": "Agnes Holm", "answer_start": 0}]}
+
+  id,question,context,answer_text,answer_start
+  1,Who kept it?,Agnes Holm kept it.,Agnes Holm,0
+"""
+TEXTS_HELP = """example:
+  python -m bertqa.train --task classify --train reviews.csv --epochs 6 --lr 1e-4
+
+your own texts, one record of JSONL, or the same as CSV:
+  {"text": "A kind and funny book.", "label": "good"}
+
+  text,label
+  A kind and funny book.,good
+"""
 
 PUBLISHED = dict(
     max_length=384,
@@ -109,8 +137,7 @@ def parser_of(parts: dict[str, type]) -> argparse.ArgumentParser:
         formatter_class=CompactHelp,
         description="Fine-tune a BERT for question answering, or with --task classify for text "
         "classification. Without arguments: the bundled reader on the bundled sample.",
-        epilog="example: python -m bertqa.train --train squad2 --dev squad2 --weights "
-        "google-bert/bert-base-uncased --fresh-head --out runs/base",
+        epilog=TEXTS_HELP if parts["data"] is ClassificationSettings else QUESTIONS_HELP,
     )
     parser.add_argument(
         "--config", metavar="FILE", help="settings from a JSON file, or a run's config.json"
