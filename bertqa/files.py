@@ -28,10 +28,20 @@ def read_bytes(path: Path) -> bytes:
         raise UserError("is a folder; name a file in it")
     try:
         content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
     except FileNotFoundError:
         raise UserError("there is no such file") from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}") from None
+    except MemoryError:
+        raise UserError("does not fit into memory") from None
+    return unpacked(content)
+
+
+def unpacked(content: bytes) -> bytes:
+    """The content of a file, however it came here: unpacked where it is gzipped, refused where nothing is in it."""
+    try:
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
     except EOFError:
         raise UserError(
             f"cut off: its gzip stream ends early, after {len(content):,} bytes; fetch it again"
@@ -40,8 +50,6 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(
             f"damaged: its gzip stream cannot be read ({error}); fetch it again"
         ) from None
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}") from None
     except MemoryError:
         raise UserError("does not fit into memory") from None
     if not content:
@@ -101,7 +109,8 @@ def read_text(path: str | Path) -> str:
     """A file of text, or standard input where the path is "-". Raises UserError that names it."""
     from_stdin = str(path) == "-"
     try:
-        return decode(sys.stdin.buffer.read() if from_stdin else read_bytes(Path(path)))
+        content = unpacked(sys.stdin.buffer.read()) if from_stdin else read_bytes(Path(path))
+        return decode(content)
     except UserError as error:
         raise UserError(f"{'standard input' if from_stdin else path}: {error}") from None
 

@@ -9,7 +9,7 @@ import sys
 from typing import TextIO
 
 from bertqa.errors import UserError
-from bertqa.files import to_json
+from bertqa.files import decode, to_json
 from bertqa.reader import Answer, Reader
 
 BOLD, FAINT, PLAIN = "\033[1;7m", "\033[2m", "\033[0m"
@@ -67,11 +67,21 @@ def ask_again(
 
 
 def answer_piped(reader: Reader, context: str, options: dict, as_json: bool) -> int:
-    """A line of output for each line of standard input that is not blank; returns the exit status."""
-    for line in sys.stdin:
-        question = line.strip()
-        if question:
-            print(one_line(reader.answer(question, context, **options), as_json), flush=True)
+    """A line of output for each line of standard input that is not blank; returns the exit status.
+
+    Raises:
+        UserError: for a line that is not UTF-8, whatever the locale says.
+    """
+    # As bytes: sys.stdin would put stand-ins for what it cannot decode, and the question would be another.
+    for number, line in enumerate(getattr(sys.stdin, "buffer", sys.stdin), 1):
+        if not line.strip():
+            continue
+        try:
+            question = line if isinstance(line, str) else decode(line)
+        except UserError as error:
+            raise UserError(f"standard input: line {number}: {error}") from None
+        answer = reader.answer(question.strip(), context, **options)
+        print(one_line(answer, as_json), flush=True)
     return 0
 
 

@@ -48,6 +48,9 @@ def test_the_same_text_through_a_file_a_pipe_and_standard_input(tmp_path, monkey
     assert decode(read_bytes(path)) == text
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
     assert read_text("-") == text
+    packed = io.BytesIO(gzip.compress(path.read_bytes()))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(packed))
+    assert read_text("-") == text
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_bytes, args=[gzip.compress(text.encode())])

@@ -215,6 +215,16 @@ def test_questions_from_a_pipe_give_a_line_each(tiny_model, capsys, monkeypatch)
     )
 
 
+def test_questions_from_a_pipe_that_are_not_utf_8_are_refused(tiny_model, capsys, monkeypatch):
+    """Under many a locale Python puts stand-ins for what it cannot decode, and the question would be another."""
+    piped = io.BytesIO("where is a?\n\noù est b?\n".encode("latin-1"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(piped, errors="surrogateescape"))
+    with pytest.raises(UserError) as caught:
+        main(["--model", str(tiny_model), "--context", "a b c d"])
+    assert "standard input: line 3: not UTF-8: byte 0xf9" in str(caught.value)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 class Pty:
     """`python -m bertqa.predict` on a pseudo-terminal of a width; `expect` reads until a text is shown, `leave` to the end."""
 
