@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -79,21 +80,35 @@ def take_place(fresh: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Delete what `staged` left beside `folder` when its process was killed.
+
+    Only for who holds a lock without which nobody makes that folder: then its maker is dead.
+    """
+    made = re.compile(re.escape(folder.name) + r"\.\w{8}\.(tmp|old)")  # as mkdtemp names them
+    for path in folder.parent.iterdir():
+        if made.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[bool]:
     """One process at a time inside, all that name the same file or folder; the others wait.
 
-    No lock where the system has none for files (Windows) or the file system knows none.
+    Yields whether there is a lock: none where the system has none for files (Windows) or the file
+    system knows none.
     """
     handle = None
+    is_alone = False
     with contextlib.suppress(ImportError, OSError):
         import fcntl
 
         flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
         handle = os.open(path, flags)
         fcntl.flock(handle, fcntl.LOCK_EX)
+        is_alone = True
     try:
-        yield
+        yield is_alone
     finally:
         if handle is not None:
             os.close(handle)

@@ -102,3 +102,26 @@ def letters(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data") / "letters.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory) -> Path:
+    """Tiny Hugging Face folders: bert-qa, bert-bare, bert-classes, distilbert-qa."""
+    from tiny_checkpoints import write_checkpoint
+
+    from bertqa.model.record import CLASSES
+
+    root = tmp_path_factory.mktemp("originals")
+    write_checkpoint(root / "bert-qa")
+    write_checkpoint(root / "bert-bare", head=None, pooler=True)
+    write_checkpoint(root / "bert-classes", head=CLASSES, labels=["no", "yes", "maybe"])
+    write_checkpoint(root / "distilbert-qa", "distilbert")
+    return root
+
+
+@pytest.fixture
+def copy(originals, tmp_path):
+    """A copy of one of the originals that a test may break."""
+    import shutil
+
+    return lambda name="bert-qa": Path(shutil.copytree(originals / name, tmp_path / name))

@@ -82,6 +82,20 @@ def test_unreachable_tokens_are_said_where_a_file_asks_for_it(source, tmp_path, 
     assert f"{lost} tokens of the vocabulary ({lost / 99:.1%}) can never be made" in str(report)
 
 
+def test_capitals_kept_for_a_vocabulary_without_them(source, tmp_path):
+    """bert-base-uncased holds two tokens that count as capitals: lower-casing leaves "\u211d" as it is."""
+    edit_json(source / "tokenizer_config.json", do_lower_case=False)
+    warning = "warning: the tokenizer keeps capitals, but its vocabulary has none"
+    said = str(convert(with_tokens(source, "\u211d", "##\u211d"), tmp_path / "uncased"))
+    assert warning in said
+    assert warning not in str(convert(with_tokens(source, "A", "B"), tmp_path / "cased"))
+    no_letters = [token for token in VOCAB if not token.removeprefix("##").isalpha()]
+    write_vocab(
+        source, no_letters + [f"{chr(0xAC00 + i)}" for i in range(len(VOCAB) - len(no_letters))]
+    )
+    assert warning not in str(convert(source, tmp_path / "korean"))
+
+
 def test_all_reachable_is_not_said(source, tmp_path):
     edit_json(source / "tokenizer_config.json", do_lower_case=False)
     words = [token for token in VOCAB if token != "\u2028"] + ["word0x"]

@@ -33,7 +33,7 @@ from bertqa.hf.export import export
 from bertqa.hf.names import plain_name, their_names
 from bertqa.model import folder
 from bertqa.model.config import BertConfig
-from bertqa.model.folder import CLASSES, QA
+from bertqa.model.folder import QA
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "convert_weights.py"
 CAPITALS = [token.title() if token.startswith("word") else token for token in VOCAB]
@@ -45,23 +45,6 @@ def tool():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="session")
-def originals(tmp_path_factory) -> Path:
-    """Tiny Hugging Face folders: bert-qa, bert-bare, bert-classes, distilbert-qa."""
-    root = tmp_path_factory.mktemp("originals")
-    write_checkpoint(root / "bert-qa")
-    write_checkpoint(root / "bert-bare", head=None, pooler=True)
-    write_checkpoint(root / "bert-classes", head=CLASSES, labels=["no", "yes", "maybe"])
-    write_checkpoint(root / "distilbert-qa", "distilbert")
-    return root
-
-
-@pytest.fixture
-def copy(originals, tmp_path):
-    """A copy of an original that a test may break."""
-    return lambda name="bert-qa": Path(shutil.copytree(originals / name, tmp_path / name))
 
 
 # The table of names ---------------------------------------------------------------------------------------------------
@@ -503,6 +486,7 @@ def test_historical_defaults():
         ({"is_decoder": True}, "is_decoder is True"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads is {'0': [1]}"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
+        ({"auto_map": {"AutoModel": "own.Bert"}}, "auto_map is {'AutoModel': 'own.Bert'}"),
         ({"hidden_size": "32"}, "config.json: hidden_size is '32', expected something like 768"),
         ({"hidden_size": -1}, "config.json: hidden_size is -1"),
         ({"vocab_size": 10**12}, "config.json: vocab_size is 1000000000000"),

@@ -25,7 +25,9 @@ from processes import (
     wild_clock,
 )
 
-from bertqa import Reader, UserError
+from bertqa import Reader, UserError, load
+from bertqa.files import sha256
+from bertqa.model import checksums
 from bertqa.reporting.run_folder import read_journal
 from bertqa.train import main
 from bertqa.training import checkpoint
@@ -403,3 +405,29 @@ def test_a_flipped_bit_in_best_is_noticed_by_whoever_loads_it(tmp_path, whole, n
 def test_a_lost_journal_is_told(tmp_path, capsys):
     Journal(tmp_path / "metrics.jsonl", keep_bytes=1234).close()
     assert "metrics.jsonl: 1,234 bytes of it are lost" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_loaded_again_is_not_read_again(tmp_path, tiny_model, monkeypatch):
+    """Nor is it believed once a file was written anew."""
+    mine = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    read = []
+    monkeypatch.setattr(checksums, "sha256", lambda path: read.append(path.name) or sha256(path))
+    load(mine)
+    assert "model.safetensors" in read and len(read) == len(set(read))
+    read.clear()
+    load(mine)
+    assert read == []
+    content = bytearray((mine / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (mine / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="model.safetensors is damaged"):
+        load(mine)
+
+
+def test_damage_is_said_before_what_it_leads_to(tmp_path, tiny_model):
+    """A tokenizer.json that is no JSON any more: the checksum tells why."""
+    mine = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    name = "tokenizer.json" if (mine / "tokenizer.json").exists() else "vocab.txt"
+    (mine / name).write_text("{")
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        load(mine)

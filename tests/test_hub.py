@@ -360,6 +360,58 @@ def test_half_a_folder_in_the_cache_is_made_anew(checkpoint, tmp_path):
     folder.load(first)
 
 
+def test_an_index_that_was_given_by_itself_is_a_part_of_the_source(checkpoint, tmp_path):
+    """The same shards, but the index names fewer of their tensors: another conversion, or none."""
+    source = Path(shutil.copytree(checkpoint, tmp_path / "tiny"))
+    placed = dict.fromkeys(load_file(source / "model.safetensors"), "model.safetensors")
+    index = source / "mine.index.json"
+    index.write_text(json.dumps({"weight_map": placed}))
+    resolve_weights(index, tmp_path / "weights")
+    placed.pop("qa_outputs.bias")
+    index.write_text(json.dumps({"weight_map": placed}))
+    with pytest.raises(UserError, match="missing .qa_outputs.bias"):
+        resolve_weights(index, tmp_path / "weights")
+
+
+KILLED = """
+import os, sys
+from bertqa.hf import convert as hf
+write = hf.write_safetensors
+def killed(path, *args):
+    write(path, *args)
+    os.kill(os.getpid(), 9)
+hf.write_safetensors = killed
+hf.resolve_weights(*sys.argv[1:])
+"""
+
+
+def test_what_a_killed_conversion_left_is_cleared(checkpoint, tmp_path):
+    """By the next one that has its lock; what others put beside it stays."""
+    command = [sys.executable, "-c", KILLED, checkpoint, tmp_path / "weights"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, env=env, stderr=subprocess.DEVNULL).returncode == -9
+    (left,) = (tmp_path / "weights").glob("*.tmp")
+    assert (left / "model.safetensors").exists()
+    name = left.name.rsplit(".", 2)[0]
+    theirs = ["other.abcdefgh.tmp", f"{name}.mine.tmp", f"{name}.tmp", f"{name}.abcdefgh.new"]
+    for other in theirs:
+        (tmp_path / "weights" / other).mkdir()
+    (tmp_path / "weights" / f"{name}.abcdefgh.tmp").touch()  # a file, and not a folder of ours
+    found = resolve_weights(checkpoint, tmp_path / "weights")
+    folder.load(found)
+    names = {path.name for path in (tmp_path / "weights").iterdir()}
+    assert names == {name, f"{name}.lock", f"{name}.abcdefgh.tmp", *theirs}
+
+
+def test_a_flipped_bit_in_a_conversion_is_noticed(checkpoint, tmp_path):
+    found = resolve_weights(checkpoint, tmp_path / "weights")
+    content = bytearray((found / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (found / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="model.safetensors is damaged .its checksum differs"):
+        folder.load(found)
+
+
 def test_what_another_made_meanwhile_is_taken(checkpoint, tmp_path, monkeypatch):
     """Where the file system knows no locks, two convert at once: the later one takes what the first made."""
 

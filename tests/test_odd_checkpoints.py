@@ -7,36 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_checkpoints import edit_json, edit_tensors, refused, write_checkpoint
+from tiny_checkpoints import bytes_of, edit_json, edit_tensors, refused
 
 from bertqa.hf.convert import convert, resolve_weights
 from bertqa.model import folder
-from bertqa.model.folder import CLASSES, QA
+from bertqa.model.folder import QA
 
 POINTER = (
     b"version https://git-lfs.github.com/spec/v1\n"
     b"oid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 45144140\n"
 )
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("originals")
-    write_checkpoint(root / "bert-qa")
-    write_checkpoint(root / "bert-bare", head=None, pooler=True)
-    write_checkpoint(root / "bert-classes", head=CLASSES, labels=["no", "yes", "maybe"])
-    write_checkpoint(root / "distilbert-qa", "distilbert")
-    return root
-
-
-@pytest.fixture
-def copy(originals, tmp_path):
-    """A copy of an original that a test may break."""
-    return lambda name="bert-qa": Path(shutil.copytree(originals / name, tmp_path / name))
-
-
-def bytes_of(where: Path) -> bytes:
-    return (where / "model.safetensors").read_bytes()
 
 
 # Prefixes and containers ----------------------------------------------------------------------------------------------
@@ -73,6 +53,20 @@ def test_other_prefixes_are_named(copy, tmp_path, name, prefix):
     said = refused(source, tmp_path / "mine")
     assert f"its tensors stand behind '{prefix}', a prefix that bertqa does not know" in said
     assert "config.json" not in said and len(said) < 300
+
+
+@pytest.mark.parametrize(
+    "name, prefix, said",
+    [
+        ("bert-qa", "bert.", "'bert.'"),
+        ("bert-bare", "model.bert.", "'model.'"),
+        ("distilbert-qa", "model.distilbert.", "'model.distilbert.'"),
+    ],
+)
+def test_a_prefix_that_ends_in_the_stem(copy, tmp_path, name, prefix, said):
+    source = copy(name)
+    edit_tensors(source, lambda tensors: {prefix + key: value for key, value in tensors.items()})
+    assert f"its tensors stand behind {said}, a prefix" in refused(source, tmp_path / "mine")
 
 
 def test_one_tensor_behind_a_prefix_is_no_prefix(copy, tmp_path):

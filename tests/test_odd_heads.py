@@ -1,39 +1,17 @@
 """Heads that are no softmax, and models that know one segment only."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_checkpoints import edit_json, edit_tensors, refused, write_checkpoint
+from tiny_checkpoints import bytes_of, edit_json, edit_tensors, refused
 
 from bertqa.hf.convert import convert
 from bertqa.hf.export import export
 from bertqa.model import folder
 from bertqa.model.folder import CLASSES
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("originals")
-    write_checkpoint(root / "bert-qa")
-    write_checkpoint(root / "bert-bare", head=None, pooler=True)
-    write_checkpoint(root / "bert-classes", head=CLASSES, labels=["no", "yes", "maybe"])
-    write_checkpoint(root / "distilbert-qa", "distilbert")
-    return root
-
-
-@pytest.fixture
-def copy(originals, tmp_path):
-    """A copy of an original that a test may break."""
-    return lambda name="bert-qa": Path(shutil.copytree(originals / name, tmp_path / name))
-
-
-def bytes_of(where: Path) -> bytes:
-    return (where / "model.safetensors").read_bytes()
-
 
 # Heads ----------------------------------------------------------------------------------------------------------------
 
@@ -66,6 +44,16 @@ def test_heads_that_are_no_softmax(copy, tmp_path, count, config, said):
     assert said in refused(source, tmp_path / "mine")
     convert(source, tmp_path / "fresh", fresh_head="qa")
     assert folder.load(tmp_path / "fresh").encoder is not None
+
+
+@pytest.mark.parametrize(
+    "named", [{"1": "a", "2": "b", "3": "c"}, {"0": "a", "2": "b"}, {"0": "a", "1": "a", "2": "b"}]
+)
+def test_classes_that_are_numbered_or_named_otherwise(copy, tmp_path, named):
+    source = set_classes(copy("bert-classes"), len(named))
+    edit_json(source / "config.json", id2label=named)
+    said = refused(source, tmp_path / "mine")
+    assert "id2label is {" in said and "must number the classes from 0 on, each with a name" in said
 
 
 def test_single_label_is_a_softmax(copy, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from tiny_checkpoints import refused, write_checkpoint
 
 from bertqa import embed
-from bertqa.hf.convert import convert
+from bertqa.hf.convert import convert, resolve_weights
 from bertqa.model import folder
 from bertqa.model.record import Embedding, read_embed
 
@@ -36,6 +36,19 @@ def make(source: Path, *modules: dict, pooling: dict | None = None, **settings) 
     (source / "1_Pooling").mkdir()
     (source / "1_Pooling" / "config.json").write_text(json.dumps(pooling or {}))
     return source
+
+
+def test_pooling_of_another_folder(source, tmp_path):
+    """The number in its name is the module's place: it is read where it is, and a change of it is noticed."""
+    make(source, {**POOLING, "path": "2_Pooling"})
+    (source / "1_Pooling").rename(source / "2_Pooling")
+    settings = source / "2_Pooling" / "config.json"
+    settings.write_text(json.dumps(CLS))
+    first = resolve_weights(source, tmp_path / "cache")
+    assert read_embed(first).pool == "cls"
+    settings.write_text(json.dumps(MEAN))
+    second = resolve_weights(source, tmp_path / "cache")
+    assert read_embed(second).pool == "mean" and second != first
 
 
 CLS = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}

@@ -134,11 +134,22 @@ def test_added_tokens_reach_the_model(slow, tmp_path):
         ("tokenizer_config.json", {"added_tokens_decoder": {"x": "a"}}, '"x" is no id of a token'),
         ("tokenizer_config.json", {"additional_special_tokens": 7}, "expected a list of tokens"),
         ("special_tokens_map.json", {"additional_special_tokens": [None]}, "null is no token"),
+        # The normaliser takes them off, and the library would find them everywhere.
+        ("added_tokens.json", {"\u200d": 99}, "normaliser leaves nothing, so no text can hold it"),
+        ("added_tokens.json", {"\u0301": 99}, "normaliser leaves nothing, so no text can hold it"),
     ],
 )
 def test_added_tokens_that_cannot_be(slow, tmp_path, file, content, said):
     edit_json(slow / file, **content)
     assert said in refused(slow, tmp_path / "mine")
+
+
+def test_a_joiner_as_an_added_token_that_is_looked_for_in_the_raw_text(slow, tmp_path):
+    """The same token is fine where no normaliser touches it."""
+    token = decoder(("\u200d", {"normalized": False}))
+    edit_json(slow / "tokenizer_config.json", added_tokens_decoder=token)
+    convert(slow, tmp_path / "mine")
+    assert tokens_of(tmp_path / "mine", "a\u200db word3") == ["a", "\u200d", "b", "word3"]
 
 
 # Other kinds ----------------------------------------------------------------------------------------------------------

@@ -108,3 +108,8 @@ def refused(source, dest, **options) -> str:
     assert "\n" not in str(caught.value)
     assert not dest.exists() and not list(dest.parent.glob(dest.name + ".*tmp"))
     return str(caught.value)
+
+
+def bytes_of(where: Path) -> bytes:
+    """The weights of a folder."""
+    return (where / "model.safetensors").read_bytes()

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from bertqa.errors import UserError
-from bertqa.files import read_object
+from bertqa.files import read_object, show
 from bertqa.hf.hub import CONFIG_FILES
 from bertqa.hf.weights import ADAPTER_CONFIG, adapter
 from bertqa.model.config import BertConfig
@@ -40,8 +40,14 @@ EXPORTED_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
 DECIDED_HERE = ("model_type", "pooler", "position_embedding_type")
 """Fields of ours that are not taken as a config states them."""
 
-OTHER_KINDS = ("is_decoder", "add_cross_attention", "pruned_heads", "quantization_config")
-"""Fields that, where true, make another model of it than the one that bertqa computes."""
+OTHER_KINDS = (
+    "is_decoder",
+    "add_cross_attention",
+    "pruned_heads",
+    "quantization_config",
+    "auto_map",
+)
+"""Fields that, where true, make another model of it than the one that bertqa computes; the last names code of its own."""
 
 LARGEST = 10_000_000
 """No size in a config.json is larger than this; a hostile one must not make us build it."""
@@ -184,9 +190,17 @@ def find_head(raw: dict, plain_names: Collection[str]) -> str | None:
 def class_labels(raw: dict, count: int | None) -> list[str]:
     """Names of the classes in order: the config's, or LABEL_0 and so on for `count` rows of the classifier."""
     named = raw.get("id2label")
-    if isinstance(named, dict) and named and all(str(key).isdecimal() for key in named):
-        return [str(named[key]) for key in sorted(named, key=int)]
-    return [f"LABEL_{i}" for i in range(count or 2)]
+    if not isinstance(named, dict) or not all(str(key).isdecimal() for key in named):
+        named = {}
+    if not named:
+        return [f"LABEL_{i}" for i in range(count or 2)]
+    numbers = sorted(named, key=int)
+    labels = [str(named[number]) for number in numbers]
+    if list(map(int, numbers)) != list(range(len(numbers))) or len(set(labels)) < len(labels):
+        raise UserError(
+            f"config.json: id2label is {show(named)}; it must number the classes from 0 on, each with a name of its own"
+        )
+    return labels
 
 
 def refuse_other_losses(raw: dict, labels: list[str]) -> None:

@@ -153,7 +153,11 @@ def check_vocabulary(
                 'tokenizer_config.json (and "lowercase" in tokenizer.json), or bring the right vocabulary'
             )
     remarks = []
-    if not any(traits.lowers.values()) and share == 0:
+    letters = "".join(CAPITALS.values())
+    known = set(vocab)
+    has_small = not known.isdisjoint(letters.lower())
+    # Not the share: an uncased vocabulary may hold "ℝ", which lower-casing leaves as it is.
+    if not any(traits.lowers.values()) and has_small and known.isdisjoint(letters):
         remarks.append(
             "warning: the tokenizer keeps capitals, but its vocabulary has none; capitalised words become [UNK]"
         )

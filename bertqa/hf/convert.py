@@ -16,15 +16,17 @@ from torch import Tensor
 
 from bertqa.errors import UserError
 from bertqa.files import read_object, sha256, write_text
-from bertqa.folders import cache_folder, locked, model_of, staged
+from bertqa.folders import cache_folder, clear_leftovers, locked, model_of, staged
 from bertqa.hf import hub, vocabulary
 from bertqa.hf.architecture import model_type_of, read_hf_config
 from bertqa.hf.match import SEGMENT, Plan, plan_conversion
 from bertqa.hf.names import Report, fold
-from bertqa.hf.pooling import take_settings
+from bertqa.hf.pooling import pooling_file, take_settings
 from bertqa.hf.weights import WEIGHT_FILES, open_weights
 from bertqa.model.card import plain_card, read_license
+from bertqa.model.checksums import write_checksums
 from bertqa.model.config import BertConfig
+from bertqa.model.folder import WEIGHTS
 from bertqa.model.record import write_config
 from bertqa.model.tensors import DTYPES, Weights, write_safetensors
 
@@ -90,7 +92,7 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
             remarks.append(
                 "its tokenizer gives no token types: the row of the first segment stands for both"
             )
-        written = write_safetensors(new / "model.safetensors", dtypes, shapes, tensors.get)
+        written = write_safetensors(new / WEIGHTS, dtypes, shapes, tensors.get)
         tensors.check()
         remarks += take_settings(place.folder, new, plan.config, plan.head, fresh_head)
         # once more: what another process put there meanwhile is not ours to replace
@@ -208,7 +210,9 @@ def resolve_weights(
     cache = Path(cache) if cache else cache_folder() / "weights"
     _make(cache)
     dest = cache / name
-    with locked(cache / f"{name}.lock"):
+    with locked(cache / f"{name}.lock") as is_alone:
+        if is_alone:
+            clear_leftovers(dest)
         if _is_whole(dest):
             print(f"using {dest}, converted from {name_or_path} before", file=sys.stderr)
             return dest
@@ -218,7 +222,8 @@ def resolve_weights(
             print(f"{name_or_path}: no such folder here; taken as a Hub id", file=sys.stderr)
         print(f"converting {name_or_path} into {dest} (once)", file=sys.stderr)
         try:
-            convert(source.given, dest, fresh_head="none" if encoder_only else None)
+            report = convert(source.given, dest, fresh_head="none" if encoder_only else None)
+            write_checksums(dest, {WEIGHTS: report.sha256})  # what is in the cache, nobody changes
         except UserError:
             # on a file system without locks, another process may have been faster
             if not _is_whole(dest):
@@ -232,7 +237,7 @@ def _is_model_folder(path: Path) -> bool:
 
 
 def _is_whole(folder: Path) -> bool:
-    return (folder / "config.json").exists() and (folder / "model.safetensors").exists()
+    return (folder / "config.json").exists() and (folder / WEIGHTS).exists()
 
 
 def _make(cache: Path) -> None:
@@ -248,7 +253,12 @@ def _make(cache: Path) -> None:
 def _source_of_path(path: Path) -> _Source:
     """A folder or file here: its name, and a hash over all that conversion reads."""
     place = hub.locate(path)
-    names = (*hub.CONFIG_FILES, *hub.TEXT_FILES, *WEIGHT_FILES[1::2])
+    names = [*hub.CONFIG_FILES, *hub.TEXT_FILES, *WEIGHT_FILES[1::2]]
+    pooling = pooling_file(place.folder)
+    if pooling and pooling not in names:
+        names.append(pooling)
+    if place.weights.name.endswith(".index.json"):
+        names.append(place.weights.name)
     read = [place.folder / name for name in names if (place.folder / name).is_file()]
     lines = [f"format {FORMAT}"]
     for file in (*read, *open_weights(place.weights).files):

@@ -21,6 +21,7 @@ from bertqa.hf.convert import dtype_name, new_folder
 from bertqa.hf.names import HEAD, Report, Row, their_names
 from bertqa.model.build import build_empty, refuse_elsewhere
 from bertqa.model.card import exported_card
+from bertqa.model.checksums import checked
 from bertqa.model.config import BertConfig
 from bertqa.model.folder import load, open_model_weights
 from bertqa.model.record import CLASSES, QA, read_config, read_qa, write_qa
@@ -65,7 +66,7 @@ def export(src: str | Path, dest: str | Path) -> Report:
     dtypes = {name: part.dtype for name, part in parts.items()}
     dtype = dtype_name(dtypes.values())
 
-    with staged(dest) as new:
+    with staged(dest) as new, checked(src):
         remarks = vocabulary.install(src, new, config.vocab_size, complete=True).remarks
         sha256 = write_safetensors(
             new / "model.safetensors",

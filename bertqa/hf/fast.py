@@ -100,7 +100,14 @@ def open_fast(path: Path, fast: dict):
 
     with library(path):
         backend = Tokenizer.from_str(json.dumps(fast))
+    normalise = normaliser(backend)
     for entry in fast.get("added_tokens") or []:
+        # "\u200d", say. The library then finds nothing everywhere: wrong tokens, a panic, or no end.
+        if entry.get("normalized") and not normalise(entry["content"]):
+            raise UserError(
+                f"{path}: of the added token {show(entry['content'])} the normaliser leaves nothing, so no text can "
+                'hold it; take it out, or give it "normalized": false'
+            )
         given = backend.token_to_id(entry["content"])
         # the library numbers them itself, on from the vocabulary, and passes over what a file says
         if given != entry["id"]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bertqa.errors import UserError, first_sentence
 from bertqa.files import sha256, show
+from bertqa.hf.pooling import pooling_file
 from bertqa.hf.weights import ADAPTER_CONFIG, WEIGHT_FILES, adapter, shard_names
 
 CONFIG_FILES = ("config.json", "bert_config.json")
@@ -104,6 +105,9 @@ def download(repo: str, revision: str | None = None) -> Path:
         commit = config.parent.name
         for name in TEXT_FILES:
             fetch(repo, name, commit)
+        pooling = pooling_file(config.parent)
+        if pooling and pooling not in TEXT_FILES:
+            fetch(repo, pooling, commit)
         weights = _first(repo, WEIGHT_FILES, commit)
         if weights is None:
             if fetch(repo, ADAPTER_CONFIG, commit):

@@ -223,7 +223,15 @@ def _other_prefixes(plan: Plan, plain: dict[str, str], missing: list[str]) -> li
                 found[".".join(parts[:place]) + "."] += 1
     # one tensor of that ending is chance; all of an encoder is a prefix
     whole = [prefix for prefix, count in found.items() if count == len(encoder)]
-    return sorted(prefix.removesuffix("bert.").removesuffix("distil") for prefix in whole)
+    return sorted(map(_without_stem, whole))
+
+
+def _without_stem(prefix: str) -> str:
+    """A prefix without the `bert.` at its end, which belongs to the names behind it; unless there is nothing else."""
+    for stem in ("distilbert.", "bert."):
+        if prefix.endswith(stem) and prefix != stem:
+            return prefix.removesuffix(stem)
+    return prefix
 
 
 def _advice(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:

@@ -41,12 +41,9 @@ def read_pooling(folder: Path, positions: int) -> tuple[Embedding | None, list[s
     Raises:
         UserError: for files that are not what sentence-transformers writes.
     """
-    if not (folder / MODULES).exists():
+    kinds = _modules(folder)
+    if kinds is None:
         return None, []
-    modules = read_json(folder / MODULES)
-    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise UserError(f"{folder / MODULES}: is {show(modules)}, expected a list of modules")
-    kinds = {str(module.get("type")).rpartition(".")[2]: module for module in modules}
     embedding = Embedding(normalize="Normalize" in kinds)
     remarks = []
     if (folder / SETTINGS).exists():
@@ -60,8 +57,7 @@ def read_pooling(folder: Path, positions: int) -> tuple[Embedding | None, list[s
                 f"warning: {SETTINGS} has do_lower_case true: sentence-transformers lower-cases texts first"
             )
     if "Pooling" in kinds:
-        path = str(kinds["Pooling"].get("path", ""))
-        embedding.pool = _pool_of(folder, path)
+        embedding.pool = _pool_of(folder)
         if embedding.pool is None:
             remarks.append(
                 "warning: its Pooling is neither mean nor cls alone: embed uses its own default"
@@ -75,12 +71,30 @@ def read_pooling(folder: Path, positions: int) -> tuple[Embedding | None, list[s
     return embedding, remarks
 
 
-def _pool_of(folder: Path, path: str) -> str | None:
-    """The one kind of pooling that a Pooling module has; None where it has another, or several."""
-    config = folder / path / "config.json"
-    if not re.fullmatch(r"[\w-]+", path) or not config.exists():
+def _modules(folder: Path) -> dict[str, dict] | None:
+    """The last part of a module's class -> what modules.json says of it; None where there is no such file."""
+    if not (folder / MODULES).exists():
         return None
-    settings = read_object(config)
+    modules = read_json(folder / MODULES)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise UserError(f"{folder / MODULES}: is {show(modules)}, expected a list of modules")
+    return {str(module.get("type")).rpartition(".")[2]: module for module in modules}
+
+
+def pooling_file(folder: Path) -> str | None:
+    """The name of the Pooling module's settings, "1_Pooling/config.json" mostly; None where there is no such module."""
+    pooling = (_modules(folder) or {}).get("Pooling", {})
+    path = str(pooling.get("path"))
+    # a path would lead out of the folder
+    return f"{path}/config.json" if re.fullmatch(r"[\w-]+", path) else None
+
+
+def _pool_of(folder: Path) -> str | None:
+    """The one kind of pooling that a Pooling module has; None where it has another, or several."""
+    name = pooling_file(folder)
+    if name is None or not (folder / name).exists():
+        return None
+    settings = read_object(folder / name)
     named = settings.get("pooling_mode")
     if isinstance(named, str):  # since sentence-transformers 5
         return POOLS.get(named)

@@ -1,6 +1,9 @@
 """checksums.json of a model folder: the sha256 of its files, so that a bit that flipped on a disk is noticed."""
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bertqa.errors import UserError
@@ -11,9 +14,15 @@ FOR_PEOPLE = ("README.md", "qa.json")
 """Files that one may change by hand: a card, a threshold."""
 
 
-def write_checksums(folder: Path) -> None:
-    """Add the checksum of every file to checksums.json; files that stand there already are not read again."""
-    sums = read_object(folder / CHECKSUMS) if (folder / CHECKSUMS).exists() else {}
+def write_checksums(folder: Path, known: dict[str, str] | None = None) -> None:
+    """Add the checksum of every file to checksums.json.
+
+    Args:
+        known: checksums of files that need not be read again, by name; those that stand there already are not either.
+    """
+    sums = dict(known or {})
+    if (folder / CHECKSUMS).exists():
+        sums.update(read_object(folder / CHECKSUMS))
     for path in sorted(folder.iterdir()):
         if path.name != CHECKSUMS and path.name not in sums:
             sums[path.name] = sha256(path)
@@ -45,7 +54,8 @@ def find_damage(folder: Path, needed: Sequence[str] = (), ignored: Sequence[str]
         if name in ignored:
             continue
         try:
-            found = sha256(path)
+            state = path.stat()
+            found = _sha256_in_state(path, state.st_ino, state.st_size, state.st_mtime_ns)
         except OSError as error:
             return f"{name} is unreadable ({error.strerror})"
         if found != expected:
@@ -53,10 +63,25 @@ def find_damage(folder: Path, needed: Sequence[str] = (), ignored: Sequence[str]
     return ""
 
 
-def refuse_damage(folder: str | Path) -> None:
-    """Raise UserError where the files of a model folder are not what training wrote."""
-    problem = find_damage(Path(folder), ignored=(*FOR_PEOPLE, "state.pt"))
-    if problem:
-        raise UserError(
-            f"{folder}: {problem}; copy it again, or delete {CHECKSUMS} there if it was changed on purpose"
-        )
+@functools.lru_cache(maxsize=1024)
+def _sha256_in_state(path: Path, inode: int, size: int, changed: int) -> str:
+    """The checksum of a file that is in this state: a process that loads a model again does not read it all again."""
+    return sha256(path)
+
+
+@contextlib.contextmanager
+def checked(folder: str | Path) -> Iterator[None]:
+    """For reading a model folder: meanwhile another thread compares its files with checksums.json, where it has one.
+
+    Raises:
+        UserError: at the end, where they are not what was written; also in place of an error inside.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        damage = pool.submit(find_damage, Path(folder), ignored=(*FOR_PEOPLE, "state.pt"))
+        try:
+            yield
+        finally:
+            if damage.result():
+                raise UserError(
+                    f"{folder}: {damage.result()}; copy it again, or delete {CHECKSUMS} there if it was changed on purpose"
+                )

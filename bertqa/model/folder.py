@@ -29,7 +29,7 @@ from bertqa.model.build import (
     refuse_own_model,
 )
 from bertqa.model.card import plain_card
-from bertqa.model.checksums import CHECKSUMS, refuse_damage, write_checksums
+from bertqa.model.checksums import checked, write_checksums
 from bertqa.model.encoder import BertEncoder
 from bertqa.model.record import CLASSES, EMBEDDING, QA, read_config, read_qa, write_qa
 from bertqa.model.tensors import Weights, open_safetensors, write_safetensors
@@ -109,8 +109,8 @@ def load_into(model: nn.Module, folder: str | Path) -> list[str]:
         fresh.discard(name)
     if problems:
         raise UserError(f"{folder}: does not fit the model: {listed(problems)}")
-    refuse_damage(folder)
-    check_tokenizer(folder, encoder.config.vocab_size)
+    with checked(folder):
+        check_tokenizer(folder, encoder.config.vocab_size)
     with torch.no_grad():
         for name in state.keys() - fresh:
             state[name].copy_(stored.get(prefix + name))
@@ -142,16 +142,19 @@ def fill(
         dtype: of the parameters; where None, as stored, but 16-bit storage is computed with in float32.
         prefix: what stands before the model's names in the file.
     """
-    stored = open_model_weights(folder, model.state_dict(), device, prefix)
-    check_tokenizer(folder, getattr(model, "encoder", model).config.vocab_size)
-
-    def read(name: str) -> Tensor:
-        tensor = stored.get(prefix + name)
-        return tensor.to(dtype or (torch.float32 if tensor.dtype.itemsize < 4 else tensor.dtype))
-
-    model.load_state_dict({name: read(name) for name in model.state_dict()}, assign=True)
+    names = model.state_dict()
+    stored = open_model_weights(folder, names, device, prefix)
+    with checked(folder):
+        check_tokenizer(folder, getattr(model, "encoder", model).config.vocab_size)
+        tensors = {name: _to_compute_with(stored.get(prefix + name), dtype) for name in names}
+    model.load_state_dict(tensors, assign=True)
     model.folder = Path(folder)  # where its tokenizer is, should it be saved
     return model.eval()
+
+
+def _to_compute_with(stored: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A stored tensor in the type that it is computed with: `dtype`, and where that is None at least float32."""
+    return stored.to(dtype or torch.promote_types(stored.dtype, torch.float32))
 
 
 def open_model_weights(
@@ -179,7 +182,6 @@ def open_model_weights(
         raise UserError(
             f"{Path(folder) / WEIGHTS}: does not fit its config.json: {listed(problems)}"
         )
-    refuse_damage(folder)
     return stored
 
 
@@ -250,8 +252,7 @@ def save(
             write_qa(new, qa)
         parameters = sum(tensor.numel() for tensor in state.values())
         write_text(new / "README.md", card or plain_card(shape, head, parameters, provenance))
-        write_json(new / CHECKSUMS, {WEIGHTS: sha256})
-        write_checksums(new)
+        write_checksums(new, {WEIGHTS: sha256})
     return sha256
 
 
