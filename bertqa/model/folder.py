@@ -29,7 +29,7 @@ from bertqa.model.build import (
     refuse_own_model,
 )
 from bertqa.model.card import plain_card
-from bertqa.model.checksums import checked, write_checksums
+from bertqa.model.checksums import CHECKSUMS, checked, write_checksums
 from bertqa.model.encoder import BertEncoder
 from bertqa.model.record import CLASSES, EMBEDDING, QA, read_config, read_qa, write_qa
 from bertqa.model.tensors import Weights, open_safetensors, write_safetensors
