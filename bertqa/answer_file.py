@@ -8,6 +8,7 @@ import contextlib
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -49,10 +50,11 @@ def answer_file(
     # checksums of the data cost a second a gigabyte: once is enough
     depends = about(args, reader, how, paths) if world.first else {}
     job = Job(args.out, depends, args.resume, world)
+    tally: Counter = Counter()
     began = time.perf_counter()
     answered = answer_stream(
         job,
-        question_stream(paths),
+        question_stream(paths, tally),
         partial(rows_of, reader, how, args.n_best),
         size=SHARE,
         device=reader.device.type,
@@ -67,6 +69,9 @@ def answer_file(
         return 0
     failed = write_official_files(job, reader.qa, args.n_best)
     print(report(job, answered, took, failed, threshold), file=sys.stderr)
+    if tally["unlabelled"]:
+        said = f"{tally['unlabelled']:,} of {tally['records']:,} records do not say what is right"
+        print(f"unlabelled: {said}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -188,7 +188,9 @@ def test_bad_records_are_written_in_their_place(tiny_model, tmp_path, capsys):
     assert rows[3]["error"] == f'{data}: line 4: "question" must be text, not null'
     assert "used before" in rows[7]["error"]
     assert list(json.loads((tmp_path / "out" / "predictions.json").read_text())) == [*"012456"]
-    assert "2 records could not be read" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "2 records could not be read" in said
+    assert "unlabelled: 8 of 8 records do not say what is right" in said
     with pytest.raises(UserError, match='data.jsonl: line 4: "question" must be text'):
         main([*ask, "--out", str(tmp_path / "stop"), "--on-error", "stop"])
     assert [row["id"] for row in rows_in(tmp_path / "stop")] == [*"012"]

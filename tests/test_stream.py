@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import json
+from collections import Counter
 
 import pytest
 from shapes_read import READ
@@ -231,3 +232,14 @@ def test_what_says_nothing_of_answers_is_answered(tmp_path):
         path = tmp_path / "file"
         path.write_text(content if isinstance(content, str) else json.dumps(content))
         assert len([q for q in read(path) if not q.error]) == count and "neither" in says
+
+
+def test_records_that_do_not_say_what_is_right_are_counted(tmp_path):
+    known = {"id": 1, "question": "Who?", "context": "Ada saw Bo.", "answers": []}
+    unknown = {"id": 2, "question": "Who?", "context": "Ada saw Bo.", "gold": ["Ada"]}
+    (tmp_path / "file").write_text(f"{json.dumps(known)}\n{json.dumps(unknown)}\n[]\n")
+    (tmp_path / "csv").write_text("id,question,context,answer_text\n3,Who?,Ada,\n")
+    tally = Counter()
+    for _ in question_stream([tmp_path / "file", tmp_path / "csv"], tally):
+        pass
+    assert tally == {"records": 4, "unlabelled": 1}

@@ -4,6 +4,7 @@ JSONL, MRQA, CSV and Parquet are read as they are answered; SQuAD's and other JS
 shapes are those of formats.py. A record that is no question comes out in its place, with what is wrong with it.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from bertqa.data.formats import (
     shape_of_columns,
     shape_of_records,
 )
+from bertqa.data.gold import ANSWER_KEYS
 from bertqa.data.ids import Ids
 from bertqa.data.records import Records as FoundRecords
 from bertqa.data.records import records_in as found_records
@@ -34,6 +36,9 @@ from bertqa.files import decode, parse_json, show
 
 SNIFFED = 3
 """Lines looked at to tell JSON lines, the first of which may be damaged, from one large JSON value."""
+
+LABELS = {*ANSWER_KEYS, "answer", "is_impossible"}
+"""Keys of a record that says what is right."""
 
 
 @dataclass(slots=True)
@@ -55,14 +60,16 @@ class Question:
         return sum(map(len, self.documents))
 
 
-def question_stream(paths: Sequence[Path]) -> Stream:
-    """The questions of files, in their order."""
-    return Stream(paths, partial(questions_in, Ids()))
+def question_stream(paths: Sequence[Path], tally: Counter | None = None) -> Stream:
+    """The questions of files, in their order; `tally` is told how many "records" came, and how many are "unlabelled"."""
+    return Stream(paths, partial(questions_in, Ids(), Counter() if tally is None else tally))
 
 
-def questions_in(ids: Ids, source: Source) -> Iterator[Question]:
+def questions_in(ids: Ids, tally: Counter, source: Source) -> Iterator[Question]:
     """The questions of a file, checked. `ids` knows those of the files before it."""
     for where, record in records_in(source):
+        tally["records"] += 1
+        tally["unlabelled"] += isinstance(record, dict) and record.keys().isdisjoint(LABELS)
         where = f"{source.name}: {where}"
         id, error = ids.of(record)
         if isinstance(record, UserError):
