@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bertqa.model.card import exported_card, fine_tuned, model_card
+from bertqa.model.card import eval_results, exported_card, fine_tuned, model_card
 
 METRICS = {"exact": 65.0, "f1": 67.469, "total": 60, "loss": 1.39}
 SETTINGS = {
@@ -68,3 +68,40 @@ def test_the_threshold_is_explained():
         qa={"null_threshold": 1.25}
     )
     assert "Every question gets an answer" in card_of()
+
+
+def test_what_taught_the_weights_of_the_start_is_a_step_of_their_past(tmp_path):
+    taught = {**HUB, "fine_tuned_on": "one.json", "taught_by": "two teachers"}
+    later = fine_tuned(taught, tmp_path / "student" / "best", "two.json")
+    assert "taught_by" not in later
+    step = "org/base -> student/best (fine-tuned on one.json; taught by two teachers)"
+    assert later["lineage"] == step
+
+
+def test_data_of_the_hub_are_named_where_they_are_those():
+    assert "datasets: [rajpurkar/squad_v2]" in card_of(train="squad2")
+    assert "datasets: [rajpurkar/squad]" in card_of(train="/data/train-v1.1.json.gz")
+    assert "datasets:" not in card_of() + card_of(train="squad2-dev") + card_of(
+        train="dev-v2.0.json"
+    )
+    held_out = card_of(train="squad2", dev=None)
+    assert 'dataset: {name: "squad2, held out", type: "squad2", split: validation}' in held_out
+    teacher = card_of(teacher=["/home/ada/runs/big/best", "org/other"])
+    assert "- teacher: big/best, org/other" in teacher
+
+
+def test_eval_results_for_the_hub():
+    hub = pytest.importorskip("huggingface_hub")
+    yaml = pytest.importorskip("yaml")
+    if not hasattr(hub, "parse_eval_result_entries"):
+        pytest.skip("this huggingface_hub is older than .eval_results")
+    [(name, text)] = eval_results(card_of()).items()
+    assert name == "squad_v2.yaml"
+    found = {}
+    for entry in hub.parse_eval_result_entries(yaml.safe_load(text)):
+        assert entry.dataset_id == "rajpurkar/squad_v2"
+        found[entry.task_id] = entry.value
+    assert found == {"exact_match": 65.0, "f1": 67.47}
+    for own in (card_of(dev="mine.json"), card_of(limit_dev=50), card_of(train="squad2", dev=None)):
+        assert eval_results(own) == {}
+    assert eval_results("# a card of other people\n\n    dataset: yes\n") == {}

@@ -32,6 +32,7 @@ from bertqa.hf.convert import convert
 from bertqa.hf.export import export
 from bertqa.hf.names import plain_name, their_names
 from bertqa.model import folder
+from bertqa.model.card import model_card
 from bertqa.model.config import BertConfig
 from bertqa.model.folder import QA
 
@@ -403,6 +404,7 @@ def test_exported_card_and_settings(originals, tmp_path):
         "---\nlibrary_name: transformers\npipeline_tag: question-answering\nbase_model: google-bert/bert-base-uncased\n"
         "tags: [a, b]\nlicense: mit\n---\n\n# Mine\n\n--- a rule ---\n"
     )
+    assert not (tmp_path / "theirs" / ".eval_results").exists()
     convert(tmp_path / "theirs", tmp_path / "back")
     assert folder.read_qa(tmp_path / "back") == {"null_threshold": 1.5}
     assert folder.read_config(tmp_path / "back")["provenance"]["license"] == "mit"
@@ -410,6 +412,17 @@ def test_exported_card_and_settings(originals, tmp_path):
     assert folder.read_qa(tmp_path / "fresh") == {}, (
         "a threshold belongs to the head that it was tuned for"
     )
+
+
+def test_scores_on_official_data_travel_to_the_hub(originals, tmp_path):
+    ours = originals / "bert-qa-ours"
+    card = model_card(
+        tmp_path / "run" / "best", {}, {"dev": "squad2"}, {"exact": 65.0, "f1": 67.5}, {}
+    )
+    folder.save(tmp_path / "mine", random_model(), tokenizer_from=ours, card=card, provenance={})
+    export(tmp_path / "mine", tmp_path / "theirs")
+    found = (tmp_path / "theirs" / ".eval_results" / "squad_v2.yaml").read_text()
+    assert "- dataset: {id: rajpurkar/squad_v2, task_id: f1}\n  value: 67.50\n" in found
 
 
 def test_mixed_precision_export(copy, tmp_path):

@@ -20,7 +20,7 @@ from bertqa.hf.architecture import refuse_inexpressible, write_architecture
 from bertqa.hf.convert import dtype_name, new_folder
 from bertqa.hf.names import HEAD, Report, Row, their_names
 from bertqa.model.build import build_empty, refuse_elsewhere
-from bertqa.model.card import exported_card
+from bertqa.model.card import eval_results, exported_card
 from bertqa.model.checksums import checked
 from bertqa.model.config import BertConfig
 from bertqa.model.folder import load, open_model_weights
@@ -82,6 +82,9 @@ def export(src: str | Path, dest: str | Path) -> Report:
         provenance = record.get("provenance", {})
         card = exported_card(src, config.model_type, TASKS[head], provenance)
         write_text(new / "README.md", card)
+        for name, scores in eval_results(card).items():
+            (new / ".eval_results").mkdir(exist_ok=True)
+            write_text(new / ".eval_results" / name, scores)
     if config.model_type == "bert" and head is None and not config.pooler:
         remarks.append(
             "it has no pooler: transformers' BertModel will draw one at random and say so"

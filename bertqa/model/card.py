@@ -9,16 +9,8 @@ from bertqa.model.config import BertConfig
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 """org/name."""
 
-
-OFFICIAL = {
-    "squad2": ("SQuAD 2.0, dev", "rajpurkar/squad_v2"),
-    "squad2-dev": ("SQuAD 2.0, dev", "rajpurkar/squad_v2"),
-    "dev-v2.0.json": ("SQuAD 2.0, dev", "rajpurkar/squad_v2"),
-    "squad1": ("SQuAD 1.1, dev", "rajpurkar/squad"),
-    "squad1-dev": ("SQuAD 1.1, dev", "rajpurkar/squad"),
-    "dev-v1.1.json": ("SQuAD 1.1, dev", "rajpurkar/squad"),
-}
-"""What a dev set may be called -> its name, and the Hub's id of it."""
+SQUAD = {"rajpurkar/squad": ("1", "1.1"), "rajpurkar/squad_v2": ("2", "2.0")}
+"""The Hub's ids of the official data -> the number in our short name, the version."""
 
 METRICS = {
     "exact": ("exact_match", "EM"),
@@ -30,25 +22,24 @@ METRICS = {
 
 
 def fine_tuned(provenance: dict, weights: Path, data: str) -> dict:
-    """The provenance of weights that were trained further, with every step that they came by.
-
-    Args:
-        provenance: of the weights that training started from.
-        weights: their folder.
-        data: what they were now trained on.
+    """The provenance of what was trained further on `data`, every step included that it came by: that of the folder
+    `weights`, from which training started, and one more.
     """
     found = {**provenance, "fine_tuned_on": data}
+    # Who taught the weights that training started from is a step of their past, not of this training.
+    teachers = found.pop("taught_by", None)
     earlier = provenance.get("fine_tuned_on")
     if earlier:
         chain = provenance.get("lineage") or provenance.get("source")
-        found["lineage"] = f"{chain} -> {weights.resolve().name} (fine-tuned on {earlier})"
+        how = f"fine-tuned on {earlier}"
+        if teachers:
+            how += f"; taught by {teachers}"
+        found["lineage"] = f"{chain} -> {without_folders(weights.resolve())} ({how})"
     return found
 
 
 def model_card(where: Path, provenance: dict, settings: dict, metrics: dict, qa: dict) -> str:
-    """The card of a question answering model; `qa` is what qa.json will hold, the rest as for
-    `card`.
-    """
+    """The card of a question answering model; `qa` is what qa.json will hold, the rest as for `card`."""
     dev = without_folders(settings.get("dev") or "held out of the training questions")
     return card(
         where,
@@ -94,10 +85,18 @@ def threshold_rule(threshold: float | None) -> str:
     )
 
 
+def joined(lines: list[str]) -> str:
+    return "\n".join(lines)
+
+
 def without_folders(value: object) -> str:
-    """A setting as a card may show it: of a path on this machine only the name."""
-    text = str(value)
-    return Path(text).name if Path(text).is_absolute() else text
+    """A setting as a card may show it: of a path on this machine only the name, of a run's best/ the run's before it."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(without_folders, value))
+    path = Path(str(value))
+    if not path.is_absolute():
+        return str(value)
+    return "/".join(path.parts[-2:]) if path.name in ("best", "last") else path.name
 
 
 def card(
@@ -124,72 +123,84 @@ def card(
         measured, rule: sentences above and below the table of metrics.
     """
     title = where.resolve().parent.name
-    scores = [
-        f"| {name} | {value:.2f} |" for name, value in metrics.items() if isinstance(value, float)
-    ]
-    recipe = [
-        f"- {name}: {without_folders(value)}"
-        for name, value in settings.items()
-        if value is not None and name != "out"
-    ]
-    sections = [
-        *front_matter(title, provenance, settings, metrics, task, tag),
-        "",
-        f"# {title}",
-        "",
-        about,
-        "",
-        "## Where it comes from",
-        "",
-        *lineage(provenance),
-        "",
-        "## What it got on its dev set",
-        "",
-        measured,
-        "",
-        "| measure | value |",
-        "|---|---|",
-        *scores,
-        "",
-        rule,
-        "",
-        "## Recipe",
-        "",
-        *recipe,
-        "",
-        "## Limits",
-        "",
-        f"{limits} Nothing was measured here on languages or kinds of text other than the dev set's.",
-        "",
-    ]
-    return "\n".join(sections)
+    scores = []
+    for name, value in metrics.items():
+        if isinstance(value, float):
+            scores.append(f"| {name} | {value:.2f} |")
+    recipe = []
+    for name, value in settings.items():
+        if value is not None and name != "out":
+            recipe.append(f"- {name}: {without_folders(value)}")
+    return f"""{joined(front_matter(title, provenance, settings, metrics, task, tag))}
+
+# {title}
+
+{about}
+
+## Where it comes from
+
+{joined(lineage(provenance))}
+
+## What it got on its dev set
+
+{measured}
+
+| measure | value |
+|---|---|
+{joined(scores)}
+
+{rule}
+
+## Recipe
+
+{joined(recipe)}
+
+## Limits
+
+{limits} Nothing was measured here on languages or kinds of text other than the dev set's.
+"""
 
 
 def front_matter(
     title: str, provenance: dict, settings: dict, metrics: dict, task: str, tag: str
 ) -> list[str]:
-    """The metadata on top of a card, YAML between two lines of dashes; model-index holds the scores
-    for the Hub.
-    """
-    lines = ["---", "library_name: bertqa", f"pipeline_tag: {task}"]
-    lines.append(f"tags: [bertqa, bert, {tag}]")
+    """The metadata on top of a card, YAML between two lines of dashes; model-index holds the scores."""
+    found = ["---", "library_name: bertqa", f"pipeline_tag: {task}"]
+    found.append(f"tags: [bertqa, bert, {tag}]")
     if provenance.get("license"):
-        lines.append(f"license: {provenance['license']}")
+        found.append(f"license: {provenance['license']}")
     source = str(provenance.get("source"))
     if HUB_ID.fullmatch(source):
-        lines.append(f"base_model: {source}")
+        found.append(f"base_model: {source}")
+    trained_on = official(settings.get("train"), "train")
+    if trained_on:
+        found.append(f"datasets: [{trained_on}]")
     named = [name for name in METRICS if isinstance(metrics.get(name), float)]
     if named:
-        lines += model_index(title, settings, {name: metrics[name] for name in named}, task)
-    return [*lines, "---"]
+        found += model_index(title, settings, {name: metrics[name] for name in named}, task)
+    return [*found, "---"]
+
+
+def official(setting: object, part: str) -> str:
+    """The Hub's id of the data whose `part` (train, dev) a setting names; "" where that is no official file."""
+    file = Path(str(setting)).name.removesuffix(".gz")
+    for dataset, (number, version) in SQUAD.items():
+        if file in (f"squad{number}", f"squad{number}-{part}", f"{part}-v{version}.json"):
+            return dataset
+    return ""
 
 
 def model_index(title: str, settings: dict, scores: dict[str, float], task: str) -> list[str]:
     """The model-index of a card: the scores with the data that they were measured on."""
-    file = Path(str(settings.get("dev") or settings.get("train") or "dev")).name
-    name, dataset = OFFICIAL.get(file.removesuffix(".gz"), (file, file))
-    if settings.get("limit_dev"):
-        name, dataset = f"{file}, its first {settings['limit_dev']}", file
+    dev = settings.get("dev")
+    name = dataset = Path(str(dev or settings.get("train") or "dev")).name
+    if not dev:
+        name = f"{name}, held out"
+    elif settings.get("limit_dev"):
+        name = f"{name}, its first {settings['limit_dev']}"
+    elif official(dev, "dev"):
+        dataset = official(dev, "dev")
+        name = f"SQuAD {SQUAD[dataset][1]}, dev"
     lines = [
         "model-index:",
         f"- name: {json.dumps(title)}",
@@ -202,6 +213,26 @@ def model_index(title: str, settings: dict, scores: dict[str, float], task: str)
         theirs, spoken = METRICS[ours]
         lines.append(f"    - {{type: {theirs}, name: {spoken}, value: {value:.2f}}}")
     return lines
+
+
+def eval_results(card: str) -> dict[str, str]:
+    """What the Hub reads beside the card: files of its .eval_results/ by name, in YAML, from the card's model-index.
+
+    Scores on data that are not on the Hub belong to no benchmark. A task is called as its metric.
+    """
+    files: dict[str, str] = {}
+    dataset = ""
+    for line in card.splitlines():
+        named = re.match(r'    dataset: .*type: "([^"]*)"', line)
+        if named:
+            dataset = named[1]
+        score = re.match(r"    - \{type: (\w+), .*value: ([\d.]+)\}", line)
+        if score and dataset in SQUAD:
+            metric, value = score.groups()
+            entry = f"- dataset: {{id: {dataset}, task_id: {metric}}}\n  value: {value}\n"
+            file = f"{Path(dataset).name}.yaml"
+            files[file] = files.get(file, "") + entry
+    return files
 
 
 def lineage(provenance: dict) -> list[str]:
@@ -223,46 +254,37 @@ def plain_card(config: BertConfig, head: str | None, parameters: int, provenance
     kind = "DistilBERT" if config.model_type == "distilbert" else "BERT"
     purpose = (head or "any task").replace("-", " ")
     came_from = [f"- {name}: {value}" for name, value in provenance.items() if value is not None]
-    return "\n".join(
-        [
-            f"# {kind} for {purpose}",
-            "",
-            f"{parameters:,} parameters: {config.num_hidden_layers} layers, hidden size {config.hidden_size}, "
-            f"{config.num_attention_heads} heads, {config.vocab_size:,} tokens, {config.max_position_embeddings} positions",
-            "",
-            "Where it came from:",
-            "",
-            *came_from,
-            "",
-        ]
-    )
+    return f"""# {kind} for {purpose}
+
+{parameters:,} parameters: {config.num_hidden_layers} layers, hidden size {config.hidden_size}, \
+{config.num_attention_heads} heads, {config.vocab_size:,} tokens, {config.max_position_embeddings} positions
+
+Where it came from:
+
+{joined(came_from)}
+"""
 
 
 def read_license(folder: Path) -> str | None:
     """The `license:` of a model card's metadata, where there is one."""
-    card = folder / "README.md"
-    if not card.exists():
-        return None
-    metadata = re.match(
-        r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL
-    )
-    found = (
-        re.search(r"^license:\s*['\"]?([\w.-]+)", metadata[1], re.MULTILINE) if metadata else None
-    )
+    front, _ = parts_of_card(folder)
+    found = re.search(r"^license:\s*['\"]?([\w.-]+)", front, re.MULTILINE)
     return found[1] if found else None
 
 
+def parts_of_card(folder: Path) -> tuple[str, str]:
+    """The metadata and the text of the card in a folder; "" for what is not there."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+    front, body = re.match(r"(?:---\n(.*?\n)---(?:\n|$))?(.*)", text, re.DOTALL).groups()
+    return front or "", body
+
+
 def exported_card(src: Path, model_type: str, task: str, provenance: dict) -> str:
-    """The card of a model folder, with the metadata that the Hub reads: the card's, and what it
-    does not say.
-    """
-    text = (src / "README.md").read_text(encoding="utf-8") if (src / "README.md").exists() else ""
-    front, body = (re.match(r"(?:---\n(.*?\n)---\n)?(.*)", text, re.DOTALL)).groups()
-    kept = [
-        line
-        for line in (front or "").splitlines()
-        if not line.startswith(("library_name:", "pipeline_tag:"))
-    ]
+    """The card of a model folder, with the metadata that the Hub reads: the card's, and what it does not say."""
+    front, body = parts_of_card(src)
+    replaced = ("library_name:", "pipeline_tag:")
+    kept = [line for line in front.splitlines() if not line.startswith(replaced)]
     source = str(provenance.get("source"))
     more = {
         "library_name": "transformers",
@@ -271,9 +293,8 @@ def exported_card(src: Path, model_type: str, task: str, provenance: dict) -> st
         "pipeline_tag": task,
         "base_model": source if HUB_ID.fullmatch(source) else None,
     }
-    lines = [
-        f"{name}: {value}"
-        for name, value in more.items()
-        if value and not any(line.startswith(f"{name}:") for line in kept)
-    ]
-    return "\n".join(["---", *lines, *kept, "---", "", body.strip(), ""])
+    lines = []
+    for name, value in more.items():
+        if value and not any(line.startswith(f"{name}:") for line in kept):
+            lines.append(f"{name}: {value}")
+    return joined(["---", *lines, *kept, "---", "", body.strip(), ""])

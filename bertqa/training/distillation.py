@@ -31,6 +31,7 @@ from bertqa.hf.convert import resolve_weights
 from bertqa.inference import forward_all
 from bertqa.model import folder
 from bertqa.model.attention import Layout
+from bertqa.model.card import without_folders
 from bertqa.model.copies import computing_in_16_bits
 from bertqa.model.heads import Ensemble, SpanLogits
 from bertqa.settings import DistillationSettings
@@ -134,7 +135,7 @@ def ask_teachers(
             say(keep_logits(path, fingerprint, logits))
     starts = _row_starts(task)
     names = [
-        f"{name} (sha256 {digest[:16]})"
+        f"{without_folders(name)} (sha256 {digest[:16]})"
         for name, digest in zip(settings.teacher, sums, strict=True)
     ]
     return Teaching(
