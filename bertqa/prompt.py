@@ -120,7 +120,14 @@ def one_line(answer: Answer, as_json: bool) -> str:
     if as_json:
         return to_json(dataclasses.asdict(answer))
     where = f", characters {answer.start} to {answer.end}" if answer.answer else ""
-    return f"{printable(answer.answer) or '(no answer in this text)'}   [score {answer.score:.3f}{where}]"
+    said = printable(answer.answer) or "(no answer in this text)"
+    return f"{said}   [{how_sure(answer)}{where}]"
+
+
+def how_sure(answer: Answer) -> str:
+    """The confidence, where it is known, and the score."""
+    score = f"score {answer.score:.3f}"
+    return score if answer.confidence is None else f"confidence {answer.confidence:.3f}, {score}"
 
 
 def in_sentence(answers: list[Answer], context: str, colour: bool, width: int | None = None) -> str:
@@ -138,7 +145,7 @@ def in_sentence(answers: list[Answer], context: str, colour: bool, width: int | 
         first = len(before)
         last = first + len(answer)
         said = f"{line[:first]}{bold}{line[first:last]}{plain}{line[last:]}"
-    below = f"score {best.score:.3f}"
+    below = how_sure(best)
     if others:
         shown = [f"{printable(one.answer) or 'no answer'} ({one.score:.3f})" for one in others]
         below += f"   {'then' if best.answer else 'nearest'}: {'; '.join(shown)}"

@@ -13,7 +13,9 @@ from bertqa.qa.thresholds import (
     NO_SPAN_ODDS,
     abstain,
     calibration_error,
+    fit_logistic,
     fit_probability,
+    gap_of_equal_bins,
     no_answer_probability,
     tune,
     tune_threshold,
@@ -202,3 +204,17 @@ def test_calibration_error_by_hand():
     error = calibration_error([0.1, 0.3, 0.9, 0.9, 1.0], [True, False, False, False, True], bins=2)
     assert error == pytest.approx((2 * 0.3 + 3 * (2.8 / 3 - 2 / 3)) / 5)
     assert calibration_error([0.0, 1.0], [True, False]) == 0
+
+
+def test_bins_of_as_many_questions_each_by_hand():
+    # two bins: {0.1, 0.2} mean 0.15 of which half came true, {0.9, 1.0} mean 0.95 of which all
+    error = gap_of_equal_bins([0.9, 0.1, 1.0, 0.2], [1, 0, 1, 1], bins=2)
+    assert error == pytest.approx((2 * 0.35 + 2 * 0.05) / 4)
+
+
+def test_a_pull_decides_what_the_data_leave_open():
+    inputs = np.array([[1.0, 1.0], [0.0, 0.0]])  # the second weight is of no consequence
+    found = fit_logistic(inputs, np.array([1.0, 0.0]), np.array([2.0, 5.0]), strength=1e-6)
+    assert found == pytest.approx([0.0, 5.0], abs=1e-3)
+    pulled = fit_logistic(inputs, np.array([1.0, 1.0]), np.zeros(2), strength=1.0)
+    assert pulled[0] == pytest.approx(2 / (1 + np.exp(pulled[0])))  # gradient = pull

@@ -88,7 +88,7 @@ def of_questions(evidence: Evidence, begins: np.ndarray) -> Evidence:
     others = np.maximum.reduceat(others, begins)  # (Q,)
     margin = evidence.margin[winner]
     has_rival = np.isfinite(others)
-    margin[has_rival] = np.minimum(margin, best - others)[has_rival]
+    margin[has_rival] = np.minimum(margin[has_rival], best[has_rival] - others[has_rival])
     return Evidence(best, np.minimum.reduceat(evidence.null, begins), margin)
 
 
@@ -114,7 +114,11 @@ class Confidence:
     def _chance(self, weights: list[float] | None, evidence: Evidence) -> np.ndarray | None:
         if weights is None:
             return None
-        return sigmoid(np.asarray(weights) @ inputs_of(evidence, self.ranges))
+        logit = 0.0
+        for weight, row in zip(weights, inputs_of(evidence, self.ranges), strict=True):
+            # Not a matrix product: that rounds a question's sum by how many stand beside it.
+            logit = logit + weight * row
+        return sigmoid(logit)
 
 
 def inputs_of(evidence: Evidence, ranges: dict[str, list[float]]) -> np.ndarray:

@@ -1,0 +1,232 @@
+"""How sure an answer is: what it is made of, that it means what it says, and that it agrees with the ranking."""
+
+import json
+import re
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from bertqa import Answer, Reader, UserError
+from bertqa.data.examples import Example
+from bertqa.files import write_json
+from bertqa.predict import main
+from bertqa.qa.confidence import (
+    NAMES,
+    Evidence,
+    evidence_of,
+    fit_confidence,
+    how_right,
+    of_qa,
+    of_questions,
+)
+from bertqa.qa.thresholds import gap_of_equal_bins
+from bertqa.train import main as train
+
+BUNDLED = ROOT / "weights" / "minilm-squad2"
+FITTED = {
+    "ranges": {"best": [-5.0, 0.0, 5.0], "null": [-5.0, 0.0, 5.0], "margin": [0.0, 0.5, 2.0]},
+    "no_answer": [-3.0, -1.0, 1.0, 1.0, -0.5, 0.0, 1.0],
+    "right": [3.0, 1.0, -1.0, -1.0, 2.0, 0.5, -2.0],
+}
+
+
+def simulated(count: int, seed: int):
+    """Questions whose evidence says how likely each outcome is."""
+    rng = np.random.default_rng(seed)
+    best = rng.normal(8, 5, count)
+    null = rng.normal(5, 5, count)
+    margin = rng.exponential(4, count)
+    has_answer = rng.random(count) < 1 / (1 + np.exp(-0.4 * (best - 8) + 0.1 * (null - 5)))
+    found = rng.random(count) < 1 / (1 + np.exp(-0.5 * (margin - 2)))
+    return Evidence(best, null, margin), has_answer & found, has_answer
+
+
+def test_what_is_fitted_holds_for_other_questions():
+    confidence = fit_confidence(*simulated(8000, seed=1))
+    evidence, right, has_answer = simulated(8000, seed=2)
+    none = confidence.chance_of_none(evidence)
+    sure = confidence.chance_of_right(evidence)
+    assert gap_of_equal_bins(none, ~has_answer) < 0.02
+    assert gap_of_equal_bins(sure, right) < 0.03
+    # and it tells right from wrong: of the surest tenth nearly all are right, of the other end nearly none
+    order = np.argsort(sure)
+    assert right[order[-800:]].mean() > 0.85 and right[order[:800]].mean() < 0.1
+
+
+def test_beyond_the_range_that_was_seen_nothing_changes():
+    evidence, right, has_answer = simulated(500, seed=1)
+    confidence = fit_confidence(evidence, right, has_answer)
+    far = Evidence(np.array([1e3, 1e9]), np.array([-1e3, -1e9]), np.array([1e3, np.inf]))
+    assert len(set(confidence.chance_of_right(far).tolist())) == 1
+
+
+@pytest.mark.parametrize(
+    ("right", "has_answer", "known"),
+    [
+        ([1, 0, 1, 0], [1, 1, 1, 1], (False, True)),  # SQuAD 1.1: never without an answer
+        ([0, 0, 0, 0], [0, 0, 0, 0], (False, False)),
+        ([0, 0, 0, 0], [1, 0, 1, 0], (True, False)),
+    ],
+)
+def test_what_never_happened_is_not_known(right, has_answer, known):
+    evidence = Evidence(*(np.arange(4.0) for _ in NAMES))
+    found = fit_confidence(evidence, np.array(right), np.array(has_answer))
+    assert (found.no_answer is not None, found.right is not None) == known
+    nothing = Evidence(*(np.full(2, -np.inf) for _ in NAMES))  # questions without a span
+    assert fit_confidence(nothing, np.zeros(2), np.array([True, False])).right is None
+
+
+def test_the_best_of_several_documents_and_its_rival():
+    texts = np.array(["a", "b", "c", "a", "a"], object)
+    evidence = Evidence(
+        np.array([5.0, 9.0, 4.0, 7.0, 6.5]),
+        np.array([1.0, 0.0, 3.0, 2.0, 2.5]),
+        np.array([1.0, 6.0, 2.0, 3.0, 0.5]),
+        texts,
+    )
+    found = of_questions(evidence, np.array([0, 3]))
+    assert found.best.tolist() == [9, 7] and found.null.tolist() == [0, 2]
+    # 9 against 5 elsewhere and 3 in its own document; the other two documents agree on "a"
+    assert found.margin.tolist() == [4, 3]
+
+
+def test_partial_overlap_counts_where_one_person_has_answered():
+    one = Example("1", "?", "a b", ("a",), (0,))
+    several = replace(one, answer_texts=("a", "a b", "b"), answer_starts=(0, 0, 2))
+    scores = np.array([0.0, 1.0]), np.array([0.5, 1.0]), np.array([True, False])
+    assert how_right([one, one], *scores).tolist() == [0.5, 0]
+    assert how_right([several, several], *scores).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"ranges": 3}, "it is .*, it must be an object with ranges"),
+        ({"ranges": {"best": [0, 1, 2]}}, "ranges.null is null, it must be 3 numbers"),
+        ({"right": [1, 2]}, r"right is \[1, 2\], it must be 7 numbers"),
+        ({"no_answer": [float("inf")] * 7}, "no_answer is .*, it must be 7 numbers"),
+        ({"no_answer": [True] * 7}, "no_answer is .*, it must be 7 numbers"),
+    ],
+)
+def test_a_damaged_entry_is_refused(change, says):
+    with pytest.raises(UserError, match=f"here: confidence: {says}"):
+        of_qa({"confidence": {**FITTED, **change}}, "here")
+    assert of_qa({"null_threshold": 1.0}) is None
+
+
+# ---- in a Reader ----
+
+TEXT = "a b c d e f g h i j"
+
+
+@pytest.fixture(scope="module")
+def reader(tiny_model):
+    made = Reader.load(tiny_model, "cpu")
+    made.qa.update({"max_length": 32, "overlap": 4, "max_question": 8, "confidence": FITTED})
+    return made
+
+
+@pytest.mark.parametrize("context", [TEXT, [TEXT, "k l m", ""], ["", ""]])
+@pytest.mark.parametrize("threshold", [None, -100.0, 0.0, 100.0])
+def test_ranking_and_confidence_agree(reader, context, threshold):
+    options = dict(allow_no_answer=threshold is not None, threshold=threshold)
+    many = reader.answer("where is a?", context, top_k=6, **options)
+    sure = [answer.confidence for answer in many]
+    assert sure == sorted(sure, reverse=True) and 0 <= sure[-1] <= sure[0] <= 1
+    assert len({answer.no_answer for answer in many}) == 1
+    if not many[0]:
+        assert many[0].confidence == many[0].no_answer
+    # how many are asked for, and together with what, changes nothing
+    for top_k in (1, 2):
+        fewer = reader.answer("where is a?", context, top_k=top_k, **options)
+        first = fewer if top_k == 1 else fewer[0]
+        assert first == many[0]
+    pairs = [("is b?", "b c"), ("where is a?", context)]
+    among = list(reader.answer_many(pairs, **options))[1]
+    assert among.confidence == pytest.approx(many[0].confidence, abs=1e-6)
+
+
+def test_the_numbers_are_those_of_the_evidence(reader):
+    example = Example("1", "where is a?", TEXT, (), ())
+    spans, windows = reader.spans([example])
+    evidence = evidence_of(spans, windows, [example])
+    made = of_qa(reader.qa)
+    best, other = reader.answer("where is a?", TEXT, top_k=2, allow_no_answer=False)
+    assert best.confidence == pytest.approx(made.chance_of_right(evidence)[0])
+    assert best.no_answer == pytest.approx(made.chance_of_none(evidence)[0])
+    # the margin: a text of its own that shares no token with the best
+    starts = [(TEXT.index(one), TEXT.index(one) + 1) for one in TEXT.split()]
+    apart = [
+        spans.score[0, n]
+        for n in range(20)
+        if starts[spans.last[0, n]][1] <= best.start or starts[spans.first[0, n]][0] >= best.end
+    ]
+    rival = apart[0] if apart else spans.score[0, 19]
+    assert evidence.margin[0] == pytest.approx(spans.score[0, 0] - rival)
+
+
+def test_without_a_fit_nothing_is_claimed(tiny_model):
+    answer = Reader.load(tiny_model, "cpu").answer("where is a?", TEXT)
+    assert answer.confidence is None and answer.no_answer is None
+
+
+def test_it_is_told_in_every_output(tiny_model, tmp_path, capsys, monkeypatch):
+    import io
+    import shutil
+
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    write_json(folder / "qa.json", {"null_threshold": -1e9, "confidence": FITTED})
+    asked = ["--model", str(folder), "--question", "where is a?", "--context", TEXT]
+    main([*asked, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["answer"] == "" and 0 < found["confidence"] == found["no_answer"] < 1
+    main(asked)
+    said = re.search(r"confidence ([\d.]+)", capsys.readouterr().out)
+    assert float(said[1]) == pytest.approx(found["confidence"], abs=1e-3)
+    line = json.dumps({"id": 7, "question": "where is a?", "context": TEXT})
+    monkeypatch.setattr("sys.stdin", io.StringIO(line + "\n"))
+    main(["--model", str(folder), "--jsonl", "--threshold", "none"])
+    row = json.loads(capsys.readouterr().out)
+    assert row["answer"] and row["no_answer"] == found["no_answer"] != row["confidence"]
+    write_json(folder / "qa.json", {"confidence": {"ranges": 1}})
+    with pytest.raises(UserError, match=r"model/qa.json: confidence: "):
+        Reader.load(folder)
+
+
+def test_a_training_leaves_one(tmp_path, tiny_model, letters):
+    argv = f"--train {letters} --dev {letters} --weights {tiny_model} --out {tmp_path / 'run'}"
+    train([*argv.split(), *"--max-steps 2 --max-length 32 --overlap 4 --max-question 8".split()])
+    qa = json.loads((tmp_path / "run" / "best" / "qa.json").read_text())
+    assert of_qa(qa) is not None and qa["confidence"]["no_answer"]
+    answer = Reader.load(tmp_path / "run" / "best", "cpu").answer("where is a?", TEXT)
+    assert 0 < answer.confidence < 1 and 0 < answer.no_answer < 1
+
+
+# ---- what an answer says of itself ----
+
+
+def test_an_answer_that_is_none_is_false():
+    assert Answer("a", 0.5, 0, 1) and not Answer("", 0.5, 0, 0)
+
+
+def test_it_shows_what_is_known():
+    assert repr(Answer("a", 0.51234, 3, 4)) == "Answer('a', score=0.512, start=3, end=4)"
+    full = Answer("a", 0.5, 3, 4, 2, confidence=0.75, no_answer=0.125)
+    said = "Answer('a', confidence=0.75, score=0.5, no_answer=0.125, start=3, end=4, document=2)"
+    assert repr(full) == said
+    assert list(asdict(full))[:5] == ["answer", "score", "start", "end", "document"]
+
+
+def test_it_is_marked_in_its_text():
+    answer = Answer("<b>", 0.5, 4, 7)
+    text = "a & <b> & c"
+    assert answer.in_html(text) == (
+        '<p style="white-space: pre-wrap">a &amp; <mark>&lt;b&gt;</mark> &amp; c</p>'
+    )
+    assert ">&amp; <mark>&lt;b&gt;</mark> &amp;<" in answer.in_html(text, around=2)
+    second = replace(answer, document=1)
+    assert second.in_html(["x", text]) == answer.in_html(text)
+    assert "<mark>" not in Answer("", 0.5, 0, 0).in_html(text)
+    assert Answer("", 0.5, 0, 0).in_html([]).endswith("></p>")
