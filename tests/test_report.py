@@ -321,6 +321,10 @@ def test_points_for_plots():
         np.array([0.0, 0, 0, 40]), np.array([True, False, False, False]), 1.0, 0.0
     )
     assert found == {"points": [[0.5, 0.666667, 3], [1.0, 1.0, 1]], "error": 0.125}
+    found = analysis.risk_and_coverage(np.array([0.7, 0.9, 0.8]), np.array([1.0, 1, 0]))
+    assert found["points"] == [[0.333333, 0.666667, 1.0], [0.0, 0.5, 0.333333]]
+    assert found["area"] == 0.277778
+    assert found["error"] == pytest.approx((0.3 + 0.1 + 0.8) / 3)
 
 
 # ---- the page's data ----
@@ -390,6 +394,16 @@ def test_curves_over_the_odds(tmp_path):
         "With threshold 0 it would have EM 42.86, F1 52.38.",
         "Who never answers has EM and F1 28.57.",
     ]
+
+
+def test_the_curve_of_risk(tmp_path):
+    folder = make_run(tmp_path / "run", ROWS[:7])
+    why = "confidence.json lacks 7 of 7 questions."
+    assert read(write_report(folder))["runs"][0]["risk"] == why
+    write(folder / "confidence.json", {row[0]: 0.1 * n for n, row in enumerate(ROWS[:7])})
+    shown = read(write_report(folder))["runs"][0]
+    coverage, risk = shown["risk"]["points"]
+    assert coverage[-1] == 1.0 and risk[-1] == pytest.approx(1 - 3 / 7, abs=1e-5)
 
 
 def test_two_runs(tmp_path, run):

@@ -194,6 +194,7 @@ def test_the_run_folder_is_complete(plain):
         "predictions.json",
         "nbest_predictions.json",
         "null_odds.json",
+        "confidence.json",
         "rejected.jsonl",
         "summary.json",
     }

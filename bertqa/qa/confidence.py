@@ -111,6 +111,15 @@ class Confidence:
         """(Q,) probability that the best span is right; None where it is not known."""
         return self._chance(self.right, evidence)
 
+    def chance_of_given(self, evidence: Evidence, silent: np.ndarray) -> np.ndarray:
+        """(Q,) probability that what is answered is right: "" where `silent` (Q,), else the best span; NaN: not known."""
+        unknown = np.full(len(silent), np.nan)
+        none = self.chance_of_none(evidence)
+        right = self.chance_of_right(evidence)
+        return np.where(
+            silent, unknown if none is None else none, unknown if right is None else right
+        )
+
     def _chance(self, weights: list[float] | None, evidence: Evidence) -> np.ndarray | None:
         if weights is None:
             return None

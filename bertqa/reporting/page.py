@@ -23,7 +23,7 @@ from bertqa.reporting import analysis, kinds
 from bertqa.reporting.classes import class_report
 from bertqa.reporting.facts import curves, facts, lead, remarks
 from bertqa.reporting.run_folder import FILES, Run, find_dev, is_number, read_run
-from bertqa.reporting.scored import answer_or_not, browser, columns, count_windows, score
+from bertqa.reporting.scored import answer_or_not, browser, columns, count_windows, risk, score
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 SCRIPTS = ("charts.js", "sections.js", "classes.js", "questions.js", "start.js")
@@ -201,6 +201,7 @@ def fill(page: dict, runs: list[Run], data: Dataset) -> None:
     for shown, run, one in zip(page["runs"], runs, scored, strict=True):
         shown["kinds"] = kinds.kind_rows(one.kinds, one.f1)
         shown.update(answer_or_not(run, examples, has_answer))
+        shown["risk"] = risk(run, examples, one.exact)
         if "at_zero" in shown:
             name = run.name if len(runs) > 1 else "it"
             exact, f1 = shown["at_zero"]

@@ -9,7 +9,8 @@ from bertqa.errors import UserError
 from bertqa.files import decode, json_lines, parse_json, read_bytes, read_json, show
 
 FILES = ("config.json", "metrics.jsonl", "predictions.json", "predictions.jsonl")
-FILES += ("nbest_predictions.json", "null_odds.json", "summary.json", "rejected.jsonl")
+FILES += ("nbest_predictions.json", "null_odds.json", "confidence.json", "summary.json")
+FILES += ("rejected.jsonl",)
 """What training leaves in a run folder beside best/ and last/."""
 
 
@@ -30,6 +31,8 @@ class Run:
     predictions: dict[str, str] | None
     nbest: dict[str, list[dict]]
     odds: dict[str, float]
+    confidence: dict[str, float]
+    """How sure each prediction is; of runs from before there was such, empty."""
     classified: list[dict] | None
     """The lines of a classifier's predictions.jsonl: id, label, gold, probabilities."""
 
@@ -91,6 +94,7 @@ def read_run(folder: Path) -> Run:
         predictions=object_in(folder / "predictions.json", str),
         nbest=nbest,
         odds=object_in(folder / "null_odds.json", float) or {},
+        confidence=object_in(folder / "confidence.json", float) or {},
         classified=classes_in(folder / "predictions.jsonl"),
     )
 

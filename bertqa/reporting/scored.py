@@ -103,6 +103,15 @@ def answer_or_not(run: Run, examples: list[Example], has_answer: np.ndarray) -> 
     return result
 
 
+def risk(run: Run, examples: list[Example], exact: np.ndarray) -> dict | str:
+    """The curve of risk and coverage of the run's answers, `exact` (Q,), or why there is none."""
+    lacking = sum(example.id not in run.confidence for example in examples)
+    if lacking:
+        return f"confidence.json lacks {lacking:,} of {len(examples):,} questions."
+    sure = np.array([run.confidence[example.id] for example in examples])
+    return analysis.risk_and_coverage(sure, exact)
+
+
 def best_texts(run: Run) -> dict[str, str]:
     """The best span of each question, whatever the threshold says; "" where there is none."""
     best = {}

@@ -148,13 +148,17 @@ class QuestionAnswering(FileTask):
         )
 
     def save_predictions(self, run: Path) -> None:
-        """predictions.json (at the tuned threshold), nbest_predictions.json, null_odds.json."""
+        """predictions.json (at the tuned threshold), nbest_predictions.json, null_odds.json, confidence.json."""
         assert self.evaluation, "nothing has been evaluated yet"
         threshold = self.evaluation.qa["null_threshold"]
         files = prediction_files(
             self.evaluation.spans, self.dev_windows, self.dev.examples, threshold
         )
-        for name, content in files.items():
+        sure = {}
+        for example, value in zip(self.dev.examples, self.evaluation.sure.tolist(), strict=True):
+            if value == value:  # NaN: not known
+                sure[example.id] = value
+        for name, content in {**files, "confidence.json": sure}.items():
             write_json(run / name, content)
 
     def save_rejected(self, run: Path) -> int:
@@ -173,7 +177,9 @@ class Evaluation:
     metrics: dict[str, float]
     """exact, f1, HasAns_*, NoAns_* in percent at the threshold below; *_at_zero; loss."""
     qa: dict
-    """null_threshold and calibration, as qa.json keeps them."""
+    """null_threshold, calibration and confidence, as qa.json keeps them."""
+    sure: np.ndarray
+    """(Q,) confidence of each answer at the threshold; NaN where it is not known."""
 
     @classmethod
     def of(cls, spans: Spans, windows: Windows, data: Dataset, loss: float) -> "Evaluation":
@@ -189,8 +195,10 @@ class Evaluation:
         qa = thresholds.tune(odds, exact, f1, has_answer)
         evidence = evidence_of(spans, windows, data.examples)
         right = how_right(data.examples, exact, f1, has_answer)
-        qa["confidence"] = asdict(fit_confidence(evidence, right, has_answer))
+        confidence = fit_confidence(evidence, right, has_answer)
+        qa["confidence"] = asdict(confidence)
         silent = thresholds.abstain(odds, qa["null_threshold"])
+        sure = confidence.chance_of_given(evidence, silent)
         # Where no answer is given, that is right just where there is none.
         exact = np.where(silent, ~has_answer, exact)
         f1 = np.where(silent, ~has_answer, f1)
@@ -200,4 +208,4 @@ class Evaluation:
             for name in ("exact", "f1", "exact_at_zero", "f1_at_zero"):
                 found[name] = tuned[name]
             found["null_threshold"] = qa["null_threshold"]
-        return cls(spans, {**found, "loss": loss}, qa)
+        return cls(spans, {**found, "loss": loss}, qa, sure)

@@ -141,7 +141,13 @@ function answers() {
       "mean what they say; a larger dot holds more questions.",
     x: { label: "no-answer probability, %", range: unit, format: percent },
     y: { label: "without an answer, %", range: unit, format: percent, tip }, series: each("reliability", dots) });
-  return h("div", { class: "charts" }, sweep, histograms, curve, reliability);
+  const risk = chart({ title: "Risk and coverage", empty: why("risk"),
+    note: "Share of wrong answers if only the surest are given. A confidence that is worth something rises slowly from the left.",
+    x: { label: "questions answered, %", range: unit, format: percent },
+    y: { label: "wrong, %", range: unit, format: percent, tip },
+    series: each("risk", (found, run, side) => ({ side, points: zip(found.points),
+      name: labelled(run, `not an exact match; confidence off by ${fixed(100 * found.error)} points`) })) });
+  return h("div", { class: "charts" }, sweep, histograms, curve, reliability, risk);
 }
 
 const coloured = (element, kind) => (element.style.setProperty("--kind", `var(--${data.kinds[kind][0]})`), element);
