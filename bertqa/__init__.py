@@ -48,10 +48,9 @@ if TYPE_CHECKING:
     from bertqa.qa.search import SpanSettings as SpanSettings
     from bertqa.reader import Reader as Reader
     from bertqa.settings import LoopSettings as LoopSettings, OptimSettings as OptimSettings
-    from bertqa.training.job import Job as Job
+    from bertqa.training.job import Job as Job, Task as Task
     from bertqa.training.question_answering import QuestionAnswering as QuestionAnswering
     from bertqa.training.run import run_training as run_training
-    from bertqa.training.task import Task as Task
     from bertqa.tuning import fine_tune as fine_tune
     from bertqa.vectors import embed_texts as embed_texts, pooled as pooled
 
