@@ -202,10 +202,11 @@ def object_file(path: Path) -> Iterator[ObjectFile]:
 
 def int8_cost(args: argparse.Namespace, exact: Reader, threshold: float | None) -> str:
     """What 8 bits changed: the first questions of a finished job answered again by `exact`, the model as it is."""
+    paths = expand(args.data)
+    if not all(path.is_file() for path in paths):
+        return "int8: what comes through a pipe is read once, so its answers are not compared"
     found = read_object(args.out / "predictions.json")
-    questions = list(
-        islice(question_stream(expand(args.data)), min(COMPARED, args.limit or COMPARED))
-    )
+    questions = list(islice(question_stream(paths), min(COMPARED, args.limit or COMPARED)))
     rows = rows_of(exact, how_asked(args, exact, threshold), None, questions)
     right = {str(row["id"]): row["answer"] for row in rows if "error" not in row}
     given = {id: found[id] for id in right}

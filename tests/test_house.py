@@ -139,7 +139,7 @@ AT_THE_GROUND = ("files", "folders")
 REMAINS = {
     ("data.download", "replace"): "a download that goes on where an earlier one stopped",
     ("data.examples", "sha256"): "of a file's content behind gzip",
-    ("data.texts", "sha256"): "of a file's content behind gzip",
+    ("data.sources", "sha256"): "of a file's content behind gzip",
     ("data.windows", "sha256"): "of arrays",
     ("hf.hub", "sha1"): "git's own, of small files of the Hub",
     ("hf.convert", "sha256"): "of a list of names and checksums",

@@ -1,6 +1,8 @@
 """Files of texts and labels: tables told from lists, columns named twice, labels as pandas writes them."""
 
 import gzip
+import os
+import threading
 
 import pytest
 
@@ -123,3 +125,16 @@ def test_a_limit_must_be_one_text_or_more(write):
         with pytest.raises(UserError, match=f"limit is {limit}; it must be at least 1 text"):
             read_texts(path, limit=limit)
     assert read_texts(path, limit=1).texts == ["a"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.parametrize("content", ["text,label\na,1\nb,0\n", "text\tlabel\na\t1\nb\t0\n"])
+def test_a_pipe_is_read_once_and_whole(tmp_path, write, content):
+    """--train <(cat x.csv): neither the checksum nor the search for quotation marks may open it a second time."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=[content], daemon=True)
+    writer.start()
+    piped = read_texts(pipe, "text", label_column="label", limit=1)
+    whole = read_texts(write("x.csv", content), "text", label_column="label")
+    assert (piped.texts, piped.labels, piped.sha256) == (["a"], ["1"], whole.sha256)

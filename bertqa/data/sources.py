@@ -3,6 +3,7 @@
 import bz2
 import glob
 import gzip
+import hashlib
 import io
 import sys
 import zlib
@@ -79,6 +80,8 @@ class Source:
             raise UserError("is empty (0 bytes)")
         refuse_lfs_pointer(self.head)
         self.stream = _unpacked(self._raw, self.head)
+        self.digest = hashlib.sha256()
+        """Of what was read, unpacked."""
         self.share_of_records: float | None = None
         """How much of it is out, where its reader knows better than its bytes: it was read whole."""
 
@@ -105,11 +108,14 @@ class Source:
     def lines(self) -> Iterator[bytes]:
         """The lines, with their ends."""
         while line := self._said_well(self.stream.readline):
+            self.digest.update(line)
             yield line
 
     def read(self) -> bytes:
         """All that is left."""
-        return self._said_well(self.stream.read)
+        content = self._said_well(self.stream.read)
+        self.digest.update(content)
+        return content
 
     def _said_well(self, read: Callable[[], bytes]) -> bytes:
         try:

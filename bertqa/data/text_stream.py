@@ -218,8 +218,8 @@ def _cells(source: Source, lines: Iterator[str], columns: Columns) -> Iterator[R
 
 def quotes_well(path: Path, columns: Columns) -> bool:
     """Whether a quotation mark in a table begins a quoted cell. In many a TSV (GLUE's) it is a character like others: where
-    such cells make no table, nothing is quoted. From a pipe nobody can know before it is read."""
-    if path == STDIN:
+    such cells make no table, nothing is quoted. Of a pipe nobody can know before it is read."""
+    if path == STDIN or not path.is_file():
         return True
     with Source(path) as source:
         lines = decoded(source.lines())
