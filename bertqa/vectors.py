@@ -168,9 +168,11 @@ def check(config, pool: str, layer: int | str, max_length: int) -> None:
             "this encoder has no pooler (a question answering model has none, nor has DistilBERT); use pool cls "
             "or mean, or the checkpoint that it was fine-tuned from"
         )
-    if not 3 <= max_length <= config.max_position_embeddings:
+    if max_length < 3:
+        problems.append(f"max_length is {max_length}, use 3 or more")
+    elif config.longest is not None and max_length > config.longest:
         problems.append(
-            f"max_length is {max_length}, use 3 to {config.max_position_embeddings}, this encoder's positions"
+            f"max_length is {max_length}, use 3 to {config.longest}, this encoder's positions"
         )
     if problems:
         raise UserError("; ".join(problems))

@@ -28,6 +28,12 @@ LEFT = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 HOLES = torch.tensor([[0, 1, 0, 1, 1], [1, 0, 1, 0, 0]])
 
 
+@pytest.mark.parametrize("lengths", [[], [3, 0], [-1]])
+def test_a_layout_has_a_token_in_each_sequence(lengths):
+    with pytest.raises(UserError, match="give at least one, each at least 1"):
+        Layout.of(lengths, "cpu")
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)
@@ -57,6 +63,10 @@ def model():
             "41 tokens, but this model has 40 positions",
         ),
         (dict(input_ids=torch.zeros(1, 41, dtype=torch.long)), "41 tokens, but this model has 40"),
+        (
+            dict(input_ids=IDS[None]),
+            r"the batch has shape \(1, 2, 5\); expected \(B, L\) padded or",
+        ),
     ],
 )
 @pytest.mark.parametrize("classes", [False, True])

@@ -122,6 +122,9 @@ def test_alibi_without_positions_reads_longer_texts(folders):
     config = bertqa.load(folders[1]).config
     encoder = BertEncoder(config.replace(position_embedding_type="none"), attention=alibi).eval()
     assert encoder(torch.arange(700) % 99, lengths=[700]).last_hidden_state.isfinite().all()
+    tokenizer = WordPiece.load(folders[0])
+    found = bertqa.embed_texts(encoder, tokenizer, ["a " * 700], pool="none", max_length=800)
+    assert found.vectors.shape == (702, config.hidden_size)
     q, k, v = torch.randn(3, 9, 4, 8, generator=torch.Generator().manual_seed(0))
     layout = Layout.of([6, 3], q.device)
     got = alibi(q, k, v, layout, 0.0)

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from bertqa import BertForQuestionAnswering, UserError
+from bertqa import BertForQuestionAnswering, Reader, UserError, train
 from bertqa.hf.export import export
 from bertqa.model import folder
 from bertqa.model.attention import own_name, padded_attention, per_sequence_attention
@@ -101,6 +101,8 @@ def test_own_attention_must_be_given_again(tiny_model, tmp_path):
     for load in (folder.load, folder.load_encoder):
         with pytest.raises(UserError, match="its own attention, 'sharper'.*: attention=sharper"):
             load(tmp_path / "sharp")
+    with pytest.raises(UserError, match="its own attention, 'sharper'"):
+        folder.load(tmp_path / "sharp", attention=padded_attention)  # the plain numbers again
     again = folder.load(tmp_path / "sharp", attention=sharper)
     assert torch.equal(start(again), start(model))
     assert not torch.allclose(start(again), start(folder.load(tiny_model)))
@@ -222,3 +224,18 @@ def test_a_rebuilt_model_keeps_its_threshold(tiny_model, tmp_path):
     # Another head has no use for it.
     folder.save(tmp_path / "bare", trained.encoder, tokenizer_from=tmp_path / "tuned")
     assert folder.read_qa(tmp_path / "bare") == {}
+
+
+def test_without_positions_the_verbs_take_any_length(tiny_model, letters, tmp_path):
+    """Training, answering and embedding go by what they are told, and not by positions that are not there."""
+    plain = folder.load(tiny_model)
+    mine = BertForQuestionAnswering(plain.config.replace(position_embedding_type="none"))
+    folder.save(tmp_path / "mine", mine, tokenizer_from=tiny_model)
+    files = ["--train", str(letters), "--dev", str(letters), "--weights", str(tmp_path / "mine")]
+    long = ["--max-length", "100", "--overlap", "10", "--max-question", "8"]
+    assert train.main([*files, *long, "--max-steps", "1", "--out", str(tmp_path / "run")]) == 0
+    reader = Reader.load(tmp_path / "run")
+    assert reader.qa["max_length"] == 100
+    assert reader.answer("where is a?", "b c " * 60) is not None
+    with pytest.raises(UserError, match="max_length is 100, but the model has 64 positions"):
+        train.main([*files[:-1], str(tiny_model), *long, "--out", str(tmp_path / "other")])

@@ -186,7 +186,7 @@ def write_onnx(model: nn.Module, head: str | None, path: Path) -> None:
     # One tensor for each: export would take the same one twice for a single input.
     inputs = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in names)
     rows = torch.export.Dim("batch", min=1)
-    columns = torch.export.Dim("length", min=2, max=config.max_position_embeddings)
+    columns = torch.export.Dim("length", min=2, max=config.longest)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of axis names that several inputs share
         torch.onnx.export(

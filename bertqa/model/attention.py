@@ -23,7 +23,11 @@ from bertqa.model.dropout import dropout as cheap_dropout
 
 @dataclass(frozen=True)
 class Layout:
-    """Where S sequences lie in N packed tokens, one behind the other, nothing between them."""
+    """Where S sequences lie in N packed tokens, one behind the other, nothing between them.
+
+    To a compiled model pass a Layout that was made outside of it: one graph serves all batches of two sequences or more. A
+    list of lengths is made into one inside, where torch.compile breaks the graph in three for every batch.
+    """
 
     lengths: tuple[int, ...] | None
     """S lengths, on the host: slicing by them needs no synchronisation with the device. None in a static layout, whose
@@ -44,8 +48,14 @@ class Layout:
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Layout":
-        """The layout of sequences with these lengths (each at least 1), its index tensors on `device`."""
+        """The layout of sequences with these lengths, its index tensors on `device`.
+
+        Raises:
+            UserError: for no lengths at all, and for one below 1.
+        """
         lengths = tuple(int(length) for length in lengths)
+        if not lengths or min(lengths) < 1:
+            raise UserError(f"lengths are {list(lengths[:8])}; give at least one, each at least 1")
         on_host = torch.tensor(lengths)  # (S,)
         cu_seqlens = F.pad(on_host.cumsum(0), (1, 0))  # (S+1,)
         sequence = torch.repeat_interleave(on_host)  # (N,)

@@ -120,9 +120,9 @@ def differences(plain: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[st
 
 
 def refuse_own_attention(config: dict, folder: Path, attention) -> None:
-    """Raise a UserError where a folder needs attention of its own, and none is given."""
+    """Raise a UserError where a folder needs attention of its own, and none is given, or BERT's."""
     name = config.get("attention")
-    if name and attention is None:
+    if name and own_name(attention) is None:
         raise UserError(
             f"{folder}: was trained with its own attention, {name!r}, and has other numbers without it; give that function: "
             f"attention={name.split(',')[0]}"

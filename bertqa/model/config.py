@@ -109,6 +109,11 @@ class BertConfig:
         """Whether there is an embedding of positions."""
         return self.position_embedding_type == "absolute"
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest sequence that the encoder takes; None where it has no positions, and takes any."""
+        return self.max_position_embeddings if self.has_positions else None
+
     def replace(self, **changes) -> "BertConfig":
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)

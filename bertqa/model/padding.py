@@ -116,6 +116,10 @@ def packing_of(shape: torch.Size, device: torch.device, attention_mask, lengths)
                 "attention_mask is for padded (B, L) batches; packed tokens have lengths=, and none of them is padding"
             )
         return Packing(layout_of(lengths, shape[0], device), shape)
+    if len(shape) != 2:
+        raise UserError(
+            f"the batch has shape {tuple(shape)}; expected (B, L) padded or (N,) packed"
+        )
     if lengths is not None:
         raise UserError(
             "lengths= is for packed tokens (N,); a padded (B, L) batch has attention_mask"

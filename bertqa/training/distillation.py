@@ -32,6 +32,7 @@ from bertqa.inference import forward_all
 from bertqa.model import folder
 from bertqa.model.attention import Layout
 from bertqa.model.card import without_folders
+from bertqa.model.config import BertConfig
 from bertqa.model.copies import computing_in_16_bits
 from bertqa.model.heads import Ensemble, SpanLogits
 from bertqa.settings import DistillationSettings
@@ -161,9 +162,9 @@ def check_teacher(name: str, where: Path, task: Task) -> None:
             f"teacher {name}: its classes are {', '.join(config['labels'])}, the student's "
             f"{', '.join(task.labels)}; they must be the same"
         )
-    positions = config["architecture"]["max_position_embeddings"]
+    positions = BertConfig(**config["architecture"]).longest
     longest = int(task.windows.lengths.max())
-    if longest > positions:
+    if positions is not None and longest > positions:
         raise UserError(
             f"teacher {name}: it has {positions} positions, but the longest training window has {longest} tokens; "
             f"use --max-length {positions}"

@@ -62,7 +62,7 @@ def job_of(
     check(settings)  # before weights are fetched
     weights = find_weights(files, world)
     config = folder.read_config(weights)
-    check(settings, config["architecture"]["max_position_embeddings"])
+    check(settings, BertConfig(**config["architecture"]).longest)
     check_head(weights, config, TASKS[files.task].head, files.fresh_head)
     device = pick_device(settings.loop.device)
     dtype = pick_precision(settings.loop.precision, device)
@@ -106,7 +106,7 @@ def find_weights(files: FileSettings, world: World) -> Path:
 
 
 def check(settings: RunSettings, positions: int | None = None) -> None:
-    """Refuse bad settings, all at once; with the model's number of positions also those that it cannot have."""
+    """Refuse bad settings, all at once; with the model's number of positions, where it has any, also those that it cannot have."""
     problems = settings.problems(positions)
     if problems:
         raise UserError("; ".join(problems))
