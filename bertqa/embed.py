@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.data.sources import expand
+from bertqa.data.sources import STDIN, expand
 from bertqa.embed_files import refuse_bad, texts_of, write_at_once, write_npy
 from bertqa.errors import UserError
 from bertqa.flags import VerbParser, run_verb
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Embed a text or files of them. Returns the exit status."""
     args = parse_args(argv)
     paths = expand(args.data or [])
-    if all(path.is_file() for path in paths):  # what comes through a pipe is read once
+    if not any(path == STDIN or path.is_fifo() for path in paths):  # these can be read once
         refuse_bad(texts_of(args, paths), args.data)
     embed = Embedder(args)
     began = time.perf_counter()
