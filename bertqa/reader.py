@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
@@ -23,7 +23,14 @@ from bertqa.data.windows import Windows, build_windows
 from bertqa.errors import UserError
 from bertqa.model.record import positions_of, qa_of, with_defaults
 from bertqa.qa.asked import Asked, How, answer_length, asked_of_pair, how_of, pairs_in
-from bertqa.qa.confidence import of_qa
+from bertqa.qa.confidence import (
+    errors_of,
+    evidence_of,
+    fit_confidence,
+    how_right,
+    marks_of,
+    of_qa,
+)
 from bertqa.qa.documents import Answer, Ranking, Reading, log_mass, not_ranked, rank, widen
 from bertqa.qa.search import SpanSettings
 from bertqa.qa.spans import SpanDecoder, Spans
@@ -383,6 +390,28 @@ class Reader:
             given[example.id] = answer.answer
         scores = metrics.score_answers(asked.examples, given, v1=asked.is_v1)
         return metrics.evaluate_v1(scores) if asked.is_v1 else metrics.evaluate_v2(scores)
+
+    def calibrate(self, data: object) -> dict[str, float]:
+        """Fit what `confidence` and `no_answer` are made of on questions that the model was not trained on; `save` keeps it.
+
+        For a model that has none, since it was converted or trained long ago, and for texts of another kind: some hundred
+        questions, a thousand better, a third of them or so without an answer.
+
+        Args:
+            data: as that of `evaluate`.
+
+        Returns:
+            confidence_error and no_answer_error, the expected calibration errors on these questions, which flatters a little.
+        """
+        from bertqa.data.rows import examples_of
+
+        examples = examples_of(data).examples
+        spans, windows = self.spans(examples)
+        evidence = evidence_of(spans, windows, examples)
+        marks = marks_of(spans, windows, examples)
+        fitted = fit_confidence(evidence, how_right(examples, marks), marks.has_answer)
+        self.qa["confidence"] = asdict(fitted)
+        return errors_of(fitted, evidence, marks, self.how().threshold)
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder, in place of an older one, that `Reader.load` and `--model` take, with what `qa` says now.

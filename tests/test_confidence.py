@@ -14,7 +14,10 @@ from bertqa.files import write_json
 from bertqa.predict import main
 from bertqa.qa.confidence import (
     NAMES,
+    Confidence,
     Evidence,
+    Marks,
+    errors_of,
     evidence_of,
     fit_confidence,
     how_right,
@@ -95,9 +98,21 @@ def test_the_best_of_several_documents_and_its_rival():
 def test_partial_overlap_counts_where_one_person_has_answered():
     one = Example("1", "?", "a b", ("a",), (0,))
     several = replace(one, answer_texts=("a", "a b", "b"), answer_starts=(0, 0, 2))
-    scores = np.array([0.0, 1.0]), np.array([0.5, 1.0]), np.array([True, False])
-    assert how_right([one, one], *scores).tolist() == [0.5, 0]
-    assert how_right([several, several], *scores).tolist() == [0, 0]
+    marks = Marks(np.array([0.0, 1.0]), np.array([0.5, 1.0]), np.array([True, False]))
+    assert how_right([one, one], marks).tolist() == [0.5, 0]
+    assert how_right([several, several], marks).tolist() == [0, 0]
+
+
+def test_errors_are_of_the_answers_that_are_given():
+    confidence = Confidence({name: [0.0, 0.5, 1.0] for name in NAMES}, [0.0] * 7, [0.0] * 7)
+    evidence = Evidence(np.array([0.0, 0, 0, 0]), np.array([1.0, 1, -1, -1]), np.zeros(4))
+    marks = Marks(np.array([0.0, 1, 1, 1]), np.zeros(4), np.array([False, True, True, True]))
+    # every probability is a half; "", "" and two answers are given, of which three are right
+    assert errors_of(confidence, evidence, marks, 0.0)["confidence_error"] == 0.5
+    assert errors_of(confidence, evidence, marks, None)["no_answer_error"] == 0.5
+    partly = replace(confidence, no_answer=None)
+    assert errors_of(partly, evidence, marks, 0.0) == {}
+    assert set(errors_of(partly, evidence, marks, None)) == {"confidence_error"}
 
 
 @pytest.mark.parametrize(
@@ -195,11 +210,21 @@ def test_it_is_told_in_every_output(tiny_model, tmp_path, capsys, monkeypatch):
         Reader.load(folder)
 
 
+def test_a_reader_is_calibrated_by_questions(tiny_model, letters, tmp_path):
+    made = Reader.load(tiny_model, "cpu")
+    found = made.calibrate(letters)
+    assert set(found) == {"confidence_error", "no_answer_error"} and max(found.values()) < 0.3
+    made.save(tmp_path / "calibrated")
+    again = Reader.load(tmp_path / "calibrated", "cpu").answer("where is a?", TEXT)
+    assert again == made.answer("where is a?", TEXT) and again.confidence is not None
+
+
 def test_a_training_leaves_one(tmp_path, tiny_model, letters):
     argv = f"--train {letters} --dev {letters} --weights {tiny_model} --out {tmp_path / 'run'}"
     train([*argv.split(), *"--max-steps 2 --max-length 32 --overlap 4 --max-question 8".split()])
     qa = json.loads((tmp_path / "run" / "best" / "qa.json").read_text())
     assert of_qa(qa) is not None and qa["confidence"]["no_answer"]
+    assert 0 <= qa["tuning"]["tuned"]["confidence_error"] < 1
     answer = Reader.load(tmp_path / "run" / "best", "cpu").answer("where is a?", TEXT)
     assert 0 < answer.confidence < 1 and 0 < answer.no_answer < 1
 

@@ -21,9 +21,10 @@ from bertqa.data.examples import Example
 from bertqa.data.windows import Windows
 from bertqa.errors import UserError
 from bertqa.files import show
-from bertqa.qa.answers import characters
+from bertqa.qa.answers import best_answers, characters
+from bertqa.qa.metrics import score_answers
 from bertqa.qa.spans import Spans
-from bertqa.qa.thresholds import fit_logistic, sigmoid
+from bertqa.qa.thresholds import abstain, fit_logistic, gap_of_equal_bins, sigmoid
 
 NAMES = ("best", "null", "margin")
 """The numbers of a question."""
@@ -147,19 +148,22 @@ def fit_confidence(evidence: Evidence, right: np.ndarray, has_answer: np.ndarray
     """Fit on held-out questions: none that the model was trained on, whose answers it would be too sure of.
 
     Args:
-        right: (Q,) how right the best spans are, 0 to 1; 0 where there is no answer (see `how_right`).
-        has_answer: (Q,) whether the data has one.
+        right: (Q,) how right the best spans are, as `how_right` says.
+        has_answer: (Q,) whether the data has an answer.
     """
     found = np.isfinite(evidence.best)  # a question without any span says nothing about spans
     known = Evidence(*(getattr(evidence, name)[found] for name in NAMES))
-    right = np.asarray(right, np.float64)[found]
-    none = ~np.asarray(has_answer, bool)[found]
     ranges = {}
     for name in NAMES:
         values = getattr(known, name)
         ranges[name] = np.quantile(values, [0.01, 0.5, 0.99]).tolist() if found.any() else [0.0] * 3
     inputs = inputs_of(known, ranges)
-    return Confidence(ranges, _weights(inputs, none.astype(float)), _weights(inputs, right))
+    none = 1.0 - np.asarray(has_answer, float)
+    return Confidence(
+        ranges,
+        no_answer=_weights(inputs, none[found]),
+        right=_weights(inputs, np.asarray(right, float)[found]),
+    )
 
 
 def _weights(inputs: np.ndarray, target: np.ndarray) -> list[float] | None:
@@ -170,17 +174,57 @@ def _weights(inputs: np.ndarray, target: np.ndarray) -> list[float] | None:
     return fit_logistic(inputs, target, start, strength=STRENGTH).tolist()
 
 
-def how_right(
-    examples: Sequence[Example], exact: np.ndarray, f1: np.ndarray, has_answer: np.ndarray
-) -> np.ndarray:
-    """(Q,) how right raw best answers are, 0 to 1, from their scores as fractions.
+@dataclass(frozen=True)
+class Marks:
+    """What the raw best spans of Q questions are worth, (Q,) each."""
 
-    That is exact match where several people have answered. Where one has, a half of the wrong answers differ from hers by
-    an article or a name's first half, which a second person would have written: F1 then is nearer to what people find.
+    exact: np.ndarray
+    """Exact match with an answer of the data, 0 or 1."""
+    f1: np.ndarray
+    """From 0 to 1."""
+    has_answer: np.ndarray
+    """Whether the data has an answer."""
+
+
+def marks_of(spans: Spans, windows: Windows, examples: Sequence[Example]) -> Marks:
+    """Score the best spans, whatever the null answer's score is."""
+    texts = best_answers(spans, windows, examples).texts
+    ids = [example.id for example in examples]
+    scores = score_answers(examples, dict(zip(ids, texts, strict=True)))
+    return Marks(
+        np.array(scores.exact, float), np.array(scores.f1, float), np.array(scores.has_answer, bool)
+    )
+
+
+def how_right(examples: Sequence[Example], marks: Marks) -> np.ndarray:
+    """(Q,) how right raw best answers are, 0 to 1; 0 where there is no answer.
+
+    That is exact match where several people have answered. Where one has, many of the wrong answers differ from hers by a
+    word or two which a second person would have left out too: F1 then is nearer to what people find.
     """
     references = [len(set(example.answer_texts)) for example in examples if example.answer_texts]
     several = bool(references) and np.mean(references) >= 1.5
-    return np.where(has_answer, exact if several else f1, 0.0)
+    return np.where(marks.has_answer, marks.exact if several else marks.f1, 0.0)
+
+
+def errors_of(
+    confidence: Confidence, evidence: Evidence, marks: Marks, threshold: float | None
+) -> dict[str, float]:
+    """Expected calibration errors of the two probabilities, over 15 bins of as many questions each.
+
+    confidence_error is that of the answers which are given at a threshold, against exact match; no_answer_error is there
+    where both kinds of questions were fitted.
+    """
+    silent = abstain(evidence.null - evidence.best, threshold)
+    sure = confidence.chance_of_given(evidence, silent)
+    errors = {}
+    if not np.isnan(sure).any():
+        right = np.where(silent, ~marks.has_answer, marks.exact)
+        errors["confidence_error"] = gap_of_equal_bins(sure, right)
+    none = confidence.chance_of_none(evidence)
+    if none is not None:
+        errors["no_answer_error"] = gap_of_equal_bins(none, ~marks.has_answer)
+    return errors
 
 
 def of_qa(qa: dict, file: str | Path = "qa.json") -> Confidence | None:

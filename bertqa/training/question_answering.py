@@ -21,8 +21,8 @@ from bertqa.model.attention import Layout
 from bertqa.model.card import model_card
 from bertqa.model.heads import span_loss
 from bertqa.qa import metrics, thresholds
-from bertqa.qa.answers import best_answers, null_odds, prediction_files
-from bertqa.qa.confidence import evidence_of, fit_confidence, how_right
+from bertqa.qa.answers import null_odds, prediction_files
+from bertqa.qa.confidence import errors_of, evidence_of, fit_confidence, how_right, marks_of
 from bertqa.qa.spans import Spans, SpanSettings
 from bertqa.settings import QuestionAnsweringSettings
 from bertqa.training.job import FileTask
@@ -184,28 +184,27 @@ class Evaluation:
     @classmethod
     def of(cls, spans: Spans, windows: Windows, data: Dataset, loss: float) -> "Evaluation":
         """Score the spans of `data`, tuning the threshold on raw best non-null answers."""
-        answers = best_answers(spans, windows, data.examples)
+        examples = data.examples
         odds = null_odds(spans)
-        ids = [example.id for example in data.examples]
-        scores = metrics.score_answers(data.examples, dict(zip(ids, answers.texts, strict=True)))
-        exact = np.array(scores.exact, float)
-        f1 = np.array(scores.f1, float)
-        has_answer = np.array(scores.has_answer, bool)
+        marks = marks_of(spans, windows, examples)
+        has_answer = marks.has_answer
+        qa = thresholds.tune(odds, marks.exact, marks.f1, has_answer)
+        threshold = qa["null_threshold"]
 
-        qa = thresholds.tune(odds, exact, f1, has_answer)
-        evidence = evidence_of(spans, windows, data.examples)
-        right = how_right(data.examples, exact, f1, has_answer)
-        confidence = fit_confidence(evidence, right, has_answer)
+        evidence = evidence_of(spans, windows, examples)
+        confidence = fit_confidence(evidence, how_right(examples, marks), has_answer)
         qa["confidence"] = asdict(confidence)
-        silent = thresholds.abstain(odds, qa["null_threshold"])
+        qa["tuning"]["tuned"] |= errors_of(confidence, evidence, marks, threshold)
+
+        silent = thresholds.abstain(odds, threshold)
         sure = confidence.chance_of_given(evidence, silent)
         # Where no answer is given, that is right just where there is none.
-        exact = np.where(silent, ~has_answer, exact)
-        f1 = np.where(silent, ~has_answer, f1)
+        exact = np.where(silent, ~has_answer, marks.exact)
+        f1 = np.where(silent, ~has_answer, marks.f1)
         found = metrics.averages(exact.tolist(), f1.tolist(), has_answer.tolist())
-        if qa["null_threshold"] is not None:
+        if threshold is not None:
             tuned = qa["tuning"]["tuned"]
             for name in ("exact", "f1", "exact_at_zero", "f1_at_zero"):
                 found[name] = tuned[name]
-            found["null_threshold"] = qa["null_threshold"]
+            found["null_threshold"] = threshold
         return cls(spans, {**found, "loss": loss}, qa, sure)
