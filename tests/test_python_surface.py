@@ -127,6 +127,22 @@ def test_what_is_no_list_of_pairs_is_refused_when_called(reader, arguments):
         reader.answer_many(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"top_k": 0}, "top_k is 0"),
+        ({"threshold": "none"}, 'threshold is "none"; use a number'),
+        ({"max_answer_length": 0}, "max_answer_length is 0"),
+        ({"max_answer_length": 1.5}, "max_answer_length is 1.5; use a number of tokens"),
+        ({"on_error": "skip"}, "on_error is 'skip'; use stop or keep"),
+    ],
+)
+def test_options_are_checked_when_called(reader, options, says):
+    """And not when the first answer is asked for, perhaps in another place."""
+    with pytest.raises(UserError, match=says):
+        reader.answer_many([("where is a?", "a b")], **options)
+
+
 def test_a_list_of_two_lists_is_refused_at_its_first_pair(reader):
     lists = [["where is a?", "is b?", "is c?"], ["a", "b", "c"]]
     with pytest.raises(UserError, match=r"pair 1 is .*give pairs: answer_many\(zip"):

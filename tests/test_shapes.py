@@ -1,6 +1,6 @@
 """The shapes in which public data sets and tools ship their questions: read right, or refused in one line by name.
 
-Each has a record or two, texts of our own. README's table of data sets is held against them.
+Each has a record or two, texts of our own. The table of DATA_SETS.md is held against them.
 """
 
 import gzip
@@ -90,8 +90,8 @@ def test_an_answer_without_a_known_offset_says_what_keys_it_has(tmp_path):
     )
 
 
-def test_the_table_in_the_readme_names_shapes_that_are_read():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_table_of_data_sets_names_shapes_that_are_read():
+    text = (ROOT / "tests" / "DATA_SETS.md").read_text(encoding="utf-8")
     table = text.split("| data set | file | flags |", 1)[1].split("\n\n")[0]
     named = []
     for row in table.strip().splitlines()[1:]:

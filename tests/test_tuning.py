@@ -7,10 +7,11 @@ import signal
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import bertqa
 from bertqa import UserError
-from bertqa.data.rows import plain
+from bertqa.data.rows import examples_of, plain
 from bertqa.train import main
 from bertqa.training import step as taken
 
@@ -33,6 +34,44 @@ class Frame:
     def to_dict(self, orient):
         assert orient == "records"
         return self.records
+
+
+class Rows:
+    """As much of a datasets.Dataset as is used: rows, one after another; it has to_dict too, which gives columns."""
+
+    def __init__(self, records):
+        self.records = records
+
+    def to_dict(self):
+        raise AssertionError("columns are no rows")
+
+    def __iter__(self):
+        return iter(self.records)
+
+
+class Polars:
+    """As much of a polars DataFrame as is used."""
+
+    columns = Frame.columns
+
+    def __init__(self, records):
+        self.records = records
+
+    def to_dicts(self):
+        return self.records
+
+
+def test_rows_of_every_kind_are_read_alike(letters, records):
+    expected = examples_of(letters).examples
+    for data in (records, tuple(records), Frame(records), Rows(records), Polars(records)):
+        assert examples_of(data).examples == expected
+    assert examples_of(str(letters)).examples == expected
+
+
+def test_a_classifiers_file_is_refused_by_name(tmp_path, tiny_model):
+    reviews = ROOT / "bertqa" / "data" / "sample" / "reviews.csv"
+    with pytest.raises(UserError, match="--task classify"):
+        bertqa.fine_tune(reviews, weights=tiny_model, out=tmp_path / "run", **SETTINGS)
 
 
 def test_records_files_and_frames_train_alike(tmp_path, tiny_model, letters, records, caplog):

@@ -158,6 +158,9 @@ NO_CONTEXT = (
     "the texts that they are found in are missing; use a file with contexts, such as MRQA's"
 )
 BY_ROW = 'write df.to_json(FILE, orient="records")'
+CLASSES = (
+    "to classify texts: --task classify; answers marked in doccano: export them in SQuAD's form"
+)
 IN_SQUAD = "export it in SQuAD's form"
 NO_SPANS = "answers are no spans of the text; use SQuAD"
 
@@ -182,7 +185,7 @@ SHAPES = (
     Shape("DuoRC", "plot", f"answers have no place; {MRQA}"),
     Shape("DuReader of 2017", "documents question", "answers have no place; use DuReader robust"),
     Shape("a file of Label Studio's", "annotations.result", IN_SQUAD),
-    Shape("a file of doccano's", "text label", IN_SQUAD),
+    Shape("a file of texts and labels", "text label", CLASSES),
     Shape("HotpotQA", "supporting_facts", TEN_ARTICLES),
     Shape("MuSiQue", "question_decomposition", TWENTY_PARAGRAPHS),
     Shape("NewsQA", "storyid questions.q", VOTES),

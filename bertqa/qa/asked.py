@@ -104,6 +104,10 @@ def how_of(
         raise UserError(f"top_k is {show(top_k)}; use a whole number. {GIVE_PAIRS}")
     if top_k < 1:
         raise UserError(f"top_k is {top_k}; use 1 or more")
+    if threshold is not None and not isinstance(threshold, numbers.Real):
+        raise UserError(f"threshold is {show(threshold)}; use a number, of null odds")
+    if max_answer_length is not None and not isinstance(max_answer_length, numbers.Integral):
+        raise UserError(f"max_answer_length is {show(max_answer_length)}; use a number of tokens")
     tuned = qa.get("null_threshold")
     if allow_no_answer is None:
         allow_no_answer = threshold is not None or tuned is not None
