@@ -469,8 +469,33 @@ def test_a_classifiers_page_shows_classes(tmp_path):
         ("well", "bad", "good"),
         ("dull", "good", "bad"),
     ]
-    assert page["gaps"] == {}
-    assert len(read(write_report(run, run))["classes"]) == 2
+    assert page["gaps"] == {} and page["families"] == []
+    assert (found["accuracy"], found["macro_f1"]) == (50.0, 50.0)
+
+
+def test_classifiers_of_a_recipe_have_mean_and_deviation(tmp_path):
+    runs = []
+    for seed, wrong in enumerate((0, 1)):
+        run = make_run(tmp_path / f"run{seed}", task="classify", seed=seed)
+        lines = []
+        for number, gold in enumerate("aabb"):
+            label = "b" if number < wrong else gold
+            lines.append(
+                {"id": str(number), "label": label, "gold": gold, "probabilities": {label: 0.8}}
+            )
+        (run / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        runs.append(run)
+    page = read(write_report(*runs))
+    assert [found["accuracy"] for found in page["classes"]] == [100.0, 75.0]
+    # F1 of a is 2/3, of b 4/5
+    assert [found["macro_f1"] for found in page["classes"]] == [
+        100.0,
+        pytest.approx(73.33, abs=0.01),
+    ]
+    [family] = page["families"]
+    assert family["runs"] == [0, 1]
+    assert family["exact"] == pytest.approx([87.5, 17.678, 75.0, 100.0], abs=1e-3)
+    assert family["f1"][0] == pytest.approx(86.665, abs=1e-2)
 
 
 @pytest.mark.parametrize("name", ["config.json", "predictions.json", "dev.json"])

@@ -378,6 +378,19 @@ def test_hovering_shows_what_was_measured_there(browser, tmp_path):
     assert "2.5e−5" in ticks
 
 
+def test_steps_are_whole_numbers(browser, page):
+    """Ticks at steps 0.5 and 1.5 would be shown as 1 and 2, beside the real ones."""
+    browser.view(1280, 900)
+    browser.open(page)
+    browser.js("void document.getElementById('training').scrollIntoView({behavior: 'instant'})")
+    assert settle(browser, "document.querySelectorAll('#training svg').length > 0")
+    steps = browser.js(
+        "[...document.querySelectorAll('#training svg:first-of-type text[text-anchor=middle]')]"
+        ".slice(0, 4).map((each) => each.textContent)"
+    )
+    assert steps == ["0", "1", "2", "3"]
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_classifier_and_several_runs(browser, tmp_path, width):
     evaluated = {"event": "eval", "step": 3, "accuracy": 50.0, "macro_f1": 50.0, "loss": 0.5}
@@ -393,6 +406,11 @@ def test_a_classifier_and_several_runs(browser, tmp_path, width):
     assert browser.js("document.querySelectorAll('.errors tbody tr').length") == 1
     assert browser.js("document.getElementById('questions')") is None
     assert browser.js("document.documentElement.scrollWidth") == width
+    assert "Macro-F1, the mean over the classes, is 66.7" in browser.js(
+        "document.getElementById('scores').innerText"
+    )
+    browser.open(write_report(classes, classes))
+    assert "Macro-F1" in browser.js("document.querySelector('.families thead').innerText")
 
     runs = [make_run(tmp_path / name, seed=seed) for seed, name in enumerate("abc")]
     browser.open(write_report(*runs))

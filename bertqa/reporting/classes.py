@@ -40,6 +40,8 @@ def class_report(run: Run, dev: str | None) -> dict:
         "labels": labels,
         "matrix": matrix.tolist(),
         "rows": class_rows(matrix),
+        "accuracy": share(int(matrix.trace()), int(matrix.sum())) or 0.0,
+        "macro_f1": macro_f1(matrix),
         "total": int(matrix.sum()),
         "wrong": len(errors),
         "errors": [
@@ -73,6 +75,15 @@ def class_rows(matrix: np.ndarray) -> list[dict]:
             }
         )
     return rows
+
+
+def macro_f1(matrix: np.ndarray) -> float:
+    """The mean of F1 over the classes that are right or predicted at least once, in percent."""
+    counts = matrix.sum(0) + matrix.sum(1)
+    seen = counts > 0
+    if not seen.any():
+        return 0.0
+    return round(100 * float(np.mean(2 * matrix.diagonal()[seen] / counts[seen])), 2)
 
 
 def share(part: int, whole: int) -> float | None:

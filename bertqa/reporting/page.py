@@ -107,6 +107,9 @@ def collect(runs: list[Run], dev: str | None) -> dict:
     why = why_unscored(runs, dev)
     if not why and runs[0].classifies:
         page["classes"] = [class_report(run, dev) for run in runs]
+        if len(runs) > 1:
+            fractions = [(one["accuracy"] / 100, one["macro_f1"] / 100) for one in page["classes"]]
+            page["families"] = analysis.family_rows(families(runs), fractions)
         return page
     if not why:
         limit = runs[0].setting("limit_dev")

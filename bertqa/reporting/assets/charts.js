@@ -37,9 +37,10 @@ const compact = (value) => {
 
 // ---- charts: drawn at the width they have, so that text keeps its size ----
 
-function ticks(low, high, count) {
-  const raw = (high - low) / count || 1, unit = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((m) => m * unit).find((size) => size >= raw);
+// Whole numbers only where fractions have no meaning: step 1.5 would be shown as 2.
+function ticks(low, high, count, isWhole = false) {
+  const raw = Math.max((high - low) / count || 1, isWhole ? 1 : 0), unit = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 2.5, 5, 10].map((m) => m * unit).find((size) => size >= raw && (!isWhole || size % 1 === 0));
   const found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step || 0); // never -0
   return found;
@@ -84,10 +85,10 @@ function draw(spec, series, named, tip, width) {
 
   const words = named.map(({ name, points }) => `${name}: from ${yText(points[0][1])} to ${yText(points[points.length - 1][1])}`);
   const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${spec.title}. ${words.join("; ")}` });
-  for (const value of ticks(y0, y1, 4))
+  for (const value of ticks(y0, y1, 4, yText === whole))
     svg.append(s("line", { class: "grid", x1: left, x2: end, y1: y(value), y2: y(value) }),
       s("text", { x: left - 7, y: y(value) + 4, "text-anchor": "end" }, yText(value)));
-  for (const value of ticks(x0, x1, width < 360 ? 4 : 6))
+  for (const value of ticks(x0, x1, width < 360 ? 4 : 6, xText === whole))
     svg.append(s("text", { x: x(value), y: floor + 16, "text-anchor": "middle" }, xText(value)));
   svg.append(s("line", { class: "axis", x1: left, x2: end, y1: floor, y2: floor }),
     s("text", { x: end, y: height - 3, "text-anchor": "end" }, spec.x.label), s("text", { x: 2, y: 11 }, spec.y.label || ""));

@@ -3,11 +3,13 @@
 const rate = (value) => h("td", {}, value == null ? "–" : fixed(value, 1));
 
 function classScores() {
-  return data.classes.map((found, r) => {
+  const table = several && familyTable("Accuracy", "Macro-F1");
+  return [table, ...data.classes.map((found, r) => {
     const right = found.matrix.reduce((sum, row, i) => sum + row[i], 0), run = several && h("h3", {}, quoted(runs[r].name));
-    return [run, h("p", {}, `${whole(right)} of ${whole(found.total)} texts are classified rightly (${fixed((100 * right) / found.total)} %).`),
+    return [run, h("p", {}, `${whole(right)} of ${whole(found.total)} texts are classified rightly (${fixed(found.accuracy)} %). `,
+      `Macro-F1, the mean over the classes, is ${fixed(found.macro_f1)}.`),
       h("div", { class: "charts" }, classTable(found), matrixTable(found))];
-  });
+  })];
 }
 
 function classTable(found) {

@@ -69,7 +69,7 @@ function manyTable(names, caption, cell) {
 }
 
 // Mean and deviation of each recipe over its runs.
-function familyTable() {
+function familyTable(first = "Exact match", second = "F1") {
   if (!data.families.some((family) => family.runs.length > 1)) return null;
   const cell = ([mean, deviation, low, high]) => h("td", {}, deviation == null ? fixed(mean, 2) : `${fixed(mean, 2)} ± ${fixed(deviation, 2)}`, " ",
     deviation != null && h("small", {}, interval(low, high)));
@@ -78,7 +78,7 @@ function familyTable() {
   return h("div", { class: "scroll families" }, h("table", {},
     h("caption", {}, "Mean ± standard deviation over the runs of a recipe, which differ in their seeds; small: lowest and highest. " +
       "A difference smaller than these deviations says nothing."),
-    columns(["Recipe", "Runs", "Exact match", "F1"]), h("tbody", {}, rows)));
+    columns(["Recipe", "Runs", first, second]), h("tbody", {}, rows)));
 }
 
 function training() {
