@@ -6,6 +6,7 @@ This is the rule of Unicode's grapheme clusters (UAX 29), without its tables for
 """
 
 import unicodedata
+from collections.abc import Iterator
 from functools import lru_cache
 
 JOINERS = "\u200c\u200d"  # zero width non-joiner, zero width joiner
@@ -93,3 +94,23 @@ def inside_word(context: str, place: int) -> bool:
     if before in ".,":
         return after.isdigit() and context[max(0, place - 2)].isdigit()
     return False
+
+
+def whole_words(context: str, text: str, low: int = 0, high: int | None = None) -> Iterator[int]:
+    """Where the text stands in context[low:high] without cutting a word; places may overlap."""
+    # A long text that repeats itself could be found at every offset: the work is bounded.
+    tries = max(1000, 5_000_000 // len(text))
+    start = context.find(text, low, high)
+    while start >= 0 and tries:
+        if not inside_word(context, start) and not inside_word(context, start + len(text)):
+            yield start
+        start = context.find(text, start + 1, high)
+        tries -= 1
+
+
+def only_place(context: str, text: str) -> int:
+    """Where the text stands as a whole word, if that is one place; else -1."""
+    places = whole_words(context, text)
+    first = next(places, -1)
+    second = next(places, -1)
+    return first if second < 0 else -1

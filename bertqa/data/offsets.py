@@ -14,12 +14,12 @@ What stands only inside other words ("5" in 1952) is left without a place, and s
 
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 
-from bertqa.data.characters import extends, inside_word
+from bertqa.data.characters import extends, inside_word, only_place, whole_words
 from bertqa.data.gold import Gold
 from bertqa.files import show
 
@@ -76,6 +76,7 @@ def place(context: str, gold: Gold, unit: str = CHARACTERS) -> Placed:
     found = _at_span(context, text, gold)
     if found:
         return found
+    # The file's unit comes first; one answer of many may be in characters all the same.
     units = [unit] if unit == CHARACTERS else [unit, CHARACTERS]
     for name in units:
         start = exact_place(context, gold, name)
@@ -85,6 +86,7 @@ def place(context: str, gold: Gold, unit: str = CHARACTERS) -> Placed:
         own = other_form(context, text, in_characters(context, gold.start, name))
         if own:
             return Placed(own.text, own.start, repaired=True)
+    # Any exact conversion before the nearest match, which may be another occurrence.
     for name in UNITS:
         start = exact_place(context, gold, name)
         if start >= 0:
@@ -143,11 +145,10 @@ def in_characters(context: str, start: int, unit: str) -> int:
 
 def unit_of(answers: Iterable[tuple[str, Gold]]) -> str:
     """The unit in which most of these (paragraph, answer) have their text at the stated offset; characters if equal."""
-    answers = [
-        (context, gold) for context, gold in answers if gold.start >= 0 and gold.text.strip()
-    ]
+    answers = [pair for pair in answers if _states_a_place(pair[1])]
     missed = [pair for pair in answers if exact_place(*pair) < 0]
-    best, most = CHARACTERS, len(answers) - len(missed)
+    best = CHARACTERS
+    most = len(answers) - len(missed)
     for unit in (*UNITS, FROM_ONE):
         # Most units explain nothing of what characters do not: they need not be tried on all.
         if not any(exact_place(context, gold, unit) >= 0 for context, gold in missed):
@@ -156,13 +157,18 @@ def unit_of(answers: Iterable[tuple[str, Gold]]) -> str:
         if unit == FROM_ONE and (hits < len(answers) or hits < 3):
             continue  # one off happens by mistake too
         if hits > most:
-            best, most = unit, hits
+            best = unit
+            most = hits
     return best
+
+
+def _states_a_place(gold: Gold) -> bool:
+    return gold.start >= 0 and bool(gold.text.strip())
 
 
 def unit_of_paragraph(context: str, golds: list[Gold], unit: str) -> str:
     """The unit that explains all stated offsets of one paragraph: the file's own `unit` before others."""
-    stated = [gold for gold in golds if gold.start >= 0 and gold.text.strip()]
+    stated = list(filter(_states_a_place, golds))
     for name in dict.fromkeys([unit, *UNITS]):
         if all(exact_place(context, gold, name) >= 0 for gold in stated):
             return name
@@ -191,28 +197,21 @@ def _letters_of(text: str) -> str:
 def other_form(context: str, text: str, start: int) -> Placed | None:
     """The paragraph's own characters from `start` on, where they have the letters of the text and end with a word.
 
-    Blanks and quotation marks before the first letter are passed over, as far as the text has none.
+    Blanks and quotation marks before the first letter are passed over, as far as the text has none. Example: "elin-varga"
+    is elinvarga; in “Elin Varga” the mark is passed over, the blank has no letters, and the answer is Elin Varga.
     """
     wanted = _letters_of(text)
     if not wanted or not 0 <= start < len(context):
         return None
     begin = start
-    while begin < min(start + MARKS, len(context)) and _passed_over(context[begin], text[0]):
+    limit = min(start + MARKS, len(context))
+    while begin < limit and _passed_over(context[begin], text[0]):
         begin += 1
     if begin == len(context) or bool(_letters(context[begin])) != bool(_letters(text[0])):
         return None
-    at, end, marks = 0, begin, 0
-    while end < len(context) and at < len(wanted):
-        letters = _letters(context[end])
-        marks = 0 if letters or context[end].isspace() else marks + 1
-        if marks > MARKS or not wanted.startswith(letters, at):
-            return None
-        at += len(letters)
-        end += 1
-    if at < len(wanted):
+    end = _end_of_letters(context, begin, wanted)
+    if end < 0:
         return None
-    while end < len(context) and extends(context[end]):
-        end += 1
     # A full stop or a closing quotation mark belongs to the answer where its text has one.
     for mark in text[len(text.rstrip(_marks_of(text))) :]:
         if end < len(context) and _looks_like(context[end], mark):
@@ -220,6 +219,27 @@ def other_form(context: str, text: str, start: int) -> Placed | None:
     if inside_word(context, begin) or inside_word(context, end):
         return None
     return Placed(context[begin:end], begin, repaired=True)
+
+
+def _end_of_letters(context: str, begin: int, wanted: str) -> int:
+    """Where the letters `wanted` end that begin at `begin`, accents on the last one included; -1 where others stand."""
+    found = 0  # of the letters wanted
+    marks = 0  # in a row
+    end = begin
+    while found < len(wanted):
+        if end == len(context):
+            return -1
+        letters = _letters(context[end])
+        marks += 1
+        if letters or context[end].isspace():
+            marks = 0
+        if marks > MARKS or not wanted.startswith(letters, found):
+            return -1
+        found += len(letters)
+        end += 1
+    while end < len(context) and extends(context[end]):
+        end += 1
+    return end
 
 
 def _passed_over(character: str, first: str) -> bool:
@@ -237,28 +257,6 @@ def _marks_of(text: str) -> str:
 def _looks_like(character: str, mark: str) -> bool:
     """Whether both are the same mark, or quotation marks and dashes of any form."""
     return character == mark or (not _letters(character) and not character.isspace())
-
-
-# Whole words
-
-
-def whole_words(context: str, text: str, low: int = 0, high: int | None = None) -> Iterator[int]:
-    """Where the text stands in context[low:high] without cutting a word; places may overlap."""
-    # A long text that repeats itself could be found at every offset: the work is bounded.
-    tries = max(1000, 5_000_000 // len(text))
-    start = context.find(text, low, high)
-    while start >= 0 and tries:
-        if not inside_word(context, start) and not inside_word(context, start + len(text)):
-            yield start
-        start = context.find(text, start + 1, high)
-        tries -= 1
-
-
-def only_place(context: str, text: str) -> int:
-    """Where the text stands as a whole word, if that is one place; else -1."""
-    places = whole_words(context, text)
-    first, second = next(places, -1), next(places, -1)
-    return first if second < 0 else -1
 
 
 def clearly_nearest(context: str, text: str, start: int) -> int:

@@ -98,6 +98,7 @@ class Windows:
     def sequences(self) -> Sequences:
         """The windows as a model reads them."""
         paragraph = self.question_context[self.question]  # (W,)
+        # All tokens lie one behind the other: [CLS] and [SEP], those of all questions, those of all paragraphs.
         question_at = 2 + self.questions.rows[self.question]
         context_at = 2 + len(self.questions.ids) + self.contexts.rows[paragraph] + self.first
         count = self.questions.counts[self.question]
@@ -232,7 +233,7 @@ def build_windows(
 
 
 def _not_among(held: np.ndarray, examples: Sequence[Example]) -> tuple[int, ...]:
-    """The rows of answerable examples that are not among the rows `held`."""
+    """The rows of answerable examples that are not among the rows `held`: no window of theirs has the answer whole."""
     missing = np.array([bool(example.answer_texts) for example in examples], bool)  # (Q,)
     missing[held] = False
     return tuple(np.flatnonzero(missing).tolist())
@@ -257,7 +258,8 @@ def _first_tokens(
     beyond = np.maximum(0, total - room)  # (Q,)
     windows = 1 + -(-beyond // advance)  # (Q,)
     question = np.repeat(np.arange(len(total), dtype=np.int32), windows)  # (W,)
-    nth = np.arange(len(question)) - np.repeat(running_sum(windows)[:-1], windows)  # (W,)
+    before = running_sum(windows)[:-1]  # (Q,) windows of the questions before each
+    nth = np.arange(len(question)) - np.repeat(before, windows)  # (W,)
     first = nth * advance[question]
     return question, first.astype(np.int32)
 
@@ -281,8 +283,9 @@ def _answer_tokens(
                 start_char[row] = start
                 end_char[row] = start + len(text)
                 break
-    # All paragraphs on one line, one behind the other: one sorted search serves every question. A token
-    # that ends where an answer begins is before it, so what stands beside in the next paragraph is out.
+    # All paragraphs on one line, one behind the other: one sorted search serves every question. With
+    # paragraphs of 5 and 4 characters, token ends 1 3 5 and 2 4 become 1 3 5 7 9, and character 2 of the
+    # second paragraph is 7. A token that ends where an answer begins is before it.
     begins = running_sum([len(text) for text in texts])  # (paragraphs+1,)
     shift = np.repeat(begins[:-1], contexts.counts)  # (T,)
     own = begins[question_context]  # (Q,)

@@ -221,14 +221,15 @@ def find_best_thresh(
     values: Sequence[float], scores: Scores, odds: Sequence[float | None], order: Sequence[int]
 ) -> tuple[float, float]:
     """The official sweep, for its numbers only: (best score in percent, threshold). Use `thresholds.tune_threshold`."""
-    rows = [row for row in order if scores.texts[row] is not None]
     score = 0  # answering nothing is right for the questions without an answer
     for text, has in zip(scores.texts, scores.has_answer, strict=True):
         score += text is not None and not has
     best = score
     threshold = 0.0
-    for row in rows:
-        # one more question is answered
+    for row in order:
+        if scores.texts[row] is None:
+            continue
+        # One more question is answered. A wrong answer costs 1, an empty one nothing: the script's own rule.
         if scores.has_answer[row]:
             score += values[row]
         elif scores.texts[row]:
@@ -263,11 +264,12 @@ def precision_recall(
     area = 0.0
     precisions = [1.0]
     recalls = [0.0]
-    for answered, row in enumerate(order, start=1):
+    for count, row in enumerate(order, start=1):
         if has_answer[row]:
             right += values[row]
-        if answered == len(order) or odds[row] != odds[order[answered]]:
-            precision = right / answered
+        is_last = count == len(order)
+        if is_last or odds[row] != odds[order[count]]:
+            precision = right / count
             recall = right / possible
             area += precision * (recall - recalls[-1])
             precisions.append(precision)

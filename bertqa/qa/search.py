@@ -168,7 +168,7 @@ def find_candidates(
     score = start[:, :, None].astype(settings.score_type) + end[:, None, :]  # (B, n, n)
     score = np.where(valid, score, -np.inf)
     pick, score = _best_columns(score.reshape(len(block.rows), -1), settings.kept)
-    nth_start = pick // n
+    nth_start = pick // n  # of n x n pairs in one row, pick 43 with n = 20 is start 2 and end 3
     nth_end = pick % n
     return Found(
         score=score,
@@ -187,6 +187,7 @@ def _side_by_side(
 
     Ends have room behind them, so that every start sees `reach` of them.
     """
+    # A place behind the last logit is clipped to it, and then overwritten: it is outside of its window.
     column = np.arange(L + reach - 1)
     where = (block.cls + block.question)[:, None] + column  # (B, L + reach - 1)
     outside = column >= block.count[:, None]
@@ -214,10 +215,9 @@ def _best_positions(logits: np.ndarray, block: Block, settings: SpanSettings) ->
     """(B, n) positions of the largest logits of each sequence, best first; -1 where it has fewer tokens."""
     n = settings.n_best
     best = np.full((len(block.cls), n), -1)
-    for line, (begin, length) in enumerate(
-        zip(block.cls.tolist(), block.length.tolist(), strict=True)
-    ):
-        sequence = logits[begin : begin + length]
+    ends = block.cls + block.length
+    for line, (begin, end) in enumerate(zip(block.cls.tolist(), ends.tolist(), strict=True)):
+        sequence = logits[begin:end]
         if settings.mode == "hf":
             # run_qa's own call, which leaves the order of equals to numpy and the processor.
             found = np.argsort(sequence)[: -n - 1 : -1]
@@ -229,7 +229,11 @@ def _best_positions(logits: np.ndarray, block: Block, settings: SpanSettings) ->
 
 
 def _columns_of_largest(values: np.ndarray, n: int) -> np.ndarray:
-    """(B, K) -> (B, min(n, K)) columns of the largest values of each row, ascending; lower columns win ties."""
+    """(B, K) -> (B, min(n, K)) columns of the largest values of each row, ascending; lower columns win ties.
+
+    The two largest of  4 1 4 4 7:  the second largest is 4, so columns 0, 2, 3 and 4 are kept, two too many. One is
+    larger than 4, which leaves room for one of the equals, the first: columns 0 and 4.
+    """
     B, K = values.shape
     if n >= K:
         return np.broadcast_to(np.arange(K), (B, K))

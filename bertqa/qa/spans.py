@@ -114,7 +114,9 @@ class SpanDecoder:
         rows = np.array(rows, np.int64)
         start = np.array(start_logits, np.float32)
         end = np.array(end_logits, np.float32)
-        null = np.zeros(len(rows), np.float32) if null is None else np.array(null, np.float32)
+        if null is None:
+            null = np.zeros(len(rows))
+        null = np.array(null, np.float32)
         tokens = int(self.lengths[rows].sum())
         assert start.shape == end.shape == (tokens,), (
             f"{start.shape} and {end.shape} logits for {tokens} tokens"
@@ -152,14 +154,14 @@ class SpanDecoder:
         )
 
     def _check_finite(self, rows, start, end):
-        finite = (np.abs(start) < LARGEST_LOGIT) & (
-            np.abs(end) < LARGEST_LOGIT
-        )  # False for NaN too
+        # A comparison with NaN is False.
+        finite = (np.abs(start) < LARGEST_LOGIT) & (np.abs(end) < LARGEST_LOGIT)  # (N,)
         if finite.all():
             return
-        token = int(finite.argmin())
+        token = int(finite.argmin())  # the first that is not
+        # Windows of 5 and 4 tokens end at 5 and 9: token 4 is of the first, token 5 of the second.
         ends = self.lengths[rows].cumsum()
-        nth = np.searchsorted(ends, token, side="right")  # the window that the token is in
+        nth = np.searchsorted(ends, token, side="right")
         raise UserError(
             f"question {self.windows.question[rows[nth]]} (counted from 0): the model gave start logit "
             f"{start[token]} and end logit {end[token]}; logits must be finite, so its weights are damaged, or "
@@ -179,11 +181,13 @@ class SpanDecoder:
         """Empty the buffer into the tables."""
         if not self.buffer:
             return
-        rows, starts, ends, null = (np.concatenate(part) for part in zip(*self.buffer, strict=True))
+        columns = zip(*self.buffer, strict=True)
+        rows, starts, ends, null = (np.concatenate(parts) for parts in columns)
         self.buffer = []
         self.buffered = 0
         cls = self.lengths[rows].cumsum() - self.lengths[rows]  # (S,) where each sequence begins
         self._add_null(rows, starts[cls], ends[cls], null)
+        # A block is as wide as its longest window: windows of one length waste none of it.
         find = find_exact if self.settings.mode == "exact" else find_candidates
         for part in _parts_of_similar_size(self.windows.count[rows], self.settings):
             block = self._block(rows[part], cls[part])
@@ -203,13 +207,18 @@ class SpanDecoder:
         )
 
     def _add_null(self, rows, start, end, null):
-        """Lower the null score of each question to that of its windows, the first window winning ties."""
+        """Lower the null score of each question to that of its windows, the first window winning ties.
+
+        Question 7 has null score 3 from window 20. Its windows 22, 21 and 24 bring 2, 1 and 1: it gets the 1 of
+        window 21, in whatever order and company they come.
+        """
         new = np.empty(len(rows), self.null.dtype)
         new["score"] = start.astype(self.settings.score_type) + end + null
         new["row"] = rows
         new["start"] = start
         new["end"] = end
         question = self.windows.question[rows]
+        # One window for each question first: an assignment by index keeps one of several at random.
         order = np.lexsort((rows, new["score"], question))  # by question, lowest score first
         lowest = order[first_of_each(question[order])]
         new = new[lowest]
@@ -221,7 +230,11 @@ class SpanDecoder:
 
 
 def _parts_of_similar_size(counts: np.ndarray, settings: SpanSettings) -> Iterator[np.ndarray]:
-    """Places in counts (S,), largest first, as many at a time as a block should hold."""
+    """Places in counts (S,), largest first, as many at a time as a block should hold.
+
+    With room for two windows of 300 tokens or for three of 200, counts 200 300 200 100 300 are given out
+    as [1, 4], [0, 2, 3].
+    """
     order = np.argsort(-counts, kind="stable")
     begin = 0
     while begin < len(order):

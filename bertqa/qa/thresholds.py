@@ -61,11 +61,11 @@ def tune_threshold(
         raise UserError(
             f"a threshold needs no-answer odds that are finite numbers: {bad} of {len(odds)} are not"
         )
+    # Odds -2, 3, 3, 7 have the levels -2, 3, 7, which begin at 0, 1, 3. Of the thresholds -3, 0.5, 5, 8
+    # the first answers 0 questions, the second 1, the third 3, the last all 4: no threshold answers 2.
     order = np.argsort(odds, kind="stable")
-    levels, first = np.unique(
-        odds[order], return_index=True
-    )  # (K-1,) distinct odds, and where each begins
-    thresholds = _between(levels)
+    levels, first = np.unique(odds[order], return_index=True)  # (K-1,) each
+    thresholds = _between(levels)  # (K,)
     answered = np.append(first, len(odds))  # (K,) questions answered at each threshold
     exact = _curve(exact[order], has_answer[order], answered)
     f1 = _curve(f1[order], has_answer[order], answered)
@@ -87,9 +87,8 @@ def _between(levels: np.ndarray) -> np.ndarray:
     below = levels[:-1]
     above = levels[1:]
     middle = below + (above - below) / 2
-    middle = np.where(
-        middle < above, middle, below
-    )  # neighbouring floats have nothing between them
+    # Neighbouring floats have nothing between them: the lower one itself answers as a middle would.
+    middle = np.where(middle < above, middle, below)
     return np.concatenate(([levels[0] - 1.0], middle, [levels[-1] + 1.0]))
 
 
@@ -99,7 +98,7 @@ def _curve(values: np.ndarray, has_answer: np.ndarray, answered: np.ndarray) -> 
     Answering none of three questions, of which the last has no answer, scores 0 + 0 + 1. Each answer then adds its own
     score and takes away what silence scored: with values 1, 0.5, 0 the sums are 1, 2, 2.5, 1.5.
     """
-    silence = (~has_answer).astype(np.float64)
+    silence = (~has_answer).astype(np.float64)  # what giving no answer scores
     gains = np.concatenate(([0.0], np.cumsum(values - silence)))
     return 100.0 * (silence.sum() + gains[answered]) / len(values)
 
@@ -126,6 +125,7 @@ def tune(
     threshold = scale = bias = None
     if not has_answer.all():
         threshold = tune_threshold(odds, exact, f1, has_answer).best_f1_thresh
+        # A fit needs both kinds of questions. Those without a span say nothing of what odds mean.
         kinds = set(has_answer[found].tolist())
         if kinds == {True, False}:
             scale, bias = fit_probability(odds[found], has_answer[found])
@@ -138,10 +138,14 @@ def tune(
 
 
 def _report(odds, exact, f1, has_answer, threshold, scale, bias) -> dict[str, float]:
-    """questions; exact and f1 (percent) at the tuned threshold and at 0; the best that any threshold gives on these
-    questions, which is hindsight; the calibration error of sigmoid(odds) and of the fitted probability."""
+    """What the threshold and the calibration are worth on these questions, scores in percent.
+
+    questions; exact and f1 at the tuned threshold and, with the suffix _at_zero, at 0; best_* of any threshold, which is
+    hindsight; the calibration error of sigmoid(odds) and of the fitted probability.
+    """
     report = {"questions": len(odds)}
     for suffix, value in (("", threshold), ("_at_zero", 0.0)):
+        # Silence is right, and scores 1, where there is no answer.
         silent = abstain(odds, value)
         report["exact" + suffix] = 100.0 * float(np.where(silent, ~has_answer, exact).mean())
         report["f1" + suffix] = 100.0 * float(np.where(silent, ~has_answer, f1).mean())
@@ -181,6 +185,7 @@ def fit_probability(odds: np.ndarray, has_answer: np.ndarray) -> tuple[float, fl
     )
     without = np.count_nonzero(~has_answer)
     answerable = np.count_nonzero(has_answer)
+    # With 8 questions of each kind: 0.1 for those with an answer, 0.9 for those without, never 0 and 1.
     target = np.where(has_answer, 1 / (answerable + 2), (without + 1) / (without + 2))  # (Q,)
     inputs = np.stack([odds, np.ones(len(odds))])  # (2, Q)
     # Where all odds are the same, scale and bias cannot be told apart: a tiny pull decides.
