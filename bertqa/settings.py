@@ -107,7 +107,7 @@ class LabelledFiles(FileSettings):
     dev: str | None = None
     """Texts with labels to evaluate on, in any of these forms; none = a part of train, see --split."""
     fresh_head: bool = False
-    """Draw the class head at random although the weights have one."""
+    """Draw the class head at random in any case."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class ClassificationSettings:
     class_weights: Literal["none", "balanced"] = "none"
     """none, or balanced: errors on a class weigh by how rare it is, texts / (classes * its texts)."""
     limit_train: Annotated[int | None, POSITIVE] = None
-    """Read the first N texts only, before the split."""
+    """Read the first N texts only, then split."""
     limit_dev: Annotated[int | None, POSITIVE] = None
     """Evaluate on the first N texts only."""
 
@@ -209,7 +209,7 @@ class DistillationSettings:
     teacher: list[str] = field(default_factory=list)
     """Models whose mean logits are learned beside the right answers; same vocabulary."""
     teacher_weight: Annotated[float, FACTOR] = 0.8
-    """Their share of the loss beside the right answers."""
+    """Their share of the loss, of 1."""
     temperature: Annotated[float, POSITIVE] = 2.0
     """Of their logits; high: unlikely answers count."""
 
@@ -234,6 +234,8 @@ class OptimSettings:
 
     lr: Annotated[float, POSITIVE] = 5e-5
     """Peak learning rate."""
+    head_lr: Annotated[float | None, POSITIVE] = None
+    """That of the head alone, by the same schedule; none = lr."""
     warmup: Annotated[float, WARMUP] = 0.1
     """Warm-up: a fraction of all steps where below 1, else a number of steps."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -275,17 +277,17 @@ class LoopSettings:
     eval_every: Annotated[int, STEPS] = 0
     """Evaluate every N steps, and always at the end; 0 = after every epoch."""
     save_every: Annotated[str | float, SAVES] = 10.0
-    """Minutes (10), or steps (500steps), between checkpoints; 0 = every step. A signal saves too."""
+    """Minutes (10) or steps (500steps) between checkpoints; 0 = every step."""
     seed: Annotated[int, SEED] = 0
     """Order of the data, dropout, fresh weights."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """fp32, bf16 or fp16; auto = bf16 or fp16 on GPUs, fp32 elsewhere."""
     device: Annotated[str, DEVICE] = "auto"
-    """cpu, cuda, cuda:1 or mps; auto = the GPU if there is one."""
+    """cpu, cuda, cuda:1 or mps; auto = a GPU, if there."""
     threads: Annotated[int, THREADS] = 0
     """CPU threads; 0 = torch's own choice."""
     deterministic: bool = False
-    """Refuse GPU kernels whose results vary from run to run (slower)."""
+    """Refuse GPU kernels whose results vary (slower)."""
     capture: Literal["auto", "on", "off"] = "auto"
     """auto, on or off: steps as CUDA graphs."""
 

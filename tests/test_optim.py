@@ -173,6 +173,20 @@ def test_values_out_of_range_are_named(name, bad, good):
     assert broken(OptimSettings(**{name: good})) == []
 
 
+def test_the_rate_of_the_head_is_absolute(tiny_model):
+    """Whatever the rate and the decay of the encoder's; a factor by name counts beside it."""
+    model = folder.load(tiny_model)
+    settings = OptimSettings(lr=1e-4, head_lr=2e-3, layer_decay=0.5)
+    optimizer = make_optimizer(model, settings, CPU, lr_factors={"span.bias": 0.5})
+    set_lr(optimizer, 1e-4, 0, settings)
+    rates = {}
+    for group in optimizer.param_groups:
+        rates |= {id(parameter): group["lr"] for parameter in group["params"]}
+    assert rates[id(model.span.weight)] == pytest.approx(2e-3)
+    assert rates[id(model.span.bias)] == pytest.approx(1e-3)
+    assert rates[id(model.encoder.layers[1].ffn_out.weight)] == pytest.approx(0.5e-4)
+
+
 def test_factors_of_the_learning_rate_by_name(tiny_model):
     """They multiply the depth's factor; a name that nothing has is refused."""
     model = folder.load(tiny_model)

@@ -393,6 +393,31 @@ def test_resuming_with_ema_and_time_limit(tmp_path, tiny_model, letters):
     assert not same(weights(whole, "best"), weights(whole))  # the average is what is kept
 
 
+def moves(run_folder, start):
+    """How far the first step moved each weight at most; Adam's first step is the learning rate itself."""
+    after = weights(run_folder)
+    return {name: float((after[name] - start[name]).abs().max()) for name in start}
+
+
+def test_the_head_has_a_learning_rate_of_its_own(tmp_path, tiny_model, letters):
+    """From the command line, a config.json and Python, and a resumed run has it too."""
+    start = load_file(tiny_model / "model.safetensors")
+    still = ["--max-steps", "2", "--schedule", "constant", "--warmup", "0", "--weight-decay", "0"]
+    plain = run(tmp_path / "plain", tiny_model, letters, *still, "--max-steps", "1")
+    first = [*still, "--head-lr", "4e-3", "--max-minutes", "1e-9"]
+    out = run(tmp_path / "run", tiny_model, letters, *first)
+    before, now = moves(plain, start), moves(out, start)
+    for name in start:
+        factor = 4 if name.startswith("span.") else 1
+        assert now[name] == pytest.approx(factor * before[name], rel=1e-3), name
+    assert main(["--resume", str(out), "--max-minutes", "60"]) == 0
+    whole = run(tmp_path / "whole", tiny_model, letters, *still, "--head-lr", "4e-3")
+    again = tmp_path / "again"
+    assert main(["--config", str(whole / "config.json"), "--out", str(again)]) == 0
+    assert same(weights(out), weights(whole)) and same(weights(again), weights(whole))
+    assert json.loads((again / "config.json").read_text())["settings"]["head_lr"] == 4e-3
+
+
 def test_accumulation_changes_nothing(tmp_path, tiny_model, letters, monkeypatch):
     """One batch of 32 == 4 of 8 == micro-batches by a token budget, to rounding: weights after 20 steps."""
     # Key biases have no gradient but rounding noise, which Adam would blow up to whole steps: a larger eps keeps it noise.
@@ -858,7 +883,7 @@ def test_a_preset_says_what_it_sets(name, capsys):
 
 
 def test_knobs_stay_few():
-    assert sum(len(dataclasses.fields(part)) for part in parts_of("qa").values()) <= 45
+    assert sum(len(dataclasses.fields(part)) for part in parts_of("qa").values()) <= 46
 
 
 def test_journal_survives_a_torn_line(tmp_path):

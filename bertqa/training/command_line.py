@@ -151,7 +151,7 @@ def parser_of(parts: dict[str, type]) -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume",
         metavar="RUN",
-        help="go on with a run folder; --epochs or --max-steps move its end",
+        help="go on with a run; --epochs or --max-steps move its end",
     )
     parser.add_argument("--doc-stride", action=DocStride, help=argparse.SUPPRESS)
     parser.add_argument("--model", dest="weights", help=argparse.SUPPRESS)  # as in other verbs

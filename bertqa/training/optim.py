@@ -94,7 +94,10 @@ def make_optimizer(
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            scale = settings.layer_decay ** (layers + 1 - depth_of(name, layers))
+            depth = depth_of(name, layers)
+            scale = settings.layer_decay ** (layers + 1 - depth)
+            if settings.head_lr and depth > layers and ".pooler." not in f".{name}":
+                scale = settings.head_lr / settings.lr
             for beginning, factor in lr_factors.items():
                 if name.startswith(beginning):
                     scale *= factor
