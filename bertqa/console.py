@@ -1,7 +1,67 @@
-"""What people see while they wait: progress bars, and streams that can print everything."""
+"""What people see while they wait: messages, progress bars, and streams that can print everything.
 
+The library says what it does to logging's logger "bertqa": from Python that is silent, warnings apart, or as the caller's
+own logging has it. The verbs show it on stderr.
+"""
+
+import functools
+import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+logger = logging.getLogger("bertqa")
+
+
+def say(line: str) -> None:
+    """Tell people who wait. A line that begins with "warning: " is a warning, any other information."""
+    logger.log(logging.WARNING if line.startswith("warning: ") else logging.INFO, "%s", line)
+
+
+def silent(line: str) -> None:
+    """In the place of `say`: nothing."""
+
+
+class OnStderr(logging.Handler):
+    """Writes to what sys.stderr is at that moment, above the progress bars that are shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.getMessage()
+        if "tqdm" in sys.modules:
+            from tqdm.auto import tqdm
+
+            tqdm.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def said_on_stderr() -> Iterator[None]:
+    """Inside, everything that the library says is shown."""
+    if any(isinstance(handler, OnStderr) for handler in logger.handlers):
+        yield
+        return
+    handler = OnStderr()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def verb(main: Callable) -> Callable:
+    """A verb's `main(argv)`, which shows what the library says on stderr."""
+
+    @functools.wraps(main)
+    def shown(argv=None):
+        with said_on_stderr():
+            return main(argv)
+
+    return shown
 
 
 def progress_bar(
@@ -13,8 +73,8 @@ def progress_bar(
     """
     from tqdm.auto import tqdm  # here, for what needs no bar starts sooner without it
 
-    # tqdm heeds TQDM_DISABLE only where it is not told whether to be disabled.
-    if not shown:
+    # tqdm itself looks at the environment once, when it is imported; a notebook may say so later.
+    if not shown or os.environ.get("TQDM_DISABLE", "0") not in ("", "0"):
         more["disable"] = True
     often = 0.2 if sys.stderr.isatty() else 30
     return tqdm(total=total, desc=desc, unit=unit, dynamic_ncols=True, mininterval=often, **more)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from bertqa.console import verb
 from bertqa.files import to_json
 from bertqa.flags import VerbParser, run_verb
 
@@ -17,6 +18,7 @@ EXAMPLE = """examples:
 """
 
 
+@verb
 def main(argv: Sequence[str] | None = None) -> int:
     parser = VerbParser(
         prog="python -m bertqa.convert",

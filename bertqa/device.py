@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bertqa.console import say
 from bertqa.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,9 +61,8 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "cpu" and name != "fp32" and not torch.cpu._is_avx512_bf16_supported():
-        print(
-            f"warning: this CPU has no units for {name}; it will be emulated, many times slower than fp32",
-            file=sys.stderr,
+        say(
+            f"warning: this CPU has no units for {name}; it will be emulated, many times slower than fp32"
         )
     if device.type == "cpu" and name != "fp32":
         bound_kernel_caches(each_thread=256, all_threads=256)  # a training step needs some 250

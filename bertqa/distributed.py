@@ -29,6 +29,17 @@ ERROR = "bertqa: an error"
 """Key of the store by which the processes agree on who tells of an error."""
 
 
+class StopEvaluation(BaseException):
+    """Raised inside of an evaluation by a signal. No Exception: no task that evaluates should catch it."""
+
+
+@dataclass
+class Interruption:
+    """Whether this process has been asked to leave what it does together with the others."""
+
+    asked: bool = False
+
+
 @dataclass(frozen=True)
 class World:
     """The processes of a run. Rank 0 writes files and the console."""
@@ -40,6 +51,7 @@ class World:
     """torch's key-value store that all of them reach."""
     turns: Iterator[int] = field(default_factory=itertools.count)
     """Numbers the calls of `in_turn`."""
+    interruption: Interruption = field(default_factory=Interruption, compare=False)
 
     @property
     def first(self) -> bool:
@@ -65,12 +77,18 @@ class World:
         return shared.tolist()
 
     def gather(self, value) -> list:
-        """`value` of every rank, in the order of ranks, on every rank."""
+        """`value` of every rank, in the order of ranks, on every rank.
+
+        Raises:
+            StopEvaluation: on every rank, where one of them has been asked to leave.
+        """
         if self.size == 1:
             return [value]
         import torch.distributed as dist
 
-        self._sums([0.0])  # wait for the others here, where signals are heard
+        # This also waits for the others, in a place where signals are heard.
+        if self.any(self.interruption.asked)[0]:
+            raise StopEvaluation
         gathered = [None] * self.size
         dist.all_gather_object(gathered, value)
         return gathered

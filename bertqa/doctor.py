@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bertqa.console import verb
 from bertqa.data.examples import Dataset, Example, read_examples
 from bertqa.data.repair import write_repaired
 from bertqa.data.tokenizer import WordPiece
@@ -95,6 +96,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Report, show or repair. -> exit status: 0 also for sick data, for the report judges."""
     args = parse_args(argv)

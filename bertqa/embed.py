@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bertqa.console import verb
 from bertqa.data.sources import STDIN, expand
 from bertqa.embed_files import refuse_bad, texts_of, write_at_once, write_npy
 from bertqa.errors import UserError
@@ -133,6 +134,7 @@ def check(args: argparse.Namespace) -> None:
             ) from None
 
 
+@verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Embed a text or files of them. Returns the exit status."""
     args = parse_args(argv)

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bertqa.console import prepare_streams
+from bertqa.console import prepare_streams, said_on_stderr
 from bertqa.errors import UserError
 
 Main = Callable[[Sequence[str] | None], int]
@@ -92,7 +92,8 @@ def run_verb(main: Main) -> int:
     prepare_streams()
     warnings.formatwarning = lambda message, *where: f"warning: {message}\n"
     try:
-        return main(sys.argv[1:])
+        with said_on_stderr():
+            return main(sys.argv[1:])
     except UserError as error:
         message = str(error)
     except BrokenPipeError:

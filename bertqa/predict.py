@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bertqa.console import verb
 from bertqa.errors import UserError
 from bertqa.files import read_text
 from bertqa.flags import run_verb
@@ -14,6 +15,7 @@ from bertqa.predict_flags import check, is_asked, parse_args
 from bertqa.reader import Reader
 
 
+@verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the flags ask for. Returns the exit status."""
     args = parse_args(argv)

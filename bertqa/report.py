@@ -8,10 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bertqa.console import verb
 from bertqa.flags import VerbParser, run_verb
 from bertqa.reporting.page import write_report
 
 
+@verb
 def main(argv: Sequence[str] | None = None) -> int:
     parser = VerbParser(
         prog="python -m bertqa.report",

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bertqa.console import verb
 from bertqa.data.examples import Dataset, read_examples
 from bertqa.errors import UserError
 from bertqa.files import same_file, write_text
@@ -86,6 +87,7 @@ class Inputs:
     v1: bool
 
 
+@verb
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     check(args)

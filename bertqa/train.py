@@ -8,11 +8,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bertqa.console import say, silent, verb
 from bertqa.distributed import world_of_torchrun
 from bertqa.flags import run_verb
 from bertqa.training.command_line import parse
 
 
+@verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Train. Returns the exit status: 0, or 130 where a signal stopped the run (it can be resumed)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -21,10 +23,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Not before: torch takes seconds, and neither --help nor a mistyped flag needs it.
         from bertqa.training.run import check_free, check_new, run_training
         from bertqa.training.starting import job_of
-
-        def say(line: str) -> None:
-            if world.first:
-                print(line, file=sys.stderr, flush=True)
 
         run = asked.resume or Path(asked.settings.files.out or time.strftime("runs/%Y%m%d-%H%M%S"))
         if world.first:
@@ -35,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             asked.settings,
             run,
             world=world,
-            say=say,
+            say=say if world.first else silent,
             typed=asked.typed,
             command=["python", "-m", "bertqa.train", *arguments],
         )

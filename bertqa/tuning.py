@@ -1,6 +1,5 @@
 """bertqa.fine_tune: a training from Python, of files or of records, that gives back a Reader."""
 
-import logging
 import time
 from pathlib import Path
 
@@ -11,8 +10,6 @@ from bertqa.settings import parts_of
 from bertqa.training.command_line import PRESETS, settings_from
 from bertqa.training.run import check_new, run_training
 from bertqa.training.starting import job_of
-
-logger = logging.getLogger("bertqa")
 
 
 def fine_tune(
@@ -58,9 +55,7 @@ def fine_tune(
         given["weights"] = str(weights)
     layers = [PRESETS[preset]] if preset else []
     chosen = settings_from([*layers, given], parts_of("qa"), source="fine_tune")
-    trained = run_training(job_of(chosen, run, say=logger.info, typed=frozenset(settings)))
-    if trained.outcome.stopped_by == "SIGINT":
-        raise KeyboardInterrupt(f"saved in {run}")
+    trained = run_training(job_of(chosen, run, typed=frozenset(settings)))
     best = run / "best"
     reader = Reader.load(best if best.exists() else run / "last")
     reader.training = trained

@@ -16,6 +16,7 @@ from processes import (
     nan_loss_at,
     result,
     run_ranks,
+    signal_in_evaluation,
     small_work,
     start_ranks,
     static_steps,
@@ -153,6 +154,20 @@ def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path, runs, tiny_model, 
     assert statuses == [130, 130] and "go on with: python -m bertqa.train --resume" in said
     alone, said = wait(start_ranks(["train", "--resume", tmp_path / "run"], 1, tmp_path), tmp_path)
     assert alone == [2] and "cannot resume, because processes was 2, now 1" in said
+    run_ranks(["train", "--resume", tmp_path / "run"], 2, tmp_path / "logs", small_work)
+    assert result(tmp_path / "run") == result(runs[2])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_breaks_off_an_evaluation_that_is_shared(
+    tmp_path, runs, tiny_model, letters, rank
+):
+    """Whichever rank got it, all leave it at the same batch; the resumed run makes the evaluation that it owes."""
+    args = training(tiny_model, letters, tmp_path / "run", *STEPS)
+    hook = partial(signal_in_evaluation, 2, signal.SIGTERM)
+    statuses, said = wait(start_ranks(args, 2, tmp_path, small_work, only={rank: hook}), tmp_path)
+    assert statuses == [130, 130] and ("stopping in this evaluation" in said) == (rank == 0)
+    assert [line["step"] for line in journal(tmp_path / "run") if line["event"] == "eval"] == [0]
     run_ranks(["train", "--resume", tmp_path / "run"], 2, tmp_path / "logs", small_work)
     assert result(tmp_path / "run") == result(runs[2])
 

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "console": set(),
     "files": {"errors"},
     "folders": {"errors", "files"},
-    "device": {"errors"},
+    "device": {"console", "errors"},
     "distributed": {"errors"},
     "flags": {"console", "errors"},
     "data": {*GROUND, "data"},

@@ -134,22 +134,63 @@ def test_mistakes_are_explained(tmp_path, tiny_model, letters, change, says):
         bertqa.fine_tune(given.pop("train"), **given)
 
 
-def test_an_interrupt_saves_and_stops_the_cell(tmp_path, tiny_model, letters, monkeypatch):
+def signal_at_step(monkeypatch, step: int, number: int) -> None:
+    """This process gets the signal at a step of the training that comes."""
     update, calls = taken.set_lr, []
 
     def interrupt(*args):
         calls.append(None)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+        if len(calls) == step:
+            os.kill(os.getpid(), number)
         return update(*args)
 
     monkeypatch.setattr(taken, "set_lr", interrupt)
+
+
+def test_an_interrupt_saves_and_stops_the_cell(tmp_path, tiny_model, letters, monkeypatch):
+    signal_at_step(monkeypatch, 2, signal.SIGINT)
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt, match=f"saved in {out}"):
         bertqa.fine_tune(letters, letters, weights=tiny_model, out=out, max_steps=4, **SETTINGS)
     assert main(["--resume", str(out)]) == 0
     with pytest.raises(UserError, match="already holds a run"):
         bertqa.fine_tune(letters, letters, weights=tiny_model, out=out, **SETTINGS)
+
+
+def test_sigterm_saves_and_reaches_whoever_handles_it(tmp_path, tiny_model, letters, monkeypatch):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    signal_at_step(monkeypatch, 2, signal.SIGTERM)
+    try:
+        reader = bertqa.fine_tune(
+            letters, letters, weights=tiny_model, out=tmp_path / "run", max_steps=4, **SETTINGS
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM] and reader.training.outcome.progress.step == 2
+
+
+def test_from_python_everything_can_be_silenced(tmp_path, tiny_model, letters, monkeypatch, capfd):
+    """Warnings, too (train and dev are one file here); what the verb says of the same training, it says."""
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    bertqa_logger = logging.getLogger("bertqa")
+    level = bertqa_logger.level
+    bertqa_logger.setLevel(logging.ERROR)
+    try:
+        reader = bertqa.fine_tune(
+            letters, letters, weights=tiny_model, out=tmp_path / "run", max_steps=1, **SETTINGS
+        )
+        reader.answer("where is a?", "a b c")
+    finally:
+        bertqa_logger.setLevel(level)
+    assert capfd.readouterr() == ("", "")
+    bertqa.fine_tune(
+        letters, letters, weights=tiny_model, out=tmp_path / "again", max_steps=1, **SETTINGS
+    )
+    assert main(["--resume", str(tmp_path / "run"), "--max-steps", "2"]) == 0
+    said = capfd.readouterr().err
+    assert said.count("warning: train and dev are the same file") == 1
+    assert "2 steps of 8 windows" in said and "1 steps of 8 windows" not in said
 
 
 def test_plain_values():

@@ -10,13 +10,12 @@ A file or folder of that name in the working directory wins. SQuAD is Rajpurkar 
 """
 
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from bertqa.console import progress_bar
+from bertqa.console import progress_bar, say
 from bertqa.data.network import Answer, request_of, without_password
 from bertqa.errors import UserError
 from bertqa.files import flush_to_disk, sha256
@@ -207,7 +206,7 @@ def _fill(file: Official, out: BinaryIO) -> None:
                     f"cannot be fetched ({reason}), {out.tell():,} of {file.size:,} bytes are here; "
                     "run the same command again to go on"
                 )
-            bar.write(f"{file.name}: {reason}; trying again", file=sys.stderr)
+            say(f"{file.name}: {reason}; trying again")
             time.sleep(pauses.pop(0))
 
 

@@ -6,7 +6,6 @@ fresh because that was asked for, or an error.
 
 import hashlib
 import shutil
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bertqa.console import say
 from bertqa.errors import UserError
 from bertqa.files import read_object, sha256, write_text
 from bertqa.folders import cache_folder, clear_leftovers, locked, model_of, staged
@@ -191,7 +191,7 @@ def resolve_weights(
     """The model folder that a user means by --weights or --model.
 
     A model folder is taken as it is, and of a run folder its best model. A Hugging Face folder, file or Hub id is converted
-    into the cache the first time, which is said on stderr, and taken from there after that: a folder or file as long as all
+    into the cache the first time, which is said, and taken from there after that: a folder or file as long as all
     that conversion reads is unchanged, a Hub id without a revision at the commit of that first time. Several processes may
     ask at once: one converts, the others wait for it.
 
@@ -214,13 +214,13 @@ def resolve_weights(
         if is_alone:
             clear_leftovers(dest)
         if _is_whole(dest):
-            print(f"using {dest}, converted from {name_or_path} before", file=sys.stderr)
+            say(f"using {dest}, converted from {name_or_path} before")
             return dest
         # half a folder, of a copy or an rsync that was cut off: all in the cache is ours to make anew
         shutil.rmtree(dest, ignore_errors=True)
         if not path.exists():
-            print(f"{name_or_path}: no such folder here; taken as a Hub id", file=sys.stderr)
-        print(f"converting {name_or_path} into {dest} (once)", file=sys.stderr)
+            say(f"{name_or_path}: no such folder here; taken as a Hub id")
+        say(f"converting {name_or_path} into {dest} (once)")
         try:
             report = convert(source.given, dest, fresh_head="none" if encoder_only else None)
             write_checksums(dest, {WEIGHTS: report.sha256})  # what is in the cache, nobody changes

@@ -6,7 +6,6 @@ damaged/    a last/ that was found damaged
 """
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from bertqa.console import say
 from bertqa.distributed import World
 from bertqa.errors import UserError, first_sentence
 from bertqa.folders import staged
@@ -61,7 +61,7 @@ class Checkpoint(NamedTuple):
 
 
 def load_checkpoint(run: Path, world: World = World()) -> Checkpoint:
-    """That in run/last, or in run/previous where last/ is missing or damaged, which is said on stderr; the damaged one
+    """That in run/last, or in run/previous where last/ is missing or damaged, which is said; the damaged one
     is set aside as run/damaged.
 
     Raises:
@@ -155,7 +155,7 @@ def whole_checkpoint(run: Path) -> Path | None:
     if not problem:
         return last
     if not last.exists() and not previous.exists():
-        print(f"{run}: was stopped before its first checkpoint; it begins again", file=sys.stderr)
+        say(f"{run}: was stopped before its first checkpoint; it begins again")
         return None
     worse = find_damage(previous, NEEDED)
     if worse:
@@ -163,7 +163,7 @@ def whole_checkpoint(run: Path) -> Path | None:
             f"{run}: no whole checkpoint to resume (last/: {problem}; previous/: {worse}); start afresh with "
             "another --out"
         )
-    print(f"warning: last/: {problem}; going on from previous/ instead", file=sys.stderr)
+    say(f"warning: last/: {problem}; going on from previous/ instead")
     if last.exists():
         shutil.rmtree(run / "damaged", ignore_errors=True)
         last.rename(run / "damaged")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bertqa.console import say
 from bertqa.data.batches import Batch, WindowStore
 from bertqa.data.text_windows import TextWindows, text_windows
 from bertqa.data.texts import Texts, label_names, label_rows, read_texts, split
@@ -48,7 +49,7 @@ class Classification(FileTask):
         *,
         seed: int,
         device: torch.device,
-        say=print,
+        say=say,
         progress: bool = True,
         world: World = World(),
     ):

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import difflib
 import os
-import sys
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bertqa.console import say
 from bertqa.errors import UserError
 from bertqa.files import read_object, show
 from bertqa.flags import CompactHelp, DocStride, VerbParser, add_fields
@@ -206,7 +206,7 @@ def preset_layer(preset: str, parts: dict[str, type]) -> dict:
     known = owners(parts)
     layer = {name: value for name, value in PRESETS[preset].items() if name in known}
     said = ", ".join(f"{name} {value}" for name, value in layer.items())
-    print(f"preset {preset}: {said}", file=sys.stderr)
+    say(f"preset {preset}: {said}")
     return layer
 
 

@@ -8,7 +8,6 @@ The loss is (1 - w) * hard + w * T^2 * KL(teacher || student), both softmaxes at
 """
 
 import hashlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
+from bertqa.console import say
 from bertqa.data.batches import Batch
 from bertqa.data.tokenizer import WordPiece, vocabulary_difference
 from bertqa.data.windows import Windows
@@ -105,7 +105,7 @@ def ask_teachers(
     dtype: torch.dtype,
     *,
     world: World = World(),
-    say=print,
+    say=say,
     progress: bool = True,
 ) -> Teaching:
     """The mean logits of the teachers on all training windows, out of the cache where it has them.
@@ -251,7 +251,7 @@ def load_teacher(where: Path, task: Task, device: torch.device) -> nn.Module:
 
 
 def read_logits(path: Path, fingerprint: str) -> np.ndarray | None:
-    """The logits that were kept under this fingerprint; None where there are none, or not whole (said on stderr)."""
+    """The logits that were kept under this fingerprint; None where there are none, or not whole (a warning)."""
     if not path.exists():
         return None
     try:
@@ -259,10 +259,10 @@ def read_logits(path: Path, fingerprint: str) -> np.ndarray | None:
             logits = file.get_tensor("logits")
             noted = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        print(f"warning: {path}: damaged ({error}); the teachers answer again", file=sys.stderr)
+        say(f"warning: {path}: damaged ({error}); the teachers answer again")
         return None
     if noted != {"fingerprint": fingerprint, "sha256": _digest(logits)}:
-        print(f"warning: {path}: damaged; the teachers answer again", file=sys.stderr)
+        say(f"warning: {path}: damaged; the teachers answer again")
         return None
     return logits
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bertqa.console import say
 from bertqa.data.batches import Batch, WindowStore
 from bertqa.data.text_windows import TextWindows
 from bertqa.data.tokenizer import WordPiece
@@ -22,11 +22,6 @@ from bertqa.model.attention import Layout
 from bertqa.model.card import fine_tuned
 from bertqa.settings import LoopSettings, OptimSettings
 from bertqa.training.journal import Journal
-
-
-def say_on_stderr(line: str) -> None:
-    """Tell people who wait at a terminal."""
-    print(line, file=sys.stderr, flush=True)
 
 
 class Task:
@@ -169,7 +164,7 @@ class Job:
     """Settings that config.json keeps beside the loop's and the optimizer's, by name."""
     command: list[str] | None = None
     """The command line that asked for the run; None from Python."""
-    say: Callable[[str], None] = say_on_stderr
+    say: Callable[[str], None] = say
     """Takes a line at a time for people."""
 
     def __post_init__(self):

@@ -2,10 +2,10 @@
 
 import math
 import os
-import sys
 import time
 from pathlib import Path
 
+from bertqa.console import say
 from bertqa.errors import UserError
 from bertqa.files import to_json
 
@@ -18,7 +18,7 @@ class Journal:
 
         Args:
             keep_bytes: of a run that goes on, how much was written at its checkpoint: what is behind
-                that is cut off; what is missing of it is said on stderr.
+                that is cut off; what is missing of it is said.
         """
         self.path = path
         self.file = None
@@ -33,10 +33,9 @@ class Journal:
         if there > keep_bytes:
             os.truncate(self.path, keep_bytes)
         elif there < keep_bytes:
-            print(
+            say(
                 f"warning: {self.path}: {keep_bytes - there:,} bytes of it are lost, so the curves of the "
-                "report have a gap; the training itself goes on as it would have",
-                file=sys.stderr,
+                "report have a gap; the training itself goes on as it would have"
             )
 
     def write(self, event: str, **fields) -> dict:

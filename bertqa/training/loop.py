@@ -5,7 +5,6 @@ What a run needs is a `Job` (job.py), one of its optimizer steps is step.py, and
 
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 
 from bertqa.data.batches import epoch_order, step_rows
 from bertqa.device import autocast
+from bertqa.distributed import StopEvaluation
 from bertqa.errors import UserError, first_sentence
 from bertqa.folders import staged
 from bertqa.model.checksums import write_checksums
@@ -20,7 +20,7 @@ from bertqa.training import checkpoint
 from bertqa.training.job import Job, total_steps
 from bertqa.training.optim import freeze, lr_at
 from bertqa.training.progress import Logs, Outcome, Progress, StepRecord
-from bertqa.training.signals import StopEvaluation, StopRequest, stop_signals
+from bertqa.training.signals import StopRequest, stop_signals
 from bertqa.training.step import Step, StepResult
 
 SKIPS = 25
@@ -209,15 +209,13 @@ class Trainer:
     def evaluate(self, request: StopRequest) -> None:
         """Evaluate the (averaged) weights, and keep them in run/best where they are the best so far.
 
-        A signal breaks an evaluation off, which is then still owed; not that of several ranks, of which the others
-        might not have got it and would wait.
+        A signal breaks an evaluation off, which is then still owed.
         """
         job = self.job
         self.logs.flush()
-        alone = job.world.size == 1
         with self.logs.paused(), self.take_step.weights_to_keep():
             try:
-                with request.breaking_off() if alone else nullcontext():
+                with request.breaking_off(job.world):
                     metrics = job.task.evaluate(job.model, autocast(job.device, job.dtype))
             except StopEvaluation:
                 return

@@ -1,7 +1,6 @@
 """How far a run has come and how it ended: what it counts, and how that is told to the journal and to the person who waits."""
 
 import math
-import sys
 import time
 from collections import deque
 from contextlib import contextmanager
@@ -96,6 +95,7 @@ class Logs:
         self.loss_parts = job.loss_parts
         self.world = job.world
         self.run = job.run
+        self.say = job.say
         self.progress = progress
         self.steps_per_epoch = steps_per_epoch
         self.late = 1 if job.device.type == "cuda" else 0
@@ -164,7 +164,7 @@ class Logs:
                 for name, value in metrics.items()
                 if isinstance(value, float) and not name.endswith("_total")
             ]
-            self.bar.write(f"step {step}: {', '.join(shown)}", file=sys.stderr)
+            self.say(f"step {step}: {', '.join(shown)}")
 
     def flush(self) -> None:
         """Write all that is waiting."""

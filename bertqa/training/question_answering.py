@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bertqa.console import say
 from bertqa.data.batches import Batch, WindowStore
 from bertqa.data.examples import Dataset, Example, write_rejected
 from bertqa.data.repair import squad_document
@@ -45,7 +46,7 @@ class QuestionAnswering(FileTask):
         *,
         seed: int,
         device: torch.device,
-        say=print,
+        say=say,
         progress: bool = True,
         world: World = World(),
     ):

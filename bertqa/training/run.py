@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import shlex
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,6 +54,8 @@ class Trained:
 def run_training(job: Job, *, resume: bool = False) -> Trained:
     """Train, from the run folder's config.json to its report; with `resume`, from its last checkpoint on.
 
+    A run without `command` was started from Python: where a signal stops it, it is saved, and the signal passed on.
+
     Raises:
         UserError: for a folder that holds another run or in which another process trains; for a
             resumed run whose data, weights or settings have changed; and what the loop raises.
@@ -69,7 +72,23 @@ def run_training(job: Job, *, resume: bool = False) -> Trained:
             begin(job)
         job.say(opening_line(job))
         outcome = train(job)
-        return finish(job, outcome)
+        trained = finish(job, outcome)
+    if job.command is None:
+        pass_on(outcome.stopped_by, job.run)
+    return trained
+
+
+def pass_on(stopped_by: str, run: Path) -> None:
+    """Give a signal that stopped the run to whom it was meant for: a training that was called from Python must not
+    keep "Run all" in a notebook going on, or a service alive.
+
+    Raises:
+        KeyboardInterrupt: where it was Ctrl-C.
+    """
+    if stopped_by == "SIGINT":
+        raise KeyboardInterrupt(f"saved in {run}")
+    if stopped_by in ("SIGTERM", "SIGHUP"):
+        signal.raise_signal(signal.Signals[stopped_by])
 
 
 def lock_of(job: Job) -> contextlib.AbstractContextManager:

@@ -5,11 +5,10 @@ import os
 import signal
 from collections.abc import Iterator
 
+from bertqa.console import logger
+from bertqa.distributed import StopEvaluation, World
+
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-
-
-class StopEvaluation(BaseException):
-    """Raised inside of an evaluation by a signal. No Exception: no task that evaluates should catch it."""
 
 
 class StopRequest:
@@ -18,18 +17,28 @@ class StopRequest:
     def __init__(self, aloud: bool = True):
         self.aloud = aloud
         self.received: list[str] = []
-        self.evaluating = False
+        self.evaluating: World | None = None
+        """The processes that share the evaluation which is being made."""
 
     @contextlib.contextmanager
-    def breaking_off(self) -> Iterator[None]:
+    def breaking_off(self, world: World) -> Iterator[None]:
         """A signal that comes inside, or has come, raises StopEvaluation: there is nothing to lose but the evaluation."""
-        self.evaluating = True
+        self.evaluating = world
         try:
             if self.received:
-                raise StopEvaluation
+                self.break_off()
             yield
         finally:
-            self.evaluating = False
+            self.evaluating = None
+            world.interruption.asked = False
+
+    def break_off(self) -> None:
+        """Leave the evaluation: a single process at once, several where they next meet, between two batches."""
+        if self.evaluating.size > 1:
+            self.evaluating.interruption.asked = True
+            return
+        self.evaluating = None
+        raise StopEvaluation
 
     def note(self, number: int, frame) -> None:
         """The handler of all these signals."""
@@ -40,14 +49,17 @@ class StopRequest:
             when = "in this evaluation" if self.evaluating else "after this step"
             self.say(f"stopping {when} and saving")
         if self.evaluating:
-            self.evaluating = False
-            raise StopEvaluation
+            self.break_off()
 
     def say(self, doing: str) -> None:
-        """One line on stderr; not by print, which the signal may have interrupted."""
+        """Tell people at once, in the middle of whatever the signal has interrupted."""
         again = "; once more stops at once" if self.received[0] == "SIGINT" else ""
-        with contextlib.suppress(OSError):
-            os.write(2, f"\n{self.received[0]}: {doing}{again}\n".encode())
+        line = f"{self.received[0]}: {doing}{again}"
+        try:
+            logger.warning("%s", line)
+        except RuntimeError:  # it was a print, which cannot be entered twice
+            with contextlib.suppress(OSError):
+                os.write(2, f"\n{line}\n".encode())
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from bertqa.console import say
 from bertqa.device import pick_device, pick_precision
 from bertqa.distributed import World
 from bertqa.errors import UserError
@@ -20,7 +21,7 @@ from bertqa.model.config import BertConfig
 from bertqa.settings import FileSettings, LoopSettings, ModelSettings, OptimSettings, RunSettings
 from bertqa.training.classification import Classification
 from bertqa.training.distillation import ask_teachers
-from bertqa.training.job import Job, Task, say_on_stderr, total_steps
+from bertqa.training.job import Job, Task, total_steps
 from bertqa.training.question_answering import QuestionAnswering
 from bertqa.training.questions import with_dev
 
@@ -42,7 +43,7 @@ def job_of(
     *,
     task: Task | None = None,
     world: World = World(),
-    say: Callable[[str], None] = say_on_stderr,
+    say: Callable[[str], None] = say,
     typed: frozenset[str] = frozenset(),
     command: list[str] | None = None,
 ) -> Job:
