@@ -15,6 +15,15 @@ def own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture
+def aloud():
+    """What the library says is shown on stderr, as it is in a verb."""
+    from bertqa.console import said_on_stderr
+
+    with said_on_stderr():
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data and weights that stands beside the repository; tests that need it skip without it."""

@@ -135,7 +135,7 @@ def test_fetched_once(server, tmp_path, capfd):
     assert len(read_examples("squad2").examples) == 400 and len(server.log) == 1
 
 
-def test_goes_on_after_a_cut(server, tmp_path, capfd):
+def test_goes_on_after_a_cut(server, tmp_path, capfd, aloud):
     """Also more often than there are pauses, as long as something comes each time."""
     server.cuts = [70_000, 1, 1, 1, 1]
     assert locate("squad2").read_bytes() == DEV and kept(tmp_path) == {"dev-v2.0.json": DEV}

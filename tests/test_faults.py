@@ -251,7 +251,7 @@ def test_a_journal_on_a_full_disk():
 # ---- damage ----
 
 
-def test_flipped_bits_are_found_or_harmless(tmp_path, whole, caplog):
+def test_flipped_bits_are_found_or_harmless(tmp_path, whole, capsys, aloud):
     """50 flips anywhere in last/: previous/ takes over, or exactly what was saved is read."""
     draw, harmless = random.Random(6), 0
     saved = checkpoint.load_checkpoint(whole[0])[1]
@@ -267,8 +267,7 @@ def test_flipped_bits_are_found_or_harmless(tmp_path, whole, caplog):
         content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         path.write_bytes(content)
         found, state = checkpoint.load_checkpoint(tmp_path)
-        warned = caplog.text
-        caplog.clear()
+        warned = capsys.readouterr().err
         if found.name == "last":
             harmless += 1
             assert path.name == "checksums.json" and not warned and repr(state) == repr(saved)
@@ -403,9 +402,9 @@ def test_a_flipped_bit_in_best_is_noticed_by_whoever_loads_it(tmp_path, whole, n
         Reader.load(tmp_path / "best")
 
 
-def test_a_lost_journal_is_told(tmp_path, caplog):
+def test_a_lost_journal_is_told(tmp_path, capsys, aloud):
     Journal(tmp_path / "metrics.jsonl", keep_bytes=1234).close()
-    assert "metrics.jsonl: 1,234 bytes of it are lost" in caplog.text
+    assert "metrics.jsonl: 1,234 bytes of it are lost" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_loaded_again_is_not_read_again(tmp_path, tiny_model, monkeypatch):

@@ -308,7 +308,7 @@ def test_a_run_folder_stands_for_its_best_model(checkpoint, tmp_path):
     assert resolve_weights(tmp_path / "run", tmp_path / "weights") == best
 
 
-def test_local_folder_is_converted_once(checkpoint, tmp_path, capsys):
+def test_local_folder_is_converted_once(checkpoint, tmp_path, capsys, aloud):
     cache, source = tmp_path / "weights", Path(shutil.copytree(checkpoint, tmp_path / "tiny"))
     first = resolve_weights(source, cache)
     assert first.parent == cache and first.name.startswith("tiny-")

@@ -873,7 +873,7 @@ def test_errors_are_one_line_and_exit_status_2(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["google", "hf", "fast"])
-def test_a_preset_says_what_it_sets(name, capsys):
+def test_a_preset_says_what_it_sets(name, capsys, aloud):
     """And the command line wins over it."""
     settings = parse(["--preset", name, "--batch-size", "3"]).settings.by_name()
     said = capsys.readouterr().err
