@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import python
 from safetensors.torch import load_file, save_file
 from servers import COMMITS, MIB, ROOT, Hub, etag, hub_client, serving
 from tiny_checkpoints import write_checkpoint
@@ -63,25 +64,20 @@ def client(server, tmp_path):
     """Run `hub.locate` as a verb would; returns (folder or None, what stood on stderr)."""
 
     def run(name: str, **env) -> tuple[Path | None, str]:
+        said = tmp_path / "said"
+        said.mkdir(exist_ok=True)
         code = (
             "import time\ntime.sleep = lambda seconds: None    # between retries\n"
             "from bertqa.flags import run_verb\nfrom bertqa.hf import hub\n"
             f"raise SystemExit(run_verb(lambda argv: print(hub.locate({name!r}).folder) or 0))"
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=hub_client(server, tmp_path / "home", **env),
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode in (0, 2) and "Traceback" not in done.stderr, done.stderr
-        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert (done.returncode == 2) == (len(errors) == 1)
-        return (
-            (Path(done.stdout.strip()), done.stderr) if done.returncode == 0 else (None, errors[0])
-        )
+        process = python(["-c", code], tmp_path, hub_client(server, tmp_path / "home", **env), said)
+        process.join(120)
+        out, err = (said / "out").read_text(), (said / "err").read_text()
+        assert process.exitcode in (0, 2) and "Traceback" not in err, err
+        errors = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert (process.exitcode == 2) == (len(errors) == 1)
+        return (None, errors[0]) if errors else (Path(out.strip()), err)
 
     return run
 
@@ -471,20 +467,17 @@ raise SystemExit(run_verb(main))
 """
 
 
-def starts_at_once(what: str, env: dict[str, str]) -> list[str]:
+def starts_at_once(what: str, env: dict[str, str], folder: Path) -> list[str]:
     """What each of five processes says that load the same weights at the same time; all must end well."""
-    starts = [
-        subprocess.Popen(
-            [sys.executable, "-c", START, what],
-            env={**env, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(5)
-    ]
-    said = [start.communicate(timeout=300)[1] for start in starts]
-    assert [start.returncode for start in starts] == [0] * 5, said
+    env = {**env, "OMP_NUM_THREADS": "1"}
+    starts = []
+    for number in range(5):
+        (folder / f"said{number}").mkdir()
+        starts.append(python(["-c", START, what], folder, env, folder / f"said{number}"))
+    for start in starts:
+        start.join(300)
+    said = [(folder / f"said{number}" / "err").read_text() for number in range(5)]
+    assert [start.exitcode for start in starts] == [0] * 5, said
     return said
 
 
@@ -493,7 +486,8 @@ def test_five_starts_on_one_unconverted_folder(checkpoint, tmp_path):
     cache = tmp_path / "cache"
     theirs = cache / "weights" / "tiny.old"
     theirs.mkdir(parents=True)
-    said = starts_at_once(str(checkpoint), {**os.environ, "BERTQA_CACHE": str(cache)})
+    environment = {**os.environ, "BERTQA_CACHE": str(cache)}
+    said = starts_at_once(str(checkpoint), environment, tmp_path)
     assert sum(line.startswith("converting ") for line in said) == 1
     assert sum(line.startswith("using ") for line in said) == 4
     left = sorted(path.name for path in theirs.parent.iterdir())
@@ -504,7 +498,7 @@ def test_five_starts_on_one_unconverted_folder(checkpoint, tmp_path):
 @pytest.mark.slow
 def test_five_starts_on_one_hub_id(server, tmp_path):
     env = hub_client(server, tmp_path / "home", BERTQA_CACHE=str(tmp_path / "cache"))
-    said = starts_at_once("org/tiny", env)
+    said = starts_at_once("org/tiny", env, tmp_path)
     assert sum("converting org/tiny" in lines for lines in said) == 1
     fetched = [name for command, *_, name, _ in server.log if command == "GET"]
     assert len(fetched) == len(set(fetched)), "each file was fetched once"
