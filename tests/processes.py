@@ -128,6 +128,7 @@ def _python(argv: list[str], cwd: str, environment: dict[str, str], streams) -> 
         exec(rest[0], main.__dict__)
     else:
         sys.argv = argv
+        sys.path.insert(0, os.path.dirname(what))
         runpy.run_path(what, run_name="__main__")
 
 
