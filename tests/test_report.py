@@ -582,6 +582,13 @@ def test_weights_that_are_none_do_not_matter(run, content):
     assert "parameters" not in read(write_report(run))["runs"][0]["facts"]["Model"]
 
 
+def test_a_run_that_started_from_another_names_it(tmp_path):
+    run = make_run(tmp_path / "run", weights="/home/ada/runs/base/best")
+    assert (
+        "layers, started from base/best, trained on" in read(write_report(run))["runs"][0]["lead"]
+    )
+
+
 def test_the_recipe_is_what_ran_and_the_command_can_be_pasted(tmp_path):
     events = (*TRAIN[:2], {**TRAIN[2], "epoch": 0.75}, EVAL, END)
     run = make_run(tmp_path / "run 3", events=events, epochs=2.0, batch_size=4)

@@ -50,32 +50,40 @@ def counted(value: object) -> str:
 
 def lead(run: Run) -> str:
     """One sentence: what was trained, on what, how long."""
-    shape = run.shape
-    kind = {"bert": "A BERT", "distilbert": "A DistilBERT"}.get(
-        str(shape.get("model_type")), "A model"
-    )
-    size = parameters(run.weights)
-    if "num_hidden_layers" in shape:
-        kind += f" of {shape['num_hidden_layers']} layers"
-    if size:
-        joint = " and" if "num_hidden_layers" in shape else " of"
-        kind += f"{joint} {size / 1e6:,.1f} million parameters"
-
+    started_from = data_name(run.setting("weights"))
     end = (run.of("end") or run.of("train") or [{}])[-1]
     steps = end.get("steps", end.get("step"))
-    names = {part: Path(str(run.setting(part) or "?")).name for part in ("weights", "train")}
-    trained = f"trained on {names['train']}"
+    trained = f"trained on {data_name(run.setting('train'))}"
     if steps:
         trained += f" for {counted(steps)} steps"
     if is_number(end.get("seconds")):
         trained += f" in {duration(end['seconds'])}"
-    return f"{kind}, started from {names['weights']}, {trained}, evaluated on {evaluated_on(run)}."
+    return f"{model_in_words(run)}, started from {started_from}, {trained}, evaluated on {evaluated_on(run)}."
+
+
+def model_in_words(run: Run) -> str:
+    """What model it is: "A BERT of 6 layers and 22.6 million parameters", as far as it is known."""
+    kinds = {"bert": "A BERT", "distilbert": "A DistilBERT"}
+    kind = kinds.get(str(run.shape.get("model_type")), "A model")
+    parts = []
+    if "num_hidden_layers" in run.shape:
+        parts.append(f"{run.shape['num_hidden_layers']} layers")
+    size = parameters(run.weights)
+    if size:
+        parts.append(f"{size / 1e6:,.1f} million parameters")
+    return f"{kind} of {' and '.join(parts)}" if parts else kind
+
+
+def data_name(setting: object) -> str:
+    """The name of a file or folder that a setting holds; a run's best/ and last/ with the run's before it."""
+    path = Path(str(setting or "?"))
+    return "/".join(path.parts[-2:]) if path.name in ("best", "last") else path.name
 
 
 def evaluated_on(run: Run) -> str:
     """The name of the dev set; a classifier without one had a part of its training texts."""
     if run.setting("dev"):
-        return Path(str(run.setting("dev"))).name
+        return data_name(run.setting("dev"))
     if run.classifies:
         return "texts held out of it"
     if (run.folder / "dev.json").is_file():
@@ -97,9 +105,10 @@ def facts(run: Run) -> dict[str, str]:
     """Label -> value of what was run, for people; what is not known is left out."""
     config = run.config
     end = (run.of("end") or [{}])[-1]
-    versions = [
-        f"{name} {value}" for name, value in run.part("versions").items() if name != "platform"
-    ]
+    versions = []
+    for name, value in run.part("versions").items():
+        if name != "platform":  # stands with the hardware
+            versions.append(f"{name} {value}")
     command = config.get("command")
     words = command if isinstance(command, list) else []
     found = {
@@ -212,20 +221,21 @@ def memory_fact(end: dict) -> str:
 
 
 def hardware(run: Run) -> str:
-    """What config.json says of the machine: its "hardware" (names and values), platform, device and
-    number format.
-
-    Device and format are those that were chosen where the run says them, else those that were asked
-    for.
+    """The machine as config.json tells of it (its "hardware", platform, processes), then device and number format: those
+    that were chosen where the run says them, else those that were asked for.
     """
-    known = dict(run.part("hardware"))
-    chosen = [f"{name} {known.pop(name, run.setting(name))}" for name in ("device", "precision")]
-    parts = [f"{name.replace('_', ' ')} {value}" for name, value in known.items()]
+    known = run.part("hardware")
+    chosen = {name: known.get(name, run.setting(name)) for name in ("device", "precision")}
+    parts = []
+    for name, value in known.items():
+        if name not in chosen:
+            parts.append(f"{name.replace('_', ' ')} {value}")
     parts.append(str(run.part("versions").get("platform", "")))
     processes = run.part("fingerprints").get("processes", 1)
     if is_number(processes) and processes > 1:
         parts.append(f"{processes} processes")
-    return ", ".join(filter(None, [*parts, *chosen]))
+    parts += [f"{name} {value}" for name, value in chosen.items()]
+    return ", ".join(filter(None, parts))
 
 
 def parameters(folder: Path | None) -> int:
