@@ -1,6 +1,6 @@
 """Windows through the model, to spans or classes: what evaluation, `predict`, `embed` and the Reader share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from bertqa.console import progress_bar
 from bertqa.data.batches import Batch, WindowStore, by_length
+from bertqa.data.examples import Example
 from bertqa.data.windows import Windows
 from bertqa.device import OnItsWay
 from bertqa.model.attention import Layout
 from bertqa.model.copies import computing_in_16_bits
 from bertqa.model.heads import span_loss
+from bertqa.qa.documents import Reading, log_mass
 from bertqa.qa.spans import SpanDecoder, Spans, SpanSettings
 
 TOKENS = {"cpu": 1536, "cuda": 65536}
@@ -114,6 +116,41 @@ def find_spans(
             total += float(loss)
     model.train(training)
     return decoder.finish(), total / max(1, len(windows))
+
+
+def read_windows(
+    model: nn.Module,
+    windows: Windows,
+    examples: Sequence[Example],
+    device: torch.device,
+    settings: SpanSettings,
+    *,
+    autocast=None,
+    progress: str | None = None,
+    done: Callable[[float], None] | None = None,
+) -> Reading:
+    """What a model in eval mode makes of documents, `examples`, that are cut into windows.
+
+    `done` is told after every batch which share of the windows it was.
+    """
+
+    def compute(batch: Batch, layout: Layout) -> tuple[Tensor, ...]:
+        logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
+        return span_scores(logits)
+
+    decoder = SpanDecoder(windows, settings)
+    lengths = windows.lengths
+    mass = np.full((2, len(examples)), -np.inf)  # start and end of each document
+    batches = forward_all(compute, windows, device, autocast=autocast, progress=progress)
+    for rows, (start, end, *null) in batches:
+        decoder.add(rows, start, end, *null)
+        question = windows.question[rows]
+        count = windows.count[rows]
+        np.logaddexp.at(mass[0], question, log_mass(start, lengths[rows], count))
+        np.logaddexp.at(mass[1], question, log_mass(end, lengths[rows], count))
+        if done is not None:
+            done(len(rows) / len(windows))
+    return Reading(examples, decoder.finish(), windows, mass)
 
 
 def class_logits(

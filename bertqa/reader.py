@@ -10,11 +10,9 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, overload
-
-import numpy as np
 
 from bertqa.data.chunks import FIRST_QUESTIONS, QUESTIONS_AT_ONCE, Shared, chunks
 from bertqa.data.examples import Example
@@ -23,17 +21,10 @@ from bertqa.data.windows import Windows, build_windows
 from bertqa.errors import UserError
 from bertqa.model.record import positions_of, qa_of, with_defaults
 from bertqa.qa.asked import Asked, How, answer_length, asked_of_pair, how_of, pairs_in
-from bertqa.qa.confidence import (
-    errors_of,
-    evidence_of,
-    fit_confidence,
-    how_right,
-    marks_of,
-    of_qa,
-)
-from bertqa.qa.documents import Answer, Ranking, Reading, log_mass, not_ranked, rank, widen
+from bertqa.qa.confidence import of_qa
+from bertqa.qa.documents import Answer, Ranking, Reading, not_ranked, rank, widen
 from bertqa.qa.search import SpanSettings
-from bertqa.qa.spans import SpanDecoder, Spans
+from bertqa.qa.spans import Spans
 from bertqa.requests import Requests
 
 if TYPE_CHECKING:
@@ -327,7 +318,7 @@ class Reader:
         """Run the model over all windows of the examples."""
         self._notice_fork()
         from bertqa.device import autocast, give_back_memory
-        from bertqa.inference import forward_all, span_scores
+        from bertqa.inference import read_windows
 
         windows = build_windows(
             examples,
@@ -344,29 +335,21 @@ class Reader:
                 f"a question has more than {limit} tokens, and is read without its end (max_question in qa.json)",
                 stacklevel=2,
             )
-        decoder = SpanDecoder(windows, settings)
-        lengths = windows.lengths
-        mass = np.full((2, len(examples)), -np.inf)  # start and end of each document
-
-        def compute(batch, layout):
-            return span_scores(
-                self.model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
-            )
-
         cast = None if self.dtype is None else autocast(self.device, self.dtype)
-        batches = forward_all(compute, windows, self.device, autocast=cast, progress=progress)
-        for rows, (start, end, *null) in batches:
-            decoder.add(rows, start, end, *null)
-            question = windows.question[rows]
-            count = windows.count[rows]
-            np.logaddexp.at(mass[0], question, log_mass(start, lengths[rows], count))
-            np.logaddexp.at(mass[1], question, log_mass(end, lengths[rows], count))
-            if done is not None:
-                done(len(rows) / len(windows))
+        reading = read_windows(
+            self.model,
+            windows,
+            examples,
+            self.device,
+            settings,
+            autocast=cast,
+            progress=progress,
+            done=done,
+        )
         self.reads += 1
         if self.reads % READS_BETWEEN == 0 and self.device.type == "cpu":
             give_back_memory()
-        return Reading(examples, decoder.finish(), windows, mass)
+        return reading
 
     # What it is worth, and where it is kept
 
@@ -380,16 +363,9 @@ class Reader:
         Raises:
             UserError: for data that cannot be read, or do not say what is right.
         """
-        from bertqa.data.rows import examples_of
-        from bertqa.qa import metrics
+        from bertqa.measuring import evaluate
 
-        asked = examples_of(data)
-        pairs = ((example.question, example.context) for example in asked.examples)
-        given = {}
-        for example, answer in zip(asked.examples, self.answer_many(pairs), strict=True):
-            given[example.id] = answer.answer
-        scores = metrics.score_answers(asked.examples, given, v1=asked.is_v1)
-        return metrics.evaluate_v1(scores) if asked.is_v1 else metrics.evaluate_v2(scores)
+        return evaluate(self, data)
 
     def calibrate(self, data: object) -> dict[str, float]:
         """Fit what `confidence` and `no_answer` are made of on questions that the model was not trained on; `save` keeps it.
@@ -403,15 +379,9 @@ class Reader:
         Returns:
             confidence_error and no_answer_error, the expected calibration errors on these questions, which flatters a little.
         """
-        from bertqa.data.rows import examples_of
+        from bertqa.measuring import calibrate
 
-        examples = examples_of(data).examples
-        spans, windows = self.spans(examples)
-        evidence = evidence_of(spans, windows, examples)
-        marks = marks_of(spans, windows, examples)
-        fitted = fit_confidence(evidence, how_right(examples, marks), marks.has_answer)
-        self.qa["confidence"] = asdict(fitted)
-        return errors_of(fitted, evidence, marks, self.how().threshold)
+        return calibrate(self, data)
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder, in place of an older one, that `Reader.load` and `--model` take, with what `qa` says now.

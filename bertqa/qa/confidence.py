@@ -121,6 +121,29 @@ class Confidence:
             silent, unknown if none is None else none, unknown if right is None else right
         )
 
+    def of_lists(
+        self, evidence: Evidence, scores: list[list[float]]
+    ) -> tuple[list[float | None], list[list[float | None]]]:
+        """The probability that there is no answer, of each question, and that it is right, of each of its answers.
+
+        Args:
+            scores: of the answers of each question, best first. The best is held against its rival, the others against it.
+        """
+        unknown: list[float | None] = [None] * len(scores)
+        none = self.chance_of_none(evidence)
+        counts = np.array([len(own) for own in scores], np.int64)
+        every = np.array([score for own in scores for score in own])  # of all questions, in a row
+        margin = every - evidence.best.repeat(counts)
+        answered = np.flatnonzero(counts)
+        margin[(counts.cumsum() - counts)[answered]] = evidence.margin[answered]
+        right = self.chance_of_right(Evidence(every, evidence.null.repeat(counts), margin))
+        if right is None:
+            chances = [[None] * len(own) for own in scores]
+        else:
+            parts = np.split(right, counts.cumsum()[:-1])
+            chances = [part.tolist() for part in parts]
+        return unknown if none is None else none.tolist(), chances
+
     def _chance(self, weights: list[float] | None, evidence: Evidence) -> np.ndarray | None:
         if weights is None:
             return None

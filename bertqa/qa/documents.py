@@ -14,7 +14,7 @@ import numpy as np
 from bertqa.data.examples import Example
 from bertqa.data.windows import Windows
 from bertqa.qa.answers import add_probabilities, insert_null, n_best, null_entry, null_odds
-from bertqa.qa.confidence import Confidence, Evidence, evidence_of, of_questions
+from bertqa.qa.confidence import Confidence, evidence_of, of_questions
 from bertqa.qa.search import SpanSettings
 from bertqa.qa.spans import Spans
 from bertqa.qa.thresholds import abstain
@@ -153,7 +153,12 @@ def rank(
     full = np.maximum.reduceat(spans.first[:, -1], begins) >= 0
     every = n_best(spans, reading.windows, reading.examples, no_answer=False, most=most)
     lists = [best_of_documents([next(every) for _ in range(size)]) for size in sizes.tolist()]
-    none, right = _chances(reading, begins, lists, confidence)
+    none: list = [None] * len(lists)
+    right: list[list] = [[None] * len(entries) for entries in lists]
+    if confidence is not None:
+        evidence = evidence_of(spans, reading.windows, reading.examples)
+        scores = [[score_of(entry) for entry in entries] for entries in lists]
+        none, right = confidence.of_lists(of_questions(evidence, begins), scores)
     for question, entries in enumerate(lists):
         answers = []
         for entry, chance in zip(entries, right[question], strict=True):
@@ -176,29 +181,6 @@ def rank(
             null_score=float(null_score[question]),
             more=bool(full[question]),
         )
-
-
-def _chances(
-    reading: Reading, begins: np.ndarray, lists: list[list[dict]], confidence: Confidence | None
-) -> tuple[list[float | None], list[list[float | None]]]:
-    """The probability that there is no answer, of each question, and that it is right, of each of its spans."""
-    unknown: list[float | None] = [None] * len(lists)
-    of_spans: list[list[float | None]] = [[None] * len(entries) for entries in lists]
-    if confidence is None:
-        return unknown, of_spans
-    evidence = of_questions(evidence_of(reading.spans, reading.windows, reading.examples), begins)
-    none = confidence.chance_of_none(evidence)
-    # All spans in one row. The best answer of a question is above its rival; the others are below the best.
-    counts = [len(entries) for entries in lists]
-    scores = np.array([score_of(entry) for entries in lists for entry in entries])
-    margins = scores - evidence.best.repeat(counts)
-    answered = np.flatnonzero(counts)
-    margins[np.cumsum(counts)[answered] - np.array(counts)[answered]] = evidence.margin[answered]
-    right = confidence.chance_of_right(Evidence(scores, evidence.null.repeat(counts), margins))
-    if right is not None:
-        ends = np.cumsum(counts)
-        of_spans = [part.tolist() for part in np.split(right, ends[:-1])]
-    return unknown if none is None else none.tolist(), of_spans
 
 
 def _in_order(answers: list[Answer], no_answer: float | None) -> list[Answer]:
