@@ -257,4 +257,5 @@ def test_adapters_alone_are_trained_by_the_loop(tiny_model, letters, tmp_path):
         layer.qkv = layer.qkv.merge()
     bertqa.save(tmp_path / "merged", model, tokenizer_from=tmp_path / "run" / "best")
     reader = bertqa.Reader.load(tmp_path / "merged", device="cpu")
-    assert "null_threshold" in reader.qa and reader.answer("where is a?", "b a c")
+    assert "null_threshold" in reader.qa
+    assert isinstance(reader.answer("where is a?", "b a c"), bertqa.Answer)
