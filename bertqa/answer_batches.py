@@ -3,9 +3,11 @@
 bertqa builds no cluster of its own. These engines have a function run over batches of rows in many processes; an
 `AnswerBatches` is such a function:
 
-    datasets    data.map(AnswerBatches("weights/minilm-squad2"), batched=True, num_proc=2)
-    Ray Data    data.map_batches(AnswerBatches, fn_constructor_args=["weights/minilm-squad2"], concurrency=2)
-    Spark       frame.mapInPandas(AnswerBatches("weights/minilm-squad2").over, schema=f"id string, {SCHEMA}")
+    datasets    data.map(AnswerBatches(model), batched=True, num_proc=2)
+    Ray Data    data.map_batches(AnswerBatches, fn_constructor_args=[model], concurrency=2)
+    Spark       data.mapInPandas(AnswerBatches(model).over, f"question string, context string, {SCHEMA}")
+
+Spark is told every column that comes out, those that pass through among them.
 """
 
 import os
