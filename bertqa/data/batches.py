@@ -168,13 +168,18 @@ def step_rows(order: np.ndarray, step: int, batch_size: int) -> np.ndarray:
 
 def split_by_tokens(rows: np.ndarray, lengths: np.ndarray, most: int) -> list[np.ndarray]:
     """Cut `rows` into consecutive micro-batches of at most `most` tokens each (a single window may exceed it)."""
-    parts, start, tokens = [], 0, 0
+    parts = []
+    start = 0
+    tokens = 0
     for i, length in enumerate(lengths[rows].tolist()):
         if tokens and tokens + length > most:
             parts.append(rows[start:i])
-            start, tokens = i, 0
+            start = i
+            tokens = 0
         tokens += length
-    return [*parts, rows[start:]] if len(rows) else []
+    if len(rows):
+        parts.append(rows[start:])
+    return parts
 
 
 def split_evenly(rows: np.ndarray, lengths: np.ndarray, most: int) -> list[np.ndarray]:

@@ -83,10 +83,10 @@ def title_in(where: str, record: dict) -> str:
 def flag_in(where: str, record: dict, key: str) -> bool | None:
     """record[key] as yes or no; None where it says neither."""
     value = record.get(key)
-    if missing(value) or isinstance(value, bool):
-        return None if missing(value) else value
-    text = str(value).strip().lower() if isinstance(value, (str, int, float)) else "?"
-    if text in EMPTY:
+    if missing(value):
+        return None
+    text = str(value).strip().lower()  # True and "TRUE", 1 and "1.0"
+    if isinstance(value, str) and text in EMPTY:
         return None
     if text not in FLAGS:
         raise UserError(f'{where}: "{key}" must be true or false, not {show(value)}')

@@ -25,13 +25,11 @@ class Ids:
         id = record.get("id")
         if self.own is None:
             self.own = id is not None
-        if not self.own:
-            if id is not None:
-                return (
-                    id,
-                    "has an id, but the first record has none, so that they are numbered; give all of them one",
-                )
+        if not self.own and id is None:
             return number, ""
+        if not self.own:
+            what = "has an id, but the first record has none, so that they are numbered"
+            return id, f"{what}; give all of them one"
         if id is None or id == "":
             return None, "has no id, but the first record has one; give all of them one"
         if type(id) not in (str, int):

@@ -107,7 +107,10 @@ class Source:
 
     def lines(self) -> Iterator[bytes]:
         """The lines, with their ends."""
-        while line := self._said_well(self.stream.readline):
+        while True:
+            line = self._said_well(self.stream.readline)
+            if not line:
+                return
             self.digest.update(line)
             yield line
 

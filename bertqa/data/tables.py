@@ -219,9 +219,9 @@ def _table(rows: Sequence[tuple[str, list[str]]], lower: bool) -> Table:
 
 def refuse_doubled_columns(header: Sequence[str]) -> None:
     """Raise UserError where two columns have one name: of two cells one would be lost."""
-    name, count = Counter(filter(None, header)).most_common(1)[0] if any(header) else ("", 0)
-    if count > 1:
-        raise UserError(f"the header has {count} columns {show(name)}; leave out all but one")
+    for name, count in Counter(header).items():
+        if name and count > 1:  # pandas leaves the name of its index blank
+            raise UserError(f"the header has {count} columns {show(name)}; leave out all but one")
 
 
 def parquet_records(

@@ -76,9 +76,11 @@ def whole_characters(tokens: Tokens, texts: Sequence[str]) -> Tokens:
             continue
         begins = np.array(beginnings(text))
         own = slice(tokens.rows[row], tokens.rows[row + 1])
-        starts, ends = tokens.starts[own], tokens.ends[own]
-        tokens.starts[own] = begins[np.searchsorted(begins, starts, side="right") - 1]
-        tokens.ends[own] = begins[np.searchsorted(begins, ends, side="left")]
+        # A start moves back to where its character begins, an end on to where the next one does.
+        before = np.searchsorted(begins, tokens.starts[own], side="right") - 1
+        behind = np.searchsorted(begins, tokens.ends[own], side="left")
+        tokens.starts[own] = begins[before]
+        tokens.ends[own] = begins[behind]
     return tokens
 
 

@@ -39,10 +39,11 @@ def read_predictions(path: Path) -> Predictions:
     """Read a predictions file, gzipped or not. Raises UserError that names the file."""
     try:
         text = decode(read_bytes(path))
+        is_lines = True
         if text.lstrip()[0] in "{[":
             found, is_lines = json_or_lines(text)
         else:
-            found, is_lines = csv_records(text), True
+            found = csv_records(text)
     except UserError as error:
         raise UserError(f"{path}: not a JSON file ({error}); {TEXTS_WANTED}") from None
     if isinstance(found, dict):
