@@ -33,13 +33,6 @@ class StopEvaluation(BaseException):
     """Raised inside of an evaluation by a signal. No Exception: no task that evaluates should catch it."""
 
 
-@dataclass
-class Interruption:
-    """Whether this process has been asked to leave what it does together with the others."""
-
-    asked: bool = False
-
-
 @dataclass(frozen=True)
 class World:
     """The processes of a run. Rank 0 writes files and the console."""
@@ -51,7 +44,8 @@ class World:
     """torch's key-value store that all of them reach."""
     turns: Iterator[int] = field(default_factory=itertools.count)
     """Numbers the calls of `in_turn`."""
-    interruption: Interruption = field(default_factory=Interruption, compare=False)
+    leave: threading.Event = field(default_factory=threading.Event, compare=False)
+    """Set where this process was asked to leave what it does together with the others."""
 
     @property
     def first(self) -> bool:
@@ -87,7 +81,7 @@ class World:
         import torch.distributed as dist
 
         # This also waits for the others, in a place where signals are heard.
-        if self.any(self.interruption.asked)[0]:
+        if self.any(self.leave.is_set())[0]:
             raise StopEvaluation
         gathered = [None] * self.size
         dist.all_gather_object(gathered, value)

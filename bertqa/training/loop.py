@@ -1,11 +1,22 @@
 """The training loop: one for every task, on one screen (`train`).
 
 What a run needs is a `Job` (job.py), one of its optimizer steps is step.py, and what it tells people is progress.py.
+
+An example: 3 epochs of 7 steps, --eval-every 5, weights that have a head already.
+
+    evaluate            what the weights are worth before the first step
+    steps 1 to 5        then evaluate, keep the best weights, save
+    steps 6 and 7       save: the epoch is over
+    steps 8 to 10       evaluate, save
+    step 11, Ctrl-C     the step ends, save; --resume goes on with step 12
+    evaluate, Ctrl-C    (behind step 15) it is broken off, save; --resume makes it, then goes on with step 16
+    step 21             evaluate, save: the end, whatever --eval-every says
 """
 
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +30,7 @@ from bertqa.model.checksums import write_checksums
 from bertqa.training import checkpoint
 from bertqa.training.job import Job, total_steps
 from bertqa.training.optim import freeze, lr_at
-from bertqa.training.progress import Logs, Outcome, Progress, StepRecord
+from bertqa.training.progress import Logs, Outcome, Progress
 from bertqa.training.signals import StopRequest, stop_signals
 from bertqa.training.step import Step, StepResult
 
@@ -47,6 +58,7 @@ def train(job: Job) -> Outcome:
     trainer = Trainer(job)
     with stop_signals(aloud=job.world.first) as request, trainer.logs.bar:
         while True:
+            # Between two steps nothing is half done: only here a run is evaluated, saved or stopped.
             decision = trainer.decide(request.received)
             if decision.evaluate:
                 trainer.evaluate(request)
@@ -54,6 +66,7 @@ def train(job: Job) -> Outcome:
                 trainer.save()
             if decision.stop or trainer.finished:
                 return trainer.outcome(decision.stop)
+            # Behind an evaluation decide anew: a signal may have come, and the next step would delay the save.
             if not decision.evaluate:
                 trainer.step()
 
@@ -116,7 +129,7 @@ class Trainer:
 
     @property
     def evaluation_owed(self) -> bool:
-        """Whether the evaluation that is due here is still to be made; a run that a signal stopped owes it when resumed."""
+        """Whether the evaluation that is due here is still to be made, perhaps because a signal broke it off."""
         return self.evaluation_due and self.progress.evaluated != self.progress.step
 
     @property
@@ -143,6 +156,7 @@ class Trainer:
 
         A signal comes first: who sends one may send SIGKILL soon, and an evaluation can be made by the resumed run.
         """
+        # One exchange for the three: it is made between any two steps.
         interrupted, late, due = self.world.any(
             bool(signals), self.out_of_time, self.checkpoint_due
         )
@@ -164,6 +178,7 @@ class Trainer:
         job = self.job
         progress = self.progress
         everyone = self.next_rows()
+        # A function of the step: there is no scheduler whose state would have to be saved.
         lr = lr_at(progress.step, self.total, job.optim)
         result = self.take_step(everyone, lr, progress)
         self.count_skip(result)
@@ -171,20 +186,11 @@ class Trainer:
         progress.step += 1
         progress.windows += len(everyone)
         progress.tokens += int(job.task.store.lengths[everyone].sum())
-        self.logs.step(
-            StepRecord(
-                progress.step,
-                result.numbers,
-                lr,
-                result.scale,
-                progress.skipped,
-                progress.windows,
-                progress.tokens,
-            )
-        )
+        self.logs.step(result.numbers, lr, result.scale)
 
     def next_rows(self) -> np.ndarray:
         """The windows of the next step, over all ranks."""
+        # The place in the data is one number, the step, so a resumed run finds it without replaying anything.
         epoch, step_in_epoch = divmod(self.progress.step, self.steps_per_epoch)
         if epoch != self.order_of_epoch:
             self.order = epoch_order(len(self.job.task.store), self.job.settings.seed, epoch)
@@ -228,7 +234,7 @@ class Trainer:
         """Keep the weights if these metrics of theirs are the best so far."""
         score = metrics[self.job.task.key]
         progress = self.progress
-        if score > progress.best:
+        if score > progress.best:  # not >=: of equals the earlier one, which has seen less
             progress.best = score
             progress.best_step = progress.step
             if self.world.first:
@@ -239,13 +245,14 @@ class Trainer:
         run = self.job.run
         best = run / "best"
         with checkpoint.writing(best):
+            # Written beside and renamed: best/ is whole at every moment, also where the process is killed here.
             with staged(best) as fresh:
                 self.job.task.save_model(self.job.model, fresh, evaluated=True)
                 write_checksums(fresh)
             self.job.task.save_predictions(run)
 
     def save(self) -> None:
-        """Write run/last: the model and everything else that the next step depends on."""
+        """Write run/last: the model as it is trained, not averaged, and everything else that the next step depends on."""
         job = self.job
         if not job.checkpoints:
             return
@@ -259,15 +266,13 @@ class Trainer:
                     "rng": generators,
                     "world": self.world.size,
                     "fingerprints": job.fingerprints,
+                    # What was written to the journal behind this, a resumed run cuts off and writes again.
                     "journal_bytes": job.journal.size,
                 }
-                checkpoint.save_checkpoint(job.run, self.save_model, state)
+                save_model = partial(job.task.save_model, job.model, evaluated=False)
+                checkpoint.save_checkpoint(job.run, save_model, state)
         self.saved_step = self.progress.step
         self.saved_at = time.monotonic()
-
-    def save_model(self, folder) -> None:
-        """Write the model as it is trained, not averaged, into a folder."""
-        self.job.task.save_model(self.job.model, folder, evaluated=False)
 
     def restore(self) -> Progress:
         """Put a checkpoint's state into optimizer, scaler, average and generators; returns where the run stood.

@@ -4,7 +4,7 @@ import math
 import time
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -69,22 +69,16 @@ def summary(outcome: Outcome, key: str, device: torch.device) -> dict:
 
 @dataclass
 class StepRecord:
-    """A step's numbers for the journal."""
+    """A step's numbers, until they are written."""
 
-    step: int
-    """Counted from 1."""
+    at: Progress
+    """Where the run stood behind the step."""
     numbers: OnItsWay
     """This rank's share of the mean loss over the step's windows, the gradient's norm before clipping, and the share of
     each part of the loss, where the task has parts."""
     lr: float
     scale: float | None
     """fp16's loss scale; None in other formats."""
-    skipped: int
-    """fp16 steps left out so far; windows and tokens, too, are counted from the start."""
-    windows: int
-    tokens: int
-    seconds: float = 0.0
-    """Spent training when the step ended; Logs sets it."""
 
 
 class Logs:
@@ -109,42 +103,43 @@ class Logs:
             smoothing=0.1,
         )
         self.clock = time.perf_counter()
-        begin = (progress.seconds, progress.windows, progress.tokens)
-        self.recent = deque([begin], maxlen=50)  # the speed shown is that of the last 49 steps
+        # The speed that is shown is that of the last 49 steps.
+        self.recent = deque([replace(progress)], maxlen=50)
 
-    def step(self, record: StepRecord) -> None:
+    def step(self, numbers: OnItsWay, lr: float, scale: float | None) -> None:
         """Take a step's numbers; those on the GPU are written when the next step's arrive."""
         now = time.perf_counter()
         self.progress.seconds += now - self.clock
         self.clock = now
-        record.seconds = self.progress.seconds
-        self.waiting.append(record)
+        # A copy: by the time it is written, the run may be a step further.
+        self.waiting.append(StepRecord(replace(self.progress), numbers, lr, scale))
         while len(self.waiting) > self.late:
             self._write(self.waiting.popleft())
 
     def _write(self, record: StepRecord) -> None:
+        at = record.at
         share, norm, *parts = record.numbers.read().tolist()
         loss = self.world.sum(share)
         if record.scale is None:
-            require_finite(loss, norm, record.step - 1, self.run)
-        seconds_then, windows_then, tokens_then = self.recent[0]
-        self.recent.append((record.seconds, record.windows, record.tokens))
-        took = max(1e-9, record.seconds - seconds_then)
+            require_finite(loss, norm, at.step - 1, self.run)
+        then = self.recent[0]
+        self.recent.append(at)
+        took = max(1e-9, at.seconds - then.seconds)
         line = {
-            "step": record.step,
-            "epoch": round(record.step / self.steps_per_epoch, 4),
+            "step": at.step,
+            "epoch": round(at.step / self.steps_per_epoch, 4),
             "loss": loss,
             "lr": record.lr,
             "grad_norm": norm,
-            "windows_per_s": round((record.windows - windows_then) / took, 2),
-            "tokens_per_s": round((record.tokens - tokens_then) / took, 1),
-            "seconds": round(record.seconds, 3),
+            "windows_per_s": round((at.windows - then.windows) / took, 2),
+            "tokens_per_s": round((at.tokens - then.tokens) / took, 1),
+            "seconds": round(at.seconds, 3),
         }
         for name, part in zip(self.loss_parts, parts, strict=True):
             line[f"loss_{name}"] = self.world.sum(part)
         if record.scale is not None:
             line["loss_scale"] = record.scale
-            line["skipped"] = record.skipped
+            line["skipped"] = at.skipped
         self.journal.write("train", **line)
         self.bar.set_postfix_str(
             f"loss {loss:.3f}, lr {record.lr:.1e}, {line['windows_per_s']:.1f} windows/s, "

@@ -30,12 +30,12 @@ class StopRequest:
             yield
         finally:
             self.evaluating = None
-            world.interruption.asked = False
+            world.leave.clear()
 
     def break_off(self) -> None:
         """Leave the evaluation: a single process at once, several where they next meet, between two batches."""
         if self.evaluating.size > 1:
-            self.evaluating.interruption.asked = True
+            self.evaluating.leave.set()
             return
         self.evaluating = None
         raise StopEvaluation
