@@ -93,9 +93,9 @@ class FileSettings:
     out: str | None = None
     """Run folder; none = runs/ and the time."""
     fresh_head: bool = False
-    """Draw the answer head at random: needed where the weights have none."""
+    """Draw a head at random: the weights have none."""
     task: Literal["qa", "classify"] = "qa"
-    """qa, or classify: classes of texts; `--task classify --help` shows its flags."""
+    """qa, or classify (`--task classify --help`)."""
 
 
 @dataclass(frozen=True)
@@ -221,9 +221,9 @@ class ModelSettings:
     dropout: Annotated[float | None, RATE] = None
     """In the encoder; none = as the weights say."""
     attention_dropout: Annotated[float, RATE] = 0.0
-    """Dropout of attention weights; the fastest attention bodies have none."""
+    """Of attention weights; none is fastest."""
     recompute: bool = False
-    """Keep less for the backward pass and compute it again: much less memory, a third slower."""
+    """Layers run twice: less memory, a third slower."""
     compile: bool = False
     """Let torch.compile fuse what stands between matrix products: for GPUs, slower on two CPU cores."""
 
@@ -235,11 +235,11 @@ class OptimSettings:
     lr: Annotated[float, POSITIVE] = 5e-5
     """Peak learning rate."""
     head_lr: Annotated[float | None, POSITIVE] = None
-    """That of the head alone, by the same schedule; none = lr."""
+    """That of the head alone; none = lr."""
     warmup: Annotated[float, WARMUP] = 0.1
     """Warm-up: a fraction of all steps where below 1, else a number of steps."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """After the warm-up: linear or cosine to zero, or constant."""
+    """Then linear or cosine to zero, or constant."""
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     """Decoupled weight decay, on weight matrices only: never on biases and LayerNorm."""
     clip: Annotated[float, NORM] = 1.0
@@ -253,7 +253,7 @@ class OptimSettings:
     bias_correction: bool = True
     """Adam's; Google's BERT goes without."""
     layer_decay: Annotated[float, FACTOR] = 1.0
-    """Learning rate of a layer relative to that of the layer above it (1 = all the same)."""
+    """Rate of a layer relative to the one above."""
     freeze: Annotated[str, FROZEN] = "none"
     """What is not trained: none, embeddings, encoder, or N = the embeddings and the first N layers."""
 
@@ -283,11 +283,11 @@ class LoopSettings:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """fp32, bf16 or fp16; auto = bf16 or fp16 on GPUs, fp32 elsewhere."""
     device: Annotated[str, DEVICE] = "auto"
-    """cpu, cuda, cuda:1 or mps; auto = a GPU, if there."""
+    """cpu, cuda, cuda:1, mps; auto = a GPU if any."""
     threads: Annotated[int, THREADS] = 0
     """CPU threads; 0 = torch's own choice."""
     deterministic: bool = False
-    """Refuse GPU kernels whose results vary (slower)."""
+    """Refuse GPU kernels whose results vary from run to run (slower)."""
     capture: Literal["auto", "on", "off"] = "auto"
     """auto, on or off: steps as CUDA graphs."""
 

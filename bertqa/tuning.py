@@ -7,7 +7,7 @@ from bertqa.data.rows import as_file
 from bertqa.errors import UserError
 from bertqa.reader import Reader
 from bertqa.settings import parts_of
-from bertqa.training.command_line import PRESETS, settings_from
+from bertqa.training.layers import PRESETS, settings_from
 from bertqa.training.run import check_new, run_training
 from bertqa.training.starting import job_of
 
