@@ -273,11 +273,9 @@ def machine(work: Work) -> dict[str, str]:
         "load before": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "?",
         "data": f"{Path(work.data.path).name}, {len(work.data.examples):,} questions",
     }
+    installed = {each.name: each.version for each in importlib.metadata.distributions()}
     for package in ("torch", "numpy", "transformers", "onnxruntime", "openvino", "nncf"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
+        found[package] = installed.get(package, "not installed")
     return found
 
 
