@@ -88,11 +88,12 @@ def model_type_of(raw: dict, plain_names: Collection[str]) -> str:
     """
     found = raw.get("model_type")
     if not found and class_name(raw):
-        stem = re.sub(r"(For|Model|LMHead).*", "", class_name(raw))
-        found = {"Bert": "bert", "DistilBert": "distilbert"}.get(stem, class_name(raw))
+        stem = re.sub(r"(For|Model|LMHead).*", "", class_name(raw))  # "BertForMaskedLM" -> "Bert"
+        known = {"Bert": "bert", "DistilBert": "distilbert"}
+        found = known.get(stem, class_name(raw))
     if not found:
-        distil = any(name.startswith("transformer.layer.") for name in plain_names)
-        found = "distilbert" if distil else "bert"
+        is_distil = any(name.startswith("transformer.layer.") for name in plain_names)
+        found = "distilbert" if is_distil else "bert"
     if found not in ("bert", "distilbert"):
         raise UserError(
             f"the architecture is {found}; supported are bert (any size, cased or uncased, MiniLM, TinyBERT, "

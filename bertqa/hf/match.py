@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -45,6 +45,18 @@ class Plan:
     """Our tensor -> the stored tensors that it is made of; not there for one that is drawn fresh."""
     rows: list[Row]
     remarks: list[str]
+
+
+@dataclass
+class Misfits:
+    """Tensors that do not fit."""
+
+    missing: list[str] = field(default_factory=list)
+    """Plain names."""
+    unexpected: list[str] = field(default_factory=list)
+    """Stored names."""
+    misshapen: list[str] = field(default_factory=list)
+    """What is wrong with each, in words."""
 
 
 def plan_conversion(raw: dict, weights: Weights, fresh_head) -> Plan:
@@ -112,7 +124,8 @@ def _plain_names(weights: Weights) -> dict[str, str]:
 
 def _match(plan: Plan, weights: Weights, plain: dict[str, str], fresh: bool, one_row: bool) -> None:
     """Fill the plan's parts and rows; or one UserError that lists all that does not fit."""
-    missing, misshapen, used = [], [], set()
+    misfits = Misfits()
+    used: set[str] = set()
     for ours, tensor in plan.empty.items():
         theirs = their_names(ours, plan.config.model_type)
         if fresh and _belongs_to_fresh_head(ours, theirs, plan, plain):
@@ -120,31 +133,51 @@ def _match(plan: Plan, weights: Weights, plain: dict[str, str], fresh: bool, one
             continue
         if one_row and ours.endswith(SEGMENT):
             theirs = theirs * 2
-        size = len(tensor) // len(theirs)
-        shape = (size, *tensor.shape[1:])
-        for i, wanted in enumerate(theirs):
-            name = _found_name(wanted, plain)
-            if name is None:
-                missing.append(wanted)
-                continue
-            used.add(name)
-            stored = plain[name]
-            problem = _problem(stored, weights, shape)
-            if problem:
-                misshapen.append(problem)
-            place = f"{ours}[{i * size}:{(i + 1) * size}]" if len(theirs) > 1 else ours
-            plan.rows.append(Row("renamed", stored, place, shape))
-            plan.parts.setdefault(ours, []).append(stored)
-    unexpected = []
+        used |= _take(ours, theirs, plan, weights, plain, misfits)
     for name in sorted(plain.keys() - used):
+        stored = plain[name]
         why = _why_unused(name, plan.config, fresh)
         if why:
-            shape = weights.shapes[plain[name]]
-            plan.rows.append(Row("ignored", plain[name], None, shape, why))
+            plan.rows.append(Row("ignored", stored, None, weights.shapes[stored], why))
         else:
-            unexpected.append(plain[name])
-    if missing or unexpected or misshapen:
-        raise UserError(_misfit(plan, plain, missing, unexpected, misshapen))
+            misfits.unexpected.append(stored)
+    if misfits.missing or misfits.unexpected or misfits.misshapen:
+        raise UserError(_misfit(plan, plain, misfits))
+
+
+def _take(
+    ours: str,
+    theirs: list[str],
+    plan: Plan,
+    weights: Weights,
+    plain: dict[str, str],
+    misfits: Misfits,
+) -> set[str]:
+    """Note for one tensor of ours the stored ones that make it, one below the other, and what is wrong with them.
+
+    Our qkv of (96, 32) takes rows 0:32 from query, 32:64 from key, 64:96 from value, (32, 32) each.
+
+    Returns:
+        Their plain names.
+    """
+    whole = plan.empty[ours]
+    size = len(whole) // len(theirs)  # rows of each
+    shape = (size, *whole.shape[1:])
+    used = set()
+    for i, wanted in enumerate(theirs):
+        name = _found_name(wanted, plain)
+        if name is None:
+            misfits.missing.append(wanted)
+            continue
+        used.add(name)
+        stored = plain[name]
+        problem = _problem(stored, weights, shape)
+        if problem:
+            misfits.misshapen.append(problem)
+        place = f"{ours}[{i * size}:{(i + 1) * size}]" if len(theirs) > 1 else ours
+        plan.rows.append(Row("renamed", stored, place, shape))
+        plan.parts.setdefault(ours, []).append(stored)
+    return used
 
 
 def _belongs_to_fresh_head(ours: str, theirs: list[str], plan: Plan, plain: dict[str, str]) -> bool:
@@ -184,9 +217,9 @@ def _why_unused(name: str, config: BertConfig, fresh: bool) -> str:
     return known
 
 
-def _misfit(plan: Plan, plain: dict[str, str], missing, unexpected, misshapen) -> str:
+def _misfit(plan: Plan, plain: dict[str, str], misfits: Misfits) -> str:
     """All that does not fit, and what to do."""
-    behind = _other_prefixes(plan, plain, missing)
+    behind = _other_prefixes(plan, plain, misfits.missing)
     if behind:
         return (
             f"its tensors stand behind {' and '.join(map(repr, behind))}, a prefix that bertqa does not know; take it "
@@ -194,16 +227,16 @@ def _misfit(plan: Plan, plain: dict[str, str], missing, unexpected, misshapen) -
         )
     said = []
     problems = {
-        "missing": missing,
-        "unexpected": unexpected,
-        "of the wrong shape or type": misshapen,
+        "missing": misfits.missing,
+        "unexpected": misfits.unexpected,
+        "of the wrong shape or type": misfits.misshapen,
     }
     for what, names in problems.items():
         if names:
             said.append(f"{len(names)} {what} ({listed(names)})")
     return (
         f"the tensors are not those of a {plan.config.model_type} with {plan.head or 'no'} head: "
-        f"{'; '.join(said)}. {_advice(missing, unexpected, misshapen)}"
+        f"{'; '.join(said)}. {_advice(misfits)}"
     )
 
 
@@ -234,12 +267,16 @@ def _without_stem(prefix: str) -> str:
     return prefix
 
 
-def _advice(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
-    foreign = [name for name in unexpected if not plain_name(_unwrapped(name)).startswith(INSIDE)]
-    only_head = all(HEAD.match(name) for name in missing)
-    if misshapen or not only_head or len(foreign) < len(unexpected):
+def _advice(misfits: Misfits) -> str:
+    """What to do about them."""
+    foreign = []
+    for name in misfits.unexpected:
+        if not plain_name(_unwrapped(name)).startswith(INSIDE):
+            foreign.append(name)
+    is_whole = all(HEAD.match(name) for name in misfits.missing)
+    if misfits.misshapen or not is_whole or len(foreign) < len(misfits.unexpected):
         return "Is config.json of this checkpoint?"
-    if not unexpected:
+    if not foreign:
         return "It has no trained head: --fresh-head draws a new one"
     return (
         f"The encoder is whole, but it holds a layer that bertqa does not have ({listed(foreign, 4)}): "

@@ -90,6 +90,7 @@ def install(source: Path, dest: Path, vocab_size: int, complete: bool = False) -
     if (source / "vocab.txt").exists():
         tokens = with_vocab(source, vocab, tokens)
     count = check_tokens(source, tokens, vocab_size)
+    # Measured and not read: what a normaliser does to letters is what counts, whatever a field says of it.
     backend = open_fast(fast_path, fast)
     traits = casing.measure(normaliser(backend))
     if fast_path.exists():

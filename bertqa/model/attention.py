@@ -50,6 +50,11 @@ class Layout:
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Layout":
         """The layout of sequences with these lengths, its index tensors on `device`.
 
+        Lengths 3 and 2:
+            cu_seqlens  0 3 5       where each begins, and where the last ends
+            sequence    0 0 0 1 1   of each token
+            positions   0 1 2 0 1
+
         Raises:
             UserError: for no lengths at all, and for one below 1.
         """
@@ -60,8 +65,11 @@ class Layout:
         cu_seqlens = F.pad(on_host.cumsum(0), (1, 0))  # (S+1,)
         sequence = torch.repeat_interleave(on_host)  # (N,)
         positions = torch.arange(len(sequence)) - cu_seqlens[sequence]  # (N,)
+        # What the host does next need not wait for these copies: a GPU does its work in order.
         move = functools.partial(torch.Tensor.to, device=device, non_blocking=True)
-        cu_seqlens = move(cu_seqlens.to(torch.int32))
+        cu_seqlens = move(
+            cu_seqlens.to(torch.int32)
+        )  # the type that the variable-length kernel takes
         return cls(lengths, cu_seqlens, move(positions), move(sequence), max(lengths))
 
     @property
@@ -126,7 +134,7 @@ def per_sequence_attention(
             "attention sequence by sequence needs a Layout that knows its lengths on the host; use padded_attention"
         )
     runs = [(length, len(list(same))) for length, same in itertools.groupby(layout.lengths)]
-    tokens = [length * count for length, count in runs]
+    tokens = [length * count for length, count in runs]  # of each run
     attend = F.scaled_dot_product_attention
     if _fused_body_is_slow(query, dropout):
         attend = written_out

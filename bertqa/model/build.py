@@ -91,7 +91,8 @@ def config_record(model: nn.Module, head: str | None, labels, provenance: dict) 
 
     problems = misfits(encoder.config, encoder)
     if is_ours:
-        problems += differences(plain, tensors)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        problems += differences(plain, shapes, "its config says")
     if problems:
         raise UserError(
             f"this {type(model).__name__} is not what its config says, so nobody could load it: {listed(problems)}. Change "
@@ -106,13 +107,15 @@ def config_record(model: nn.Module, head: str | None, labels, provenance: dict) 
     return {**record, "provenance": provenance}
 
 
-def differences(plain: dict[str, Tensor], tensors: dict[str, Tensor]) -> list[str]:
-    """What a plain model's tensors lack or have in another shape, one phrase each; more of them are no difference."""
-    problems = [f"{name} is missing" for name in plain if name not in tensors]
-    for name, tensor in plain.items():
-        if name in tensors and tensors[name].shape != tensor.shape:
-            shape = tuple(tensors[name].shape)
-            problems.append(f"{name} has shape {shape}, its config says {tuple(tensor.shape)}")
+def differences(wanted: dict[str, Tensor], shapes: dict[str, tuple], who_wants: str) -> list[str]:
+    """What tensors of these shapes lack or have otherwise than `wanted`, one phrase each; more of them are no difference."""
+    problems = []
+    for name, tensor in wanted.items():
+        shape = tuple(tensor.shape)
+        if name not in shapes:
+            problems.append(f"{name} is missing")
+        elif shapes[name] != shape:
+            problems.append(f"{name} has shape {shapes[name]}, {who_wants} {shape}")
     return problems
 
 

@@ -23,6 +23,7 @@ from bertqa.model.build import (
     build,
     build_empty,
     config_record,
+    differences,
     head_of,
     listed,
     refuse_own_attention,
@@ -96,26 +97,27 @@ def load_into(model: nn.Module, folder: str | Path) -> list[str]:
     prefix = _encoder_prefix(config) if encoder is model else ""
     stored = _open_weights(folder, "cpu")
     state = model.state_dict()
-    fresh = set(state)
+    found = []
     problems = []
     for full_name, shape in stored.shapes.items():
         name = full_name.removeprefix(prefix)
         if not full_name.startswith(prefix) or _is_unused_pooler(name, encoder):
             continue
+        found.append(name)
         if name not in state:
             problems.append(f"{name} has no place in this {type(model).__name__}")
         elif state[name].shape != shape:
             problems.append(f"{name} has shape {shape}, the model {tuple(state[name].shape)}")
-        fresh.discard(name)
     if problems:
         raise UserError(f"{folder}: does not fit the model: {listed(problems)}")
+    # All of it before the first tensor: a model that is half filled would be neither the old one nor the new.
     with checked(folder):
         check_tokenizer(folder, encoder.config.vocab_size)
     with torch.no_grad():
-        for name in state.keys() - fresh:
+        for name in found:
             state[name].copy_(stored.get(prefix + name))
     model.folder = Path(folder)
-    return [name for name in state if name in fresh]
+    return [name for name in state if name not in found]
 
 
 def _encoder_prefix(config: dict) -> str:
@@ -171,13 +173,8 @@ def open_model_weights(
         for name, shape in stored.shapes.items()
         if name.startswith(prefix)
     }
-    problems = [f"{name} is missing" for name in empty if name not in found]
+    problems = differences(empty, found, "config.json asks for")
     problems += [f"{name} is not of this architecture" for name in found if name not in empty]
-    problems += [
-        f"{name} has shape {found[name]}, config.json asks for {tuple(tensor.shape)}"
-        for name, tensor in empty.items()
-        if found.get(name, tensor.shape) != tensor.shape
-    ]
     if problems:
         raise UserError(
             f"{Path(folder) / WEIGHTS}: does not fit its config.json: {listed(problems)}"
@@ -229,6 +226,7 @@ def save(
     labels = _labels_of(model, head, before.get("labels") if labels is None else labels)
     if qa is None and before:
         qa = read_qa(source) or None
+    # What could not be loaded again is refused before a byte is written.
     record = config_record(model, head, labels, provenance)
     shape = getattr(model, "encoder", model).config
     check_tokenizer(source, shape.vocab_size)

@@ -89,6 +89,7 @@ class Packing:
             return tokens
         if self.places is None:
             return self.layout.pad(tokens)
+        # Written into a tensor of its own, so that a gradient flows back to the tokens and to no padding.
         flat = tokens.new_zeros(self.keep.numel(), *tokens.shape[1:])
         return flat.index_put((self.places,), tokens).unflatten(0, self.shape)
 
@@ -96,7 +97,10 @@ class Packing:
         """Attention maps over tokens without padding (S, A, L', L') -> over the columns of a padded call (B, A, L, L)."""
         if self.places is None:
             return maps
-        place, heads, columns = _places(self.keep), maps.shape[1], self.keep.shape[1]
+        # Each column takes the row of the map, then the place in it, that belongs to its token; padding some other's.
+        place = _places(self.keep)  # (B, L)
+        heads = maps.shape[1]
+        columns = place.shape[1]
         asking = place[:, None, :, None].expand(-1, heads, -1, maps.shape[3])
         maps = maps.gather(2, asking)  # (B, A, L, L')
         asked = place[:, None, None, :].expand(-1, heads, columns, -1)
@@ -139,6 +143,7 @@ def _out_of_padding(shape: torch.Size, device: torch.device, mask: Tensor | None
     keep = mask.bool()
     if torch.compiler.is_compiling():
         return Packing(Rows(keep), shape, keep)
+    # A GPU is waited for here, once in a call: the number of tokens is the shape of all that follows.
     lengths = keep.sum(1).tolist()
     if not lengths:
         raise UserError("the batch has no row; leave out empty batches")

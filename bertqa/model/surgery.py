@@ -31,7 +31,7 @@ def keep_layers(model: nn.Module, layers: Sequence[int], say: Callable = print) 
         raise UserError(f"layers to keep are {layers}; give each once, of 0 to {count - 1}")
     size = sum(p.numel() for p in encoder.layers[0].parameters())
     encoder.layers = nn.ModuleList(encoder.layers[layer] for layer in layers)
-    if isinstance(encoder.attention, Iterable):
+    if isinstance(encoder.attention, Iterable):  # a body for each layer goes with its layer
         bodies = list(encoder.attention)
         encoder.attention = [bodies[layer] for layer in layers]
     encoder.config = encoder.config.replace(num_hidden_layers=len(layers))
@@ -50,6 +50,7 @@ def resize_positions(model: nn.Module, count: int, say: Callable = print) -> Non
         raise UserError("this encoder has no positions (position_embedding_type none)")
     if count < 1:
         raise UserError(f"positions are {count}; give 1 or more")
+    # of three positions five are made as 0 1 2 0 1
     rows = torch.arange(count, device=old.weight.device) % old.num_embeddings
     encoder.embeddings.position = nn.Embedding.from_pretrained(
         old.weight.detach()[rows], freeze=False

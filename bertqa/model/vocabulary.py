@@ -77,15 +77,20 @@ def added_tokens(path: Path, fast: dict) -> dict[str, object]:
 def with_vocab(where: Path, vocab: list[str], tokens: dict[int, str]) -> dict[int, str]:
     """The tokens of tokenizer.json, completed by those that vocab.txt holds twice: of these the last id counts.
 
+    vocab.txt  a b a [none3]  and the tokenizer's  {1: b, 2: a}  are one vocabulary: a stands twice, and its first id is lost
+    in tokenizer.json; [none3] was made by us, for an id without a token.
+
     Raises:
         UserError: the two files are of different vocabularies.
     """
     last = {token: number for number, token in enumerate(vocab)}
     for number, token in enumerate(vocab):
-        found = tokens.get(number, "missing")
-        # [none5] was made by us, for an id without a token
-        explained = last[token] > number or token.startswith("[none")
-        if found != token and not (number not in tokens and explained):
+        found = tokens.get(number)
+        may_be_missing = last[token] > number or token.startswith("[none")
+        if found is None and may_be_missing:
+            continue
+        if found != token:
+            found = found or "missing"
             raise UserError(
                 f"{where}: vocab.txt and tokenizer.json are of different vocabularies: token {number} is "
                 f"{token!r} in one and {found!r} in the other; delete the wrong one"
