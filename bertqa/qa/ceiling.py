@@ -7,8 +7,10 @@ tokens, or is not in its paragraph.
 T tokens of a paragraph; a span (i, j) is its tokens i to j, both included.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -102,55 +104,66 @@ def best_answer(example: Example, view: View, answers: list[Placed], most: int, 
 
 
 def search(context: str, view: View, golds: list[str], most: int, v1: bool) -> str:
-    """The best span for these normalised answers, out of all; of equals the first, and "" before any.
+    """The best span for these normalised answers, out of all; of equals the first, and "" before any."""
+    words_of_golds = [gold.split() for gold in golds]
+
+    def score(guess: str) -> tuple[int, float]:
+        words = guess.split()
+        return int(guess in golds), max(token_f1(gold, words, v1) for gold in words_of_golds)
+
+    best = score("")
+    text = ""
+    seen: set[str] = set()
+    wanted = set(chain.from_iterable(words_of_golds))
+    for start, end in worth_scoring(context, view, wanted, most):
+        guess = normalise_answer(context[start:end])
+        if guess in seen:
+            continue
+        seen.add(guess)
+        found = score(guess)
+        if found > best:
+            best = found
+            text = context[start:end]
+        if best == (1, 1):
+            break
+    return text
+
+
+def worth_scoring(
+    context: str, view: View, wanted: set[str], most: int
+) -> Iterator[tuple[int, int]]:
+    """Characters of the spans among which a best one is, rising; `wanted` are the words of the right answers.
 
     Few need to be scored. Normalisation works on each stretch between blanks alone, so a piece at the beginning of a
     span that reaches up to a blank adds its own words to the span's and changes no other. If none of them is a gold
     word, the span without that piece scores no less: the same hits among as many or fewer words. It is a span too, for
     reach never falls. The same holds at the end. A span that can lose such a piece is skipped: the shorter one is
     either scored or skipped for one that is shorter yet, and that must end.
+
+    Example: of "the old mill burned" with the answer "mill" only single words are left: "the old mill" can lose "the" at
+    its beginning, "mill burned" can lose "burned" at its end.
     """
-
-    wanted = {word for gold in golds for word in gold.split()}
-
-    def hopeless(begin: int, end: int) -> bool:
-        return wanted.isdisjoint(normalise_answer(context[begin:end]).split())
-
-    def score(guess: str) -> tuple[int, float]:
-        words = guess.split()
-        return int(guess in golds), max(token_f1(gold.split(), words, v1) for gold in golds)
-
     starts = view.starts.tolist()
     ends = view.ends.tolist()
     behind = next_after_blank(context, starts)
     before = last_before_blank(context, ends)
-    best = score("")
-    text = ""
-    seen: set[str] = set()
-    skip_end: dict[
-        int, bool
-    ] = {}  # the piece from the last blank to the end of token j is hopeless
-    for i in range(len(starts)):
-        stop = min(i + most, view.reach(i))
-        if behind[i] < stop and hopeless(starts[i], starts[behind[i]]):
-            stop = behind[i]
-        for j in range(i, stop):
-            if before[j] >= i:
-                if j not in skip_end:
-                    skip_end[j] = hopeless(ends[before[j]], ends[j])
-                if skip_end[j]:
-                    continue
-            guess = normalise_answer(context[starts[i] : ends[j]])
-            if guess in seen:
-                continue
-            seen.add(guess)
-            found = score(guess)
-            if found > best:
-                best = found
-                text = context[starts[i] : ends[j]]
-                if best == (1, 1):
-                    return text
-    return text
+
+    def hopeless(begin: int, end: int) -> bool:
+        return wanted.isdisjoint(normalise_answer(context[begin:end]).split())
+
+    @functools.cache
+    def ends_hopeless(token: int) -> bool:
+        """Whether the piece from the last blank to the end of this token is."""
+        return hopeless(ends[before[token]], ends[token])
+
+    for first in range(len(starts)):
+        stop = min(first + most, view.reach(first))
+        if behind[first] < stop and hopeless(starts[first], starts[behind[first]]):
+            stop = behind[first]
+        for last in range(first, stop):
+            can_lose_its_end = before[last] >= first and ends_hopeless(last)
+            if not can_lose_its_end:
+                yield starts[first], ends[last]
 
 
 def next_after_blank(context: str, starts: list[int]) -> list[int]:
