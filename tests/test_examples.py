@@ -271,6 +271,23 @@ def test_ways_to_write_an_answer(write, answers):
     )
 
 
+def test_an_answer_that_is_a_plain_text(write):
+    """Under "answers", beside its offset or without one; also in a file with SberQuAD's names, which need no id."""
+    records = [
+        {"question": "Which?", "context": "The cat sat.", "answers": "cat"},
+        {"question": "Who?", "context": "A cat, a cat.", "answers": "cat", "answer_start": 9},
+    ]
+    found = read_examples(write(jsonl(records))).examples
+    assert [(one.answer_texts, one.answer_starts) for one in found] == [
+        (("cat",), (4,)),
+        (("cat",), (9,)),
+    ]
+    (one,) = read_examples(
+        write(jsonl([{"question": "Which?", "paragraph": "The cat sat.", "answer": "cat"}]))
+    ).examples
+    assert (one.id, one.context, one.answer_starts) == ("0", "The cat sat.", (4,))
+
+
 def test_flat_answer_text(write):
     data = read_examples(write([flat(answer_text="cat", answer_start=4)]))
     assert (data.examples[0].answer_texts, data.examples[0].answer_starts) == (("cat",), (4,))
@@ -657,8 +674,8 @@ def article(**qa):
             'data[0].paragraphs[0].qas[0]: "is_impossible" must be true or false, not 2',
         ),
         (
-            article(answers="cat"),
-            'data[0].paragraphs[0].qas[0].answers: must be a list or an object, not "cat"',
+            article(answers=7),
+            "data[0].paragraphs[0].qas[0].answers: must be a list or an object, not 7",
         ),
         (
             article(answers=[7]),

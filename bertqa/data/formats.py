@@ -120,7 +120,9 @@ def _flat(where: str, record: object, faults: Faults) -> Iterator[Question]:
 
 def _sberquad(where: str, record: dict, faults: Faults) -> Iterator[Question]:
     """SberQuAD's CSV: paragraph_id, question_id, paragraph, question, answer."""
-    flat = {"id": record.get("question_id"), "answers": [record.get("answer")], **record}
+    flat = {"answers": [record.get("answer")], **record}
+    if "question_id" in record:
+        flat.setdefault("id", record["question_id"])
     flat.pop("answer", None)
     yield from _flat(where, {**flat, "context": record.get("paragraph")}, faults)
 

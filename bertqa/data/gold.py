@@ -4,6 +4,7 @@
 "answers": [{"text": "a", "answer_start": 3}]               SQuAD; {"start", "end", "text"} of annotation tools
 "answers": ["a", "b"]                                       texts without a place
 "answers": "{'text': ['a'], 'answer_start': [3]}"           any of these, printed
+"answers": "a"                                              one text
 "answers.text": ["a"], "answers.answer_start": [3]          flattened rows
 "answer_text": "a", "answer_start": 3                       one answer
 "detected_answers": [{"text", "char_spans": [[3, 4]]}]      MRQA, with "answers" as further accepted texts
@@ -25,6 +26,9 @@ ANSWER_NAMES = {"text", *STARTS}
 
 ANSWER_KEYS = ("answers", "answer_text", "answers.text", "detected_answers")
 """A record with one of them says what its answers are, be it that there are none."""
+
+PRINTED = ("[", "{", "array(", "np.array(")
+"""How a text begins that is printed answers."""
 
 
 @dataclass(slots=True)
@@ -52,8 +56,15 @@ def gold_answers(where: str, record: dict) -> list[Gold] | None:
     """The answers of a record; None where it says nothing of them."""
     if "detected_answers" in record:
         return _mrqa(where, record)
-    if not missing(record.get("answers")):
-        return _answers(f"{where}.answers", record["answers"])
+    answers = record.get("answers")
+    if (
+        isinstance(answers, str)
+        and not missing(answers)
+        and not answers.lstrip().startswith(PRINTED)
+    ):
+        return [_single(f"{where}.answers[0]", {**record, "answer_text": answers})]
+    if not missing(answers):
+        return _answers(f"{where}.answers", answers)
     if not missing(record.get("answers.text")):
         flat = {"text": record["answers.text"]}
         if "answers.answer_start" in record:
@@ -71,7 +82,7 @@ def gold_answers(where: str, record: dict) -> list[Gold] | None:
 
 
 def _answers(where: str, answers: object) -> list[Gold]:
-    if isinstance(answers, str) and answers.lstrip().startswith(("[", "{", "array(", "np.array(")):
+    if isinstance(answers, str):
         answers = parse_printed(where.removesuffix(".answers"), "answers", answers)
     if isinstance(answers, dict):
         return _columns(where, answers)
