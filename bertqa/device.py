@@ -25,6 +25,7 @@ def pick_device(name: str, number: int | None = None) -> torch.device:
     Raises:
         UserError: for a device that this machine or this build of torch does not have.
     """
+    asked = name
     kind, _, digits = name.partition(":")
     if digits and not (digits.isdigit() and kind == "cuda"):
         raise UserError(f"device is {name!r}; use auto, cpu, mps, cuda or cuda:N")
@@ -43,7 +44,7 @@ def pick_device(name: str, number: int | None = None) -> torch.device:
     if not there.get(name):
         present = ", ".join(kind for kind, present in there.items() if present)
         raise UserError(
-            f"device is {name!r}, but torch {torch.__version__} finds only {present} here; use --device auto"
+            f"device is {asked!r}, but torch {torch.__version__} finds only {present} here; use --device auto"
         )
     if name == "cuda" and number >= torch.cuda.device_count():
         raise UserError(

@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 from bertqa import doctor, embed, predict, report, score, train
 from bertqa.data.examples import read_examples
@@ -152,6 +153,11 @@ def test_training_takes_it_by_both_names():
         ("cuda:x", "use auto, cpu, mps, cuda or cuda:N"),
         ("gpu", "finds only"),
         ("cpu:1", "use auto"),
+        pytest.param(
+            "cuda:1",
+            "device is 'cuda:1', but torch",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_devices_that_are_none(device, says):

@@ -274,6 +274,20 @@ def test_ids(text, expected):
     assert hub.parse_id(text) == expected
 
 
+def test_nothing_under_weights_is_asked_of_the_hub(tmp_path, monkeypatch):
+    """README's command in another folder than the clone."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match="^weights/minilm-squad2: there is no such folder here, and"
+    ):
+        hub.parse_id("weights/minilm-squad2")
+
+
+def test_a_file_beside_the_weights_is_named_no_weight_file(checkpoint):
+    with pytest.raises(UserError, match="config.json: is no weight file; name the folder that it"):
+        resolve_weights(checkpoint / "config.json")
+
+
 @pytest.mark.parametrize(
     "text", ["bert-base-uncased", "a/b/c", "runs/bset", "", "../x", "/no/where"]
 )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -240,6 +241,13 @@ def test_a_run_that_could_not_begin_is_in_nobodys_way(tmp_path, tiny_model, lett
             main(args)
     assert main(args) == 0
     with pytest.raises(UserError, match="run: already holds a run"):
+        main(args)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_a_folder_that_the_system_does_not_make(tiny_model, letters):
+    args = training(tiny_model, letters, Path("/proc/run"), "--max-steps", "1")[1:]
+    with pytest.raises(UserError, match="^/proc/run: cannot be made .*; give another --out"):
         main(args)
 
 

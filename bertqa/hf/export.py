@@ -185,7 +185,7 @@ def write_onnx(model: nn.Module, head: str | None, path: Path) -> None:
         names.pop()  # DistilBERT's has two inputs
     # One tensor for each: export would take the same one twice for a single input.
     inputs = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in names)
-    rows = torch.export.Dim("batch", min=1)
+    rows = torch.export.Dim("batch", min=1, max=2**31)  # torch 2.6 wants an end
     columns = torch.export.Dim("length", min=2, max=config.longest)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of axis names that several inputs share

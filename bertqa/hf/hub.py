@@ -65,6 +65,8 @@ def locate(source: str | Path) -> Place:
     """
     path = Path(source)
     if path.is_dir() or path.is_file():
+        if path.suffix in (".json", ".txt", ".md") and not path.name.endswith(".index.json"):
+            raise UserError(f"{path}: is no weight file; name the folder that it stands in")
         folder = path if path.is_dir() else path.parent
         return Place(folder, path, folder.resolve().name)
     repo, revision = parse_id(source)
@@ -74,6 +76,11 @@ def locate(source: str | Path) -> Place:
 
 def parse_id(source: str | Path) -> tuple[str, str | None]:
     """("org/name", revision or None) of a Hub id. Raises UserError for what can only be a path that does not exist."""
+    if Path(source).parts[:1] == ("weights",):  # README's, and ours where there is a clone
+        raise UserError(
+            f"{source}: there is no such folder here, and nothing under weights/ is looked for on the Hub; "
+            "the bundled reader is what is taken where no model is named"
+        )
     match = ID.fullmatch(str(source))
     parent = Path(source).parent
     # runs/bset, where runs/ is here: never ask the Hub for that

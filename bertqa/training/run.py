@@ -64,7 +64,12 @@ def run_training(job: Job, *, resume: bool = False) -> Trained:
     freeze(job.model, job.optim.freeze)
     if job.world.first and not resume:
         check_new(job.run)
-        job.run.mkdir(parents=True, exist_ok=True)
+        try:
+            job.run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{job.run}: cannot be made ({error.strerror}); give another --out"
+            ) from None
     with lock_of(job):
         if resume:
             restore(job)
