@@ -1,11 +1,15 @@
-"""What was run: the sentences, the table of facts and the curves of training of the report."""
+"""What was run: sentences, the table of facts, curves of training, and which runs are of one recipe."""
 
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from bertqa.reporting.analysis import thin
 from bertqa.reporting.run_folder import Run, has_numbers, is_number, moved_ends, numbers, object_at
+
+CHANCE = {"seed", "out", "dev", "threads", "device", "save_every", "max_minutes"}
+"""Settings in which runs of one recipe may differ."""
 
 
 def remarks(run: Run) -> list[str]:
@@ -218,6 +222,24 @@ def speed_fact(end: dict) -> str:
 def memory_fact(end: dict) -> str:
     peak = end.get("peak_memory_mb")
     return f"{counted(peak)} MB" if peak else ""
+
+
+def families(runs: Sequence[Run]) -> dict[str, list[int]]:
+    """Recipes: the settings in which they differ, in words -> the rows of their runs."""
+    recipes = []
+    for run in runs:
+        settings = run.config["settings"]
+        recipes.append({name: value for name, value in settings.items() if name not in CHANCE})
+    names = list(dict.fromkeys(name for recipe in recipes for name in recipe))
+    differing = []
+    for name in names:
+        if any(recipe.get(name) != recipes[0].get(name) for recipe in recipes):
+            differing.append(name)
+    found: dict[str, list[int]] = {}
+    for row, recipe in enumerate(recipes):
+        words = ", ".join(f"{name} {recipe.get(name)}" for name in differing)
+        found.setdefault(words or "one recipe", []).append(row)
+    return found
 
 
 def hardware(run: Run) -> str:

@@ -21,15 +21,13 @@ from bertqa.errors import UserError
 from bertqa.files import replacing, same_file, to_json
 from bertqa.reporting import analysis, kinds
 from bertqa.reporting.classes import class_report
-from bertqa.reporting.facts import curves, facts, lead, remarks
+from bertqa.reporting.facts import curves, facts, families, lead, remarks
 from bertqa.reporting.run_folder import FILES, Run, find_dev, is_number, read_run
 from bertqa.reporting.scored import answer_or_not, browser, columns, count_windows, risk, score
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 SCRIPTS = ("charts.js", "sections.js", "classes.js", "questions.js", "start.js")
 """One after the other, as one script."""
-CHANCE = {"seed", "out", "dev", "threads", "device", "save_every", "max_minutes"}
-"""Settings in which runs of one recipe may differ."""
 
 
 def write_report(
@@ -186,12 +184,15 @@ def fill(page: dict, runs: list[Run], data: Dataset) -> None:
     scored = [score(run, examples) for run in runs]
     has_answer = np.array([bool(example.answer_texts) for example in examples])
     systems = [(one.exact, one.f1) for one in scored]
+    page["total"] = len(examples)
     page["scores"] = analysis.score_table(has_answer, systems)
-    page["families"] = analysis.family_rows(families(runs), systems) if len(runs) > 1 else []
+    if len(runs) > 1:
+        page["families"] = analysis.family_rows(families(runs), systems)
     if len(runs) == 2:
         exact = [one.exact for one in scored]
         names = [run.name for run in runs]
         page["verdict"] = analysis.verdict(page["scores"][0], exact, names)
+    # The first run's windows serve for all: two that cut texts otherwise could not share a table.
     for each in kinds.group(examples, count_windows(runs[0], examples)):
         page["groups"].append(
             {
@@ -203,24 +204,30 @@ def fill(page: dict, runs: list[Run], data: Dataset) -> None:
         )
     for shown, run, one in zip(page["runs"], runs, scored, strict=True):
         shown["kinds"] = kinds.kind_rows(one.kinds, one.f1)
-        shown.update(answer_or_not(run, examples, has_answer))
         shown["risk"] = risk(run, examples, one.exact)
-        if "at_zero" in shown:
-            name = run.name if len(runs) > 1 else "it"
-            exact, f1 = shown["at_zero"]
-            page["beside"].append(
-                f"With threshold 0 {name} would have EM {exact:.2f}, F1 {f1:.2f}."
-            )
-    if not has_answer.all():
-        page["beside"].append(f"Who never answers has EM and F1 {100 * (~has_answer).mean():.2f}.")
-    page["total"] = len(examples)
+        shown.update(answer_or_not(run, examples, has_answer))
+    page["beside"] = beside(page["runs"], has_answer)
     if len(runs) > 2:
         page["gaps"]["questions"] = "Single questions are shown for one run, or for two compared."
         return
-    page["questions"] = browser(examples)
-    page["questions"]["runs"] = [
-        columns(run, one, examples) for run, one in zip(runs, scored, strict=True)
-    ]
+    answers = []
+    for run, one in zip(runs, scored, strict=True):
+        answers.append(columns(run, one, examples))
+    page["questions"] = {**browser(examples), "runs": answers}
+
+
+def beside(shown: list[dict], has_answer: np.ndarray) -> list[str]:
+    """What the scores can be held against, a sentence each."""
+    sentences = []
+    for run in shown:
+        if "at_zero" in run:
+            name = run["name"] if len(shown) > 1 else "it"
+            exact, f1 = run["at_zero"]
+            sentences.append(f"With threshold 0 {name} would have EM {exact:.2f}, F1 {f1:.2f}.")
+    if not has_answer.all():
+        share = 100 * (~has_answer).mean()
+        sentences.append(f"Who never answers has EM and F1 {share:.2f}.")
+    return sentences
 
 
 def folders_of(runs: Sequence[Run]) -> str:
@@ -255,23 +262,6 @@ def answered_by_all(runs: Sequence[Run], data: Dataset) -> list[Example]:
             "runs that were evaluated on the same file, or give it with --dev FILE"
         )
     return examples
-
-
-def families(runs: Sequence[Run]) -> dict[str, list[int]]:
-    """Recipes: the settings in which they differ, in words -> the rows of their runs."""
-    recipes = []
-    for run in runs:
-        settings = run.config["settings"]
-        recipes.append({name: value for name, value in settings.items() if name not in CHANCE})
-    names = list(dict.fromkeys(name for recipe in recipes for name in recipe))
-    differing = [
-        name for name in names if any(r.get(name) != recipes[0].get(name) for r in recipes)
-    ]
-    found: dict[str, list[int]] = {}
-    for row, recipe in enumerate(recipes):
-        words = ", ".join(f"{name} {recipe.get(name)}" for name in differing)
-        found.setdefault(words or "one recipe", []).append(row)
-    return found
 
 
 def render(page: dict) -> str:
