@@ -17,7 +17,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and "TRITON_INTERPRET" not in os.environ:
     pytest.skip("there is no NVIDIA GPU, and no TRITON_INTERPRET", allow_module_level=True)
 
-from bertqa.model import fused  # noqa: E402
+from bertqa.model import fused, kernels  # noqa: E402
 from bertqa.model.copies import WeightCopies  # noqa: E402
 from bertqa.training.fused_update import FusedUpdate  # noqa: E402
 from bertqa.training.gradients import Gradients  # noqa: E402
@@ -113,7 +113,7 @@ def test_dropout_is_the_same_in_both_directions():
     product, residual, pull = tensors
     bias, gain, shift = torch.randn(3, width, device=DEVICE)
     seed = torch.tensor([7], dtype=torch.int32, device=DEVICE)
-    out = fused.norm(product, bias, residual, gain, shift, seed, p, 1e-5)
+    out = kernels.norm(product, bias, residual, gain, shift, seed, p, 1e-5)
 
     # What it kept, read off its sum; the reference keeps the same.
     kept = (out.z - residual) / (product + bias) > 0.5
@@ -124,7 +124,7 @@ def test_dropout_is_the_same_in_both_directions():
     y.backward(pull.double())
 
     assert relative(out.y, y) < 1e-5
-    dz, dproduct, sums = fused.norm_backward(pull, out.z, out.statistics, gain, seed, p)
+    dz, dproduct, sums = kernels.norm_backward(pull, out.z, out.statistics, gain, seed, p)
     assert relative(dz, exact[2].grad) < 1e-5
     assert relative(dproduct, exact[0].grad) < 1e-5
     for found, expected in zip(sums, (exact[1], exact[3], exact[4]), strict=True):
@@ -134,7 +134,7 @@ def test_dropout_is_the_same_in_both_directions():
 def test_another_seed_keeps_others():
     def kept(seed):
         seed = torch.tensor([seed], dtype=torch.int32, device=DEVICE)
-        out = fused.norm(ones, zeros, torch.zeros_like(ones), zeros, zeros, seed, 0.5, 1e-5)
+        out = kernels.norm(ones, zeros, torch.zeros_like(ones), zeros, zeros, seed, 0.5, 1e-5)
         return (out.z > 0).flatten()
 
     ones = torch.ones(200, 48, device=DEVICE)

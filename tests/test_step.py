@@ -459,8 +459,8 @@ def test_steps_are_captured_on_gpus(tmp_path, windows):
 
 
 def test_without_triton_there_are_no_fused_kernels(tmp_path, windows, monkeypatch):
-    monkeypatch.delattr(bertqa.model, "fused", raising=False)
-    monkeypatch.setitem(sys.modules, "bertqa.model.fused", None)
+    monkeypatch.delattr(bertqa.model, "kernels", raising=False)
+    monkeypatch.setitem(sys.modules, "bertqa.model.kernels", None)
     plan = plan_on("cuda", tmp_path, windows)
     assert plan.copies and not plan.fused and "Triton does not work here" in str(plan)
 

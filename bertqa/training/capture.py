@@ -91,10 +91,10 @@ def why_not_fused(job: Job) -> str:
         if not weight.is_contiguous() or weight.data_ptr() % 16:
             return "a weight is part of another tensor"
     try:
-        from bertqa.model import fused  # where there is no NVIDIA GPU, there is no Triton
+        from bertqa.model import kernels  # where there is no NVIDIA GPU, there is no Triton
 
         row = torch.zeros(1, 16, dtype=job.dtype, device=job.device)
-        fused.gelu(row, row[0])
+        kernels.gelu(row, row[0])
     except Exception as error:  # of Triton, of the C compiler that it needs, of the driver
         return f"Triton does not work here, {type(error).__name__}"
     return ""

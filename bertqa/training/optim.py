@@ -16,18 +16,19 @@ def lr_at(step: int, total: int, settings: OptimSettings) -> float:
     It rises linearly over the warm-up (the first step already moves), peaks at `lr`, then follows the schedule, which
     would reach zero at step `total`.
     """
-    warm = min(
-        total, math.ceil(settings.warmup * total) if settings.warmup < 1 else int(settings.warmup)
-    )
+    # A share of the run where it is below 1, else a number of steps.
+    warm = settings.warmup
+    if warm < 1:
+        warm = math.ceil(warm * total)
+    warm = min(total, int(warm))
     if step < warm:
         return settings.lr * (step + 1) / warm
     left = (total - step) / max(1, total - warm)  # 1 just behind the warm-up, 0 at the end
-    return (
-        settings.lr
-        * {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2, "constant": 1.0}[
-            settings.schedule
-        ]
-    )
+    if settings.schedule == "constant":
+        return settings.lr
+    if settings.schedule == "cosine":
+        return settings.lr * (1 - math.cos(math.pi * left)) / 2
+    return settings.lr * left
 
 
 def depth_of(name: str, layers: int) -> int:
@@ -44,13 +45,12 @@ def freeze(model: nn.Module, what: str) -> None:
         UserError: for more layers than the model has.
     """
     layers = _layers_of(model)
-    if what.isdigit() and int(what) > layers:
+    depth_by_name = {"none": -1, "embeddings": 0, "encoder": layers}
+    top = depth_by_name[what] if what in depth_by_name else int(what)
+    if top > layers:
         raise UserError(
             f"freeze is {what} layers, but this model has {layers}; use 0 to {layers}, or encoder"
         )
-    top = {"none": -1, "embeddings": 0, "encoder": layers}.get(
-        what, int(what) if what.isdigit() else -1
-    )
     for name, parameter in model.named_parameters():
         if depth_of(name, layers) <= top:
             parameter.requires_grad_(False)
@@ -68,6 +68,23 @@ def _check_factors(model: nn.Module, lr_factors: dict[str, float]) -> None:
             raise UserError(
                 f"lr_factors: no parameter's name begins with {beginning!r}; the last one is {names[-1]}"
             )
+
+
+def _rate_factor(
+    name: str, layers: int, settings: OptimSettings, lr_factors: dict[str, float]
+) -> float:
+    """What the learning rate of a parameter is multiplied by."""
+    depth = depth_of(name, layers)
+    is_head = depth > layers and ".pooler." not in f".{name}"
+    if settings.head_lr and is_head:
+        factor = settings.head_lr / settings.lr
+    else:
+        # 1 for what stands on top, one power less for each layer below.
+        factor = settings.layer_decay ** (layers + 1 - depth)
+    for beginning, more in lr_factors.items():
+        if name.startswith(beginning):
+            factor *= more
+    return factor
 
 
 def make_optimizer(
@@ -90,21 +107,13 @@ def make_optimizer(
     """
     lr_factors = lr_factors or {}
     _check_factors(model, lr_factors)
-    layers = _layers_of(model)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            depth = depth_of(name, layers)
-            scale = settings.layer_decay ** (layers + 1 - depth)
-            if settings.head_lr and depth > layers and ".pooler." not in f".{name}":
-                scale = settings.head_lr / settings.lr
-            for beginning, factor in lr_factors.items():
-                if name.startswith(beginning):
-                    scale *= factor
-            # Everything of one dimension is a bias or a LayerNorm.
-            groups.setdefault(
-                (scale, settings.weight_decay if parameter.dim() > 1 else 0.0), []
-            ).append(parameter)
+            scale = _rate_factor(name, _layers_of(model), settings, lr_factors)
+            # Biases and norms, everything of one dimension, are not pulled towards zero.
+            decay = settings.weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((scale, decay), []).append(parameter)
     optimizer = torch.optim.AdamW(
         [
             {"params": members, "lr_scale": scale, "weight_decay": decay, "decay": decay}
@@ -137,19 +146,18 @@ def set_lr(optimizer: torch.optim.AdamW, lr: float, updates: int, settings: Opti
     Without bias correction (Google's optimizer) the update is lr * m / (sqrt(v) + eps). torch divides m by c1 and
     sqrt(v) by sqrt(c2), c = 1 - beta^t; scaling lr, eps and decay by the inverse gives just that formula.
     """
-    c1, c2 = (
-        (1.0, 1.0)
-        if settings.bias_correction
-        else (1 - settings.beta1 ** (updates + 1), 1 - settings.beta2 ** (updates + 1))
-    )
-    scale = c1 / math.sqrt(c2)
+    correction1 = correction2 = 1.0
+    if not settings.bias_correction:
+        correction1 = 1 - settings.beta1 ** (updates + 1)
+        correction2 = 1 - settings.beta2 ** (updates + 1)
+    scale = correction1 / math.sqrt(correction2)
     for group in optimizer.param_groups:
         rate = lr * group["lr_scale"] * scale
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-        group["eps"] = settings.eps / math.sqrt(c2)
+        group["eps"] = settings.eps / math.sqrt(correction2)
         group["weight_decay"] = group["decay"] / scale
 
 
