@@ -1,5 +1,6 @@
 """Files of texts and labels: tables told from lists, columns named twice, labels as pandas writes them."""
 
+import bz2
 import gzip
 import os
 import threading
@@ -138,3 +139,23 @@ def test_a_pipe_is_read_once_and_whole(tmp_path, write, content):
     piped = read_texts(pipe, "text", label_column="label", limit=1)
     whole = read_texts(write("x.csv", content), "text", label_column="label")
     assert (piped.texts, piped.labels, piped.sha256) == (["a"], ["1"], whole.sha256)
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    from pyarrow import parquet
+
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "no-name")
+    found = read_texts(tmp_path / "no-name", label_column="label")
+    assert (found.texts, found.labels, found.ids) == (["a", "b"], ["1", "0"], ["0", "1"])
+    assert refusal(tmp_path / "no-name", "review").startswith('row 0 has no column "review"')
+
+
+@pytest.mark.parametrize("pack", [bz2.compress, gzip.compress])
+def test_packed_files(write, pack):
+    found = read_texts(write("x.csv.bz2", pack(b"text,label\na,x\n")), label_column="label")
+    assert (
+        found.texts == ["a"]
+        and found.sha256 == read_texts(write("y.csv", "text,label\na,x\n")).sha256
+    )
