@@ -23,7 +23,7 @@ from bertqa.settings import bundled_reader
 TASK = "question-answering"
 WINDOW_OPTIONS = ("max_seq_len", "doc_stride", "max_question_len")
 """Those that are the model's own here: it answers best with the windows that it was trained on."""
-WITHOUT_MEANING = ("padding", "batch_size", "num_workers", "framework", "binary_output", "topk")
+WITHOUT_MEANING = ("padding", "batch_size", "num_workers", "framework", "binary_output")
 
 
 class QuestionAnsweringPipeline:
@@ -153,16 +153,23 @@ def with_contexts(questions: str | Sequence[str], contexts: str | Sequence[str])
 def name_the_meaningless(options: dict) -> None:
     """Take out the arguments that mean nothing here, and say which they were."""
     if "topk" in options:
-        options["top_k"] = options["topk"]
-    windows = [name for name in WINDOW_OPTIONS if options.pop(name, None) is not None]
-    others = [name for name in WITHOUT_MEANING if options.pop(name, None) is not None]
+        options["top_k"] = options.pop("topk")
+    windows = taken_out(options, WINDOW_OPTIONS)
     if windows:
-        warnings.warn(
-            f"{', '.join(windows)}: taken as the model was trained, see reader.qa", stacklevel=3
-        )
-    others = [name for name in others if name != "topk"]
+        said = f"{', '.join(windows)}: taken as the model was trained, see reader.qa"
+        warnings.warn(said, stacklevel=3)
+    others = taken_out(options, WITHOUT_MEANING)
     if others:
         warnings.warn(f"{', '.join(others)}: means nothing here", stacklevel=3)
+
+
+def taken_out(options: dict, names: Sequence[str]) -> list[str]:
+    """Take these options out. Returns those that were given."""
+    given = []
+    for name in names:
+        if options.pop(name, None) is not None:
+            given.append(name)
+    return given
 
 
 def as_dictionaries(answer: Answer | list[Answer]) -> dict | list[dict]:

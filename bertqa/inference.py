@@ -107,7 +107,9 @@ def find_spans(
         loss = span_loss(logits, layout, batch.start_labels, batch.end_labels)
         return loss, *span_scores(logits)
 
-    decoder, total, training = SpanDecoder(windows, settings), 0.0, model.training
+    decoder = SpanDecoder(windows, settings)
+    total = 0.0
+    training = model.training
     model.eval()
     with computing_in_16_bits(model, autocast) as cast:
         parts = forward_all(compute, windows, device, autocast=cast, progress=progress, world=world)
@@ -173,11 +175,9 @@ def class_logits(
         )  # (S, C)
         return logits, F.cross_entropy(logits, batch.classes, reduction="sum")
 
-    logits, total, training = (
-        np.empty((len(windows), model.num_labels), np.float32),
-        0.0,
-        model.training,
-    )
+    logits = np.empty((len(windows), model.num_labels), np.float32)  # (W, C)
+    total = 0.0
+    training = model.training
     model.eval()
     with computing_in_16_bits(model, autocast) as cast:
         parts = forward_all(compute, windows, device, autocast=cast, progress=progress, world=world)

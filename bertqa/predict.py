@@ -65,7 +65,9 @@ def load_reader(args: argparse.Namespace) -> Reader:
     readers = []
     for name in (args.model, *args.others):
         readers.append(Reader.load(name, device, args.precision, int8=args.int8))
-    return together(readers, args.others) if args.others else readers[0]
+    if args.others:
+        return together(readers, args.others)
+    return readers[0]
 
 
 def together(readers: list[Reader], names: Sequence) -> Reader:
@@ -131,10 +133,12 @@ def answer_asked(args: argparse.Namespace) -> int:
         )
     if not args.question:
         return prompt.ask_again(reader, context, options, args.json, args.top_k)
-    answers = reader.answer(args.question, context, max(2, args.top_k), **options)[: args.top_k]
-    for answer in answers:
+    # Two at least: with one, an Answer comes back and not a list.
+    answers = reader.answer(args.question, context, max(2, args.top_k), **options)
+    for answer in answers[: args.top_k]:
         print(prompt.one_line(answer, args.json), flush=True)
-    if not answers[0].answer and threshold is not None and not args.json and sys.stderr.isatty():
+    silent = threshold is not None and not answers[0].answer
+    if silent and not args.json and sys.stderr.isatty():
         print("--threshold none shows the nearest answer all the same", file=sys.stderr)
     return 0
 

@@ -158,14 +158,17 @@ def wrap(text: str, width: int | None) -> str:
     >>> wrap("It rained all day.", 10)
     'It rained\\nall day.'
     """
-    begin = 0
-    while width and len(text) - begin > width:
+    if width is None:
+        return text
+    begin = 0  # of the line that is next
+    while len(text) - begin > width:
         space = text.rfind(" ", begin, begin + width + 1)
-        if space <= begin:
+        if space <= begin:  # a word longer than a line
             space = text.find(" ", begin + width)
         if space < 0:
             break
-        text, begin = text[:space] + "\n" + text[space + 1 :], space + 1
+        text = text[:space] + "\n" + text[space + 1 :]
+        begin = space + 1
     return text
 
 
@@ -175,7 +178,8 @@ def sentence(text: str, start: int, end: int) -> tuple[int, int]:
     >>> sentence("It rained. Ada came at noon. He left.", 11, 14)
     (11, 28)
     """
-    first, last = max(0, start - AROUND), min(len(text), end + AROUND)
+    first = max(0, start - AROUND)
+    last = min(len(text), end + AROUND)
     # A full stop and a space end a sentence, and so do most ends of lines: a rule that reads well, not a grammar.
     before = re.compile(r"[.!?。！？]['\")\]”’]*\s+|\n\s*|[。！？]")
     behind = re.compile(r"[.!?。！？]['\")\]”’]*(?=\s|$)|\n|[。！？]")
