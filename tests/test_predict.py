@@ -17,8 +17,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from bertqa import Answer, Reader, UserError, prompt
-from bertqa import reader as inference_reader
+from bertqa import Answer, Reader, UserError, inference, prompt
 from bertqa.answer_lines import answer_lines, as_they_come
 from bertqa.data.examples import read_examples
 from bertqa.model import folder, prepack
@@ -313,7 +312,8 @@ def test_a_session_at_a_real_terminal(at_terminal, tmp_path, leaving):
         f"{prompt.BOLD}Ada Lovelace{prompt.PLAIN} came to the long white\n" in said
         and "rained" not in said
     )
-    assert re.search(r"\033\[2mscore 0\.\d{3}   then: ", said)
+    sure = r"\033\[2m(confidence 0\.\d{3},\s)?score 0\.\d{3}\s{3}then:\s"
+    assert re.search(sure, said)
     lines = re.sub(r"\033\[[0-9;?]*[a-z]", "", said).splitlines()
     assert max(map(len, lines)) < 40 and len(lines) > 5
     if leaving == "\x04":
@@ -549,7 +549,7 @@ def test_ways_of_decoding_reach_the_files(tmp_path, reader, letters, monkeypatch
     monkeypatch.setattr("bertqa.predict.load_reader", lambda args: reader)
     asked = []
     monkeypatch.setattr(
-        inference_reader,
+        inference,
         "SpanDecoder",
         lambda *given: asked.append(given[1]) or SpanDecoder(*given),
     )
