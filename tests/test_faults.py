@@ -424,6 +424,14 @@ def test_a_folder_that_is_loaded_again_is_not_read_again(tmp_path, tiny_model, m
         load(mine)
 
 
+@pytest.mark.parametrize("name", ["a\0", "\ud800", "", "../../x"])
+def test_checksums_of_names_that_no_file_has(tmp_path, tiny_model, name):
+    mine = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (mine / "checksums.json").write_text(json.dumps({name: "0"}))
+    with pytest.raises(UserError, match="checksums.json is damaged|is unreadable"):
+        load(mine)
+
+
 def test_damage_is_said_before_what_it_leads_to(tmp_path, tiny_model):
     """A tokenizer.json that is no JSON any more: the checksum tells why."""
     mine = Path(shutil.copytree(tiny_model, tmp_path / "model"))

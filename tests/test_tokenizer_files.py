@@ -300,6 +300,22 @@ def test_a_special_token_is_missing(original, tmp_path, token):
         folder.load(broken)
 
 
+@pytest.mark.parametrize("odd", ["la\nmp", "lamp\r", "\n", ""])
+def test_tokens_that_no_line_of_a_vocabulary_can_hold(original, tmp_path, odd):
+    """They stand in tokenizer.json alone; what was converted can be loaded."""
+    source = Path(shutil.copytree(original, tmp_path / "bert"))
+    (source / "vocab.txt").unlink()
+    last = VOCAB[-1]
+
+    def rename(fast):
+        fast["model"]["vocab"][odd] = fast["model"]["vocab"].pop(last)
+
+    edit_fast(source, rename)
+    convert(source, tmp_path / "mine")
+    folder.load(tmp_path / "mine")
+    assert WordPiece.load(tmp_path / "mine").backend.token_to_id(odd) == VOCAB.index(last)
+
+
 def test_an_unknown_token_that_is_not_there(original, tmp_path):
     convert(original, tmp_path / "mine")
     edit_fast(tmp_path / "mine", lambda fast: fast["model"].update(unk_token="<unk>"))

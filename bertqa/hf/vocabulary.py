@@ -19,7 +19,7 @@ from bertqa.hf.fast import (
     open_fast,
     segments_given,
 )
-from bertqa.model.vocabulary import check_tokens, read_vocab, tokens_by_id, with_vocab
+from bertqa.model.vocabulary import as_line, check_tokens, read_vocab, tokens_by_id, with_vocab
 
 OURS = (
     "Bert",
@@ -120,7 +120,7 @@ def _ready(source: Path, vocab: list[str] | None, remarks: list[str]) -> tuple[d
         plain = {number: token for token, number in fast["model"]["vocab"].items()}
         if max(plain) > 2 * len(plain):
             raise UserError(f"{path}: {len(plain):,} tokens have ids up to {max(plain):,}")
-        vocab = [plain.get(i, f"[none{i}]") for i in range(max(plain) + 1)]
+        vocab = [as_line(i, plain.get(i)) for i in range(max(plain) + 1)]
         remarks.append("vocab.txt made from tokenizer.json")
     with_vocab(source, vocab, tokens)
     dropped = [name for name in ("truncation", "padding") if fast.get(name)]

@@ -58,6 +58,8 @@ def find_damage(folder: Path, needed: Sequence[str] = (), ignored: Sequence[str]
             found = _sha256_in_state(path, state.st_ino, state.st_size, state.st_mtime_ns)
         except OSError as error:
             return f"{name} is unreadable ({error.strerror})"
+        except ValueError:  # a name that no file can have
+            return f"{CHECKSUMS} is damaged"
         if found != expected:
             return f"{name} is damaged (its checksum differs)"
     return ""

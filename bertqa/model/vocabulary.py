@@ -29,6 +29,12 @@ def read_vocab(path: Path) -> list[str]:
     return lines
 
 
+def as_line(number: int, token: str | None) -> str:
+    """How vocab.txt writes the token with this id: "[none5]" for an id without one, and for what no line can hold."""
+    fits = token is not None and "\n" not in token and not token.endswith("\r")
+    return token if fits else f"[none{number}]"
+
+
 def tokens_by_id(path: Path, fast: dict) -> dict[int, str]:
     """The tokens of a tokenizer.json, those that were added included.
 
@@ -78,19 +84,16 @@ def with_vocab(where: Path, vocab: list[str], tokens: dict[int, str]) -> dict[in
     """The tokens of tokenizer.json, completed by those that vocab.txt holds twice: of these the last id counts.
 
     vocab.txt  a b a [none3]  and the tokenizer's  {1: b, 2: a}  are one vocabulary: a stands twice, and its first id is lost
-    in tokenizer.json; [none3] was made by us, for an id without a token.
+    in tokenizer.json; [none3] was made by us (`as_line`).
 
     Raises:
         UserError: the two files are of different vocabularies.
     """
     last = {token: number for number, token in enumerate(vocab)}
     for number, token in enumerate(vocab):
-        found = tokens.get(number)
-        may_be_missing = last[token] > number or token.startswith("[none")
-        if found is None and may_be_missing:
-            continue
-        if found != token:
-            found = found or "missing"
+        stands_twice = number not in tokens and last[token] > number
+        if token != as_line(number, tokens.get(number)) and not stands_twice:
+            found = tokens.get(number, "missing")
             raise UserError(
                 f"{where}: vocab.txt and tokenizer.json are of different vocabularies: token {number} is "
                 f"{token!r} in one and {found!r} in the other; delete the wrong one"
