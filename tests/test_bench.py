@@ -134,6 +134,31 @@ def test_a_shape_has_random_weights_and_a_name(work):
     assert [one.batch_size for one in bench.variants(shape, "training", [16, 64])] == [16, 64]
 
 
+def test_on_a_gpu_one_comes_after_the_other_with_a_peak_of_its_own(work, monkeypatch):
+    """The graphics memory does not hold all of them: each is gone before the next is loaded."""
+    calls = []
+    for name in ("reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(bench.torch.cuda, name, lambda name=name: calls.append(name))
+    monkeypatch.setattr(bench.torch.cuda, "max_memory_allocated", lambda: len(calls))
+    monkeypatch.setattr(bench, "amounts", lambda work, task: {"questions": 4})
+
+    def contestant(who):
+        def make(work):
+            calls.append(f"load {who}")
+            return lambda: calls.append(f"play {who}")
+
+        return make
+
+    everyone = {"ours": contestant("ours"), "theirs": contestant("theirs")}
+    monkeypatch.setitem(bench.TASKS, "training", everyone)
+    gpu = replace(work, device=bench.torch.device("cuda"))
+    rows = bench.run_task(gpu, "training", 2)
+    one = ["reset_peak_memory_stats", "load ours", *["play ours"] * 3, "empty_cache"]
+    assert calls == one + [call.replace("ours", "theirs") for call in one]
+    assert [(row.who, row.memory) for row in rows] == [("ours", 5), ("theirs", 11)]
+    assert rows[0].ratio == 1
+
+
 def test_unknown_words_are_refused():
     with pytest.raises(
         bench.UserError,

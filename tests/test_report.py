@@ -473,6 +473,22 @@ def test_a_classifiers_page_shows_classes(tmp_path):
     assert (found["accuracy"], found["macro_f1"]) == (50.0, 50.0)
 
 
+def test_a_wrong_class_without_probabilities_is_shown(tmp_path):
+    run = make_run(tmp_path / "run", task="classify")
+    lines = [
+        '{"id": "0", "label": "a", "gold": "b", "probabilities": {}}',
+        '{"id": "1", "label": "b", "gold": "b", "probabilities": {}}',
+    ]
+    (run / "predictions.jsonl").write_text("\n".join(lines) + "\n")
+    [found] = read(write_report(run))["classes"]
+    # "a" is no class of the model or of the data
+    assert (found["labels"], found["total"], found["wrong"]) == (["b"], 1, 0)
+    lines.append('{"id": "2", "label": "b", "gold": "a", "probabilities": {}}')
+    (run / "predictions.jsonl").write_text("\n".join(lines) + "\n")
+    [found] = read(write_report(run))["classes"]
+    assert [error["probability"] for error in found["errors"]] == [0.0, 0.0]
+
+
 def test_classifiers_of_a_recipe_have_mean_and_deviation(tmp_path):
     runs = []
     for seed, wrong in enumerate((0, 1)):

@@ -1,6 +1,4 @@
-"""The data of a classifier's report: the confusion matrix, scores of each class, and the texts it
-got wrong.
-"""
+"""The data of a classifier's report: the confusion matrix, scores of each class, the texts it got wrong."""
 
 from pathlib import Path
 
@@ -18,43 +16,53 @@ LONGEST = 600
 
 def class_report(run: Run, dev: str | None) -> dict:
     """What the page shows of a classifier's predictions on its dev texts."""
-    known = [record for record in run.classified if record.get("gold") is not None]
-    labels = run.model.get("labels") or sorted({str(record["gold"]) for record in known})
-    place = {label: row for row, label in enumerate(labels)}
-    matrix = np.zeros(
-        (len(labels), len(labels)), int
-    )  # row: the right class, column: the predicted
-    errors = []
-    for record in known:
-        gold = str(record["gold"])
-        label = str(record.get("label"))
-        # labels of another model's run, or a file that was edited
-        if gold not in place or label not in place:
-            continue
-        matrix[place[gold], place[label]] += 1
-        if gold != label:
-            errors.append(record)
-    errors.sort(key=lambda record: -max(record["probabilities"].values()))
+    labelled = [record for record in run.classified if record.get("gold") is not None]
+    labels = run.model.get("labels") or sorted({str(record["gold"]) for record in labelled})
+    known = []
+    for record in labelled:
+        # else labels of another model's run, or a file that was edited
+        if str(record["gold"]) in labels and str(record.get("label")) in labels:
+            known.append(record)
+    matrix = confusion(known, labels)
+    errors = [record for record in known if str(record["gold"]) != str(record["label"])]
+    errors.sort(key=sureness, reverse=True)
     texts = dev_texts(run, dev)
+    shown = []
+    for record in errors[:MOST_ERRORS]:
+        id = str(record.get("id"))
+        shown.append(
+            {
+                "id": id,
+                "gold": str(record["gold"]),
+                "label": str(record["label"]),
+                "probability": round(sureness(record), 4),
+                "text": texts.get(id, "")[:LONGEST],
+            }
+        )
     return {
         "labels": labels,
         "matrix": matrix.tolist(),
         "rows": class_rows(matrix),
-        "accuracy": share(int(matrix.trace()), int(matrix.sum())) or 0.0,
+        "accuracy": share(int(matrix.trace()), len(known)) or 0.0,
         "macro_f1": macro_f1(matrix),
-        "total": int(matrix.sum()),
+        "total": len(known),
         "wrong": len(errors),
-        "errors": [
-            {
-                "id": str(record.get("id")),
-                "gold": str(record["gold"]),
-                "label": str(record["label"]),
-                "probability": round(float(max(record["probabilities"].values())), 4),
-                "text": texts.get(str(record.get("id")), "")[:LONGEST],
-            }
-            for record in errors[:MOST_ERRORS]
-        ],
+        "errors": shown,
     }
+
+
+def confusion(records: list[dict], labels: list[str]) -> np.ndarray:
+    """(C, C) counts of texts: row = the right class, column = the predicted one."""
+    place = {label: row for row, label in enumerate(labels)}
+    matrix = np.zeros((len(labels), len(labels)), int)
+    for record in records:
+        matrix[place[str(record["gold"])], place[str(record["label"])]] += 1
+    return matrix
+
+
+def sureness(record: dict) -> float:
+    """The probability of the class that was predicted."""
+    return float(max(record["probabilities"].values(), default=0.0))
 
 
 def class_rows(matrix: np.ndarray) -> list[dict]:
