@@ -91,6 +91,7 @@ def together(readers: list[Reader], names: Sequence) -> Reader:
     mean = sum(known) / len(known) if len(known) == len(readers) else None
     model = Ensemble([reader.model for reader in readers])
     qa = {**first.qa, "null_threshold": mean}
+    qa.pop("confidence", None)  # it was fitted to one model's scores, and these are others
     return Reader(model, first.tokenizer, qa, first.device, first.dtype)
 
 

@@ -242,6 +242,8 @@ def test_the_threshold_of_several_models_is_the_mean_of_theirs(tmp_path, teacher
     first, second = (Reader.load(tmp_path / f"m{number}", "cpu") for number in range(2))
     assert together([first, second], ["m1"]).qa == {**first.qa, "null_threshold": 2.0}
     del second.qa["null_threshold"]
+    first.qa["confidence"] = {}  # is the first one's, and says nothing about their mean
+    assert "confidence" not in together([first, second], ["m1"]).qa
     assert together([first, second], ["m1"]).qa["null_threshold"] is None
 
 
