@@ -106,13 +106,13 @@ def test_partial_overlap_counts_where_one_person_has_answered():
 def test_errors_are_of_the_answers_that_are_given():
     confidence = Confidence({name: [0.0, 0.5, 1.0] for name in NAMES}, [0.0] * 7, [0.0] * 7)
     evidence = Evidence(np.array([0.0, 0, 0, 0]), np.array([1.0, 1, -1, -1]), np.zeros(4))
-    marks = Marks(np.array([0.0, 1, 1, 1]), np.zeros(4), np.array([False, True, True, True]))
+    given = evidence, np.array([0.0, 1, 1, 1]), np.array([False, True, True, True])
     # every probability is a half; "", "" and two answers are given, of which three are right
-    assert errors_of(confidence, evidence, marks, 0.0)["confidence_error"] == 0.5
-    assert errors_of(confidence, evidence, marks, None)["no_answer_error"] == 0.5
+    assert errors_of(confidence, *given, 0.0)["confidence_error"] == 0.5
+    assert errors_of(confidence, *given, None)["no_answer_error"] == 0.5
     partly = replace(confidence, no_answer=None)
-    assert errors_of(partly, evidence, marks, 0.0) == {}
-    assert set(errors_of(partly, evidence, marks, None)) == {"confidence_error"}
+    assert errors_of(partly, *given, 0.0) == {}
+    assert set(errors_of(partly, *given, None)) == {"confidence_error"}
 
 
 @pytest.mark.parametrize(

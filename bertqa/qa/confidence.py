@@ -231,22 +231,26 @@ def how_right(examples: Sequence[Example], marks: Marks) -> np.ndarray:
 
 
 def errors_of(
-    confidence: Confidence, evidence: Evidence, marks: Marks, threshold: float | None
+    confidence: Confidence,
+    evidence: Evidence,
+    right: np.ndarray,
+    has_answer: np.ndarray,
+    threshold: float | None,
 ) -> dict[str, float]:
     """Expected calibration errors of the two probabilities, over 15 bins of as many questions each.
 
-    confidence_error is that of the answers which are given at a threshold, against exact match; no_answer_error is there
-    where both kinds of questions were fitted.
+    confidence_error is that of the answers which are given at a threshold, where best spans are `right` (Q,);
+    no_answer_error is there where both kinds of questions were fitted.
     """
     silent = abstain(evidence.null - evidence.best, threshold)
     sure = confidence.chance_of_given(evidence, silent)
     errors = {}
     if not np.isnan(sure).any():
-        right = np.where(silent, ~marks.has_answer, marks.exact)
-        errors["confidence_error"] = gap_of_equal_bins(sure, right)
+        good = np.where(silent, ~has_answer, right)
+        errors["confidence_error"] = gap_of_equal_bins(sure, good)
     none = confidence.chance_of_none(evidence)
     if none is not None:
-        errors["no_answer_error"] = gap_of_equal_bins(none, ~marks.has_answer)
+        errors["no_answer_error"] = gap_of_equal_bins(none, ~has_answer)
     return errors
 
 

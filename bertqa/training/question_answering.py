@@ -193,9 +193,11 @@ class Evaluation:
         threshold = qa["null_threshold"]
 
         evidence = evidence_of(spans, windows, examples)
-        confidence = fit_confidence(evidence, how_right(examples, marks), has_answer)
+        right = how_right(examples, marks)
+        confidence = fit_confidence(evidence, right, has_answer)
         qa["confidence"] = asdict(confidence)
-        qa["tuning"]["tuned"] |= errors_of(confidence, evidence, marks, threshold)
+        errors = errors_of(confidence, evidence, right, has_answer, threshold)
+        qa["tuning"]["tuned"] |= errors
 
         silent = thresholds.abstain(odds, threshold)
         sure = confidence.chance_of_given(evidence, silent)
