@@ -243,3 +243,11 @@ def test_records_that_do_not_say_what_is_right_are_counted(tmp_path):
     for _ in question_stream([tmp_path / "file", tmp_path / "csv"], tally):
         pass
     assert tally == {"records": 4, "unlabelled": 1}
+
+
+def test_tables_whose_lines_end_in_a_return_alone(tmp_path):
+    """Excel's "CSV (Macintosh)"; within quotes a return is a character of the cell."""
+    path = tmp_path / "file"
+    path.write_bytes(b'id,question,context\r1,"who\ris",a b\r2,where,"a\r\nb"\r\n3,when,c\r')
+    found = [(question.id, question.question, *question.documents) for question in read(path)]
+    assert found == [("1", "who\ris", "a b"), ("2", "where", "a\r\nb"), ("3", "when", "c")]

@@ -133,6 +133,7 @@ def stream_table(
     Without `quoted` a quotation mark is a character like others. Raises UserError for the header, and from `rows` where
     nothing behind a place can be read.
     """
+    lines = _at_every_return(lines)
     head, before, delimiter = head_of(lines, wanted)
     reader = csv.reader(
         chain([head], lines),
@@ -149,6 +150,15 @@ def stream_table(
         header = [name.lower() for name in header]
     refuse_doubled_columns(header)
     return TableStream(header, head, _row_after_row(reader, header, before, keep_blank))
+
+
+def _at_every_return(lines: Iterator[str]) -> Iterator[str]:
+    """Lines as csv wants them: they also end at a \\r that no \\n follows, as Excel for old Macs has it."""
+    for line in lines:
+        if "\r" in line[:-2]:
+            yield from filter(None, re.split("(?<=\r)(?!\n)", line))
+        else:
+            yield line
 
 
 def _row_after_row(reader, header: list[str], before: int, keep_blank: bool) -> Iterator:
