@@ -329,6 +329,8 @@ def test_limit_counts_questions_and_looks_no_further(write):
         ("....", "..", 3, 2, True),  # places may overlap: 1 off, and 2 off the next
         ("aaaa", "aa", 3, -1, False),  # only inside a word
         ("The cat sat.", " cat ", 3, 4, False),  # counted before stripping
+        ("The cat sat.", " cat", 3, 4, False),
+        ("The cat sat.", "cat ", 4, 4, False),
         ("The cat sat.", " cat\n", 4, 4, False),  # counted after it
         ("a (b) a (b)", "(b)", 9, 8, True),  # no regular expression
         ("", "cat", 0, -1, False),

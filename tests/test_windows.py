@@ -488,7 +488,7 @@ def test_settings_at_the_limit_are_taken():
 
 def test_a_packed_batch_written_out(tokenizer):
     windows = build_windows(
-        [example("who?", "a b", "b"), example("a", TWELVE)],
+        [example("who?", "a b", "a b"), example("a", TWELVE)],
         tokenizer,
         max_length=11,
         overlap=2,
@@ -512,7 +512,7 @@ def test_a_packed_batch_written_out(tokenizer):
         sep,
     ]
     assert batch.token_type_ids[11:].tolist() == [0, 0, 0, 0, 1, 1, 1]
-    assert batch.start_labels.tolist() == [0, 5] and batch.end_labels.tolist() == [0, 5]
+    assert batch.start_labels.tolist() == [0, 4] and batch.end_labels.tolist() == [0, 5]
     rows, mask, segments = padded(batch)
     assert rows.shape == (2, 11) and mask.sum(1).tolist() == [11, 7] and segments[1].sum() == 3
     assert padded(batch, pad_id=9)[0][1, 7:].tolist() == [9, 9, 9, 9]
