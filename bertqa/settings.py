@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from bertqa.data.windows import check_window_settings
 from bertqa.errors import UserError
@@ -70,10 +70,13 @@ FROZEN = Rule("be none, embeddings, encoder or a number of layers", FROZEN_TEXT.
 
 
 def broken(settings) -> list[str]:
-    """A phrase for each setting of a dataclass that breaks the rule in its annotation."""
+    """A phrase for each setting of a dataclass that breaks the rule, or is none of the choices, in its annotation."""
     found = []
     for name, annotation in get_type_hints(type(settings), include_extras=True).items():
         value = getattr(settings, name)
+        if get_origin(annotation) is Literal and value not in get_args(annotation):
+            choices = ", ".join(get_args(annotation))
+            found.append(f"{name} is {value}, it must be one of {choices}")
         for rule in getattr(annotation, "__metadata__", ()):
             if value is not None and not rule.holds(value):
                 found.append(f"{name} is {value}, it must {rule.must}")

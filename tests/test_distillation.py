@@ -304,6 +304,15 @@ def test_other_weights_windows_or_number_formats_are_asked_anew(task, teachers, 
     assert bf16.fingerprint != after.fingerprint
 
 
+def test_other_orders_of_the_classes_are_asked_anew(task):
+    """Of classes that no training text has, the windows say nothing."""
+    found = set()
+    for labels in (None, ["a", "b", "c"], ["a", "c", "b"]):
+        student = SimpleNamespace(windows=task.windows, labels=labels)
+        found.add(distillation.fingerprint_of(student, ["sum"], torch.float32))
+    assert len(found) == 3
+
+
 @pytest.mark.parametrize("harm", ["flipped", "cut", "empty", "other"])
 def test_a_damaged_cache_is_made_again(task, teachers, cache, harm, capsys, aloud):
     whole = ask(task, *teachers)

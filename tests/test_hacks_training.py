@@ -201,6 +201,20 @@ def test_a_tagger_learns_and_goes_on_where_it_was_stopped(tiny_model, letters, t
         assert one.read_bytes() == other.read_bytes()
 
 
+def test_settings_are_checked_before_a_folder_is_made(tiny_model, letters, tmp_path):
+    """All at once, as on the command line."""
+    job = tagging(tiny_model, letters, tmp_path / "run")
+    job.settings = LoopSettings(batch_size=0, precision="fp8")
+    job.optim = OptimSettings(lr=-1.0, schedule="steep")
+    with pytest.raises(bertqa.UserError) as error:
+        bertqa.run_training(job)
+    assert str(error.value) == (
+        "batch_size is 0, it must be positive; precision is fp8, it must be one of auto, fp32, bf16, fp16; "
+        "lr is -1.0, it must be positive; schedule is steep, it must be one of linear, cosine, constant"
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_tagger_gives_the_numbers_of_transformers(tiny_model, letters, tmp_path):
     transformers = pytest.importorskip("transformers", reason="transformers is the reference")
     job = tagging(tiny_model, letters, tmp_path / "run")

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from bertqa.console import say
 from bertqa.data.batches import Batch
 from bertqa.data.tokenizer import WordPiece, vocabulary_difference
-from bertqa.data.windows import Windows
 from bertqa.device import autocast
 from bertqa.distributed import World
 from bertqa.errors import UserError
@@ -125,7 +124,7 @@ def ask_teachers(
     sums = [sha256(where / "config.json", where / "model.safetensors") for where in found]
     # In an order of their own: the mean is the same to the last bit however they are named.
     found = [where for _, where in sorted(zip(sums, found, strict=True))]
-    fingerprint = fingerprint_of(task.windows, sums, dtype)
+    fingerprint = fingerprint_of(task, sums, dtype)
     path = cache_folder() / "teachers" / f"{fingerprint}.safetensors"
     logits = read_logits(path, fingerprint)
     if all(world.gather(logits is not None)):
@@ -177,9 +176,10 @@ def check_teacher(name: str, where: Path, task: Task) -> None:
         )
 
 
-def fingerprint_of(windows: Windows, teachers: list[str], dtype: torch.dtype) -> str:
-    """32 digits: other windows, other teachers' weights or another number format give others. Their order does not count."""
-    parts = [windows.fingerprint(), str(dtype), *sorted(teachers)]
+def fingerprint_of(task: Task, teachers: list[str], dtype: torch.dtype) -> str:
+    """32 digits: other windows, other teachers' weights or another number format give others. Their order does not
+    count, but that of the classes does, in which the logits stand."""
+    parts = [task.windows.fingerprint(), str(dtype), *sorted(teachers), *(task.labels or [])]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

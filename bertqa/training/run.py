@@ -14,7 +14,7 @@ from bertqa.folders import held
 from bertqa.model.checksums import find_damage
 from bertqa.reporting.page import write_report
 from bertqa.reporting.run_folder import read_journal
-from bertqa.settings import ENDS, MOVABLE, RESUMABLE
+from bertqa.settings import ENDS, MOVABLE, RESUMABLE, broken
 from bertqa.training.checkpoint import check_same, load_checkpoint, load_weights
 from bertqa.training.job import Job, total_steps
 from bertqa.training.journal import Journal
@@ -60,7 +60,10 @@ def run_training(job: Job, *, resume: bool = False) -> Trained:
         UserError: for a folder that holds another run or in which another process trains; for a
             resumed run whose data, weights or settings have changed; and what the loop raises.
     """
-    # Before a folder is made: it refuses layers that the model does not have.
+    # Before a folder is made; freeze refuses layers that the model does not have.
+    problems = broken(job.settings) + broken(job.optim)
+    if problems:
+        raise UserError("; ".join(problems))
     freeze(job.model, job.optim.freeze)
     if job.world.first and not resume:
         check_new(job.run)
