@@ -6,9 +6,10 @@ An .npy grows as texts are read (jobs.py): it is stopped and goes on as answers 
 import argparse
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -64,13 +65,14 @@ def write_npy(args: argparse.Namespace, paths: Sequence[Path], embed) -> tuple[i
 
     def rows(texts: list[Text], done: Callable[[float], None]) -> list[dict]:
         """A row for each text, or up to the first that cannot be read; their vectors are in the file then."""
-        for nth, text in enumerate(texts):
-            if text.error:
-                return [*rows(texts[:nth], done), {"id": text.id, "error": text.error}]
-        if texts:
-            put_behind(growing, job.done, embed([text.text for text in texts]).vectors)
+        good = list(takewhile(lambda text: not text.error, texts))
+        if good:
+            put_behind(growing, job.done, embed([text.text for text in good]).vectors)
         done(1.0)
-        return [{"id": text.id} for text in texts]
+        found = [{"id": text.id} for text in good]
+        for text in texts[len(good) :][:1]:
+            found.append({"id": text.id, "error": text.error})
+        return found
 
     answer_stream(
         job,
@@ -93,11 +95,20 @@ def write_npy(args: argparse.Namespace, paths: Sequence[Path], embed) -> tuple[i
 
 
 def put_behind(path: Path, done: int, vectors: np.ndarray) -> None:
-    """Write vectors behind the first `done` ones of an .npy that is not whole yet; what stands there is lost."""
+    """Write vectors behind the first `done` ones of an .npy that is not whole yet; what stands there is lost.
+
+    Raises:
+        UserError: where it holds fewer: not this program has cut it, but a machine that went down.
+    """
     path.touch()
+    begin = HEADER + done * vectors[0].nbytes
     with open(path, "r+b") as file:
         file.write(header_of(vectors.shape))  # until it is finished it tells of a vector's shape
-        file.seek(HEADER + done * vectors[0].nbytes)
+        if file.seek(0, os.SEEK_END) < begin:
+            raise UserError(
+                f"{path}: is shorter than the {done:,} vectors that are told of beside it; remove {path.parent}, and begin again"
+            )
+        file.seek(begin)
         file.truncate()
         file.write(np.ascontiguousarray(vectors, "<f4"))
 

@@ -18,6 +18,7 @@ from tiny_checkpoints import write_checkpoint
 from bertqa import UserError
 from bertqa.data.text_stream import text_stream
 from bertqa.embed import main as embed
+from bertqa.embed_files import finish, put_behind
 from bertqa.hf.convert import convert
 from bertqa.model import folder
 from bertqa.predict import main as predict
@@ -169,13 +170,23 @@ def test_a_bad_row_of_a_pipe_keeps_the_vectors_before_it(tmp_path, tiny_model, m
     with pytest.raises(UserError, match='standard input: line 2: "text" must be text, not 7'):
         embed(ask)
     assert not out.exists()
-    piped([{**good[0], "id": "other"}, good[1]])
     piped(good)
     assert embed([*ask, "--resume"]) == 0
     assert np.load(out).shape == (2, 32) and json.loads((tmp_path / "v.ids.json").read_text()) == [
         "a",
         "b",
     ]
+
+
+def test_vectors_that_are_lost_are_not_made_up(tmp_path):
+    """Behind a hole zeros would be read."""
+    vectors = np.ones((2, 3), np.float32)
+    put_behind(tmp_path / "v.npy", 0, vectors)
+    put_behind(tmp_path / "v.npy", 2, vectors)
+    put_behind(tmp_path / "v.npy", 1, vectors)
+    assert finish(tmp_path / "v.npy", 3) == (3, 3) and np.load(tmp_path / "v.npy").sum() == 9
+    with pytest.raises(UserError, match="shorter than the 4 vectors that are told of"):
+        put_behind(tmp_path / "v.npy", 4, vectors)
 
 
 def test_vectors_of_a_process_that_was_killed(tmp_path, tiny_model, texts):
