@@ -105,6 +105,12 @@ def test_two_columns_of_one_name(write):
     path = write("x.jsonl", '{"text": "a"}\n{"text": "b", "text": "c"}\n')
     assert refusal(path) == 'line 2: the key "text" stands twice in one object; leave one out'
     assert read_texts(write("x.csv", ",text,\n0,a,\n")).texts == ["a"]  # columns without a name
+    says = 'has both "text" and "Text"; leave one out'
+    assert refusal(write("x.csv", "text,Text\na,b\n")) == f"the header: {says}"
+    assert (
+        refusal(write("x.jsonl", '{"text": "a"}\n{"text": "b", "Text": "c"}\n'))
+        == f"line 2: {says}"
+    )
 
 
 def test_excel_says_what_separates_its_cells(write):

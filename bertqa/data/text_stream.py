@@ -18,7 +18,7 @@ from functools import partial
 from itertools import chain, count
 from pathlib import Path
 
-from bertqa.data.fields import field
+from bertqa.data.fields import field, refuse_doubles
 from bertqa.data.sources import STDIN, Source, Stream, decoded
 from bertqa.data.tables import (
     DELIMITERS,
@@ -51,7 +51,8 @@ class Columns:
         return [name for name in (self.text or "text", self.pair, self.label) if name]
 
     def require(self, where: str, found: Collection[str]) -> None:
-        """Raise UserError where one of them is not among those found."""
+        """Raise UserError where one of them is not among those found, or is there in two spellings."""
+        refuse_doubles(where, dict.fromkeys(found), set(self.wanted))
         lacking = [name for name in self.wanted if name not in found]
         if lacking:
             raise UserError(
