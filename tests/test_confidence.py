@@ -255,3 +255,20 @@ def test_it_is_marked_in_its_text():
     assert second.in_html(["x", text]) == answer.in_html(text)
     assert "<mark>" not in Answer("", 0.5, 0, 0).in_html(text)
     assert Answer("", 0.5, 0, 0).in_html([]).endswith("></p>")
+
+
+@pytest.mark.skipif(
+    not (BUNDLED / "model.safetensors").exists(), reason="the bundled reader is missing"
+)
+def test_the_bundled_reader_knows_how_sure_it_is():
+    made = Reader.load(BUNDLED, "cpu")
+    text = "Agnes Holm kept the lamp for thirty years. An electric one replaced it in 1931."
+    sure = made.answer("Who kept the lamp?", text)
+    unsure = made.answer("Who painted the lamp?", text, allow_no_answer=False)
+    none = made.answer("What is the capital of France?", text)
+    assert sure.confidence > 0.7 > 0.3 > sure.no_answer
+    assert unsure.confidence < 0.3 < 0.7 < unsure.no_answer
+    assert none.answer == "" and none.confidence == none.no_answer > 0.7
+    # `score` falls as texts grow; this does not, as long as nothing else in them could be meant
+    longer = made.answer("Who kept the lamp?", text + " It rained on the roof all day long." * 200)
+    assert longer.confidence > 0.6

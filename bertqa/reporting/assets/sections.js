@@ -141,8 +141,8 @@ function answers() {
       "mean what they say; a larger dot holds more questions.",
     x: { label: "no-answer probability, %", range: unit, format: percent },
     y: { label: "without an answer, %", range: unit, format: percent, tip }, series: each("reliability", dots) });
-  const risk = chart({ title: "Risk and coverage", empty: why("risk"),
-    note: "Share of wrong answers if only the surest are given. A confidence that is worth something rises slowly from the left.",
+  const risk = chart({ title: "Risk and coverage", legend: true, empty: why("risk"),
+    note: "Share of wrong answers if only the surest are given. The later it rises, the more the confidence is worth.",
     x: { label: "questions answered, %", range: unit, format: percent },
     y: { label: "wrong, %", range: unit, format: percent, tip },
     series: each("risk", (found, run, side) => ({ side, points: zip(found.points),
