@@ -226,7 +226,6 @@ def save(
     labels = _labels_of(model, head, before.get("labels") if labels is None else labels)
     if qa is None and before:
         qa = read_qa(source) or None
-    # What could not be loaded again is refused before a byte is written.
     record = config_record(model, head, labels, provenance)
     shape = getattr(model, "encoder", model).config
     check_tokenizer(source, shape.vocab_size)
