@@ -75,6 +75,10 @@ LATER = {
             )
         }
     },
+    "names without ids": {
+        "tokenizer_config.json": {"additional_special_tokens": ["<e1>"], "eos_token": "<eos>"},
+        "special_tokens_map.json": {"bos_token": {"content": "<bos>"}, "mask_token": "[MASK]"},
+    },
     "list without ids": {
         "tokenizer_config.json": {"additional_special_tokens": ["[E1]", "<e1>", "word3"]}
     },
@@ -105,12 +109,22 @@ def test_added_tokens_are_those_of_transformers(request, original, tmp_path, nam
         "a COVID19 b covid19s",
         "[TABLE] x [table]. Covid19",
         "<e1>a<e1> b  <e1> [E1] [MASK] word3",
+        "<bos>a <eos> [PAD]",
     ):
         assert ours.encode(text).ids == theirs(text).input_ids, text
     export(tmp_path / "mine", tmp_path / "back")
     convert(tmp_path / "back", tmp_path / "again")
     again = (tmp_path / "again" / "tokenizer.json").read_bytes()
     assert again == (tmp_path / "mine" / "tokenizer.json").read_bytes()
+
+
+def test_padding_of_another_name_is_numbered_first(slow, tmp_path):
+    """No file gives ids: transformers numbers the token for padding before the others."""
+    named = {"pad_token": "<pad>", "additional_special_tokens": ["<e1>"]}
+    edit_json(slow / "special_tokens_map.json", **named)
+    convert(slow, tmp_path / "mine")
+    ids = WordPiece.load(tmp_path / "mine").encode(["a <e1> <pad>"]).ids
+    assert ids.tolist() == [VOCAB.index("a"), 100, 99]
 
 
 def test_added_tokens_reach_the_model(slow, tmp_path):

@@ -168,6 +168,10 @@ LISTS = ("additional_special_tokens", "extra_special_tokens")
 """Fields of a config that hold special tokens besides BERT's five; the second since transformers 5."""
 
 
+NAMES = ("bos_token", "eos_token", "pad_token", "mask_token")
+"""Fields for one such token each. They are numbered before those of the lists; the others must be BERT's own."""
+
+
 @dataclass
 class Later:
     """A token as one of the files gives it."""
@@ -218,6 +222,7 @@ def _later_tokens(source: Path, config: dict) -> list[Later]:
     special_map = source / "special_tokens_map.json"
     more = read_object(special_map) if special_map.exists() else {}
     listed = [
+        *_of_names(source / "tokenizer_config.json", {**more, **config}),
         *_of_lists(source / "tokenizer_config.json", config),
         *_of_lists(special_map, more),
     ]
@@ -244,6 +249,14 @@ def _of_decoder(path: Path, config: dict) -> Iterator[Later]:
         number = _id(path, int(number) if number.isdecimal() else number)
         content, flags = _content_and_flags(path, token)
         yield Later(content, path.name, number, flags=flags)
+
+
+def _of_names(path: Path, stated: dict) -> Iterator[Later]:
+    for name in NAMES:
+        if stated.get(name):
+            content, flags = _content_and_flags(path, stated[name])
+            if content not in SPECIAL:
+                yield Later(content, path.name, flags={**flags, "special": True})
 
 
 def _of_lists(path: Path, config: dict) -> Iterator[Later]:
