@@ -54,6 +54,28 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--explain", metavar="N", type=int, default=5, help="questions to list of each problem [5]"
     )
+    add_window_flags(parser)
+    show = parser.add_argument_group("instead of the report")
+    show.add_argument(
+        "--show", metavar="N", type=int, help="print N random questions, answers and windows marked"
+    )
+    show.add_argument(
+        "--id", metavar="ID", nargs="+", action="extend", help="print these questions"
+    )
+    show.add_argument("--seed", metavar="S", type=int, default=0, help="of the random choice [0]")
+    parser.add_argument(
+        "--fix",
+        metavar="OUT",
+        type=Path,
+        help="write SQuAD v2 JSON, .gz or not: offsets repaired, "
+        "broken records left out, repeated ids made unique",
+    )
+    return parser.parse_args(argv)
+
+
+@verb
+def add_window_flags(parser: VerbParser) -> None:
+    """How texts are cut, and by whose tokens."""
     windows = parser.add_argument_group(
         "windows", "defaults are those of the model's qa.json, then these in brackets"
     )
@@ -78,25 +100,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--max-answer-length", metavar="N", type=int, help="most tokens of an answer [30]"
     )
     windows.add_argument("--doc-stride", action=DocStride, help=argparse.SUPPRESS)
-    show = parser.add_argument_group("instead of the report")
-    show.add_argument(
-        "--show", metavar="N", type=int, help="print N random questions, answers and windows marked"
-    )
-    show.add_argument(
-        "--id", metavar="ID", nargs="+", action="extend", help="print these questions"
-    )
-    show.add_argument("--seed", metavar="S", type=int, default=0, help="of the random choice [0]")
-    parser.add_argument(
-        "--fix",
-        metavar="OUT",
-        type=Path,
-        help="write SQuAD v2 JSON, .gz or not: offsets repaired, "
-        "broken records left out, repeated ids made unique",
-    )
-    return parser.parse_args(argv)
 
 
-@verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Report, show or repair. -> exit status: 0 also for sick data, for the report judges."""
     args = parse_args(argv)

@@ -112,6 +112,9 @@ def test_one_command_makes_a_reader(tmp_path, arguments, capsys):
     card = (out / "reader" / "README.md").read_text()
     for part in (*held, "| reader | dev |", "python -m bertqa.train", "chose nothing"):
         assert part in card
+    assert (
+        str(tmp_path) not in card and "base_model" not in card
+    )  # the start is no model of the Hub
     assert (out / "results.md").read_text().strip() in capsys.readouterr().out
 
 

@@ -6,6 +6,7 @@ import sys
 from trainings import HEADER, Results, Training, cells_of, markdown
 
 from bertqa.model import folder
+from bertqa.model.card import front_matter, without_folders
 
 
 def lineage(results: Results, best: Training) -> dict:
@@ -27,29 +28,24 @@ def lineage(results: Results, best: Training) -> dict:
 def reader_card(results: Results, best: Training) -> str:
     """Markdown: lineage, scores, what chose what, recipe, limits; of the training whose weights these are."""
     provenance = lineage(results, best)
-    license = provenance.get("license") or "other"
+    name = results.bench.out.name
+    front = front_matter(name, provenance, {}, {}, "question-answering", "extractive-qa")
     scores = [cells_of(row) for row in results.rows]
-    folder_name = str(results.bench.out)
     recipe = []
     for training in results.bench.done:
-        recipe.append(f"- {training.name}: `{training.command.replace(folder_name, 'OUT')}`")
-    command = shlex.join(["python", *sys.argv]).replace(folder_name, "OUT")
+        recipe.append(f"- {training.name}: `{portable(shlex.split(training.command), results)}`")
+    command = portable(["python", *sys.argv], results)
     split = results.facts["split"]
     articles = split["held_out_articles"]
-    return f"""---
-library_name: bertqa
-pipeline_tag: question-answering
-tags: [bertqa, bert, extractive-qa]
-license: {license}
----
+    return f"""{chr(10).join(front)}
 
-# {results.bench.out.name}
+# {name}
 
 A small extractive question answering model: it marks the answer in a text that you give, or says that there is none.
 
 ## Where it comes from
 
-- started from: {provenance.get("lineage") or provenance.get("source")}, {license}
+- started from: {provenance.get("lineage") or provenance.get("source")}, {provenance.get("license") or "no licence known"}
 - fine-tuned on: {provenance["fine_tuned_on"]}
 - taught by: {provenance["taught_by"]}
 
@@ -82,6 +78,12 @@ did these trainings in its folder OUT:
 It knows nothing but the text at hand, cuts its answer out of it, does not count, compare or combine, and can be wrong with a
 high score. `--threshold none` always answers. Nothing was measured here on languages or kinds of text other than those above.
 """
+
+
+def portable(words: list[str], results: Results) -> str:
+    """A command as a card may show it: paths lie in OUT, or lose the folders of this machine."""
+    out = str(results.bench.out)
+    return shlex.join(without_folders(word.replace(out, "OUT")) for word in words)
 
 
 def taught_by(results: Results, best: Training) -> str:
