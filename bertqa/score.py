@@ -159,15 +159,22 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     """Read each file once, for it may be a pipe."""
     data = read_examples(args.data_file)
     predictions = read_predictions(args.pred_file)
+    asks_for_v2 = args.v2 or args.na_prob_file or args.na_prob_thresh is not None
+    v1 = args.v1 or (data.is_v1 and not asks_for_v2)
+    threshold = 1.0 if args.na_prob_thresh is None else args.na_prob_thresh
     na_probs = None
     if args.na_prob_file:
         na_probs = read_odds(args.na_prob_file)
-    elif predictions.odds and len(predictions.odds) == len(predictions.texts) and not args.v1:
+    elif not v1 and predictions.odds and len(predictions.odds) == len(predictions.texts):
         na_probs = predictions.odds
-    threshold = 1.0 if args.na_prob_thresh is None else args.na_prob_thresh
-    asks_for_v2 = args.v2 or na_probs is not None or args.na_prob_thresh is not None
-    v1 = args.v1 or (data.is_v1 and not asks_for_v2)
+        if args.na_prob_thresh is None and not are_probabilities(na_probs):
+            # Log odds that predict wrote beside its answers: 1.0 means nothing there, and nobody asked for it.
+            threshold = math.inf
     return Inputs(data, predictions, na_probs, threshold, v1)
+
+
+def are_probabilities(odds: dict[str, float]) -> bool:
+    return all(0.0 <= value <= 1.0 for value in odds.values())
 
 
 # What makes the numbers mean something else than one may think, on stderr
@@ -196,8 +203,12 @@ def warn_of_odds(args: argparse.Namespace, inputs: Inputs) -> None:
     """Say what the no-answer odds do to the scores where that is not what one may think."""
     texts = inputs.predictions.texts
     odds = inputs.na_probs
-    are_probabilities = all(0.0 <= value <= 1.0 for value in odds.values())
-    if args.na_prob_thresh is None and not are_probabilities:
+    if inputs.threshold == math.inf and args.na_prob_thresh is None:
+        say(
+            "note: the no-answer odds beside the predictions are no probabilities, so that no threshold is applied; "
+            "--na-prob-thresh applies one"
+        )
+    elif args.na_prob_thresh is None and not are_probabilities(odds):
         made_at = threshold_of(texts, odds)
         advice = "--na-prob-thresh 0, above which no answer is the likelier"
         if made_at is not None:

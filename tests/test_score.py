@@ -366,6 +366,26 @@ def test_odds_beside_the_predictions_are_used(files, capsys, csv):
     assert out == expected and "has no-answer odds too" in err
 
 
+def test_log_odds_beside_the_predictions_change_no_score(files, capsys):
+    """predict's own predictions.jsonl scores as its predictions.json, whatever its null_odds are."""
+    plain = json.loads(run(capsys, files / "data.json", files / "pred.json")[0])
+    rows = [{"id": id, "answer": text, "null_odds": 5.0} for id, text in PREDICTIONS.items()]
+    (files / "lines").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, err = run(capsys, files / "data.json", files / "lines")
+    assert json.loads(out).items() >= plain.items()
+    assert "no probabilities, so that no threshold is applied" in err
+    silent, _ = run(capsys, files / "data.json", files / "lines", "-t", "1.0")
+    assert json.loads(silent)["NoAns_exact"] > plain["NoAns_exact"]
+
+
+def test_odds_beside_the_predictions_do_not_change_the_rules(files, capsys):
+    write(files / "data.json", without_impossible())
+    rows = [{"id": id, "answer": text, "null_odds": -5.0} for id, text in PREDICTIONS.items()]
+    (files / "lines").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = run(capsys, files / "data.json", files / "pred.json")
+    assert run(capsys, files / "data.json", files / "lines") == plain and "exact_match" in plain[0]
+
+
 def test_a_pipe_is_read_once(files):
     """`score <(cat v2.json) <(cat pred.json)`, of data whose rules are told by a key alone."""
     data = without_impossible()
