@@ -7,8 +7,9 @@ models        BertEncoder (returns an EncoderOutput), BertForQuestionAnswering, 
 on disk       load, load_encoder: a model folder's model, or its encoder; load_into: into a model of your own; save
 surgery       keep_layers, resize_vocabulary, resize_positions: a trained encoder in another shape
 data          read_examples -> [Example]; WordPiece, the tokenizer; build_windows; WindowStore, which gives each Batch of them packed
-answers       Reader: answers of a model folder, or of Reader(model, tokenizer), as Answer; AnswerBatches: it inside datasets, Ray
-              and Spark; find_spans: the n best of each question; SpanSettings, how they are searched
+answers       Reader: answers of a model folder, or of Reader(model, tokenizer), as Answer; it is measured (evaluate), told how
+              sure it may be (calibrate) and kept (save); AnswerBatches: it inside datasets, Ray and Spark; find_spans: the
+              n best of each question; SpanSettings, how they are searched
 vectors       embed_texts; pooled: an EncoderOutput to a vector for each sequence
 training      fine_tune: files or records to a Reader;
               run_training(Job(...)), with a Task of your own or QuestionAnswering; LoopSettings, OptimSettings

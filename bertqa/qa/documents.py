@@ -173,8 +173,10 @@ def rank(
                 place = max(1, sum(score_of(entry) >= null for entry in entries))
             silence = Answer("", probability(null, log_sum[question]), 0, 0, 0, none[question])
             answers.insert(place, silence)
+        if confidence is not None:
+            answers = _in_order(answers, none[question])
         yield Ranking(
-            answers=_in_order(answers, none[question]),
+            answers=answers,
             null_odds=float(odds[question]),
             entries=entries,
             null=null_entry(spans, least[question]),
