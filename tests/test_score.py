@@ -378,6 +378,14 @@ def test_log_odds_beside_the_predictions_change_no_score(files, capsys):
     assert json.loads(silent)["NoAns_exact"] > plain["NoAns_exact"]
 
 
+def test_a_question_that_predict_could_not_read_has_no_prediction(files, capsys):
+    rows = [{"id": id, "answer": text} for id, text in PREDICTIONS.items()]
+    rows.append({"id": "unread", "error": 'line 7: "question" must be text, not null'})
+    (files / "lines").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = run(capsys, files / "data.json", files / "pred.json")
+    assert run(capsys, files / "data.json", files / "lines") == plain
+
+
 def test_odds_beside_the_predictions_do_not_change_the_rules(files, capsys):
     write(files / "data.json", without_impossible())
     rows = [{"id": id, "answer": text, "null_odds": -5.0} for id, text in PREDICTIONS.items()]

@@ -88,6 +88,8 @@ def from_records(path: Path, records: Iterable[tuple[str, object]]) -> Predictio
             raise UserError(f"{path}: {where}: must be an object, not {show(record)}")
         id_key = next((key for key in ID_KEYS if key in record), None)
         text_key = next((key for key in TEXT_KEYS if key in record), None)
+        if text_key is None and "error" in record:
+            continue  # predict could not read that question
         if id_key is None or text_key is None:
             missing = "prediction_text" if id_key else "id"
             raise UserError(
