@@ -54,6 +54,7 @@ def score_row(label: str, inside: np.ndarray, systems: Sequence[System]) -> dict
         [percent(mean), percent(low), percent(high)]
         for mean, (low, high) in zip(means, bootstrap(columns), strict=True)
     ]
+    # of two systems: exact, f1, exact, f1, and the two differences
     row = {"label": label, "n": int(inside.sum())}
     row["exact"] = cells[0 : 2 * len(systems) : 2]
     row["f1"] = cells[1 : 2 * len(systems) : 2]
@@ -67,6 +68,7 @@ def family_rows(families: dict[str, list[int]], systems: Sequence[System]) -> li
 
     Args:
         families: name of a recipe -> rows of its runs in `systems`.
+        systems: for each run two scores as fractions, (Q,) or of the whole.
 
     Returns:
         name, runs, and exact and f1 as [mean, deviation, lowest, highest]; the deviation is None

@@ -179,6 +179,7 @@ def read_journal(path: str | Path) -> Iterator[dict]:
         raise UserError(f"{path}: there is no journal; is this the folder of a run?")
     if path.stat().st_size == 0:
         return
+    # A run that was killed may have left half a line, and only as the last one: lines are appended.
     *lines, last = read_bytes(path).split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():

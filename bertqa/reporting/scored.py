@@ -94,6 +94,7 @@ def answer_or_not(run: Run, examples: list[Example], has_answer: np.ndarray) -> 
         result["at_zero"] = [
             100 * float(np.where(silent, ~has_answer, values).mean()) for values in (exact, f1)
         ]
+    # Platt's two numbers, fitted when the threshold was tuned (thresholds.fit_probability)
     scale = run.qa.get("no_answer_scale")
     bias = run.qa.get("no_answer_bias")
     result["reliability"] = "best/qa.json holds no fitted probability."
@@ -158,7 +159,9 @@ def count_windows(run: Run, examples: list[Example]) -> np.ndarray | None:
 
 
 def utf16(text: str) -> Callable[[int], int]:
-    """From Python's character offsets to JavaScript's, which counts characters beyond U+FFFF twice."""
+    """From Python's character offsets to JavaScript's, which counts characters beyond U+FFFF twice: in "a🐼b" the b is at 2,
+    and at 3 in JavaScript.
+    """
     wide = []
     if max(text, default="") > "\uffff":
         wide = [i for i, character in enumerate(text) if character > "\uffff"]
