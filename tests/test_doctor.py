@@ -513,6 +513,8 @@ def test_show_marks_the_answer_and_the_windows(tmp_path, weights, capsys):
         "windows   3 over 12 tokens; {2 begins the second, 1} ends the first\n"
         "{1 a b c d {2 [[e f]] 1} g h {3 i j 2} a b 3}\n\n"
     )
+    # "who", "?": with room for one token its end is not read
+    assert "question  who?   (cut after 1 tokens)\n" in table(capsys, *argv[:-1], 1)
     assert "answer    (impossible)\na b c d e f g h i j a b\n" in table(
         capsys, path, "--id", "none"
     )

@@ -238,13 +238,17 @@ def describe(
 ) -> Iterator[str]:
     """The questions with their answers and marked paragraphs, a line or a block of lines at a time."""
     shown: list[View | None] = [None] * len(examples)
+    cut = [False] * len(examples)
     if tokenizer:
+        asked = tokenizer.encode([example.question for example in examples])
+        cut = (asked.counts > settings["max_question"]).tolist()
         options = {name: value for name, value in settings.items() if name != "max_answer_length"}
         shown = list(views(build_windows(examples, tokenizer, **options)))
-    for example, view in zip(examples, shown, strict=True):
+    for example, view, is_cut in zip(examples, shown, cut, strict=True):
         title = f"   ({example.title})" if example.title else ""
         yield f"id        {example.id}{title}"
-        yield f"question  {printable(example.question)}"
+        note = f"   (cut after {settings['max_question']} tokens)" if is_cut else ""
+        yield f"question  {printable(example.question)}{note}"
         yield from answer_lines(example)
         if view:
             yield window_line(view)
