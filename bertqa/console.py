@@ -16,7 +16,10 @@ logger = logging.getLogger("bertqa")
 
 def say(line: str) -> None:
     """Tell people who wait. A line that begins with "warning: " is a warning, any other information."""
-    logger.log(logging.WARNING if line.startswith("warning: ") else logging.INFO, "%s", line)
+    level = logging.INFO
+    if line.startswith("warning: "):
+        level = logging.WARNING
+    logger.log(level, "%s", line)
 
 
 def silent(line: str) -> None:

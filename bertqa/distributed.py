@@ -185,11 +185,13 @@ def world_of_torchrun() -> Iterator[World]:
         if not _is_first(world.store):
             raise SystemExit(1) from None
         is_echo = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
-        if isinstance(error, dist.DistError) or is_echo:
-            seen = str(error).split(". ")[0]
-            how = "hangs or has died" if "timed out" in seen.lower() else "has died"
-            raise UserError(_lost(seen, how)) from None
-        raise
+        if not isinstance(error, dist.DistError) and not is_echo:
+            raise
+        seen = str(error).split(". ")[0]
+        how = "has died"
+        if "timed out" in seen.lower():
+            how = "hangs or has died"
+        raise UserError(_lost(seen, how)) from None
     time.sleep(LEAVE)
     dist.destroy_process_group()
 

@@ -134,11 +134,12 @@ class VerbParser(argparse.ArgumentParser):
     """
 
     def error(self, message: str):
-        words = message.removeprefix("unrecognized arguments: ").split()
-        if message.startswith("unrecognized arguments:"):
-            message = "; ".join(
-                map(self.explain, words[:1] + [w for w in words[1:] if w[:2] == "--"])
-            )
+        unknown = "unrecognized arguments: "
+        if message.startswith(unknown):
+            first, *others = message.removeprefix(unknown).split()
+            # Of `--zzz 1 --qqq 2` the values are not worth a word.
+            flags = [word for word in others if word.startswith("--")]
+            message = "; ".join(self.explain(word) for word in [first, *flags])
         self.exit(2, f"error: {message} ({self.prog} --help lists what there is)\n")
 
     def explain(self, word: str) -> str:

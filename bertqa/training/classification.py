@@ -249,23 +249,31 @@ def scores(matrix: np.ndarray) -> dict[str, float]:
 
 
 def table(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
-    """A confusion matrix for people: a line for each right class."""
+    """A confusion matrix for people: a line for each right class, such as
+
+    right \\ predicted  no  perhaps
+    no                 10        2
+    perhaps             0        3
+    """
     rows = [["right \\ predicted", *labels]]
     for label, counts in zip(labels, matrix, strict=True):
         rows.append([label, *map(str, counts)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widest, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:
-        padded = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  ".join([f"{name:{widths[0]}}", *padded]))
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        lines.append("  ".join([name.ljust(widest), *padded]))
     return "\n".join(lines)
 
 
 def probabilities(logits: np.ndarray, labels: Sequence[str]) -> list[dict[str, float]]:
     """Of each row of logits (R, C): class -> probability, the most probable first."""
     powers = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
-    rows = powers / powers.sum(1, keepdims=True)  # (R, C)
-    return [{labels[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in rows]
+    found = []
+    for row in powers / powers.sum(1, keepdims=True):  # (C,)
+        falling = np.argsort(-row, kind="stable")
+        found.append({labels[place]: float(row[place]) for place in falling})
+    return found
 
 
 def write_predictions(

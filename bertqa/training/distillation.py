@@ -52,13 +52,14 @@ class Teaching:
     logits: Tensor
     """float16 on the device: (T, 2) start and end of each window's tokens, one window behind the other; or (W, C)."""
     first: Tensor
-    """(W,) int64 on the device: the row of each window's first token."""
+    """(W,) int64 on the device: the row of each window's first token; 0, 3, 5 for windows of 3, 2 and 4 tokens."""
     weight: float
     temperature: float
 
     def span_loss(self, hard: Tensor, logits: SpanLogits, batch: Batch, layout: Layout) -> Tensor:
         """The loss of a packed batch, summed over its windows as `hard`, the loss of the right answers, is."""
         begin = self.first[batch.picked]  # (S,)
+        # Of each token its row: that of its window's first token, and as many further as it stands behind that.
         taught = self.logits[begin[layout.sequence] + layout.positions]  # (N, 2)
         divergences = span_divergence(logits, taught, layout, self.temperature)  # (S,)
         return self._mixed(hard, (divergences * batch.weights).sum())
@@ -122,15 +123,16 @@ def ask_teachers(
     for name, where in zip(settings.teacher, found, strict=True):
         check_teacher(name, where, task)
     sums = [sha256(where / "config.json", where / "model.safetensors") for where in found]
-    # In an order of their own: the mean is the same to the last bit however they are named.
-    found = [where for _, where in sorted(zip(sums, found, strict=True))]
     fingerprint = fingerprint_of(task, sums, dtype)
     path = cache_folder() / "teachers" / f"{fingerprint}.safetensors"
     logits = read_logits(path, fingerprint)
+    # All or none: ranks that asked the teachers alone would share the work with nobody.
     if all(world.gather(logits is not None)):
         say(f"teachers: their logits on {len(task.windows):,} windows are read from {path}")
     else:
-        logits = _mean_logits(found, task, device, dtype, world, progress)
+        # In the order of their sums: the mean is the same to the last bit, however they are named.
+        in_order = [where for _, where in sorted(zip(sums, found, strict=True))]
+        logits = _mean_logits(in_order, task, device, dtype, world, progress)
         if world.local_rank == 0:
             say(keep_logits(path, fingerprint, logits))
     starts = _row_starts(task)
@@ -185,8 +187,12 @@ def fingerprint_of(task: Task, teachers: list[str], dtype: torch.dtype) -> str:
 
 def _row_starts(task: Task) -> np.ndarray:
     """(W+1,) int64: window w has the rows starts[w] : starts[w+1] of the logits; a row a token, or one a text."""
-    rows = task.windows.lengths if task.head == folder.QA else np.ones(len(task.windows))
-    return np.concatenate([[0], rows.cumsum(dtype=np.int64)]).astype(np.int64)
+    rows = np.ones(len(task.windows), np.int64)
+    if task.head == folder.QA:
+        rows = task.windows.lengths
+    starts = np.zeros(len(rows) + 1, np.int64)
+    starts[1:] = rows.cumsum()
+    return starts
 
 
 def _mean_logits(

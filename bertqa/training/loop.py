@@ -40,11 +40,10 @@ SKIPS = 25
 
 @dataclass
 class Decision:
-    """What all ranks do next."""
+    """What all ranks do next: evaluate, then save, then stop; where it is nothing of these, take a step."""
 
     evaluate: bool = False
     save: bool = False
-    """Write a checkpoint (behind the evaluation)."""
     stop: str = ""
     """Why the run stops early; "" where it goes on."""
 
@@ -162,8 +161,8 @@ class Trainer:
         )
         unsaved = self.saved_step != self.progress.step
         if interrupted:
-            stop = signals[0] if signals else "a signal to another process"
-            return Decision(save=unsaved, stop=stop)
+            reasons = [*signals, "a signal to another process"]
+            return Decision(save=unsaved, stop=reasons[0])
         if self.evaluation_owed:
             return Decision(evaluate=True, save=self.progress.step > 0)
         if late and not self.all_steps_taken:

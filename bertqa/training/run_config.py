@@ -56,12 +56,16 @@ def read_run_config(run: Path) -> dict:
         if not isinstance(config.get(name), kind):
             raise UserError(f'{path}: its "{name}" is missing or of another kind; is it damaged?')
     for move in config["moved_ends"]:
-        steps = (
-            [move.get(name) for name in ("step", "from", "to")] if isinstance(move, dict) else []
-        )
-        if not steps or any(type(step) is not int for step in steps):
+        if not is_move(move):
             raise UserError(f'{path}: its "moved_ends" hold {move!r}; is it damaged?')
     return config
+
+
+def is_move(move: object) -> bool:
+    """Whether it is one of the moves that `move_end` writes: {"step": 7, "from": 20, "to": 30}."""
+    if not isinstance(move, dict):
+        return False
+    return all(type(move.get(name)) is int for name in ("step", "from", "to"))
 
 
 def move_end(job: Job, step: int) -> list[str]:
