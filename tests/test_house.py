@@ -162,6 +162,18 @@ def test_files_are_read_and_written_in_one_way():
     assert set(REMAINS) - found == set(), "these are gone: take them out of REMAINS"
 
 
+def test_rooms_say_things_and_print_nothing():
+    """From Python all that they say can be silenced: console.say, which only the verbs show."""
+    found = set()
+    for path in MODULES:
+        is_room = path.parent != PACKAGE or path.stem in GROUND - {"console"}
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if is_room and isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                if node.func.id == "print":
+                    found.add(f"{name_of(path)}:{node.lineno}")
+    assert found == set()
+
+
 def test_five_dependencies():
     allowed = {
         "torch",
