@@ -150,6 +150,7 @@ def restore(job: Job) -> None:
         job.settings = replace(job.settings, micro_tokens=settled)
     job.settings = settle(job.settings, job.model, job.device, job.dtype)
     fingerprints = fingerprints_of(job)
+    # A run that was stopped before its first checkpoint has them in config.json alone.
     saved = state or config
     check_same(saved["fingerprints"], fingerprints | lasting_settings(job), job.run)
     job.fingerprints = fingerprints | lasting_settings(job)
@@ -160,6 +161,7 @@ def restore(job: Job) -> None:
         job.say(sentence)
     job.task.recipe = {**job.task.recipe, "moved_ends": " ".join(moves) or None}
     if last:
+        # Until here the model has the weights that the run began with.
         load_weights(job.model, last)
         check_best(job, state)
     if job.world.first:
@@ -230,6 +232,7 @@ def finish(job: Job, outcome: Outcome) -> Trained:
     """Write the last line of the journal, summary.json and the report, and tell people."""
     figures = summary(outcome, job.task.key, job.device)
     if job.world.first:
+        # A run that was stopped has this line too; the run that goes on cuts it off.
         job.journal.write("end", **figures)
         job.journal.close()
         if outcome.finished:

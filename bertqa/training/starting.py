@@ -63,6 +63,7 @@ def job_of(
     check(settings)  # before weights are fetched
     weights = find_weights(files, world)
     config = folder.read_config(weights)
+    # Now that the model's positions are known, and still before minutes go into reading data.
     check(settings, BertConfig(**config["architecture"]).longest)
     check_head(weights, config, TASKS[files.task].head, files.fresh_head)
     device = pick_device(settings.loop.device)
