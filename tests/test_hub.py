@@ -199,7 +199,7 @@ def test_no_server(client, checkpoint):
     down = {"HF_ENDPOINT": "http://127.0.0.1:9"}
     _, error = client("org/tiny", **down)
     assert re.search(
-        r"error: org/tiny: http://127.0.0.1:9 cannot be reached \(.+\), and config.json is not in the cache",
+        r"error: org/tiny: there is no such folder here, http://127.0.0.1:9 cannot be reached \(.+\), and config.json is not in the cache",
         error,
     )
     client("org/sharded")  # of which the cache also knows that it has no model.safetensors
@@ -257,7 +257,10 @@ def test_added_tokens_are_fetched(client, server):
 
 def test_server_fails(client):
     _, error = client("org/broken")
-    assert "error: org/broken: http://127.0.0.1:" in error and "cannot be reached" in error
+    assert (
+        "error: org/broken: there is no such folder here, http://127.0.0.1:" in error
+        and "cannot be reached" in error
+    )
 
 
 @pytest.mark.parametrize(

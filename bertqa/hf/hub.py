@@ -222,8 +222,8 @@ def fetch(repo: str, name: str, revision: str | None) -> Path | None:
         if hub.constants.HF_HUB_OFFLINE or _known_absent(hub, repo, name, revision):
             return None
         raise UserError(
-            f"{repo}: {hub.constants.ENDPOINT} cannot be reached ({first_sentence(error.__cause__ or error)}), "
-            f"and {name} is not in the cache {hub.constants.HF_HUB_CACHE}"
+            f"{repo}: there is no such folder here, {hub.constants.ENDPOINT} cannot be reached "
+            f"({first_sentence(error.__cause__ or error)}), and {name} is not in the cache {hub.constants.HF_HUB_CACHE}"
         ) from error
     except errors.EntryNotFoundError:
         return None
