@@ -80,7 +80,6 @@ def write_npy(args: argparse.Namespace, paths: Sequence[Path], embed) -> tuple[i
         rows,
         size=SHARE,
         device=embed.device.type,
-        grow=False,
         limit=args.limit,
         on_error="stop",
         unit=" texts",

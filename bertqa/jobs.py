@@ -140,7 +140,6 @@ def answer_stream(
     *,
     size: int,
     device: str,
-    grow: bool = True,
     limit: int | None = None,
     on_error: str = "write",
     unit: str,
@@ -152,7 +151,6 @@ def answer_stream(
         answer: records, and a function to tell after every batch which part of them it was -> a row for each.
         size: most records of a share.
         device: the type of what answers.
-        grow: whether to begin with smaller shares.
         limit: only the first so many records.
         on_error: "stop" raises UserError for the first row that has an "error", behind those before it.
         unit: what records are, for the bar.
@@ -162,16 +160,16 @@ def answer_stream(
     """
     stop_on_sigterm()
     world = job.world
-    before = job.done
-    begin = None
-    shares = shares_of(islice(stream, limit), size, device, grow)
+    answered = 0
+    shares = not_done(shares_of(islice(stream, limit), size, device), job)
     try:
         with progress_bar(desc="answer", unit=unit, shown=world.first) as bar:
-            for turn in chunks(not_done(shares, job), world.size):
-                if begin is None:
-                    begin = turn[0].start
-                    job.keep(begin)  # a share is answered whole, or its answers would be others
-                    bar.initial = bar.n = bar.last_print_n = begin
+            for nth, turn in enumerate(chunks(shares, world.size)):
+                if nth == 0:
+                    job.keep(
+                        turn[0].start
+                    )  # a share is answered whole, or its answers would be others
+                    bar.initial = bar.n = bar.last_print_n = job.done
                     bar.unpause()  # its clock begins now: the rate is that of this start
                 rows: list[dict] = []
                 if world.rank < len(turn):
@@ -179,20 +177,20 @@ def answer_stream(
                     rows = answer(mine.records, Shown(bar, stream, limit, mine))
                 for part in world.gather(rows)[: len(turn)]:
                     append(job, part, on_error)
+                    answered += len(part)
                 bar.update(job.done - bar.n)
     except (KeyboardInterrupt, OSError):
         if world.first:
             said = f"{job.done:,} answers are in {job.lines}; --resume goes on behind them"
             print("\n" + said, file=sys.stderr)
         raise
-    return job.done - (before if begin is None else begin)
+    return answered
 
 
-def shares_of(records: Iterable, size: int, device: str, grow: bool) -> Iterator[Share]:
+def shares_of(records: Iterable, size: int, device: str) -> Iterator[Share]:
     """The shares of a stream. They depend on nothing but the records, so that each is answered alike by whoever it is."""
-    sizes = repeat(size)
-    if grow:
-        sizes = chain(*(repeat(min(small, size), OF_EACH) for small in FIRST), sizes)
+    first = [repeat(min(small, size), OF_EACH) for small in FIRST]
+    sizes = chain(*first, repeat(size))
     most = CHARACTERS.get(device, 1 << 21)
     start = 0
     share: list = []
