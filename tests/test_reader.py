@@ -182,9 +182,9 @@ def test_the_answer_length_of_the_training_is_kept_to(reader):
 
 def test_as_many_answers_as_asked_for(reader):
     text = "a b c d e f g h i j k l m n"
-    before = reader.reads
+    before = reader.documents
     assert len(reader.answer("is a?", text, top_k=40, allow_no_answer=False)) == 40
-    assert reader.reads == before + 1  # where texts differ, the model need not run twice
+    assert reader.documents == before + 1  # where texts differ, the model need not run twice
     # 17 x "a" have 17 distinct texts, which are among the 120 spans with other scores than the first 60
     many = reader.answer("is a?", "a " * 17, top_k=17, allow_no_answer=False)
     assert {one.answer for one in many} == {("a " * n).strip() for n in range(1, 18)}
