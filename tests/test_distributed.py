@@ -14,6 +14,7 @@ from processes import (
     journal,
     most_apart,
     nan_loss_at,
+    python,
     result,
     run_ranks,
     signal_in_evaluation,
@@ -25,6 +26,7 @@ from processes import (
     weights,
 )
 from servers import free_port
+from torch.distributed import TCPStore
 
 from bertqa import UserError, distributed
 
@@ -170,6 +172,39 @@ def test_a_signal_breaks_off_an_evaluation_that_is_shared(
     assert [line["step"] for line in journal(tmp_path / "run") if line["event"] == "eval"] == [0]
     run_ranks(["train", "--resume", tmp_path / "run"], 2, tmp_path / "logs", small_work)
     assert result(tmp_path / "run") == result(runs[2])
+
+
+TEN_WORLDS = """
+import os
+from bertqa.distributed import world_of_torchrun
+for port in os.environ["PORTS"].split():
+    os.environ["MASTER_PORT"] = port
+    with world_of_torchrun() as world:
+        assert world.gather([world.rank] * 1000)[1][0] == 1
+"""
+
+
+def test_processes_end_right_after_an_exchange(tmp_path):
+    """With torch 2.6 one of two stood still for ever within six such ends: see distributed.LEAVE."""
+    stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in range(10)]
+    environment = {
+        **os.environ,
+        "PORTS": " ".join(str(store.port) for store in stores),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    processes = []
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+        own = {**environment, "RANK": rank, "LOCAL_RANK": rank}
+        processes.append(python(["-c", TEN_WORLDS], tmp_path, own, tmp_path / rank))
+    for process in processes:
+        process.join(60)
+    statuses = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert statuses == [0, 0], (tmp_path / "0" / "err").read_text()
 
 
 # ---- a process that hangs ----

@@ -2,6 +2,7 @@
 
 import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -100,3 +101,8 @@ def test_an_sdist_has_what_its_tests_need(built):
     needed = {name for name in listed.split("\n") if name and not name.startswith("weights/")}
     assert needed - names == set()
     assert "weights/minilm-squad2/model.safetensors" in names
+
+
+def test_the_readme_says_from_which_torch_on():
+    bound = re.search(r"torch>=([\d.]+)", (ROOT / "setup.cfg").read_text())[1]
+    assert f"torch is {bound} or newer" in (ROOT / "README.md").read_text()
