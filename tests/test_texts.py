@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import hashlib
 import os
 import threading
 
@@ -145,6 +146,7 @@ def test_a_pipe_is_read_once_and_whole(tmp_path, write, content):
     piped = read_texts(pipe, "text", label_column="label", limit=1)
     whole = read_texts(write("x.csv", content), "text", label_column="label")
     assert (piped.texts, piped.labels, piped.sha256) == (["a"], ["1"], whole.sha256)
+    assert whole.sha256 == hashlib.sha256(content.encode()).hexdigest()
 
 
 def test_parquet(tmp_path):

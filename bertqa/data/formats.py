@@ -285,10 +285,8 @@ def shape_of_columns(header: list[str], text: str) -> Shape:
     shape = shape_of_keys(set(header))
     if shape and shape.then not in (_flat, NO_CONTEXT):
         return shape
-    lacking = []
-    for names in (QUESTIONS, CONTEXTS):
-        if not set(names) & set(header):
-            lacking.append(names[0])
+    needed = (QUESTIONS, CONTEXTS)
+    lacking = [names[0] for names in needed if not set(names) & set(header)]
     if not lacking:
         return Shape("flat", "", _flat)
     if not KNOWN & set(header):
