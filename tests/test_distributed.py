@@ -109,9 +109,9 @@ def test_only_the_first_rank_speaks_and_writes(tmp_path, tiny_model, letters):
     said = run_ranks(
         training(tiny_model, letters, tmp_path / "run", "--max-steps", "1"), 2, tmp_path / "logs"
     )
-    assert (
-        said.count("1 steps of 16 windows") == 1 and (tmp_path / "logs" / "rank1").read_text() == ""
-    )
+    other = (tmp_path / "logs" / "rank1").read_text().splitlines()
+    other = [line for line in other if not line.startswith("[Gloo] ")]  # torch 2.10's own
+    assert said.count("1 steps of 16 windows") == 1 and other == []
     assert len(journal(tmp_path / "run")) == 3
 
 
