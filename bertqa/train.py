@@ -4,9 +4,7 @@ Without arguments it fine-tunes the bundled reader on the bundled sample; `--tas
 """
 
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from bertqa.console import say, silent, verb
 from bertqa.distributed import world_of_torchrun
@@ -21,23 +19,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     with world_of_torchrun() as world:
         asked = parse(arguments)
         # Not before: torch takes seconds, and neither --help nor a mistyped flag needs it.
-        from bertqa.training.run import check_free, check_new, run_training
+        from bertqa.training.run import run_training
+        from bertqa.training.run_config import check_free, check_new, run_folder
         from bertqa.training.starting import job_of
 
-        run = asked.resume or Path(asked.settings.files.out or time.strftime("runs/%Y%m%d-%H%M%S"))
-        if world.first:
-            # Before minutes are spent on reading data; run_training does it again.
-            check = check_free if asked.resume else check_new
-            check(run)
-        job = job_of(
-            asked.settings,
-            run,
-            world=world,
-            say=say if world.first else silent,
-            typed=asked.typed,
-            command=["python", "-m", "bertqa.train", *arguments],
-        )
-        trained = run_training(job, resume=asked.resume is not None)
+        with run_folder(asked.resume or asked.settings.files.out, world) as run:
+            if world.first:
+                # Before minutes are spent on reading data; run_training does it again.
+                check = check_free if asked.resume else check_new
+                check(run)
+            job = job_of(
+                asked.settings,
+                run,
+                world=world,
+                say=say if world.first else silent,
+                typed=asked.typed,
+                command=["python", "-m", "bertqa.train", *arguments],
+            )
+            trained = run_training(job, resume=asked.resume is not None)
     return 130 if trained.interrupted else 0
 
 

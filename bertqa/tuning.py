@@ -1,6 +1,5 @@
 """bertqa.fine_tune: a training from Python, of files or of records, that gives back a Reader."""
 
-import time
 from pathlib import Path
 
 from bertqa.data.rows import as_file
@@ -8,7 +7,8 @@ from bertqa.errors import UserError
 from bertqa.reader import Reader
 from bertqa.settings import parts_of
 from bertqa.training.layers import PRESETS, settings_from
-from bertqa.training.run import check_new, run_training
+from bertqa.training.run import run_training
+from bertqa.training.run_config import check_new, run_folder
 from bertqa.training.starting import job_of
 
 
@@ -44,18 +44,18 @@ def fine_tune(
         raise UserError(
             "fine_tune trains question answering; classes of texts: python -m bertqa.train --task classify"
         )
-    run = Path(out) if out is not None else Path(time.strftime("runs/%Y%m%d-%H%M%S"))
-    check_new(run)
-    given = {
-        "train": as_file(train, run / "train.jsonl"),
-        "dev": None if dev is None else as_file(dev, run / "dev.jsonl"),
-        **settings,
-    }
-    if weights is not None:
-        given["weights"] = str(weights)
     layers = [PRESETS[preset]] if preset else []
-    chosen = settings_from([*layers, given], parts_of("qa"), source="fine_tune")
-    trained = run_training(job_of(chosen, run, typed=frozenset(settings)))
+    with run_folder(out) as run:
+        check_new(run)
+        given = {
+            "train": as_file(train, run / "train.jsonl"),
+            "dev": None if dev is None else as_file(dev, run / "dev.jsonl"),
+            **settings,
+        }
+        if weights is not None:
+            given["weights"] = str(weights)
+        chosen = settings_from([*layers, given], parts_of("qa"), source="fine_tune")
+        trained = run_training(job_of(chosen, run, typed=frozenset(settings)))
     best = run / "best"
     reader = Reader.load(best if best.exists() else run / "last")
     reader.training = trained

@@ -29,6 +29,7 @@ from bertqa.training.command_line import parse
 from bertqa.training.job import Job, Task
 from bertqa.training.question_answering import QuestionAnswering
 from bertqa.training.run import run_training
+from bertqa.training.run_config import run_folder
 from bertqa.training.starting import job_of, length_remarks
 
 STEPS = ["--batch-size", "8", "--epochs", "2", "--eval-every", "3", "--save-every", "0"]
@@ -464,3 +465,24 @@ def test_tqdms_own_switch_turns_bars_off(disabled):
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert (done.stderr == "") == (disabled == "1")
+
+
+def test_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda *_: "runs/20261126-221544")
+    with run_folder(None) as first:
+        (first / "config.json").write_text("{}")
+        with run_folder(None) as second:
+            assert second == Path("runs/20261126-221544-2") and second.is_dir()
+    assert first.is_dir()
+    assert not second.exists()  # nothing was put into it
+
+
+def test_a_run_named_by_the_time_needs_a_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("a file")
+    with (
+        pytest.raises(UserError, match="runs is a file, not a folder; give another --out"),
+        run_folder(None),
+    ):
+        pass

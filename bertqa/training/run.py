@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import shlex
 import signal
 from dataclasses import dataclass, replace
@@ -21,13 +20,8 @@ from bertqa.training.journal import Journal
 from bertqa.training.loop import train
 from bertqa.training.optim import freeze
 from bertqa.training.progress import Outcome, summary
-from bertqa.training.run_config import move_end, read_run_config, write_run_config
+from bertqa.training.run_config import LOCK, check_new, move_end, read_run_config, write_run_config
 from bertqa.training.step import settle
-
-LOCK = "lock"
-"""Name of the file in a run folder that says who is training there."""
-NOT_BEGUN = {LOCK, "train.jsonl", "dev.jsonl", "rejected.jsonl", "dev.json"}
-"""What may be in the folder of a run that has not begun, or failed before it had a config.json."""
 
 
 @dataclass
@@ -104,28 +98,6 @@ def lock_of(job: Job) -> contextlib.AbstractContextManager:
     if not job.world.first:
         return contextlib.nullcontext()
     return held(job.run / LOCK)
-
-
-def check_free(run: Path) -> None:
-    """Refuse a run folder in which another process trains, before minutes are spent on reading data."""
-    with held(run / LOCK):
-        pass
-
-
-def check_new(run: Path) -> None:
-    """Refuse a run folder that holds something already, or cannot be made. Raises UserError."""
-    if run.is_dir():
-        names = {path.name for path in run.iterdir() if path.suffix != ".tmp"}
-        if names - NOT_BEGUN:
-            raise UserError(
-                f"{run}: already holds a run; give another --out, or go on with it: "
-                f"--resume {shlex.quote(str(run))}"
-            )
-    there = next(path for path in [run.absolute(), *run.absolute().parents] if path.exists())
-    if not there.is_dir():
-        raise UserError(f"{run}: {there} is a file, not a folder; give another --out")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"{run}: {there} cannot be written to; give another --out")
 
 
 def begin(job: Job) -> None:

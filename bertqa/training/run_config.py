@@ -1,18 +1,86 @@
-"""config.json of a run folder: everything that it takes to repeat the run, and how its end was moved since."""
+"""The folder of a run: where it is made, and its config.json, which is everything that it takes to repeat the run."""
 
+import contextlib
+import itertools
 import os
 import platform
+import shlex
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import read_object, write_json
+from bertqa.folders import held
 from bertqa.reporting.run_folder import moved_ends
 from bertqa.settings import ENDS, MOVABLE, LoopSettings
 from bertqa.training.job import Job, total_steps
+
+LOCK = "lock"
+"""Name of the file in a run folder that says who is training there."""
+NOT_BEGUN = {LOCK, "train.jsonl", "dev.jsonl", "rejected.jsonl", "dev.json"}
+"""What may be in the folder of a run that has not begun, or failed before it had a config.json."""
+
+
+@contextlib.contextmanager
+def run_folder(given: str | Path | None, world: World = World()) -> Iterator[Path]:
+    """The run folder that a user names, or one named by the time, which is nobody else's: several runs may start in one
+    second. That one is gone again where a mistake left it empty."""
+    if given is not None:
+        yield Path(given)
+        return
+    run = world.gather(_made_by_time() if world.first else None)[0]
+    try:
+        yield run
+    finally:
+        if world.first:
+            with contextlib.suppress(OSError):
+                run.rmdir()
+
+
+def _made_by_time() -> Path:
+    """runs/20261126-221544, or, where it is taken, runs/20261126-221544-2."""
+    stamp = Path(time.strftime("runs/%Y%m%d-%H%M%S"))
+    check_possible(stamp)
+    stamp.parent.mkdir(exist_ok=True)
+    run = stamp
+    for number in itertools.count(2):
+        with contextlib.suppress(FileExistsError):
+            run.mkdir()
+            break
+        run = stamp.with_name(f"{stamp.name}-{number}")
+    return run
+
+
+def check_free(run: Path) -> None:
+    """Refuse a run folder in which another process trains, before minutes are spent on reading data."""
+    with held(run / LOCK):
+        pass
+
+
+def check_new(run: Path) -> None:
+    """Refuse a run folder that holds something already, or cannot be made. Raises UserError."""
+    if run.is_dir():
+        names = {path.name for path in run.iterdir() if path.suffix != ".tmp"}
+        if names - NOT_BEGUN:
+            raise UserError(
+                f"{run}: already holds a run; give another --out, or go on with it: "
+                f"--resume {shlex.quote(str(run))}"
+            )
+    check_possible(run)
+
+
+def check_possible(run: Path) -> None:
+    """Refuse a run folder that cannot be made. Raises UserError."""
+    there = next(path for path in [run.absolute(), *run.absolute().parents] if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{run}: {there} is a file, not a folder; give another --out")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{run}: {there} cannot be written to; give another --out")
 
 
 def write_run_config(job: Job, fingerprints: dict) -> None:
