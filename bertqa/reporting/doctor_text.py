@@ -281,15 +281,11 @@ def marked(example: Example, view: View | None, marks: Marks) -> str:
     end, a window's beginning, an answer's beginning.
     """
     places = []  # (character, rank among marks at one place, mark)
-    placed = [
-        (start, start + len(text))
-        for text, start in zip(example.answer_texts, example.answer_starts, strict=True)
-        if start >= 0
-    ]
-    if placed:
-        begin, end = placed[0]  # the answer that training uses
-        places.append((begin, 3, marks.opening))
-        places.append((end, 0, marks.closing))
+    for text, start in zip(example.answer_texts, example.answer_starts, strict=True):
+        if start >= 0:
+            places.append((start, 3, marks.opening))
+            places.append((start + len(text), 0, marks.closing))
+            break  # training uses the first
     if view and len(view.first) > 1:
         for number, (first, stop) in enumerate(zip(view.first, view.stop, strict=True), 1):
             places.append((int(view.starts[first]), 2, marks.window.format(f"{{{number} ")))
