@@ -107,6 +107,20 @@ def test_a_frozen_layer_passes_gradients_on():
     assert all(weight.grad is None for weight in layer.parameters())
 
 
+def test_biases_train_alone():
+    layer, exact = layer_of(48, torch.float32)
+    for name, weight in layer.named_parameters():
+        weight.requires_grad_(name.endswith("bias"))
+    tensors = draw(48, torch.float32)
+    run(*plain(exact), exact.qkv.weight, *tensors)
+    run(*fusing(layer), layer.qkv.weight, *tensors)
+    for (name, one), two in zip(layer.named_parameters(), exact.parameters(), strict=True):
+        if name.endswith("bias"):
+            assert relative(one.grad, two.grad) < 1e-5, name
+        else:
+            assert one.grad is None, name
+
+
 def test_dropout_is_the_same_in_both_directions():
     p, width = 0.3, 48
     tensors = [torch.randn(301, width, device=DEVICE) for _ in range(3)]

@@ -33,9 +33,10 @@ class _BeforeAttention(torch.autograd.Function):
         dqkv = dqkv.contiguous()
         # `behind_attention` made the residual's gradient for this place alone.
         dx = dresidual.addmm_(dqkv, weight) if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return dx, None, None
-        return dx, dqkv.t() @ x, sum_of_rows(dqkv)
+        # Each by itself: some train biases alone.
+        dweight = dqkv.t() @ x if ctx.needs_input_grad[1] else None
+        dbias = sum_of_rows(dqkv) if ctx.needs_input_grad[2] else None
+        return dx, dweight, dbias
 
 
 def behind_attention(layer: nn.Module, x: Tensor, mixed: Tensor, seeds: Tensor) -> Tensor:
