@@ -166,9 +166,8 @@ def answer_stream(
         with progress_bar(desc="answer", unit=unit, shown=world.first) as bar:
             for nth, turn in enumerate(chunks(shares, world.size)):
                 if nth == 0:
-                    job.keep(
-                        turn[0].start
-                    )  # a share is answered whole, or its answers would be others
+                    # A share is answered whole, or its answers would be others.
+                    job.keep(turn[0].start)
                     bar.initial = bar.n = bar.last_print_n = job.done
                     bar.unpause()  # its clock begins now: the rate is that of this start
                 rows: list[dict] = []

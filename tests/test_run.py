@@ -476,6 +476,10 @@ def test_runs_of_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
             assert second == Path("runs/20261126-221544-2") and second.is_dir()
     assert first.is_dir()
     assert not second.exists()  # nothing was put into it
+    shutil.rmtree("runs")
+    with run_folder(None):
+        pass
+    assert not Path("runs").exists()
 
 
 def test_a_run_named_by_the_time_needs_a_place(tmp_path, monkeypatch):

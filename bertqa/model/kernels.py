@@ -177,12 +177,18 @@ def gelu(wide: Tensor, bias: Tensor) -> Tensor:
     return inner
 
 
+def shares_of(tokens: int, width: int) -> tuple[int, int]:
+    """How many programs share the tiles of rows, and how many blocks of columns there are."""
+    rows, block = TILE
+    blocks = triton.cdiv(width, block)
+    return min(triton.cdiv(PROGRAMS, blocks), triton.cdiv(tokens, rows)), blocks
+
+
 def gelu_backward(dinner: Tensor, wide: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of `gelu`: of `wide` (N, F) and of the bias (F,)."""
     tokens, width = wide.shape
     rows, block = TILE
-    blocks = triton.cdiv(width, block)
-    programs = min(triton.cdiv(PROGRAMS, blocks), triton.cdiv(tokens, rows))
+    programs, blocks = shares_of(tokens, width)
     dwide = torch.empty_like(wide)
     sums = torch.empty(programs, 1, width, device=wide.device)
     _gelu_backward[(programs, blocks)](
@@ -250,8 +256,7 @@ def sum_of_rows(x: Tensor) -> Tensor:
     """(N, W) -> (W,), added up in float32."""
     tokens, width = x.shape
     rows, block = TILE
-    blocks = triton.cdiv(width, block)
-    programs = min(triton.cdiv(PROGRAMS, blocks), triton.cdiv(tokens, rows))
+    programs, blocks = shares_of(tokens, width)
     sums = torch.empty(programs, 1, width, device=x.device)
     _sum_of_rows[(programs, blocks)](x, sums, tokens, width, ROWS=rows, BLOCK=block, num_warps=4)
     return add_up(sums, x.dtype)[0]

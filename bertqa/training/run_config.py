@@ -38,19 +38,20 @@ def run_folder(given: str | Path | None, world: World = World()) -> Iterator[Pat
         yield run
     finally:
         if world.first:
+            # Each only where it is empty.
             with contextlib.suppress(OSError):
                 run.rmdir()
+                run.parent.rmdir()
 
 
 def _made_by_time() -> Path:
     """runs/20261126-221544, or, where it is taken, runs/20261126-221544-2."""
     stamp = Path(time.strftime("runs/%Y%m%d-%H%M%S"))
     check_possible(stamp)
-    stamp.parent.mkdir(exist_ok=True)
     run = stamp
     for number in itertools.count(2):
         with contextlib.suppress(FileExistsError):
-            run.mkdir()
+            run.mkdir(parents=True)
             break
         run = stamp.with_name(f"{stamp.name}-{number}")
     return run
