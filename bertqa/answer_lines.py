@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TextIO
 
+from bertqa.data.chunks import QUESTIONS_AT_ONCE
 from bertqa.errors import UserError
 from bertqa.files import decode, parse_json, to_json
 from bertqa.qa.asked import Asked, asked_of
 from bertqa.qa.documents import Ranking
-from bertqa.reader import QUESTIONS_AT_ONCE, Reader
+from bertqa.reader import Reader
 
 
 def stdin_lines() -> Iterable[str | bytes]:

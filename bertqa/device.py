@@ -1,7 +1,5 @@
 """Devices and number formats: what `auto` means, and the mixed-precision parts that are no-ops in float32."""
 
-import contextlib
-import ctypes
 import os
 import sys
 from pathlib import Path
@@ -99,15 +97,6 @@ def bound_kernel_caches(each_thread: int, all_threads: int) -> None:
     """
     os.environ.setdefault("LRU_CACHE_CAPACITY", str(each_thread))
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(all_threads))
-
-
-def give_back_memory() -> None:
-    """Hand back to the system what is free, but kept in the arenas of many threads and in pieces between what is not.
-
-    Takes some 50 ms; does nothing where the C library is not glibc.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def autocast(device: torch.device, dtype: torch.dtype, cache: bool = True) -> torch.autocast:

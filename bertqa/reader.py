@@ -5,28 +5,26 @@ window spans two of them. Answers are compared by start + end logit over all win
 """
 
 import copy
-import operator
-import os
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Literal, overload
 
-from bertqa.data.chunks import FIRST_QUESTIONS, QUESTIONS_AT_ONCE, Shared, chunks
+from bertqa import answering
+from bertqa.answering import Options, Pairs, Text, with_options
+from bertqa.data.chunks import Shared
 from bertqa.data.examples import Example
+from bertqa.data.rows import examples_of
 from bertqa.data.tokens import TokenCache
-from bertqa.data.windows import Windows, build_windows
+from bertqa.data.windows import Windows
 from bertqa.errors import UserError
 from bertqa.model.record import positions_of, qa_of, with_defaults
+from bertqa.qa import metrics
 from bertqa.qa.asked import Asked, How, answer_length, asked_of_pair, how_of, pairs_in
-from bertqa.qa.confidence import of_qa
-from bertqa.qa.documents import Answer, Ranking, Reading, not_ranked, rank, widen
-from bertqa.qa.search import SpanSettings
-from bertqa.qa.spans import Spans
-from bertqa.requests import Requests
+from bertqa.qa.confidence import errors_of, evidence_of, fit_confidence, how_right, marks_of
+from bertqa.qa.documents import Answer, Ranking
+from bertqa.qa.spans import Spans, SpanSettings
 
 if TYPE_CHECKING:
     import torch
@@ -35,27 +33,6 @@ if TYPE_CHECKING:
 
     from bertqa.data.tokenizer import WordPiece
     from bertqa.training.run import Trained
-
-Text = str | Sequence[str]
-"""A text to find the answer in, or documents."""
-
-
-class Options(TypedDict, total=False):
-    """How to answer; what each means stands with `Reader.answer_many`."""
-
-    allow_no_answer: bool | None
-    threshold: float | None
-    max_answer_length: int | None
-    whole_words: bool
-
-
-DOCUMENTS_BETWEEN = 256
-SECONDS_BETWEEN = 2.0
-"""Read, and gone by, before memory that is free is given back to the system: a service keeps a hundred megabytes more with
-every thousand questions. It costs a tenth of a second."""
-
-FEW = 64
-"""Questions that a service reads at once, at most. Long jobs read more, and their memory stays as it is by itself."""
 
 
 class Reader:
@@ -93,10 +70,7 @@ class Reader:
         self.device = next(model.parameters()).device if device is None else device
         self.dtype = dtype
         self.loaded = None  # or the Parts that it is made of
-        self.process = os.getpid()
-        self.requests = Requests(self)
-        self.documents = 0  # read since memory was given back
-        self.gave_back = time.monotonic()
+        self.requests = answering.Requests(self)
 
     def __repr__(self) -> str:
         """What was loaded, and how it computes."""
@@ -146,34 +120,19 @@ class Reader:
         self, question: str, context: Text, top_k: int, **options: "Unpack[Options]"
     ) -> list[Answer]: ...
 
-    def answer(
-        self,
-        question: str,
-        context: Text,
-        top_k: int = 1,
-        *,
-        allow_no_answer: bool | None = None,
-        threshold: float | None = None,
-        max_answer_length: int | None = None,
-        whole_words: bool = False,
-    ) -> Answer | list[Answer]:
+    @with_options
+    def answer(self, question: str, context: Text, top_k: int = 1, **options):
         """The best answer, or the `top_k` best in a list where top_k > 1; options as those of `answer_many`.
 
         The context is a text, or a list of documents, of which the best answer over all is given.
         """
-        how = self.how(
-            top_k,
-            allow_no_answer=allow_no_answer,
-            threshold=threshold,
-            max_answer_length=max_answer_length,
-            whole_words=whole_words,
-        )
-        return next(self._answers([(question, context)], how, "stop"))
+        how = self.how(top_k, **options)
+        return next(answering.answer_pairs(self, [(question, context)], how, "stop"))
 
     @overload
     def answer_many(
         self,
-        pairs: Iterable[tuple[str, Text]],
+        pairs: Pairs,
         top_k: Literal[1] = 1,
         *,
         on_error: str = "stop",
@@ -182,25 +141,11 @@ class Reader:
 
     @overload
     def answer_many(
-        self,
-        pairs: Iterable[tuple[str, Text]],
-        top_k: int,
-        *,
-        on_error: str = "stop",
-        **options: "Unpack[Options]",
+        self, pairs: Pairs, top_k: int, *, on_error: str = "stop", **options: "Unpack[Options]"
     ) -> Iterator[list[Answer]]: ...
 
-    def answer_many(
-        self,
-        pairs: Iterable[tuple[str, Text]],
-        top_k: int = 1,
-        *,
-        allow_no_answer: bool | None = None,
-        threshold: float | None = None,
-        max_answer_length: int | None = None,
-        whole_words: bool = False,
-        on_error: str = "stop",
-    ) -> Iterator[Answer] | Iterator[list[Answer]]:
+    @with_options
+    def answer_many(self, pairs: Pairs, top_k: int = 1, *, on_error: str = "stop", **options):
         """Answers for (question, context) pairs, in their order; `pairs` may be endless, answers come as it is read.
 
         Args:
@@ -218,48 +163,20 @@ class Reader:
         """
         if on_error not in ("stop", "keep"):
             raise UserError(f"on_error is {on_error!r}; use stop or keep")
-        how = self.how(
-            top_k,
-            allow_no_answer=allow_no_answer,
-            threshold=threshold,
-            max_answer_length=max_answer_length,
-            whole_words=whole_words,
-        )
-        return Shared(self._answers(pairs_in(pairs), how, on_error))
+        how = self.how(top_k, **options)
+        return Shared(answering.answer_pairs(self, pairs_in(pairs), how, on_error))
 
-    def _answers(self, pairs: Iterable, how: How, on_error: str) -> Iterator:
-        asked = (asked_of_pair(number, pair) for number, pair in enumerate(pairs, 1))
-        weigh = operator.attrgetter("characters")
-        for chunk in chunks(asked, QUESTIONS_AT_ONCE, weigh, first=FIRST_QUESTIONS):
-            for ranking in self.rank(chunk, how):
-                if ranking.error and on_error == "stop":
-                    raise UserError(ranking.error)
-                yield ranking.answers[0] if how.top_k == 1 else ranking.answers[: how.top_k]
-
+    @with_options
     def submit(
-        self,
-        question: str,
-        context: Text,
-        top_k: int = 1,
-        *,
-        allow_no_answer: bool | None = None,
-        threshold: float | None = None,
-        max_answer_length: int | None = None,
-        whole_words: bool = False,
+        self, question: str, context: Text, top_k: int = 1, **options: "Unpack[Options]"
     ) -> Future:
         """The answer to come, as a Future: what several threads ask at the same time is answered together.
 
         A thread of its own answers; it ends when nothing is asked. Where a thousand questions wait already, this waits
         until there is room. Options as those of `answer_many`, but `on_error`: the Future raises.
         """
-        self._notice_fork()
-        how = self.how(
-            top_k,
-            allow_no_answer=allow_no_answer,
-            threshold=threshold,
-            max_answer_length=max_answer_length,
-            whole_words=whole_words,
-        )
+        answering.notice_fork(self)
+        how = self.how(top_k, **options)
         return self.requests.put(asked_of_pair(1, (question, context)), how)
 
     def how(self, top_k: int = 1, **options) -> How:
@@ -273,104 +190,16 @@ class Reader:
 
         `done` is told after every batch which share of the chunk it was.
         """
-        good = [asked for asked in chunk if not asked.error]
-        found = iter(self._rank(good, how, how.spans, done))
-        rankings = []
-        for asked in chunk:
-            ranking = not_ranked(asked.error) if asked.error else next(found)
-            # Where texts repeat, the n best spans hold fewer answers than are asked for: look at more.
-            wider = how.spans
-            while len(ranking.answers) < how.top_k and ranking.more and wider.mode == "exact":
-                wider = replace(wider, n_best=8 * wider.n_best)
-                (ranking,) = self._rank([asked], how, wider)
-            rankings.append(ranking)
-        return rankings
-
-    def _rank(
-        self, chunk: Sequence[Asked], how: How, settings: SpanSettings, done=None
-    ) -> list[Ranking]:
-        if not chunk:
-            return []
-        examples = [example for asked in chunk for example in asked.documents]
-        reading = self.read(examples, settings, done=done)
-        if len(chunk) <= FEW:
-            self._give_back_memory(len(examples))
-        if how.whole_words:
-            windows = reading.windows
-            widen(reading.spans, windows, self.tokenizer.continues(windows.contexts.ids))
-        sizes = [len(asked.documents) for asked in chunk]
-        most = max(how.top_k, how.listed)
-        return list(rank(reading, sizes, how.threshold, most, of_qa(self.qa)))
+        return answering.rank_chunk(self, chunk, how, done)
 
     def spans(
-        self,
-        examples: Sequence[Example],
-        n: int = 20,
-        max_answer_length: int | None = None,
-        progress: str | None = None,
-        *,
-        mode: str = "exact",
-        max_context: bool = False,
+        self, examples: Sequence[Example], progress: str | None = None, **settings
     ) -> tuple[Spans, Windows]:
-        """(Spans, Windows) of examples: what decoding, scoring and files are made from; modes as those of SpanSettings."""
-        length = answer_length(self.qa, max_answer_length)
-        reading = self.read(examples, SpanSettings(n, length, mode, max_context), progress)
+        """(Spans, Windows) of examples: what decoding, scoring and files are made from; `settings` are of SpanSettings."""
+        length = answer_length(self.qa, settings.pop("max_answer_length", None))
+        asked = SpanSettings(max_answer_length=length, **settings)
+        reading = answering.read_documents(self, examples, asked, progress=progress)
         return reading.spans, reading.windows
-
-    def read(
-        self,
-        examples: Sequence[Example],
-        settings: SpanSettings,
-        progress: str | None = None,
-        done: Callable[[float], None] | None = None,
-    ) -> Reading:
-        """Run the model over all windows of the examples."""
-        self._notice_fork()
-        from bertqa.device import autocast
-        from bertqa.inference import read_windows
-
-        windows = build_windows(
-            examples,
-            self.tokenizer,
-            max_length=self.qa["max_length"],
-            overlap=self.qa.get("overlap"),
-            step=self.qa.get("step"),
-            max_question=self.qa["max_question"],
-        )
-        if windows.cut_questions:
-            # Python shows a warning of the same words once, however many questions come.
-            limit = self.qa["max_question"]
-            warnings.warn(
-                f"a question has more than {limit} tokens, and is read without its end (max_question in qa.json)",
-                stacklevel=2,
-            )
-        cast = None if self.dtype is None else autocast(self.device, self.dtype)
-        return read_windows(
-            self.model,
-            windows,
-            examples,
-            self.device,
-            settings,
-            autocast=cast,
-            progress=progress,
-            done=done,
-        )
-
-    def _give_back_memory(self, documents: int) -> None:
-        """From time to time, on a CPU, what is free goes back to the system."""
-        from bertqa.device import give_back_memory
-
-        self.documents += documents
-        waited = time.monotonic() - self.gave_back
-        if (
-            self.device.type != "cpu"
-            or self.documents < DOCUMENTS_BETWEEN
-            or waited < SECONDS_BETWEEN
-        ):
-            return
-        give_back_memory()
-        self.documents = 0
-        self.gave_back = time.monotonic()
 
     # What it is worth, and where it is kept
 
@@ -384,9 +213,14 @@ class Reader:
         Raises:
             UserError: for data that cannot be read, or do not say what is right.
         """
-        from bertqa.measuring import evaluate
-
-        return evaluate(self, data)
+        asked = examples_of(data)
+        pairs = ((example.question, example.context) for example in asked.examples)
+        given = {}
+        for example, answer in zip(asked.examples, self.answer_many(pairs), strict=True):
+            given[example.id] = answer.answer
+        scores = metrics.score_answers(asked.examples, given, v1=asked.is_v1)
+        evaluate = metrics.evaluate_v1 if asked.is_v1 else metrics.evaluate_v2
+        return evaluate(scores)
 
     def calibrate(self, data: object) -> dict[str, float]:
         """Fit what `confidence` and `no_answer` are made of on questions that the model was not trained on; `save` keeps it.
@@ -400,9 +234,14 @@ class Reader:
         Returns:
             confidence_error and no_answer_error, the expected calibration errors on these questions, which flatters a little.
         """
-        from bertqa.measuring import calibrate
-
-        return calibrate(self, data)
+        examples = examples_of(data).examples
+        spans, windows = self.spans(examples)
+        evidence = evidence_of(spans, windows, examples)
+        marks = marks_of(spans, windows, examples)
+        right = how_right(examples, marks)
+        fitted = fit_confidence(evidence, right, marks.has_answer)
+        self.qa["confidence"] = asdict(fitted)
+        return errors_of(fitted, evidence, right, marks.has_answer, self.how().threshold)
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder, in place of an older one, that `Reader.load` and `--model` take, with what `qa` says now.
@@ -414,7 +253,7 @@ class Reader:
         """
         from bertqa.model import folder as models
 
-        if self.loaded and self.loaded.model is self.model:
+        if self.is_as_loaded:
             models.copy(self.loaded.arguments[0], folder, self.qa)
         else:
             models.save(folder, self.model, qa=self.qa)
@@ -423,7 +262,7 @@ class Reader:
 
     def __reduce__(self):
         """Pickled as what it was loaded from; by value where it was not, or its model is another now."""
-        if self.loaded and self.loaded.model is self.model:
+        if self.is_as_loaded:
             return _load_again, (self.loaded.arguments, self.qa)
         from bertqa.model.prepack import slim
 
@@ -433,19 +272,14 @@ class Reader:
     def __deepcopy__(self, memo: dict) -> "Reader":
         model = copy.deepcopy(self.model, memo)
         made = Reader(model, copy.copy(self.tokenizer), self.qa, self.device, self.dtype)
-        if self.loaded and self.loaded.model is self.model:
+        if self.is_as_loaded:
             made.loaded = replace(self.loaded, model=model)
         return made
 
-    def _notice_fork(self) -> None:
-        """In a forked child: none of the threads that the parent had is there, nor anybody who would open its locks."""
-        if self.process != os.getpid():
-            from bertqa.device import after_fork
-
-            after_fork(self.device)
-            self.tokenizer = copy.copy(self.tokenizer)
-            self.requests = Requests(self)
-            self.process = os.getpid()
+    @property
+    def is_as_loaded(self) -> bool:
+        """Whether its model is the one that `load` gave it."""
+        return self.loaded is not None and self.loaded.model is self.model
 
 
 def _load_again(arguments: tuple, qa: dict) -> Reader:
@@ -458,6 +292,6 @@ def _load_again(arguments: tuple, qa: dict) -> Reader:
 
 def _made_again(slimmed: tuple, parts: tuple) -> Reader:
     """A Reader in another process, of a model that came by value."""
-    from bertqa.model.prepack import widen as widen_parameters
+    from bertqa.model.prepack import widen
 
-    return Reader(widen_parameters(*slimmed), *parts)
+    return Reader(widen(*slimmed), *parts)

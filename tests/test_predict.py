@@ -66,7 +66,7 @@ def test_the_threshold_decides(reader):
 
 
 def test_many_keep_their_order_and_equal_one_by_one(reader, monkeypatch):
-    monkeypatch.setattr("bertqa.reader.QUESTIONS_AT_ONCE", 4)
+    monkeypatch.setattr("bertqa.answering.QUESTIONS_AT_ONCE", 4)
     pairs = [("where is a?", "a " + "b c d " * n) for n in (9, 1, 30, 2, 5, 0, 7)]
     many = list(reader.answer_many(iter(pairs), allow_no_answer=False))
     for (question, context), answer in zip(pairs, many, strict=True):

@@ -15,8 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from bertqa import Answer, Reader, UserError
-from bertqa import requests as requests_module
+from bertqa import Answer, Reader, UserError, answering
 from bertqa.data.tokenizer import WordPiece
 from bertqa.model import folder, prepack
 
@@ -197,7 +196,7 @@ def test_what_is_asked_at_the_same_time_is_answered_together(reader, monkeypatch
     for future, answer in zip(futures, alone, strict=True):
         found = future.result(60)
         assert found.answer == answer.answer and found.score == pytest.approx(answer.score)
-    assert sum(lots) == 100 and len(lots) <= 4 and max(lots) == requests_module.AT_ONCE
+    assert sum(lots) == 100 and len(lots) <= 4 and max(lots) == answering.AT_ONCE
 
 
 def test_options_and_mistakes_are_each_ones_own(reader):
@@ -227,7 +226,7 @@ def test_an_error_is_theirs_who_asked_and_the_next_are_answered(reader, monkeypa
 
 
 def test_the_queue_is_bounded(reader, monkeypatch):
-    monkeypatch.setattr(requests_module, "AT_ONCE", 1)
+    monkeypatch.setattr(answering, "AT_ONCE", 1)
     reader.requests.waiting.maxsize = 3
     gate, rank = threading.Event(), reader.rank
     monkeypatch.setattr(reader, "rank", lambda *args: gate.wait(60) and rank(*args))

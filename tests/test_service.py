@@ -103,20 +103,3 @@ def test_memory_of_a_service_is_bounded(how):
     )
     before, after = map(int, said.stdout.split())
     assert after - before < 100, (before, after)
-
-
-def test_free_memory_is_given_back_from_time_to_time(tiny_model, monkeypatch):
-    """Behind so many documents, however many are read at once, but not every second."""
-    calls = []
-    monkeypatch.setattr("bertqa.device.give_back_memory", lambda: calls.append(1))
-    monkeypatch.setattr("bertqa.reader.DOCUMENTS_BETWEEN", 3)
-    monkeypatch.setattr("bertqa.reader.SECONDS_BETWEEN", 0.0)
-    reader = Reader.load(tiny_model, "cpu")
-    for _ in range(2):
-        reader.answer("where is a?", ["a b", "c"])
-    assert len(calls) == 1
-    list(reader.answer_many([("where is a?", "a b")] * 7))
-    assert len(calls) == 2
-    monkeypatch.setattr("bertqa.reader.SECONDS_BETWEEN", 1000.0)
-    list(reader.answer_many([("where is a?", "a b")] * 7))
-    assert len(calls) == 2
