@@ -71,10 +71,12 @@ def run(before, behind, like, *tensors):
     x, mixed, pull, pull_qkv = (tensor.to(like.device, like.dtype) for tensor in tensors)
     x.requires_grad_()
     mixed.requires_grad_()
-    qkv, residual = before(x)
+    *qkv, residual = before(x)
     y = behind(residual, mixed)
-    torch.autograd.backward([y, qkv], [pull, pull_qkv])
-    return qkv, y, x.grad, mixed.grad
+    torch.autograd.backward(
+        [y, *qkv], [pull, *pull_qkv.unflatten(1, (3, *mixed.shape[1:])).unbind(1)]
+    )
+    return torch.stack(qkv, 1).flatten(1), y, x.grad, mixed.grad
 
 
 def draw(width, dtype):
@@ -121,6 +123,42 @@ def test_biases_train_alone():
             assert one.grad is None, name
 
 
+def test_gradients_are_written_where_the_weights_want_them():
+    """And are the same there; autograd makes no copies of them."""
+    layer, _ = layer_of(48, torch.bfloat16)
+    tensors = draw(48, torch.bfloat16)
+    run(*fusing(layer), layer.qkv.weight, *tensors)
+    weights = list(layer.parameters())
+    expected = [weight.grad.clone() for weight in weights]
+    for at_home in (True, False):
+        gradients = Gradients([torch.nn.Parameter(weight.float()) for weight in weights], weights)
+        gradients.make_homes()
+        gradients.begin(1 if at_home else 2)
+        for weight in weights:
+            weight.grad = None
+        run(*fusing(layer), layer.qkv.weight, *tensors)
+        for weight in weights:
+            is_there = weight.grad.data_ptr() == weight.grad_home.data_ptr()
+            assert is_there == (weight.dim() == 2)
+        gradients.collect(is_first=True)
+        for weight, place, found in zip(
+            weights, gradients.homes if at_home else gradients.parts, expected, strict=True
+        ):
+            assert weight.grad is None
+            assert torch.equal(place, found.to(place.dtype))
+        norm = torch.cat([found.flatten().float() for found in expected]).norm()
+        assert relative(gradients.norm(), norm) < 1e-6
+
+
+def test_stacked_queries_keys_values_and_their_sum():
+    parts = torch.randn(3, 301, 4, 12).to(torch.bfloat16)
+    stacked, total = kernels.stack(*parts.to(DEVICE))
+    expected = torch.cat([part.flatten(1) for part in parts], 1)
+    assert torch.equal(stacked.cpu(), expected)
+    assert total.dtype == torch.bfloat16
+    assert relative(total, expected.double().sum(0)) < 5e-3  # rounded to 16 bits once
+
+
 def test_dropout_is_the_same_in_both_directions():
     p, width = 0.3, 48
     tensors = [torch.randn(301, width, device=DEVICE) for _ in range(3)]
@@ -159,11 +197,13 @@ def test_another_seed_keeps_others():
     assert 0.45 < float((rows[1:] == rows[:-1]).float().mean()) < 0.55
 
 
-def test_updates_are_those_of_adamw():
-    """Clipped, with two groups, a weight without a copy, and sizes that fill no block."""
+@pytest.mark.parametrize("at_home", [False, True])
+def test_updates_are_those_of_adamw(at_home):
+    """Clipped, with two groups, a weight without a copy, sizes that fill no block, a block or several; from gradients in
+    float32, or where and as the backward pass wrote them."""
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.LayerNorm(30)).to(DEVICE)
-    extra = torch.nn.Parameter(torch.randn(3, 700, device=DEVICE))
+    extra = torch.nn.Parameter(torch.randn(3, 800, device=DEVICE))
     weights = [*module.parameters(), extra]
     exact = [torch.nn.Parameter(weight.detach().clone()) for weight in weights]
 
@@ -189,12 +229,15 @@ def test_updates_are_those_of_adamw():
     expected.param_groups[1]["lr"] = 2e-2
 
     copies = WeightCopies(module, torch.bfloat16)
-    gradients = Gradients(weights, weights)
+    gradients = Gradients(weights, copies.of(weights))
+    gradients.make_homes()
+    gradients.begin(1 if at_home else 2)
     update = FusedUpdate(optimizer, gradients, copies, clip=1.0)
     for _ in range(3):
-        for weight, part in zip(exact, gradients.parts, strict=True):
-            weight.grad = torch.randn_like(weight)
-            part.copy_(weight.grad)
+        places = gradients.homes if at_home else gradients.parts
+        for weight, place in zip(exact, places, strict=True):
+            place.copy_(torch.randn_like(weight))
+            weight.grad = place.to(torch.float32, copy=True)
         norm = torch.nn.utils.clip_grad_norm_(exact, 1.0)
         expected.step()
         assert relative(update(), norm) < 1e-6

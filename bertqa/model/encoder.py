@@ -82,19 +82,18 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, attention: Attention | None = None) -> Tensor:
         """(N, H) -> (N, H), by the fastest attention where none is given."""
-        qkv, x = self.before_attention(x)
-        qkv = qkv.view(x.shape[0], 3, self.heads, -1)  # (N, 3H) -> (N, 3, A, D)
-        query, key, value = qkv.unbind(1)  # (N, A, D) each
+        query, key, value, x = self.before_attention(x)
         drop = self.attention_dropout if self.training else 0.0
-        body = attention or _fastest_attention(qkv, layout, drop)
+        body = attention or _fastest_attention(query, layout, drop)
         mixed = body(query, key, value, layout, drop)  # (N, A, D)
         if isinstance(mixed, tuple):
             mixed, _ = mixed  # maps that nobody asked for
         return self.behind_attention(x, mixed)
 
-    def before_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, H) -> (N, 3H): queries, keys and values in one product instead of three; and x, for the residual."""
-        return self.qkv(x), x
+    def before_attention(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(N, H) -> (N, A, D) each: queries, keys and values, in one product instead of three; and x, for the residual."""
+        qkv = self.qkv(x).view(x.shape[0], 3, self.heads, -1)  # (N, 3H) -> (N, 3, A, D)
+        return *qkv.unbind(1), x
 
     def behind_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
         """(N, H), (N, A, D) -> (N, H): the rest of the layer, every token by itself."""
@@ -104,12 +103,12 @@ class Layer(nn.Module):
         return self.ffn_norm(x + dropout(inner, self.dropout, self.training))
 
 
-def _fastest_attention(qkv: Tensor, layout: Layout, dropout: float) -> Attention:
+def _fastest_attention(query: Tensor, layout: Layout, dropout: float) -> Attention:
     """The fastest body for this layer's tensors and this kind of layout."""
     is_packed = isinstance(layout, Layout)  # and not padding.Rows
     # Lengths that are numbers would be compiled in: a graph for each batch.
     has_lengths = not torch.compiler.is_compiling() and layout.lengths is not None
-    return choose_attention(qkv.device, qkv.dtype, dropout, has_lengths, is_packed)
+    return choose_attention(query.device, query.dtype, dropout, has_lengths, is_packed)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

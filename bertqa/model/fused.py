@@ -11,32 +11,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bertqa.model.kernels import gelu, gelu_backward, norm, norm_backward, sum_of_rows
+from bertqa.model.kernels import gelu, gelu_backward, norm, norm_backward, stack
 
 
-def before_attention(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """`layer.before_attention(x)`: (N, H) -> (N, 3H), and x, for the residual."""
-    return _BeforeAttention.apply(x, layer.qkv.weight, layer.qkv.bias)
+def _gradient_of(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """left^T right, the gradient of a weight, written to the weight's `grad_home` where it has one."""
+    home = getattr(weight, "grad_home", None)
+    if home is None:
+        return left.t() @ right
+    torch.mm(left.t(), right, out=home)
+    # Under a name of its own: autograd copies a gradient that somebody else holds too.
+    return home.view_as(home)
+
+
+def before_attention(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`layer.before_attention(x)`: (N, H) -> queries, keys, values, (N, A, D) each, and x, for the residual."""
+    return _BeforeAttention.apply(x, layer.heads, layer.qkv.weight, layer.qkv.bias)
 
 
 class _BeforeAttention(torch.autograd.Function):
-    """The residual's gradient comes back through here, so that it is added inside of the product's kernel."""
+    """The residual's gradient comes back through here, so that it is added inside of the product's kernel; and the three
+    of queries, keys and values, so that they are stacked and added up for the bias at once."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx, x, heads, weight, bias):
         ctx.save_for_backward(x, weight)
-        return F.linear(x, weight, bias), x.view_as(x)
+        qkv = F.linear(x, weight, bias).view(x.shape[0], 3, heads, -1)  # (N, 3, A, D)
+        query, key, value = qkv.unbind(1)
+        return query, key, value, x.view_as(x)
 
     @staticmethod
-    def backward(ctx, dqkv, dresidual):
+    def backward(ctx, dquery, dkey, dvalue, dresidual):
         x, weight = ctx.saved_tensors
-        dqkv = dqkv.contiguous()
+        dqkv, dbias = stack(dquery.contiguous(), dkey.contiguous(), dvalue.contiguous())
         # `behind_attention` made the residual's gradient for this place alone.
         dx = dresidual.addmm_(dqkv, weight) if ctx.needs_input_grad[0] else None
         # Each by itself: some train biases alone.
-        dweight = dqkv.t() @ x if ctx.needs_input_grad[1] else None
-        dbias = sum_of_rows(dqkv) if ctx.needs_input_grad[2] else None
-        return dx, dweight, dbias
+        dweight = _gradient_of(weight, dqkv, x) if ctx.needs_input_grad[2] else None
+        return dx, None, dweight, dbias if ctx.needs_input_grad[3] else None
 
 
 def behind_attention(layer: nn.Module, x: Tensor, mixed: Tensor, seeds: Tensor) -> Tensor:
@@ -93,9 +105,9 @@ class _BehindAttention(torch.autograd.Function):
 
         # Of a frozen layer no product is made for nothing.
         wanted = ctx.needs_input_grad[5:]
-        dout = dproduct1.t() @ mixed if wanted[0] else None
-        dwide_in = dwide.t() @ y1 if wanted[4] else None
-        dwide_out = dproduct2.t() @ inner if wanted[6] else None
+        dout = _gradient_of(out, dproduct1, mixed) if wanted[0] else None
+        dwide_in = _gradient_of(wide_in, dwide, y1) if wanted[4] else None
+        dwide_out = _gradient_of(wide_out, dproduct2, inner) if wanted[6] else None
         first = (dout, *sums1)
         second = (dwide_in, dwide_bias, dwide_out, *sums2)
         return (dz1, dproduct1 @ out, None, None, None, *first, *second)

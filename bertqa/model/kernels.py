@@ -177,11 +177,11 @@ def gelu(wide: Tensor, bias: Tensor) -> Tensor:
     return inner
 
 
-def shares_of(tokens: int, width: int) -> tuple[int, int]:
-    """How many programs share the tiles of rows, and how many blocks of columns there are."""
+def shares_of(tokens: int, width: int, tensors: int = 1) -> tuple[int, int]:
+    """How many programs share the tiles of rows of each tensor, and how many blocks of columns there are."""
     rows, block = TILE
     blocks = triton.cdiv(width, block)
-    return min(triton.cdiv(PROGRAMS, blocks), triton.cdiv(tokens, rows)), blocks
+    return min(triton.cdiv(PROGRAMS, blocks * tensors), triton.cdiv(tokens, rows)), blocks
 
 
 def gelu_backward(dinner: Tensor, wide: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,32 +249,50 @@ def _gelu_backward(
     tl.store(sums + program.to(tl.int64) * width + columns, dbias, columns < width)
 
 
-# ---- sums ----
+# ---- queries, keys, values ----
 
 
-def sum_of_rows(x: Tensor) -> Tensor:
-    """(N, W) -> (W,), added up in float32."""
-    tokens, width = x.shape
+def stack(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, A, D) each, A * D = H -> (N, 3H), and its sum over tokens (3H,), added up in float32."""
+    tokens = query.shape[0]
+    width = query[0].numel()
     rows, block = TILE
-    programs, blocks = shares_of(tokens, width)
-    sums = torch.empty(programs, 1, width, device=x.device)
-    _sum_of_rows[(programs, blocks)](x, sums, tokens, width, ROWS=rows, BLOCK=block, num_warps=4)
-    return add_up(sums, x.dtype)[0]
+    programs, blocks = shares_of(tokens, width, 3)
+    stacked = torch.empty(tokens, 3 * width, dtype=query.dtype, device=query.device)
+    sums = torch.empty(programs, 3, width, device=query.device)
+    _stack[(programs, blocks, 3)](
+        query, key, value, stacked, sums, tokens, width, ROWS=rows, BLOCK=block, num_warps=4
+    )
+    return stacked, add_up(sums, query.dtype).flatten()
 
 
 @triton.jit
-def _sum_of_rows(x, sums, tokens, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """BLOCK columns of every so-manieth tile of rows."""
+def _stack(
+    query, key, value, stacked, sums, tokens, width, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """BLOCK columns of every so-manieth tile of rows of one of the three, copied, and their sum."""
     program = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    which = tl.program_id(2)
+    source = query
+    if which == 1:
+        source = key
+    if which == 2:
+        source = value
     found = tl.zeros((ROWS, BLOCK), tl.float32)
     for tile in range(program, tl.cdiv(tokens, ROWS), tl.num_programs(0)):
         rows = tile * ROWS + tl.arange(0, ROWS)
         inside = (rows < tokens)[:, None] & (columns < width)[None, :]
         here = rows.to(tl.int64)[:, None] * width + columns[None, :]
-        found += tl.load(x + here, inside, 0.0).to(tl.float32)
-    mine = sums + program.to(tl.int64) * width + columns
+        there = (3 * rows + which).to(tl.int64)[:, None] * width + columns[None, :]
+        x = tl.load(source + here, inside, 0.0)
+        tl.store(stacked + there, x, inside)
+        found += x.to(tl.float32)
+    mine = sums + (3 * program + which).to(tl.int64) * width + columns
     tl.store(mine, tl.sum(found, 0), columns < width)
+
+
+# ---- sums ----
 
 
 def add_up(sums: Tensor, dtype: torch.dtype) -> Tensor:

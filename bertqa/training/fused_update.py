@@ -17,6 +17,10 @@ from bertqa.training.gradients import Gradients
 
 BLOCK = 1024
 """Numbers of a weight that a program updates."""
+WARPS = 8
+"""Of a program. Four numbers for a thread: 16 bytes, the most that it reads at once."""
+EVICTION = "evict_first"
+"""What is read once leaves the cache first."""
 
 
 class FusedUpdate:
@@ -36,17 +40,20 @@ class FusedUpdate:
         self.steps = [state["step"] for state in optimizer.state.values()]
         device = gradients.flat.device
         self.decays = torch.tensor([group["decay"] for group in self.groups], device=device)
-        table = addresses(optimizer, gradients, copies)
-        self.table = torch.from_numpy(table).to(device)
-        # Compiled and loaded here, with nothing to do: while a graph is captured it is too late.
-        nothing = self.table[:1].clone()
-        nothing[0, COUNT] = 0
-        self._run(nothing, self.gradients.flat.new_ones(3))
+        self.tables = {
+            False: Table(addresses(optimizer, gradients.parts, gradients, copies), device)
+        }
+        if gradients.homes:
+            at_home = addresses(optimizer, gradients.homes, gradients, copies)
+            self.tables[True] = Table(at_home, device)
+        # Compiled and loaded here, on zeros that nobody needs: while a graph is captured it is too late.
+        zeros = torch.zeros(BLOCK, device=device)
+        self._run(Table(rows_for_nothing(zeros), device), zeros.new_ones(3))
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
         """One update. Returns the norm of the gradients before they were clipped."""
-        norm = torch.linalg.vector_norm(self.gradients.flat)
+        norm = self.gradients.norm()
         torch._foreach_add_(self.steps, 1)
         beta1, beta2 = self.groups[0]["betas"]
         steps = self.steps[0].double()
@@ -57,28 +64,44 @@ class FusedUpdate:
                 (1 - beta2**steps).sqrt(),
             ]
         )
-        self._run(self.table, scalars.float())
+        self._run(self.tables[self.gradients.at_home], scalars.float())
         return norm
 
-    def _run(self, table: Tensor, scalars: Tensor) -> None:
+    def _run(self, table: "Table", scalars: Tensor) -> None:
         beta1, beta2 = self.groups[0]["betas"]
         rates = torch.stack([group["lr"] for group in self.groups])
-        _adamw[(len(table),)](
-            table, rates, self.decays, scalars,
-            beta1, 1 - beta1, beta2, 1 - beta2, self.groups[0]["eps"],
-            COLUMNS=COLUMNS, BLOCK=BLOCK, num_warps=4,
-        )  # fmt: skip
+        for rows, is_whole in ((table.whole, True), (table.rest, False)):
+            if not len(rows):
+                continue
+            _adamw[(len(rows),)](
+                rows, rates, self.decays, scalars,
+                beta1, 1 - beta1, beta2, 1 - beta2, self.groups[0]["eps"],
+                COLUMNS=COLUMNS, BLOCK=BLOCK, WHOLE=is_whole, EVICTION=EVICTION, num_warps=WARPS,
+            )  # fmt: skip
 
 
-COLUMNS = 7
-COUNT, GROUP = 5, 6
+COLUMNS = 8
+COUNT, GROUP, IS_16_BIT = 5, 6, 7
+
+
+class Table:
+    """Rows of `addresses` on the device, in two parts: blocks of BLOCK numbers need no mask, with which each number would
+    be read by itself."""
+
+    def __init__(self, rows: np.ndarray, device: torch.device):
+        is_whole = rows[:, COUNT] == BLOCK
+        self.whole = torch.from_numpy(rows[is_whole]).to(device)
+        self.rest = torch.from_numpy(rows[~is_whole]).to(device)
 
 
 def addresses(
-    optimizer: torch.optim.AdamW, gradients: Gradients, copies: WeightCopies
+    optimizer: torch.optim.AdamW,
+    places: list[Tensor],
+    gradients: Gradients,
+    copies: WeightCopies,
 ) -> np.ndarray:
     """A row for each block of each weight: the addresses of weight, moments, gradient and copy (0: none), how many
-    numbers the block has, and the weight's group."""
+    numbers the block has, the weight's group, and whether the gradient, which lies in `places`, has 16 bits."""
     group_of = {}
     for number, group in enumerate(optimizer.param_groups):
         for weight in group["params"]:
@@ -86,7 +109,7 @@ def addresses(
     copy_of = dict(zip(map(id, copies.masters), copies.copies, strict=True))
 
     tables = []
-    for weight, gradient in zip(gradients.weights, gradients.parts, strict=True):
+    for weight, gradient in zip(gradients.weights, places, strict=True):
         state = optimizer.state[weight]
         parts = [weight, state["exp_avg"], state["exp_avg_sq"], gradient, copy_of.get(id(weight))]
         begins = np.arange(0, weight.numel(), BLOCK)
@@ -97,42 +120,62 @@ def addresses(
                 table[:, column] = part.data_ptr() + part.element_size() * begins
         table[:, COUNT] = np.minimum(BLOCK, weight.numel() - begins)
         table[:, GROUP] = group_of[id(weight)]
+        table[:, IS_16_BIT] = gradient.dtype == torch.bfloat16
         tables.append(table)
     return np.concatenate(tables)
+
+
+def rows_for_nothing(zeros: Tensor) -> np.ndarray:
+    """A whole block and another one, with weight, moments and gradient all in (BLOCK,) zeros, which stay zeros."""
+    rows = np.zeros((2, COLUMNS), np.int64)
+    rows[:, :4] = zeros.data_ptr()
+    rows[:, COUNT] = BLOCK, 1
+    return rows
 
 
 @triton.jit
 def _adamw(
     table, rates, decays, scalars, beta1, new1, beta2, new2, eps,
-    COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, EVICTION: tl.constexpr,
 ):  # fmt: skip
-    """A row of the table."""
-    row = table + tl.program_id(0) * COLUMNS
+    """A row of the table: the gradient clipped, both moments, the weight, its copy."""
+    row = table + tl.program_id(0).to(tl.int64) * COLUMNS
     weights = tl.multiple_of(tl.load(row).to(tl.pointer_type(tl.float32)), 16)
     firsts = tl.multiple_of(tl.load(row + 1).to(tl.pointer_type(tl.float32)), 16)
     seconds = tl.multiple_of(tl.load(row + 2).to(tl.pointer_type(tl.float32)), 16)
-    gradients = tl.multiple_of(tl.load(row + 3).to(tl.pointer_type(tl.float32)), 16)
+    found = tl.load(row + 3)
     copy = tl.load(row + 4)
-    copies = tl.multiple_of(copy.to(tl.pointer_type(tl.bfloat16)), 16)
-    count = tl.load(row + 5)
     group = tl.load(row + 6)
+    is_16_bit = tl.load(row + 7)
 
     here = tl.arange(0, BLOCK)
-    inside = here < count
+    inside = None
+    if not WHOLE:
+        inside = here < tl.load(row + 5)
+    if is_16_bit != 0:
+        halves = tl.multiple_of(found.to(tl.pointer_type(tl.bfloat16)), 16)
+        gradient = tl.load(halves + here, inside, eviction_policy=EVICTION).to(tl.float32)
+    else:
+        floats = tl.multiple_of(found.to(tl.pointer_type(tl.float32)), 16)
+        gradient = tl.load(floats + here, inside, eviction_policy=EVICTION)
+    first = tl.load(firsts + here, inside, eviction_policy=EVICTION)
+    second = tl.load(seconds + here, inside, eviction_policy=EVICTION)
+    weight = tl.load(weights + here, inside, eviction_policy=EVICTION)
     rate = tl.load(rates + group)
     decay = tl.load(decays + group)
     clipping = tl.load(scalars)
     correction1 = tl.load(scalars + 1)
     correction2 = tl.load(scalars + 2)
 
-    gradient = clipping * tl.load(gradients + here, inside, 0.0)
-    first = beta1 * tl.load(firsts + here, inside, 0.0) + new1 * gradient
-    second = beta2 * tl.load(seconds + here, inside, 0.0) + new2 * gradient * gradient
-    weight = tl.load(weights + here, inside, 0.0)
+    gradient *= clipping
+    first = beta1 * first + new1 * gradient
+    second = beta2 * second + new2 * gradient * gradient
     weight -= rate * decay * weight
     weight -= rate / correction1 * first / (tl.sqrt(second) / correction2 + eps)
 
     tl.store(firsts + here, first, inside)
     tl.store(seconds + here, second, inside)
     tl.store(weights + here, weight, inside)
-    tl.store(copies + here, weight.to(tl.bfloat16), inside & (copy != 0))
+    if copy != 0:
+        copies = tl.multiple_of(copy.to(tl.pointer_type(tl.bfloat16)), 16)
+        tl.store(copies + here, weight.to(tl.bfloat16), inside)

@@ -82,6 +82,8 @@ class Step:
         world = self.job.world
         set_lr(self.optimizer, lr, progress.step - progress.skipped, self.job.optim)
         micros = self.split(rows[world.rank :: world.size])
+        if self.plan.static:
+            self.gradients.begin(len(micros))
         try:
             for number, micro in enumerate(micros, 1):
                 with without_sync(self.model, last=number == len(micros)):
@@ -120,7 +122,7 @@ class Step:
             work()
         else:
             keep = [] if is_first else [self.gradients.flat, self.loss]
-            self.graphs.run((tokens, is_first), work, keep)
+            self.graphs.run((tokens, is_first, self.gradients.at_home), work, keep)
 
     def _backward(self, batch: Batch, share: float | Tensor, is_first: bool) -> None:
         """Forward, loss and backward of a batch whose windows have this share each in the step's loss."""
@@ -140,11 +142,16 @@ class Step:
         if self.graphs is None or not self.job.optim.bias_correction:
             return self._update(progress)
         work = self._update
-        if self.plan.fused:
+        if self.updates_at_once:
             self._make_fused_update()
             work = self._update_at_once
-        self.graphs.run("update", work, warm_up=False)
+        self.graphs.run(("update", self.gradients.at_home), work, warm_up=False)
         return False
+
+    @property
+    def updates_at_once(self) -> bool:
+        """Whether the update is one kernel (fused_update.py)."""
+        return self.plan.captured and self.plan.fused and self.job.optim.bias_correction
 
     def _update(self, progress: Progress | None = None) -> bool:
         """Unscale, clip, update, average. Returns whether fp16's scaler skipped it."""
@@ -193,6 +200,9 @@ class Step:
             self.cast = autocast(job.device, torch.float32)
             leaves = self.copies.of(trained)
         self.gradients = Gradients(trained, leaves)
+        # Only the fused update can read them there, and only where no other rank's are to be added.
+        if self.updates_at_once and job.world.size == 1:
+            self.gradients.make_homes()
         if self.plan.captured:
             self.graphs = Graphs(job.device, job.world.size)
             self._make_moments()
