@@ -6,10 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
 from bertqa import train
+from bertqa.console import silent
 from bertqa.data.examples import read_examples
+from bertqa.settings import QuestionAnsweringSettings
+from bertqa.training.question_answering import QuestionAnswering
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -18,23 +22,16 @@ import bench  # noqa: E402
 import contestants  # noqa: E402
 
 
-def test_table_of_two_rows():
-    rows = [
-        bench.Row(
-            "training",
-            "bertqa",
-            [2.0, 1.0, 4.0],
-            questions=16,
-            tokens=3000,
-            flops=1e11,
-            peak=1e11,
-            memory=2**29,
-        ),
-        bench.Row("training", "others", [20.0, 20.0, 20.0], questions=16, ratio=10.0, f1=71.5),
-    ]
-    lines = bench.table(rows).splitlines()
-    assert lines[2] == "| training | bertqa | 2 | 8.0 | 1,500 | 50% | 1 | 512 |  |"
-    assert lines[3] == "| training | others | 20 | 0.8 |  |  | 10 |  | 71.50 |"
+def test_table_of_two_rows(work):
+    base = replace(work, label="BERT-base", format="bf16")
+    ours = bench.new_row(base, "training", "bertqa", [2.0, 1.0, 4.0], 16)
+    theirs = bench.new_row(work, "inference", "others", [20.0, 20.0, 20.0], 16)
+    theirs |= {"MFU": "50%", "time, ours = 1": "10", "F1": "71.50"}
+    lines = bench.table([ours, theirs]).splitlines()
+    assert lines[2] == (
+        "| training, 16 windows a step | BERT-base | bf16 | bertqa | 2 | 8.0 |  |  |  |"
+    )
+    assert lines[3] == "| inference | reader | fp32 | others | 20 | 0.8 | 50% | 10 | 71.50 |"
     assert len({line.count("|") for line in lines}) == 1
 
 
@@ -47,30 +44,31 @@ def test_contestants_take_turns_and_every_other_round_goes_backwards():
 
 
 def test_operations_of_one_token_are_those_of_the_weights_and_of_attention():
-    minilm = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
     weights = 6 * (4 * 384 * 384 + 2 * 384 * 1536)
-    assert bench.operations(minilm, np.array([10, 20])) == 2 * (
+    assert bench.operations(bench.READER, np.array([10, 20])) == 2 * (
         30 * weights + 6 * 2 * (10 * 10 + 20 * 20) * 384
     )
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Eight questions of the sample for the bundled reader."""
-    return contestants.Work(
-        ROOT / "weights/minilm-squad2",
-        read_examples(ROOT / "bertqa/data/sample/dev.json"),
-        tmp_path_factory.mktemp("bench"),
+    """The sample's questions for the bundled reader, eight of them to answer."""
+    examples = read_examples(ROOT / "bertqa/data/sample/dev.json").examples
+    settings = QuestionAnsweringSettings()
+    device = torch.device("cpu")
+    task = QuestionAnswering(
+        examples, examples[:8], bench.READER, settings, seed=0, device=device, say=silent
     )
+    return contestants.Work(task, bench.READER, tmp_path_factory.mktemp("bench"))
 
 
 def test_batches_of_small_data_are_drawn_again_and_dealt_at_random(work):
     one = replace(work, steps=3, batch_size=16)
-    assert [len(rows) for rows in one.grouped_batches] == [16, 16, 16]
-    means = [one.store.lengths[rows].mean() for rows in one.grouped_batches]
+    assert [len(rows) for rows in one.grouped_batches()] == [16, 16, 16]
+    means = [one.task.store.lengths[rows].mean() for rows in one.grouped_batches()]
     assert means == sorted(means, reverse=True)
-    dealt = np.concatenate(one.random_batches)
-    grouped = np.concatenate(one.grouped_batches)
+    dealt = np.concatenate(one.random_batches())
+    grouped = np.concatenate(one.grouped_batches())
     assert sorted(dealt) == sorted(grouped) and list(dealt) != list(grouped)
 
 
@@ -91,56 +89,64 @@ def test_rounds_of_training(work):
     small = replace(work, batch_size=2)
     for contestant in (contestants.our_training, contestants.their_training):
         assert contestant(small)() is None
-    with pytest.raises(contestants.LeftOut, match="on GPUs only"):
+    with pytest.raises(bench.UserError, match="on GPUs only"):
         contestants.our_training(small, capture="off")
 
 
-def test_quick_run_prints_a_table_and_writes_json(tmp_path, capsys):
-    out = tmp_path / "bench.json"
-    flags = ["--quick", "--only", "inference", "--precision", "int8"]
-    assert bench.main([*flags, "--json", str(out)]) == 0
-    printed, content = capsys.readouterr(), json.loads(out.read_text())
-    assert content["rows"][0]["who"] == "bertqa" and content["rows"][0]["f1"] > 50
-    assert "| inference (int8) | bertqa |" in printed.out
-    assert content["machine"]["data"] == "dev.json, 137 questions"
+SMALL = ["--only", "inference", "--rounds", "1", "--questions"]
+
+
+def test_small_run_prints_a_table(capsys):
+    assert bench.main([*SMALL, "8", "--precision", "int8"]) == 0
+    printed = capsys.readouterr()
+    ours = next(line for line in printed.out.splitlines() if "| bertqa |" in line)
+    assert ours.startswith("| inference | reader | int8 |")
+    assert float(ours.split("|")[-2]) > 50
+    assert "dev.json, 137 questions" in printed.out
     assert "without transformers, length-sorted: it has no int8 of its own" in printed.err
 
 
-def test_quick_run_of_the_model_in_two_precisions(capsys):
+def test_small_run_of_the_model_in_two_precisions(capsys):
     pytest.importorskip("transformers")
-    assert (
-        bench.main(
-            ["--quick", "--questions", "2", "--only", "inference", "--precision", "fp32,bf16"]
-        )
-        == 0
-    )
-    rows = [
-        line.split(" | ")[:2]
-        for line in capsys.readouterr().out.splitlines()
-        if line.startswith("| ")
-    ]
-    tasks = [task.removeprefix("| ") for task, who in rows if who == "bertqa"]
-    assert tasks == ["inference", "inference (bf16)"]
-    assert sum(who == "transformers, length-sorted" for _, who in rows) == 2
+    assert bench.main([*SMALL, "2", "--precision", "fp32,bf16"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if " | " in line]
+    assert [row[2] for row in rows if row[3] == "bertqa"] == ["fp32", "bf16"]
+    assert sum(row[3] == "transformers, length-sorted" for row in rows) == 2
 
 
 def test_a_shape_has_random_weights_and_a_name(work):
-    [reader, shape] = bench.models(work, ["reader", "MiniLM-L6"])
-    assert reader is work and shape.config["hidden_size"] == 384
-    assert bench.name_of(replace(shape, format="bf16"), "training") == (
-        "training (MiniLM-L6, bf16, 16 windows a step)"
-    )
-    assert bench.variants(shape, "run", [16]) == []
-    assert [one.batch_size for one in bench.variants(shape, "training", [16, 64])] == [16, 64]
+    assert bench.with_model(work, "reader") is work
+    shape = bench.with_model(work, "MiniLM-L6")
+    assert shape.label == "MiniLM-L6"
+    assert bench.folder.read_config(shape.weights)["architecture"]["hidden_size"] == 384
 
 
-def test_on_a_gpu_one_comes_after_the_other_with_a_peak_of_its_own(work, monkeypatch):
+def test_each_number_of_windows_is_trained_and_a_run_is_of_base_shape(monkeypatch, capsys):
+    asked = []
+
+    def note(work, task, rounds):
+        asked.append((task, work.label, work.format, work.batch_size))
+        return [bench.new_row(work, task, "bertqa", [1.0], 1)]
+
+    def note_run(work, data):
+        return note(work, "run", 1)[0]
+
+    monkeypatch.setattr(bench, "measure", note)
+    monkeypatch.setattr(bench, "whole_run", note_run)
+    flags = ["--models", "MiniLM-L6,BERT-base", "--only", "training,inference,run"]
+    assert bench.main([*flags, "--windows", "16,64", "--precision", "fp32,int8"]) == 0
+    of_base = [row[0::3] for row in asked if row[1:3] == ("BERT-base", "fp32")]
+    assert of_base == [("training", 16), ("training", 64), ("inference", 64), ("run", 64)]
+    assert {row[0] for row in asked if row[2] == "int8"} == {"inference"}
+    assert [row[1] for row in asked if row[0] == "run"] == ["BERT-base"]
+    with pytest.raises(bench.UserError, match="int8 is a format of inference"):
+        bench.main(["--only", "training", "--precision", "int8"])
+
+
+def test_on_a_gpu_one_comes_after_the_other(work, monkeypatch):
     """The graphics memory does not hold all of them: each is gone before the next is loaded."""
     calls = []
-    for name in ("reset_peak_memory_stats", "empty_cache"):
-        monkeypatch.setattr(bench.torch.cuda, name, lambda name=name: calls.append(name))
-    monkeypatch.setattr(bench.torch.cuda, "max_memory_allocated", lambda: len(calls))
-    monkeypatch.setattr(bench, "amounts", lambda work, task: {"questions": 4})
+    monkeypatch.setattr(bench, "matrix_peak", lambda work: 1e12)
 
     def contestant(who):
         def make(work):
@@ -150,25 +156,30 @@ def test_on_a_gpu_one_comes_after_the_other_with_a_peak_of_its_own(work, monkeyp
         return make
 
     everyone = {"ours": contestant("ours"), "theirs": contestant("theirs")}
-    monkeypatch.setitem(bench.TASKS, "training", everyone)
-    gpu = replace(work, device=bench.torch.device("cuda"))
-    rows = bench.run_task(gpu, "training", 2)
-    one = ["reset_peak_memory_stats", "load ours", *["play ours"] * 3, "empty_cache"]
+    monkeypatch.setitem(bench.CONTESTANTS, "training", everyone)
+    gpu = replace(work)
+    gpu.device = torch.device("cuda")
+    rows = bench.measure(gpu, "training", 2)
+    one = ["load ours", *["play ours"] * 3]
     assert calls == one + [call.replace("ours", "theirs") for call in one]
-    assert [(row.who, row.memory) for row in rows] == [("ours", 5), ("theirs", 11)]
-    assert rows[0].ratio == 1
+    assert [row["who"] for row in rows] == ["ours", "theirs"]
+    assert rows[0]["time, ours = 1"] == "1"
+
+
+def test_on_a_gpu_more_is_measured():
+    args = bench.parse_args(["--device", "cuda", "--windows", "32"])
+    assert args.models == list(bench.SHAPES) and args.precision == ["bf16"]
+    assert args.windows == [32] and args.questions == 4096
 
 
 def test_unknown_words_are_refused():
-    with pytest.raises(
-        bench.UserError,
-        match="--precision fp8: there is no such format; use some of fp32,bf16,fp16",
+    for flags, message in (
+        (["--precision", "fp8"], "--precision fp8: not known; use some of fp32,bf16,int8"),
+        (["--only", "speed"], "--only speed: not known; use some of training,inference"),
+        (["--windows", "16,0"], "--windows 16,0: use whole numbers, as in 16,64"),
     ):
-        bench.main(["--precision", "fp8"])
-    with pytest.raises(
-        bench.UserError, match="--only speed: there is no such task; use some of training,inference"
-    ):
-        bench.main(["--only", "speed"])
+        with pytest.raises(bench.UserError, match=message):
+            bench.main(flags)
 
 
 # ---- tools/baseline.py ----
