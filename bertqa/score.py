@@ -275,7 +275,7 @@ def extras(args: argparse.Namespace, final: Scores, odds: list, threshold: float
         columns = {"exact_match" if v1 else "exact": final.exact, "f1": final.f1}
         if final.char_f1:
             columns["char_f1"] = final.char_f1
-        from bertqa.qa.intervals import bootstrap  # numpy takes longer to start than to score
+        from bertqa.qa.thresholds import bootstrap  # numpy takes longer to start than to score
 
         limits = bootstrap(list(zip(*columns.values(), strict=True)), args.confidence)
         for name, (low, high) in zip(columns, limits, strict=True):

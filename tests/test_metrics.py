@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertqa.errors import UserError
-from bertqa.qa import intervals, metrics
+from bertqa.qa import metrics, thresholds
 from bertqa.qa.agreement import char_tokens, normalise_answer
 from bertqa.qa.thresholds import tune_threshold
 
@@ -300,25 +300,25 @@ def test_char_f1_reads_languages_without_spaces():
 def test_bootstrap_intervals():
     values = np.tile([0.0, 1.0], 500)
     columns = np.stack([values, values, values - values, np.ones(1000)], 1)
-    limits = intervals.bootstrap(columns, 500)
+    limits = thresholds.bootstrap(columns, 500)
     np.testing.assert_allclose(limits[0], [0.5 - 1.96 * 0.0158, 0.5 + 1.96 * 0.0158], atol=0.005)
-    assert limits.tolist() == intervals.bootstrap(columns, 500, level=0.95).tolist()
-    narrow = intervals.bootstrap(columns, 500, level=0.90)
+    assert limits.tolist() == thresholds.bootstrap(columns, 500, level=0.95).tolist()
+    narrow = thresholds.bootstrap(columns, 500, level=0.90)
     assert limits[0, 0] < narrow[0, 0] < narrow[0, 1] < limits[0, 1]
     assert limits[0].tolist() == limits[1].tolist()  # paired: both columns saw the same draws
     assert limits[2:].tolist() == [[0.0, 0.0], [1.0, 1.0]]
-    assert intervals.bootstrap(columns, 500).tolist() == limits.tolist()
-    assert intervals.bootstrap(columns, 500, seed=1)[0].tolist() != limits[0].tolist()
+    assert thresholds.bootstrap(columns, 500).tolist() == limits.tolist()
+    assert thresholds.bootstrap(columns, 500, seed=1)[0].tolist() != limits[0].tolist()
 
 
 def test_histogram_keeps_every_question():
-    shares, edges = intervals.histogram(
+    shares, edges = thresholds.histogram(
         [0.2, 0.4]
     )  # probabilities: the axis is theirs, not the data's
     assert (edges[0], edges[-1]) == (0.0, 1.0) and sorted(shares)[-2:] == [0.5, 0.5]
-    shares, edges = intervals.histogram([0.0, 0.04, 0.99, 1.0])
+    shares, edges = thresholds.histogram([0.0, 0.04, 0.99, 1.0])
     assert shares[0] == shares[-1] == 0.5 and edges[1] == 0.05
-    shares, edges = intervals.histogram([-8.0, 12.0])
+    shares, edges = thresholds.histogram([-8.0, 12.0])
     assert (shares[0], shares[-1], edges[0], edges[-1]) == (0.5, 0.5, -8.0, 12.0)
-    shares, edges = intervals.histogram([-8.0, 12.0, float("inf"), float("-inf")])
+    shares, edges = thresholds.histogram([-8.0, 12.0, float("inf"), float("-inf")])
     assert (shares[0], shares[-1], edges[0], edges[-1]) == (0.5, 0.5, -8.0, 12.0)

@@ -15,7 +15,7 @@ import pytest
 
 from bertqa.data.examples import Example
 from bertqa.errors import UserError
-from bertqa.qa import intervals
+from bertqa.qa import thresholds
 from bertqa.reporting import analysis, kinds
 from bertqa.reporting.page import write_report
 
@@ -253,7 +253,7 @@ def test_score_table_has_the_intervals_of_the_scorer():
         ("With an answer", 3),
         ("Without an answer", 3),
     ]
-    limits = intervals.bootstrap(np.stack([exact, f1], 1)) * 100
+    limits = thresholds.bootstrap(np.stack([exact, f1], 1)) * 100
     assert rows[0]["exact"][0] == pytest.approx([50, *limits[0]], abs=1e-4)
     assert rows[0]["f1"][0] == pytest.approx([350 / 6, *limits[1]], abs=1e-4)
     assert [row["label"] for row in analysis.score_table(np.ones(6, bool), [(exact, f1)])] == [

@@ -11,8 +11,7 @@ from bertqa.data.windows import Windows, build_windows
 from bertqa.errors import UserError
 from bertqa.qa import spans as room
 from bertqa.qa.answers import best_answers, characters, n_best, null_odds, prediction_files
-from bertqa.qa.max_context import has_max_context
-from bertqa.qa.search import MODES
+from bertqa.qa.search import MODES, has_max_context
 from bertqa.qa.spans import SpanDecoder, SpanSettings
 from bertqa.qa.thresholds import NO_SPAN_ODDS
 

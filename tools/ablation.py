@@ -23,8 +23,8 @@ from trainings import Bench, Training, markdown, open_bench, say
 from bertqa.errors import UserError
 from bertqa.files import read_object, write_text
 from bertqa.flags import run_verb
-from bertqa.qa.intervals import bootstrap
 from bertqa.qa.metrics import score_answers
+from bertqa.qa.thresholds import bootstrap
 
 
 @dataclass(frozen=True)

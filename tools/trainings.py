@@ -24,9 +24,8 @@ from bertqa.files import read_object, write_json
 from bertqa.hf.convert import resolve_weights
 from bertqa.inference import find_spans
 from bertqa.qa.answers import best_answers, null_odds
-from bertqa.qa.intervals import bootstrap
 from bertqa.qa.metrics import Scores, evaluate_v2, score_answers
-from bertqa.qa.thresholds import abstain
+from bertqa.qa.thresholds import abstain, bootstrap
 from bertqa.reporting.run_folder import read_journal
 from bertqa.settings import QuestionAnsweringSettings
 from bertqa.training.command_line import parse

@@ -39,11 +39,13 @@ def char_tokens(normalised: str) -> list[str]:
 def token_f1(gold: Sequence[str], guess: Sequence[str], v1: bool = False) -> float:
     """Harmonic mean of precision and recall of the tokens, counted as multisets.
 
-    With no tokens on either side: 1 when both are empty, else 0; v1.1 has no such rule and gives 0 for both.
+    Of "big old mill", 2 tokens of 3 are in "old mill town", and 2 of its 3 are found: F1 is 2/3. With no tokens on either
+    side it is 1 when both are empty, else 0; v1.1 has no such rule and gives 0 for both.
     """
     if not gold or not guess:
         return 0 if v1 else int(gold == guess)
-    if set(gold).isdisjoint(guess):  # most pairs, and much faster than counting
+    # Most pairs have no word in common, and to see that is much faster than counting.
+    if set(gold).isdisjoint(guess):
         return 0
     same = sum((Counter(gold) & Counter(guess)).values())
     precision = same / len(guess)

@@ -21,19 +21,17 @@ from bertqa.qa.agreement import char_tokens, normalise_answer, token_f1
 
 @dataclass(slots=True)
 class Scores:
-    """Scores of a predictions file: a row per question in the order of the data, as plain lists (see above)."""
+    """Scores of a predictions file: a row per question in the order of the data, as plain lists (see above).
+
+    exact and f1 are the best over the accepted answers, before any threshold; so is char_f1, empty unless asked for.
+    """
 
     ids: list[str] = field(default_factory=list)
-    has_answer: list[bool] = field(default_factory=list)
-    """The data gives at least one answer, even one without words."""
-    texts: list[str | None] = field(default_factory=list)
-    """The prediction; None: missing, and counted as wrong."""
+    has_answer: list[bool] = field(default_factory=list)  # at least one, even one without words
+    texts: list[str | None] = field(default_factory=list)  # None: missing, and counted as wrong
     exact: list[int] = field(default_factory=list)
-    """Best over the accepted answers, before any threshold."""
     f1: list[float] = field(default_factory=list)
-    """Likewise."""
     char_f1: list[float] = field(default_factory=list)
-    """Likewise; empty unless asked for."""
 
 
 def score_answers(
@@ -50,8 +48,7 @@ def score_answers(
     repeated id counts once, its last record. v1.1 rules: every answer and every record counts, and "" never earns F1.
 
     `missing` says what becomes of a question without a prediction. "wrong": it scores 0 whatever the threshold, as in
-    the v1.1 script. "skip": it is left out, as if the data did not have it. The v2 script skips it too, but then dies
-    of a KeyError in HasAns or NoAns: so "skip" is what it prints for the data cut down to the predicted questions.
+    the v1.1 script. "skip": it is left out, as if the data did not have it (where the v2 script dies of a KeyError).
 
     Raises UserError where v1.1 rules meet a question without answers (they have no score for it), and where no question
     has a prediction at all (the files do not belong together).
@@ -134,23 +131,21 @@ def evaluate_v2(
     """The keys of evaluate-v2.0.py, in its order; `na_probs` is its --na-prob-file, `curves` adds --out-image-dir's.
 
     HasAns_* or NoAns_* are absent when there is no such question, pr_*_ap when no question has an answer. Ids in
-    `na_probs` that the data does not have are left out of the curves, where the script would crash. The best_* keys are
-    the script's own sweep; to choose a threshold use `thresholds.tune_threshold`, which says what is wrong with them.
+    `na_probs` that the data does not have are left out of the curves. The best_* keys are the script's own sweep; to
+    choose a threshold use `thresholds.tune_threshold`, which says what is wrong with them.
 
     Raises UserError where `na_probs` lacks a question that has a prediction.
     """
     odds = odds_of(scores, na_probs)
-    result = averages(
-        apply_threshold(scores.exact, scores, odds, threshold),
-        apply_threshold(scores.f1, scores, odds, threshold),
-        scores.has_answer,
-    )
+    exact = apply_threshold(scores.exact, scores, odds, threshold)
+    f1 = apply_threshold(scores.f1, scores, odds, threshold)
+    result = averages(exact, f1, scores.has_answer)
     if na_probs is not None:
         order = ranking(scores, na_probs)
-        for name in ("exact", "f1"):
-            best, threshold_of_best = find_best_thresh(getattr(scores, name), scores, odds, order)
-            result[f"best_{name}"] = best
-            result[f"best_{name}_thresh"] = threshold_of_best
+        for name, values in (("exact", scores.exact), ("f1", scores.f1)):
+            result[f"best_{name}"], result[f"best_{name}_thresh"] = find_best_thresh(
+                values, scores, odds, order
+            )
         if curves and any(scores.has_answer):
             for name, values in curve_values(scores).items():
                 _, _, area = precision_recall(values, scores.has_answer, odds, order)
@@ -242,11 +237,8 @@ def find_best_thresh(
 
 def curve_values(scores: Scores) -> dict[str, Sequence[float]]:
     """What each of the three curves credits an answered question with; "oracle" asks only whether it has an answer."""
-    return {
-        "exact": scores.exact,
-        "f1": scores.f1,
-        "oracle": [float(has) for has in scores.has_answer],
-    }
+    oracle = [float(has) for has in scores.has_answer]
+    return {"exact": scores.exact, "f1": scores.f1, "oracle": oracle}
 
 
 def precision_recall(

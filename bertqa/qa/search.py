@@ -11,13 +11,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from bertqa.data.windows import Windows
 from bertqa.errors import UserError
-from bertqa.qa.max_context import has_max_context
 
 MODES = ("exact", "hf", "google")
 
 SPARE = 4
-"""Google skips repeated texts while it fills its n-best list. Texts are not known here: its table
-is so much wider."""
+"""Google skips repeated texts while it fills its n-best list. Texts are not known here: its table is so much wider."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +57,28 @@ class SpanSettings:
 
 @dataclass(frozen=True)
 class Block:
-    """B windows, and where their logits stand in the arrays (N,) of start and of end logits."""
+    """B windows, and the logits among which theirs stand."""
 
-    rows: np.ndarray
-    """(B,) int64, rows of `Windows`."""
-    cls: np.ndarray
-    """(B,) int64, place of [CLS] in the logits."""
-    length: np.ndarray
-    """(B,) tokens of the sequence."""
-    question: np.ndarray
-    """(B,) tokens before the paragraph: [CLS] question [SEP]."""
-    count: np.ndarray
-    """(B,) tokens of the paragraph in the window."""
-    ahead: np.ndarray
-    """(B,) tokens of the paragraph before the window."""
+    windows: Windows
+    rows: np.ndarray  # (B,) int64, rows of `windows`
+    cls: np.ndarray  # (B,) int64, place of [CLS] in the logits
+    starts: np.ndarray  # (N,) start logits
+    ends: np.ndarray  # (N,) end logits
+
+    @property
+    def count(self) -> np.ndarray:
+        """(B,) tokens of the paragraph in the window."""
+        return self.windows.count[self.rows]
+
+    @property
+    def question(self) -> np.ndarray:
+        """(B,) tokens before the paragraph: [CLS] question [SEP]."""
+        return self.windows.questions.counts[self.windows.question[self.rows]] + 2
+
+    @property
+    def ahead(self) -> np.ndarray:
+        """(B, 1) int64, tokens of the paragraph before the window."""
+        return self.windows.first[self.rows, None].astype(np.int64)
 
 
 @dataclass
@@ -80,24 +86,17 @@ class Found:
     """The best spans of B windows, best first: (B, n) each. A score of -inf: the window has no more."""
 
     score: np.ndarray
-    order: np.ndarray
-    """int64: of equal scores the lowest comes first; in exact mode equal for the same span."""
-    first: np.ndarray
-    """First token of the span, counted in the paragraph."""
-    last: np.ndarray
-    """Last token, inclusive."""
-    start: np.ndarray
-    """Start logit of the first token."""
-    end: np.ndarray
-    """End logit of the last token."""
+    order: (
+        np.ndarray
+    )  # int64: of equal scores the lowest comes first; in exact mode equal for the same span
+    first: np.ndarray  # first token of the span, counted in the paragraph
+    last: np.ndarray  # last token, inclusive
+    start: np.ndarray  # start logit of the first token
+    end: np.ndarray  # end logit of the last token
 
 
-def find_exact(
-    block: Block, windows: Windows, settings: SpanSettings, starts: np.ndarray, ends: np.ndarray
-) -> Found:
-    """The true n best spans of each window, from start and end logits (N,).
-
-    The best span from a token has the largest end logit within reach. The n tokens of which that
+def find_exact(block: Block, settings: SpanSettings) -> Found:
+    """The true n best spans of each window. The best span from a token has the largest end logit within reach. The n tokens of which that
     best span scores most own n spans that no span from another token can beat: so only their
     spans are scored, n x max_answer_length of them. With n = 2 and at most 2 tokens an answer:
 
@@ -112,10 +111,10 @@ def find_exact(
     B = len(block.rows)
     L = max(1, int(block.count.max()))  # a paragraph without tokens has one column of -inf
     reach = min(settings.max_answer_length, L)
-    start, end = _side_by_side(block, starts, ends, L, reach)  # (B, L), (B, L + reach - 1)
+    start, end = _side_by_side(block, L, reach)  # (B, L), (B, L + reach - 1)
     if settings.max_context:
         tokens = np.broadcast_to(np.arange(L), (B, L))
-        start[~has_max_context(windows, block.rows, tokens)] = -np.inf
+        start[~has_max_context(block.windows, block.rows, tokens)] = -np.inf
 
     # Rounding is monotone, so this is bit for bit the score of the best span from a token.
     best_from = start + _largest_within(end, reach)  # (B, L)
@@ -128,8 +127,8 @@ def find_exact(
     first = promising[line, pick // reach]
     last = first + pick % reach
 
-    first_in_paragraph = first + block.ahead[:, None]
-    last_in_paragraph = last + block.ahead[:, None]
+    first_in_paragraph = first + block.ahead
+    last_in_paragraph = last + block.ahead
     return Found(
         score=score,
         # Earlier first token, then earlier last token; and one number for one span.
@@ -141,25 +140,24 @@ def find_exact(
     )
 
 
-def find_candidates(
-    block: Block, windows: Windows, settings: SpanSettings, starts: np.ndarray, ends: np.ndarray
-) -> Found:
+def find_candidates(block: Block, settings: SpanSettings) -> Found:
     """What the old scripts look at: the n best starts x the n best ends of each window, in their order.
 
     Positions of the question and [SEP] are among these starts and ends, and take up their places.
     """
     n = settings.n_best
     line = np.arange(len(block.rows))[:, None]
-    start_at = _best_positions(starts, block, settings)  # (B, n) in the sequence
-    end_at = _best_positions(ends, block, settings)
-    start = starts[block.cls[:, None] + start_at]
-    end = ends[block.cls[:, None] + end_at]
+    question = block.question[:, None]
+    start_at = _best_positions(block.starts, block, settings)  # (B, n) in the sequence
+    end_at = _best_positions(block.ends, block, settings)
+    start = block.starts[block.cls[:, None] + start_at]
+    end = block.ends[block.cls[:, None] + end_at]
 
-    first = start_at - block.question[:, None]  # (B, n) in the window's part of the paragraph
-    last = end_at - block.question[:, None]
+    first = start_at - question  # (B, n) in the window's part of the paragraph
+    last = end_at - question
     good_start = first >= 0
     if settings.max_context:
-        good_start &= has_max_context(windows, block.rows, first)
+        good_start &= has_max_context(block.windows, block.rows, first)
     good_end = last < block.count[:, None]
     size = last[:, None, :] - first[:, :, None] + 1  # (B, n, n)
     valid = good_start[:, :, None] & good_end[:, None, :]
@@ -173,16 +171,14 @@ def find_candidates(
     return Found(
         score=score,
         order=block.rows[:, None] << 32 | pick,  # window by window, start by start, end by end
-        first=first[line, nth_start] + block.ahead[:, None],
-        last=last[line, nth_end] + block.ahead[:, None],
+        first=first[line, nth_start] + block.ahead,
+        last=last[line, nth_end] + block.ahead,
         start=start[line, nth_start],
         end=end[line, nth_end],
     )
 
 
-def _side_by_side(
-    block: Block, starts: np.ndarray, ends: np.ndarray, L: int, reach: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _side_by_side(block: Block, L: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits of the paragraph's tokens, a window a line, -inf behind its end: (B, L), (B, L + reach - 1).
 
     Ends have room behind them, so that every start sees `reach` of them.
@@ -191,8 +187,8 @@ def _side_by_side(
     column = np.arange(L + reach - 1)
     where = (block.cls + block.question)[:, None] + column  # (B, L + reach - 1)
     outside = column >= block.count[:, None]
-    start = starts.take(where[:, :L], mode="clip")
-    end = ends.take(where, mode="clip")
+    start = block.starts.take(where[:, :L], mode="clip")
+    end = block.ends.take(where, mode="clip")
     np.copyto(start, -np.inf, where=outside[:, :L])
     np.copyto(end, -np.inf, where=outside)
     return start, end
@@ -215,7 +211,7 @@ def _best_positions(logits: np.ndarray, block: Block, settings: SpanSettings) ->
     """(B, n) positions of the largest logits of each sequence, best first; -1 where it has fewer tokens."""
     n = settings.n_best
     best = np.full((len(block.cls), n), -1)
-    ends = block.cls + block.length
+    ends = block.cls + block.question + block.count + 1  # the last [SEP] among them
     for line, (begin, end) in enumerate(zip(block.cls.tolist(), ends.tolist(), strict=True)):
         sequence = logits[begin:end]
         if settings.mode == "hf":
@@ -254,3 +250,50 @@ def _best_columns(values: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     found = np.take_along_axis(values, columns, axis=1)
     order = np.argsort(-found, axis=1, kind="stable")
     return np.take_along_axis(columns, order, axis=1), np.take_along_axis(found, order, axis=1)
+
+
+def has_max_context(windows: Windows, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """(B, k) bool: no other window of the question shows more context around the token (Google's rule).
+
+    A token's context in a window is the smaller of the tokens to its left and right, plus a hundredth of the window's
+    size; the first of equals wins. In windows [0..5] and [4..9], token 4 has 1 to its right in the first and 0 to its
+    left in the second, so the first scores it; of token 5 it is the other way round.
+
+    `rows` (B,) are rows of `windows`. `tokens` (B, k) count from the window's first paragraph token; others than the
+    window's give False.
+    """
+    rows = np.asarray(rows, np.int64)
+    token = windows.first[rows][:, None] + tokens  # (B, k) in the paragraph
+    mine = _context(windows, rows, token)
+    best = mine > -np.inf
+    for direction in (-1, 1):
+        # Away from each window, until its neighbours no longer overlap it.
+        others = rows + direction
+        near = np.flatnonzero(_overlap(windows, rows, others))  # of the B, whose neighbour does
+        while len(near):
+            theirs = _context(windows, others[near], token[near])
+            # Of equals the window that stands first wins.
+            wins = mine[near] > theirs if direction < 0 else mine[near] >= theirs
+            best[near] &= wins
+            others = others + direction
+            near = near[_overlap(windows, rows[near], others[near])]
+    return best
+
+
+def _context(windows: Windows, rows: np.ndarray, token: np.ndarray) -> np.ndarray:
+    """(B, k) context that windows (B,) show around tokens (B, k) of their paragraph, -inf outside of the window."""
+    count = windows.count[rows][:, None]
+    left = token - windows.first[rows][:, None]
+    right = count - 1 - left
+    context = np.minimum(left, right) + 0.01 * count
+    return np.where((left >= 0) & (right >= 0), context, -np.inf)
+
+
+def _overlap(windows: Windows, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(B,) bool: the other row exists, is of the same question, and shares tokens with this one."""
+    there = (others >= 0) & (others < len(windows.question))
+    others = np.where(there, others, rows)
+    left = np.minimum(others, rows)  # windows of a question stand in the order of their tokens
+    right = np.maximum(others, rows)
+    same = windows.question[others] == windows.question[rows]
+    return there & same & (windows.first[left] + windows.count[left] > windows.first[right])

@@ -2,8 +2,7 @@
 
 A span is a first and a last paragraph token of one window, at most `max_answer_length` tokens long. Its score is the
 start logit of the first plus the end logit of the last. The null answer's score is the same sum at [CLS], the minimum
-over the question's windows, since each of them must want to abstain. Three ways to search (search.py) fill one table
-(best.py):
+over the question's windows, since each of them must want to abstain. Three ways to search (search.py) fill one table:
 
     exact   the true n best spans; of equal scores the earlier first token, then the earlier last token. A span that
             several windows see counts once, with its highest score.
@@ -25,8 +24,7 @@ import numpy as np
 
 from bertqa.data.windows import Windows
 from bertqa.errors import UserError
-from bertqa.qa.best import BestSpans, first_of_each
-from bertqa.qa.search import Block, SpanSettings, find_candidates, find_exact
+from bertqa.qa.search import Block, Found, SpanSettings, find_candidates, find_exact
 
 BLOCK = 1 << 18
 """Candidates looked at in one go, by measurement: smaller wastes calls, larger leaves the processor's cache."""
@@ -37,26 +35,24 @@ BUFFER = 1 << 17
 LARGEST_LOGIT = 1e30
 """Beyond it a model has diverged, and the sum of two could leave float32."""
 
+FIELDS = (("order", "i8"), ("first", "i4"), ("last", "i4"), ("start", "f4"), ("end", "f4"))
+"""What is kept of a span beside its score."""
+
 
 @dataclass
 class Spans:
     """The best spans of Q questions, best first; a row with fewer than n ends in score -inf, tokens -1."""
 
     settings: SpanSettings
-    first: np.ndarray
-    """(Q, n) int32, first token of the span, counted within its paragraph."""
-    last: np.ndarray
-    """(Q, n) int32, last token, inclusive."""
-    start: np.ndarray
-    """(Q, n) float32, start logit of the first token."""
-    end: np.ndarray
-    """(Q, n) float32, end logit of the last token."""
+    first: np.ndarray  # (Q, n) int32, first token of the span, counted within its paragraph
+    last: np.ndarray  # (Q, n) int32, last token, inclusive
+    start: np.ndarray  # (Q, n) float32, start logit of the first token
+    end: np.ndarray  # (Q, n) float32, end logit of the last token
     score: np.ndarray
     """(Q, n) start + end, summed in float32; in float64 in google mode, as Google's Python does."""
     null_start: np.ndarray
     """(Q,) float32, start logit of [CLS] in the window with the lowest null score, the first of equals."""
-    null_end: np.ndarray
-    """(Q,) float32, its end logit."""
+    null_end: np.ndarray  # (Q,) float32, its end logit
     null_score: np.ndarray
     """(Q,) their sum, and what a verifier adds to it, of the type of `score`."""
 
@@ -64,8 +60,8 @@ class Spans:
 class SpanDecoder:
     """Streams logits of windows into the n best spans of each question, and forgets the logits.
 
-    The result does not depend on the order or the grouping of the windows. Memory: 28 bytes a kept span (560 a question
-    for n = 20; four times that in google mode) and some ten MB for the buffer and one block, however many windows come.
+    The result does not depend on the order or the grouping of the windows. Memory: 560 bytes a question for n = 20, four
+    times that in google mode, and some ten MB for the buffer and one block, however many windows come.
     """
 
     def __init__(self, windows: Windows, settings: SpanSettings = SpanSettings()):
@@ -73,21 +69,10 @@ class SpanDecoder:
         self.settings = settings
         self.lengths = windows.lengths  # (W,)
         questions = len(windows.question_context)
-        self.best = BestSpans(
-            windows_of=np.bincount(windows.question, minlength=questions),
-            kept=settings.kept,
-            score_type=settings.score_type,
-            once=settings.mode == "exact",
-        )
-        self.null = np.zeros(
-            questions,
-            [
-                ("score", settings.score_type),
-                ("row", np.int64),  # of the window that it is from
-                ("start", np.float32),
-                ("end", np.float32),
-            ],
-        )
+        self.best = BestSpans(np.bincount(windows.question, minlength=questions), settings)
+        # The lowest null score of each question, with the row of the window that it is from.
+        fields = [("score", settings.score_type), ("row", "i8"), ("start", "f4"), ("end", "f4")]
+        self.null = np.zeros(questions, fields)
         self.null["score"] = np.inf
         self.waiting = np.ones(len(windows.question), bool)  # (W,) not yet added
         self.buffer: list[tuple[np.ndarray, ...]] = []  # rows, starts, ends, own null scores
@@ -114,19 +99,14 @@ class SpanDecoder:
         rows = np.array(rows, np.int64)
         start = np.array(start_logits, np.float32)
         end = np.array(end_logits, np.float32)
-        if null is None:
-            null = np.zeros(len(rows))
-        null = np.array(null, np.float32)
+        null = np.array(np.zeros(len(rows)) if null is None else null, np.float32)
         tokens = int(self.lengths[rows].sum())
-        assert start.shape == end.shape == (tokens,), (
-            f"{start.shape} and {end.shape} logits for {tokens} tokens"
-        )
+        shapes = f"{start.shape} and {end.shape} logits for {tokens} tokens"
+        assert start.shape == end.shape == (tokens,), shapes
         assert null.shape == rows.shape, f"{null.shape} null scores for {len(rows)} windows"
-        assert self.waiting[rows].all() and (np.diff(np.sort(rows)) > 0).all(), (
-            "a window was added twice"
-        )
-        self._check_finite(rows, start, end)
-        self._check_null(rows, null)
+        once = self.waiting[rows].all() and len(np.unique(rows)) == len(rows)
+        assert once, "a window was added twice"
+        self._check_finite(rows, start, end, null)
         self.waiting[rows] = False
         self.buffer.append((rows, start, end, null))
         self.buffered += tokens
@@ -135,9 +115,8 @@ class SpanDecoder:
 
     def finish(self) -> Spans:
         """The spans, once every window was added."""
-        assert not self.waiting.any(), (
-            f"{self.waiting.sum()} windows never added, e.g. row {self.waiting.argmax()}"
-        )
+        missing = f"{self.waiting.sum()} windows never added, e.g. row {self.waiting.argmax()}"
+        assert not self.waiting.any(), missing
         self._search()
         assert np.isfinite(self.null["score"]).all(), "every question needs a window"
         best = self.best.rows
@@ -153,27 +132,23 @@ class SpanDecoder:
             null_score=self.null["score"],
         )
 
-    def _check_finite(self, rows, start, end):
-        # A comparison with NaN is False.
+    def _check_finite(self, rows, start, end, null):
+        """Refuse logits (N,) and null scores (S,) that are not finite. A comparison with NaN is False."""
         finite = (np.abs(start) < LARGEST_LOGIT) & (np.abs(end) < LARGEST_LOGIT)  # (N,)
-        if finite.all():
-            return
-        token = int(finite.argmin())  # the first that is not
-        # Windows of 5 and 4 tokens end at 5 and 9: token 4 is of the first, token 5 of the second.
-        ends = self.lengths[rows].cumsum()
-        nth = np.searchsorted(ends, token, side="right")
-        raise UserError(
-            f"question {self.windows.question[rows[nth]]} (counted from 0): the model gave start logit "
-            f"{start[token]} and end logit {end[token]}; logits must be finite, so its weights are damaged, or "
-            "training diverged, or half precision overflowed: try float32"
-        )
-
-    def _check_null(self, rows, null):
-        good = np.abs(null) < LARGEST_LOGIT  # False for NaN too
-        if not good.all():
-            window = int(good.argmin())
+        if not finite.all():
+            token = int(finite.argmin())  # the first that is not
+            # Windows of 5 and 4 tokens end at 5 and 9: token 4 is of the first, token 5 of the second.
+            nth = np.searchsorted(self.lengths[rows].cumsum(), token, side="right")
             raise UserError(
-                f"question {self.windows.question[rows[window]]} (counted from 0): the model gave null score {null[window]}; "
+                f"question {self.windows.question[rows[nth]]} (counted from 0): the model gave start logit "
+                f"{start[token]} and end logit {end[token]}; logits must be finite, so its weights are damaged, or "
+                "training diverged, or half precision overflowed: try float32"
+            )
+        finite = np.abs(null) < LARGEST_LOGIT  # (S,)
+        if not finite.all():
+            nth = int(finite.argmin())
+            raise UserError(
+                f"question {self.windows.question[rows[nth]]} (counted from 0): the model gave null score {null[nth]}; "
                 "scores must be finite, so its weights are damaged, or training diverged"
             )
 
@@ -181,8 +156,7 @@ class SpanDecoder:
         """Empty the buffer into the tables."""
         if not self.buffer:
             return
-        columns = zip(*self.buffer, strict=True)
-        rows, starts, ends, null = (np.concatenate(parts) for parts in columns)
+        rows, starts, ends, null = map(np.concatenate, zip(*self.buffer, strict=True))
         self.buffer = []
         self.buffered = 0
         cls = self.lengths[rows].cumsum() - self.lengths[rows]  # (S,) where each sequence begins
@@ -190,21 +164,9 @@ class SpanDecoder:
         # A block is as wide as its longest window: windows of one length waste none of it.
         find = find_exact if self.settings.mode == "exact" else find_candidates
         for part in _parts_of_similar_size(self.windows.count[rows], self.settings):
-            block = self._block(rows[part], cls[part])
-            found = find(block, self.windows, self.settings, starts, ends)
+            block = Block(self.windows, rows[part], cls[part], starts, ends)
+            found = find(block, self.settings)
             self.best.add(self.windows.question[block.rows], found)
-
-    def _block(self, rows: np.ndarray, cls: np.ndarray) -> Block:
-        length = self.lengths[rows]
-        count = self.windows.count[rows]
-        return Block(
-            rows=rows,
-            cls=cls,
-            length=length,
-            question=length - count - 1,  # all but the paragraph and the last [SEP]
-            count=count,
-            ahead=self.windows.first[rows].astype(np.int64),
-        )
 
     def _add_null(self, rows, start, end, null):
         """Lower the null score of each question to that of its windows, the first window winning ties.
@@ -246,3 +208,93 @@ def _parts_of_similar_size(counts: np.ndarray, settings: SpanSettings) -> Iterat
         stop = begin + max(1, BLOCK // candidates)
         yield order[begin:stop]
         begin = stop
+
+
+class BestSpans:
+    """Q questions, the n best spans of each.
+
+    `rows` is (Q,) records; each field of a record is n wide: score and FIELDS (see `Found`). Where there are fewer
+    spans, score is -inf, first and last are -1.
+    """
+
+    def __init__(self, windows_of: np.ndarray, settings: SpanSettings):
+        """windows_of (Q,): how many windows each question has."""
+        self.settings = settings
+        self.alone = windows_of == 1  # (Q,)
+        fields = [("score", settings.score_type), *FIELDS]
+        self.blank = np.zeros((), [(name, type, (settings.kept,)) for name, type in fields])
+        self.blank["score"] = -np.inf
+        self.blank["first"] = -1
+        self.blank["last"] = -1
+        self.rows = np.full(len(windows_of), self.blank)
+
+    def add(self, questions: np.ndarray, found: Found) -> None:
+        """Take the spans of B windows; `questions` (B,) may repeat."""
+        records = self._records(found)
+        alone = self.alone[questions]
+        # A question's only window has nothing to be compared with, and most have only one.
+        self.rows[questions[alone]] = records[alone]
+        if not alone.all():
+            self._merge(questions[~alone], records[~alone])
+
+    def _records(self, found: Found) -> np.ndarray:
+        """(B,) records of spans (B, n'), n' <= n; what is no valid span is blank."""
+        records = np.full(len(found.score), self.blank)
+        valid = found.score > -np.inf
+        width = valid.shape[1]
+        for name in records.dtype.names:
+            values = getattr(found, name)
+            np.copyto(records[name][:, :width], values, where=valid, casting="same_kind")
+        return records
+
+    def _merge(self, questions: np.ndarray, records: np.ndarray) -> None:
+        """Keep the n best of what the table has and of (B,) new records, whose questions may repeat.
+
+        With n = 2, question 7 has spans a (score 5) and b (1) in the table, and two windows bring
+        c (4), a (5) and d (3):
+
+            pool             5a 1b | 4c 5a | 3d      every span that may stay
+            one of each      5a 1b 4c 3d             a was seen by two windows
+            the n best       5a 4c                   back into the table
+        """
+        own = np.unique(questions)  # (R,) each question once
+        pool = np.concatenate([self.rows[own], records])  # (R + B,)
+        line = np.searchsorted(own, np.concatenate([own, questions]))
+        line = line.repeat(self.settings.kept)  # whose each span is: a row of `own`
+        field = {name: pool[name].ravel() for name in pool.dtype.names}  # a value a span
+        spans = np.flatnonzero(field["score"] > -np.inf)
+        if (
+            self.settings.mode == "exact"
+        ):  # the old scripts list a span once for each window that sees it
+            spans = _one_of_each(spans, line, field)
+        spans, rank = _best_of_each_question(spans, line, field, self.settings.kept)
+
+        merged = np.full(len(own), self.blank)
+        for name, values in field.items():
+            merged[name][line[spans], rank] = values[spans]
+        self.rows[own] = merged
+
+
+def _one_of_each(spans: np.ndarray, line: np.ndarray, field: dict) -> np.ndarray:
+    """Of the same span in several windows the one with the highest score; of equals that with the highest start."""
+    keys = (-field["end"], -field["start"], -field["score"], field["order"], line)
+    spans = spans[np.lexsort([key[spans] for key in keys])]  # the last key sorts first
+    return spans[first_of_each(line[spans], field["order"][spans])]
+
+
+def _best_of_each_question(
+    spans: np.ndarray, line: np.ndarray, field: dict, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The n best spans of each question, and their rank in it, 0 the best."""
+    keys = (field["order"], -field["score"], line)
+    spans = spans[np.lexsort([key[spans] for key in keys])]
+    begins = np.searchsorted(line[spans], line[spans])  # where the question's spans begin
+    rank = np.arange(len(spans)) - begins
+    return spans[rank < n], rank[rank < n]
+
+
+def first_of_each(*keys: np.ndarray) -> np.ndarray:
+    """Bool, True where sorted keys change: [4, 4, 6] -> [True, False, True]."""
+    changed = np.ones(len(keys[0]), bool)
+    changed[1:] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
+    return changed

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bertqa.qa.intervals import bootstrap
 from bertqa.qa.thresholds import (
     NO_SPAN_ODDS,
+    bootstrap,
     calibration_error,
     gap_of_equal_bins,
     no_answer_probability,

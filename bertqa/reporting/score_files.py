@@ -113,7 +113,7 @@ def draw_curve(
 
 def draw_histogram(path: Path, title: str, odds: list[float]) -> None:
     """The share of the questions in each bin of odds."""
-    from bertqa.qa.intervals import histogram  # numpy takes longer to start than to score
+    from bertqa.qa.thresholds import histogram  # numpy takes longer to start than to score
 
     shares, edges = histogram(odds)
     figure = load_matplotlib()()
