@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import json
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -16,14 +15,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from bertqa import __version__
 from bertqa.data.examples import read_examples
 from bertqa.data.sources import expand
 from bertqa.data.stream import Question, question_stream
 from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import read_object, replacing
-from bertqa.jobs import Job, answer_stream, data_fingerprint, model_fingerprint
+from bertqa.jobs import Job, answer_stream, depends_on
 from bertqa.qa.asked import Asked, How, asked_of
 from bertqa.qa.documents import Ranking, n_best_list
 from bertqa.qa.metrics import evaluate_v2, score_answers
@@ -47,28 +45,28 @@ def answer_file(
     """
     paths = expand(args.data)
     how = how_asked(args, reader, threshold)
-    # checksums of the data cost a second a gigabyte: once is enough
-    depends = about(args, reader, how, paths) if world.first else {}
+    depends = {}
+    if world.first:  # checksums of the data cost a second a gigabyte: once is enough
+        models = [args.model, *args.others]
+        others = {"int8": args.int8, "n_best": args.n_best, **asdict(how)}
+        depends = depends_on(args, paths, models, reader.device, reader.dtype, **others)
     job = Job(args.out, depends, args.resume, world)
     tally: Counter = Counter()
-    began = time.perf_counter()
-    answered = answer_stream(
+    answer_stream(
         job,
         question_stream(paths, tally),
         partial(rows_of, reader, how, args.n_best),
+        args,
+        noun="question",
         size=SHARE,
         device=reader.device.type,
-        limit=args.limit,
-        on_error=args.on_error,
-        unit=" questions",
     )
-    took = time.perf_counter() - began
-    if not job.done:
-        raise UserError(f"{', '.join(args.data)}: there is no question in it")
     if not world.first:
         return 0
     failed = write_official_files(job, reader.qa, args.n_best)
-    print(report(job, answered, took, failed, threshold), file=sys.stderr)
+    shown = "none" if threshold is None else f"{threshold:.4f}"
+    said = f"answers in {job.folder}, threshold {shown}"
+    print(said + job.told("question", failed, "records"), file=sys.stderr)
     if tally["unlabelled"]:
         said = f"{tally['unlabelled']:,} of {tally['records']:,} records do not say what is right"
         print(f"unlabelled: {said}", file=sys.stderr)
@@ -88,21 +86,6 @@ def how_asked(args: argparse.Namespace, reader: Reader, threshold: float | None)
         spans = replace(how.spans, n_best=args.n_best)
         how = replace(how, spans=spans, listed=args.n_best)
     return how
-
-
-def about(args: argparse.Namespace, reader: Reader, how: How, paths: Sequence[Path]) -> dict:
-    """What the answers depend on."""
-    return {
-        "bertqa": __version__,
-        "data": data_fingerprint(paths),
-        "model": " ".join(map(model_fingerprint, (args.model, *args.others))),
-        "device": reader.device.type,
-        "precision": str(reader.dtype),
-        "int8": args.int8,
-        "limit": args.limit,
-        "n_best": args.n_best,
-        **asdict(how),
-    }
 
 
 def rows_of(
@@ -130,18 +113,6 @@ def row_of(id: object, ranking: Ranking, how: How, n_best: int | None) -> dict:
     if n_best:
         row["nbest"] = n_best_list(ranking, how.spans, no_answer=how.threshold is not None)
     return row
-
-
-def report(job: Job, answered: int, took: float, failed: int, threshold: float | None) -> str:
-    """What was done, for people."""
-    said = (
-        f"answers in {job.folder}, threshold {'none' if threshold is None else f'{threshold:.4f}'}"
-    )
-    if answered:
-        said += f"; {answered:,} questions in {took:.1f} s, {answered / took:,.1f} questions/s"
-    if failed:
-        said += f'; {failed:,} records could not be read: see "error" in {job.lines.name}'
-    return said
 
 
 # The files of SQuAD's scripts

@@ -2,10 +2,8 @@
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
 
-from bertqa import __version__
 from bertqa.data.sources import expand
 from bertqa.data.text_stream import Text, text_stream
 from bertqa.data.text_windows import text_windows
@@ -15,7 +13,7 @@ from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import to_json
 from bertqa.inference import class_logits
-from bertqa.jobs import Job, answer_stream, data_fingerprint, model_fingerprint
+from bertqa.jobs import Job, answer_stream, depends_on
 from bertqa.model import folder, prepack
 from bertqa.training.classification import probabilities
 
@@ -96,42 +94,30 @@ def classify_files(
 ) -> int:
     """Append a line to predictions.jsonl for each text of the files; what is written stays, and --resume goes on."""
     paths = expand(args.data)
-    about = {}
+    depends = {}
     if world.first:
-        about = {
-            "bertqa": __version__,
-            "data": data_fingerprint(paths),
-            "model": model_fingerprint(args.model),
-            "device": classifier.device.type,
-            "precision": str(classifier.dtype),
-            "limit": args.limit,
-            "columns": [column, second],
-        }
-    job = Job(args.out, about, args.resume, world)
-    began = time.perf_counter()
-    answered = answer_stream(
+        columns = [column, second]
+        models = [args.model]
+        depends = depends_on(
+            args, paths, models, classifier.device, classifier.dtype, columns=columns
+        )
+    job = Job(args.out, depends, args.resume, world)
+    answer_stream(
         job,
         text_stream(paths, None if column == "text" and not second else column, second),
         classifier.rows,
+        args,
+        noun="text",
         size=SHARE,
         device=classifier.device.type,
-        limit=args.limit,
-        on_error=args.on_error,
-        unit=" texts",
     )
-    took = time.perf_counter() - began
-    if not job.done:
-        raise UserError(f"{', '.join(args.data)}: there is no text in it")
     cut = world.sum(classifier.cut)
     if not world.first:
         return 0
     if cut:
-        print(f"{cut:,.0f} of {answered:,} texts cut to {classifier.most} tokens", file=sys.stderr)
+        said = f"{cut:,.0f} of {job.answered:,} texts cut to {classifier.most} tokens"
+        print(said, file=sys.stderr)
+    failed = sum("error" in row for row in job.rows())
     said = f"classes of {job.done:,} texts in {job.lines}"
-    if answered:
-        said += f"; {answered:,} in {took:.1f} s, {answered / took:,.1f} texts/s"
-    failed = job.failed()
-    if failed:
-        said += f'; {failed:,} rows could not be read: see "error" in {job.lines.name}'
-    print(said, file=sys.stderr)
+    print(said + job.told("text", failed, "rows"), file=sys.stderr)
     return 1 if failed else 0

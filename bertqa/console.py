@@ -7,7 +7,9 @@ own logging has it. The verbs show it on stderr.
 import functools
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -99,3 +101,15 @@ def prepare_streams() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
         else:
             stream.reconfigure(errors="backslashreplace")
+
+
+def stop_on_sigterm() -> None:
+    """SIGTERM and SIGHUP end this process as Ctrl-C does, in order, and not in the middle of a line."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread() and os.name == "posix":
+        signal.signal(signal.SIGTERM, interrupt)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            signal.signal(signal.SIGHUP, interrupt)

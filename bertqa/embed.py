@@ -20,7 +20,6 @@ from bertqa.data.sources import STDIN, expand
 from bertqa.embed_files import refuse_bad, texts_of, write_at_once, write_npy
 from bertqa.errors import UserError
 from bertqa.flags import VerbParser, run_verb
-from bertqa.jobs import model_fingerprint
 from bertqa.settings import bundled_reader
 
 
@@ -39,6 +38,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=bundled_reader(),
         help="model folder, run folder, Hugging Face folder or Hub id; a head on it does not matter [%(default)s]",
     )
+    parser.set_defaults(on_error="stop")  # where a text has no vector, all behind it would move up
     add_data_flags(parser)
     add_vector_flags(parser)
     args = parser.parse_args(argv)
@@ -167,10 +167,10 @@ class Embedder:
         from bertqa.model.record import read_embed
 
         set_threads(args.threads)
-        where = resolve_weights(args.model)
+        where = Path(resolve_weights(args.model))
         self.device = pick_device(args.device)
         self.model = args.model
-        self.fingerprint = model_fingerprint(Path(where))
+        self.folder = where
         self.texts = self.tokens = self.cut = self.empty = 0
         self.dtype = pick_precision(args.precision, self.device)
         self.tokenizer = WordPiece.load(where)

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from bertqa import __version__
 from bertqa.data.text_stream import Text, text_stream
 from bertqa.errors import UserError
 from bertqa.files import flush_to_disk, replacing, to_json
 from bertqa.folders import take_place
-from bertqa.jobs import Job, answer_stream, data_fingerprint
+from bertqa.jobs import Job, answer_stream, depends_on
 
 SHARE = 8192
 """Most texts that are embedded, and written, together."""
@@ -50,17 +49,16 @@ def write_npy(args: argparse.Namespace, paths: Sequence[Path], embed) -> tuple[i
     """The vectors, share by share, in the folder FILE.npy.part, the folder of a job; whole, they take the place of FILE.npy,
     with the ids beside it. Returns their shape."""
     out = args.out
-    about = {
-        "bertqa": __version__,
-        "data": data_fingerprint(paths),
-        "model": embed.fingerprint,
-        "device": embed.device.type,
-        "precision": str(embed.dtype),
-        "limit": args.limit,
-        "column": args.text_column,
+    depends = depends_on(
+        args,
+        paths,
+        [embed.folder],
+        embed.device,
+        embed.dtype,
+        column=args.text_column,
         **embed.settings,
-    }
-    job = Job(out.with_name(out.name + ".part"), about, args.resume)
+    )
+    job = Job(out.with_name(out.name + ".part"), depends, args.resume)
     growing = job.folder / "vectors.npy"
 
     def rows(texts: list[Text], done: Callable[[float], None]) -> list[dict]:
@@ -78,14 +76,11 @@ def write_npy(args: argparse.Namespace, paths: Sequence[Path], embed) -> tuple[i
         job,
         text_stream(paths, args.text_column),
         rows,
+        args,
+        noun="text",
         size=SHARE,
         device=embed.device.type,
-        limit=args.limit,
-        on_error="stop",
-        unit=" texts",
     )
-    if not job.done:
-        raise UserError(f"{', '.join(args.data)}: there is no text in it")
     shape = finish(growing, job.done)
     write_ids(out, (row["id"] for row in job.rows()))
     take_place(growing, out)

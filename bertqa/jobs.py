@@ -7,16 +7,17 @@ What is written stays, and a later start goes on behind it. Memory holds a share
 are the same whoever answers them, one process or eight, at once or after a stop: so are the answers, to the last bit.
 """
 
+import argparse
 import os
-import signal
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, repeat
+from itertools import chain, islice, repeat, takewhile
 from pathlib import Path
 
-from bertqa.console import progress_bar
+from bertqa import __version__
+from bertqa.console import progress_bar, stop_on_sigterm
 from bertqa.data.chunks import chunks
 from bertqa.distributed import World
 from bertqa.errors import UserError
@@ -54,11 +55,19 @@ class Job:
         self.world = world
         if world.first:
             self._begin(about, resume)
-        self.done = world.gather(_count_lines(self.lines))[0]
+        lines = 0  # whole ones: the last may be cut off
+        if self.lines.exists():
+            with open(self.lines, "rb") as file:
+                lines = sum(line.endswith(b"\n") for line in file)
+        self.done = world.gather(lines)[0]
+        self.answered = 0  # by this start
+        self.took = 0.0  # seconds
 
     def _begin(self, about: dict, resume: bool) -> None:
         folder = self.folder
         begun = [name for name in (ABOUT, LINES, "predictions.json") if (folder / name).exists()]
+        if begun == [ABOUT] and len(os.listdir(folder)) == 1:
+            begun = []  # that start found no record to answer
         if begun and not resume:
             raise UserError(
                 f"{folder}: already holds {begun[0]}; give another --out, or --resume to go on where it ends"
@@ -85,12 +94,21 @@ class Job:
                 size += len(file.readline())
             file.truncate(size)
 
-    def append(self, rows: Sequence[dict]) -> None:
-        """Add the rows; they are with the system when this returns, whatever becomes of this process."""
+    def append(self, rows: Sequence[dict], on_error: str) -> None:
+        """Add the rows; they are with the system when this returns, whatever becomes of this process.
+
+        With `on_error` "stop" raises UserError for the first that has an "error", behind those before it.
+        """
+        kept = rows
+        if on_error == "stop":
+            kept = list(takewhile(lambda row: "error" not in row, rows))
         if self.world.first:
             with open(self.lines, "ab") as file:
-                file.write("".join(to_json(row) + "\n" for row in rows).encode())
-        self.done += len(rows)
+                file.write("".join(to_json(row) + "\n" for row in kept).encode())
+        self.done += len(kept)
+        self.answered += len(kept)
+        if len(kept) < len(rows):
+            raise UserError(rows[len(kept)]["error"])
 
     def rows(self) -> Iterator[dict]:
         """The rows so far."""
@@ -101,20 +119,15 @@ class Job:
                 except UserError as error:
                     raise UserError(f"{self.lines}: {error}") from None
 
-    def failed(self) -> int:
-        """How many records could not be read."""
-        return sum("error" in row for row in self.rows())
-
-
-def _count_lines(path: Path) -> int:
-    """Whole lines of a file, 0 where there is none."""
-    if not path.exists():
-        return 0
-    lines = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            lines += block.count(b"\n")
-    return lines
+    def told(self, noun: str, failed: int, records: str) -> str:
+        """What was done, behind what people are told first."""
+        said = ""
+        if self.answered:
+            rate = self.answered / self.took
+            said = f"; {self.answered:,} {noun}s in {self.took:.1f} s, {rate:,.1f} {noun}s/s"
+        if failed:
+            said += f'; {failed:,} {records} could not be read: see "error" in {LINES}'
+        return said
 
 
 # Answering
@@ -137,33 +150,32 @@ def answer_stream(
     job: Job,
     stream,
     answer: Callable[[list, Callable[[float], None]], list[dict]],
+    args: argparse.Namespace,
     *,
+    noun: str,
     size: int,
     device: str,
-    limit: int | None = None,
-    on_error: str = "write",
-    unit: str,
-) -> int:
+) -> None:
     """Answer the records of a stream that are not yet done. The processes of the job's world take turns.
 
     Args:
         stream: of records with id, where, error and characters; it says how much of it is read.
         answer: records, and a function to tell after every batch which part of them it was -> a row for each.
+        args: the verb's flags. Only the first `limit` records are answered. With `on_error` "stop" the first row that has
+            an "error" raises UserError, behind those before it. `data` names the stream.
+        noun: what a record is.
         size: most records of a share.
         device: the type of what answers.
-        limit: only the first so many records.
-        on_error: "stop" raises UserError for the first row that has an "error", behind those before it.
-        unit: what records are, for the bar.
 
-    Returns:
-        How many were answered.
+    Raises:
+        UserError: also where the stream holds nothing.
     """
     stop_on_sigterm()
+    began = time.perf_counter()
     world = job.world
-    answered = 0
-    shares = not_done(shares_of(islice(stream, limit), size, device), job)
+    shares = not_done(shares_of(islice(stream, args.limit), size, device), job)
     try:
-        with progress_bar(desc="answer", unit=unit, shown=world.first) as bar:
+        with progress_bar(desc="answer", unit=f" {noun}s", shown=world.first) as bar:
             for nth, turn in enumerate(chunks(shares, world.size)):
                 if nth == 0:
                     # A share is answered whole, or its answers would be others.
@@ -173,17 +185,18 @@ def answer_stream(
                 rows: list[dict] = []
                 if world.rank < len(turn):
                     mine = turn[world.rank]
-                    rows = answer(mine.records, Shown(bar, stream, limit, mine))
+                    rows = answer(mine.records, Shown(bar, stream, args.limit, mine))
                 for part in world.gather(rows)[: len(turn)]:
-                    append(job, part, on_error)
-                    answered += len(part)
+                    job.append(part, args.on_error)
                 bar.update(job.done - bar.n)
     except (KeyboardInterrupt, OSError):
         if world.first:
             said = f"{job.done:,} answers are in {job.lines}; --resume goes on behind them"
             print("\n" + said, file=sys.stderr)
         raise
-    return answered
+    job.took = time.perf_counter() - began
+    if not job.done:
+        raise UserError(f"{', '.join(args.data)}: there is no {noun} in it")
 
 
 def shares_of(records: Iterable, size: int, device: str) -> Iterator[Share]:
@@ -227,15 +240,6 @@ def not_done(shares: Iterator[Share], job: Job) -> Iterator[Share]:
                 )
 
 
-def append(job: Job, rows: list[dict], on_error: str) -> None:
-    """Write the rows of a share. With `on_error` "stop" raises UserError for the first that is an error."""
-    for nth, row in enumerate(rows):
-        if "error" in row and on_error == "stop":
-            job.append(rows[:nth])
-            raise UserError(row["error"])
-    job.append(rows)
-
-
 class Shown:
     """Moves the bar with every batch of a share. How many records there are is estimated from the bytes read."""
 
@@ -256,25 +260,25 @@ class Shown:
 # What answers depend on
 
 
-def refuse_other(folder: Path, before: dict, now: dict) -> None:
-    now = parse_json(to_json(now))  # as it reads once it was written
-    differ = [name for name in now if before.get(name) != now[name]]
-    if differ:
-        told = "; ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in differ)
-        raise UserError(
-            f"{folder}: was begun with something else: {told}; give the same, or another --out"
-        )
-
-
-def data_fingerprint(paths: Sequence[Path]) -> list[dict]:
-    """Name and checksum of each file; standard input has a name only."""
-    found = []
+def depends_on(
+    args: argparse.Namespace, paths: Sequence[Path], models: Sequence[Path], device, dtype, **others
+) -> dict:
+    """What the answers to these files by these models depend on."""
+    data = []
     for path in paths:
         entry = {"file": path.name}
-        if path.is_file():
+        if path.is_file():  # of standard input there is only the name
             entry["sha256"] = sha256(path)[:16]
-        found.append(entry)
-    return found
+        data.append(entry)
+    return {
+        "bertqa": __version__,
+        "data": data,
+        "model": " ".join(map(model_fingerprint, models)),
+        "device": device.type,
+        "precision": str(dtype),
+        "limit": args.limit,
+        **others,
+    }
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -284,13 +288,11 @@ def model_fingerprint(folder: Path) -> str:
     return sha256(*(path for path in files if path.is_file()))[:16]
 
 
-def stop_on_sigterm() -> None:
-    """SIGTERM and SIGHUP end this process as Ctrl-C does, in order, and not in the middle of a line."""
-
-    def interrupt(number, frame):
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is threading.main_thread() and os.name == "posix":
-        signal.signal(signal.SIGTERM, interrupt)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
-            signal.signal(signal.SIGHUP, interrupt)
+def refuse_other(folder: Path, before: dict, now: dict) -> None:
+    now = parse_json(to_json(now))  # as it reads once it was written
+    differ = [name for name in now if before.get(name) != now[name]]
+    if differ:
+        told = "; ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in differ)
+        raise UserError(
+            f"{folder}: was begun with something else: {told}; give the same, or another --out"
+        )

@@ -91,6 +91,20 @@ def test_what_is_there_is_neither_replaced_nor_mixed(whole, questions, tiny_mode
         main([*ask[:4], "--out", str(run), "--resume"])
 
 
+def test_a_start_that_found_nothing_to_answer_is_no_job(questions, tiny_model, tmp_path):
+    nothing = tmp_path / "nothing.jsonl"
+    nothing.write_text("\n")
+    out = tmp_path / "out"
+    ask = ["--model", str(tiny_model), "--limit", "3", "--out", str(out), "--data"]
+    for _ in range(2):
+        with pytest.raises(UserError, match="nothing.jsonl"):
+            main([*ask, str(nothing)])
+    assert main([*ask, str(questions)]) == 0
+    assert len(rows_in(out)) == 3
+    about = json.loads((out / "job.json").read_text())
+    assert about["data"][0]["file"] == questions.name
+
+
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 300, 399])
 @pytest.mark.parametrize("tail", [b"", b'{"id": "cut o'])
 def test_a_job_that_was_stopped_ends_in_the_same_bytes(
@@ -162,11 +176,11 @@ def test_a_process_that_is_stopped(tiny_model, questions, tmp_path, how):
 def test_a_full_disk_keeps_what_is_answered(tiny_model, questions, tmp_path, monkeypatch, capsys):
     append, written = Job.append, []
 
-    def full(job, rows):
+    def full(job, rows, on_error):
         if len(written) == 2:
             raise OSError(28, "No space left on device", str(job.lines))
         written.append(rows)
-        append(job, rows)
+        append(job, rows, on_error)
 
     monkeypatch.setattr(Job, "append", full)
     ask = ["--model", str(tiny_model), "--data", str(questions), "--out", str(tmp_path / "out")]
