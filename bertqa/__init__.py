@@ -49,10 +49,10 @@ if TYPE_CHECKING:
     from bertqa.qa.search import SpanSettings as SpanSettings
     from bertqa.reader import Reader as Reader
     from bertqa.settings import LoopSettings as LoopSettings, OptimSettings as OptimSettings
+    from bertqa.train import fine_tune as fine_tune
     from bertqa.training.job import Job as Job, Task as Task
     from bertqa.training.question_answering import QuestionAnswering as QuestionAnswering
     from bertqa.training.run import run_training as run_training
-    from bertqa.tuning import fine_tune as fine_tune
     from bertqa.vectors import embed_texts as embed_texts, pooled as pooled
 
 # Loaded on first use (PEP 562), so that score, doctor and report start without torch.
@@ -80,7 +80,7 @@ _PUBLIC = {
     "WordPiece": "bertqa.data.tokenizer",
     "build_windows": "bertqa.data.windows",
     "embed_texts": "bertqa.vectors",
-    "fine_tune": "bertqa.tuning",
+    "fine_tune": "bertqa.train",
     "find_spans": "bertqa.inference",
     "keep_layers": "bertqa.model.surgery",
     "load": "bertqa.loading",

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bertqa.errors import UserError
+from bertqa.folders import bundled_reader
 from bertqa.qa.documents import Answer
 from bertqa.reader import Reader
-from bertqa.settings import bundled_reader
 
 TASK = "question-answering"
 WINDOW_OPTIONS = ("max_seq_len", "doc_stride", "max_question_len")

@@ -4,13 +4,12 @@ The library says what it does to logging's logger "bertqa": from Python that is 
 own logging has it. The verbs show it on stderr.
 """
 
-import functools
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 logger = logging.getLogger("bertqa")
@@ -56,17 +55,6 @@ def said_on_stderr() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-def verb(main: Callable) -> Callable:
-    """A verb's `main(argv)`, which shows what the library says on stderr."""
-
-    @functools.wraps(main)
-    def shown(argv=None):
-        with said_on_stderr():
-            return main(argv)
-
-    return shown
 
 
 def progress_bar(

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from bertqa.console import verb
 from bertqa.files import to_json
-from bertqa.flags import VerbParser, run_verb
+from bertqa.flags import VerbParser, run_verb, verb
 
 DESCRIPTION = "Weights in and out: a Hugging Face checkpoint into a model folder, or a model folder into one, or into ONNX."
 EXAMPLE = """examples:

@@ -12,19 +12,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.console import verb
 from bertqa.data.examples import Dataset, Example, read_examples
 from bertqa.data.repair import write_repaired
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import check_window_settings
 from bertqa.errors import UserError
 from bertqa.files import same_file
-from bertqa.flags import DocStride, VerbParser, run_verb
-from bertqa.folders import model_of
+from bertqa.flags import DocStride, VerbParser, run_verb, verb
+from bertqa.folders import bundled_reader, model_of
 from bertqa.model.record import read_qa
 from bertqa.qa.checkup import examine
 from bertqa.reporting.doctor_text import describe, fixed_line, marks_for, table
-from bertqa.settings import bundled_reader
 
 DEFAULTS = {"max_length": 384, "overlap": 128, "max_question": 64, "max_answer_length": 30}
 """In tokens."""

@@ -15,12 +15,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.console import verb
 from bertqa.data.sources import STDIN, expand
 from bertqa.embed_files import refuse_bad, texts_of, write_at_once, write_npy
 from bertqa.errors import UserError
-from bertqa.flags import VerbParser, run_verb
-from bertqa.settings import bundled_reader
+from bertqa.flags import VerbParser, run_verb, verb
+from bertqa.folders import bundled_reader
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

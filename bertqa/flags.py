@@ -10,6 +10,7 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import os
 import sys
@@ -81,6 +82,17 @@ OTHER_NAMES = {
 }
 """What flags are called in run_qa.py and run_squad.py, and what they are here. Of answers with ` | ` between them, the first
 one holds whose flag the verb has."""
+
+
+def verb(main: Callable) -> Callable:
+    """A verb's `main(argv)`, which shows what the library says on stderr."""
+
+    @functools.wraps(main)
+    def shown(argv=None):
+        with said_on_stderr():
+            return main(argv)
+
+    return shown
 
 
 def run_verb(main: Main) -> int:

@@ -25,6 +25,16 @@ def model_of(path: str | Path) -> Path:
     return path
 
 
+def bundled_reader() -> str:
+    """The reader that comes with bertqa: in weights/ of where one stands or of the clone, else in the wheel."""
+    package = Path(__file__).resolve().parent
+    name = Path("weights") / "minilm-squad2"
+    for place in (name, package.parent / name):
+        if place.is_dir():
+            return str(place)
+    return str(package / name)
+
+
 def cache_folder() -> Path:
     """Where files are kept between runs: BERTQA_CACHE, else bertqa/ in XDG_CACHE_HOME or ~/.cache. It may not exist yet."""
     own = os.environ.get("BERTQA_CACHE")

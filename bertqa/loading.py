@@ -10,11 +10,11 @@ from torch import nn
 from bertqa.data.tokenizer import WordPiece
 from bertqa.device import as_device, as_dtype, bound_kernel_caches
 from bertqa.errors import UserError
+from bertqa.folders import bundled_reader
 from bertqa.hf.convert import resolve_weights
 from bertqa.model import folder, prepack
 from bertqa.model.encoder import BertEncoder
 from bertqa.qa.confidence import of_qa
-from bertqa.settings import bundled_reader
 
 
 @dataclass(frozen=True)

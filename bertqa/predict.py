@@ -7,10 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.console import verb
 from bertqa.errors import UserError
 from bertqa.files import read_text
-from bertqa.flags import run_verb
+from bertqa.flags import run_verb, verb
 from bertqa.predict_flags import check, is_asked, parse_args
 from bertqa.reader import Reader
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bertqa.errors import UserError
 from bertqa.flags import VerbParser
-from bertqa.settings import bundled_reader
+from bertqa.folders import bundled_reader
 
 EXAMPLES = """examples:
   python -m bertqa.predict --question 'Who kept the lamp?' --context 'Agnes Holm kept the lamp for thirty years.'

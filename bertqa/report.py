@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.console import verb
-from bertqa.flags import VerbParser, run_verb
+from bertqa.flags import VerbParser, run_verb, verb
 from bertqa.reporting.page import write_report
 
 

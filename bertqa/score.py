@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bertqa.console import verb
 from bertqa.data.examples import Dataset, read_examples
 from bertqa.errors import UserError
 from bertqa.files import same_file, write_text
-from bertqa.flags import VerbParser, run_verb
+from bertqa.flags import VerbParser, run_verb, verb
 from bertqa.qa import metrics
 from bertqa.qa.metrics import Scores
 from bertqa.qa.predictions import Predictions, read_odds, read_predictions, threshold_of

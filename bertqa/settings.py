@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 
 from bertqa.data.windows import check_window_settings
 from bertqa.errors import UserError
+from bertqa.folders import bundled_reader
 
-PACKAGE = Path(__file__).resolve().parent
-SAMPLE = PACKAGE / "data" / "sample"
+SAMPLE = Path(__file__).resolve().parent / "data" / "sample"
 DEVICE_TEXT = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,4})?")
 FROZEN_TEXT = re.compile(r"none|embeddings|encoder|[0-9]{1,9}")
 TOKENS_TEXT = re.compile(r"auto|0*[1-9][0-9]*")
@@ -30,15 +30,6 @@ ENDS = {"epochs", "max_steps"}
 
 MOVABLE = {"train", "dev", "weights"}
 """Files that may have been moved when a run is resumed: their fingerprints tell whether they are the same."""
-
-
-def bundled_reader() -> str:
-    """The reader that comes with bertqa: in weights/ of where one stands or of the clone, else in the wheel."""
-    name = Path("weights") / "minilm-squad2"
-    for place in (name, PACKAGE.parent / name):
-        if place.is_dir():
-            return str(place)
-    return str(PACKAGE / name)
 
 
 class Rule(NamedTuple):

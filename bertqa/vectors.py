@@ -1,17 +1,14 @@
 """Vectors of texts: what `embed` writes, from Python.
 
-A sequence  [CLS] text [SEP]  has a vector for each token, of each layer. What comes out of them is the pool:
-
-    cls     the vector of [CLS]
-    mean    the mean over all tokens, [CLS] and [SEP] among them (what sentence-transformers' models are trained for)
-    pooler  tanh(dense([CLS])), where the model has kept that layer
-    none    all of them
+A sequence  [CLS] text [SEP]  has a vector for each token, of each layer. What comes out of them is the pool: the vector of
+[CLS], the mean over all tokens, the pooler's tanh(dense([CLS])), or none: all of them.
 
 R texts of N tokens together, S sequences in a batch, H hidden size.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -73,25 +70,15 @@ def embed_texts(
     device = next(encoder.parameters()).device
     most = config.max_position_embeddings if max_length is None else max_length
     check(config, pool, layer, most)
-    windows = text_windows(
-        texts, tokenizer, max_length=most, progress=progress and f"{progress}: tokens"
-    )
+    name = None if progress is None else f"{progress}: tokens"
+    windows = text_windows(texts, tokenizer, max_length=most, progress=name)
     rows = running_sum(windows.lengths)  # (R+1,) tokens before each text
     per_token = pool == "none"
     layers = (config.num_hidden_layers + 1,) if layer == "all" else ()
     count = int(rows[-1]) if per_token else len(texts)
     vectors = np.empty((count, *layers, config.hidden_size), np.float32)
 
-    def compute(batch, layout) -> tuple:
-        out = encoder(
-            batch.input_ids,
-            token_type_ids=batch.token_type_ids,
-            lengths=layout,
-            output_hidden_states=layer != -1,
-        )
-        found = pooled(out, layout, pool, layer)
-        return (F.normalize(found, dim=-1) if normalize else found,)
-
+    compute = partial(_compute, encoder, pool, layer, normalize)
     cast = autocast(device, dtype or torch.float32)
     batches = forward_all(compute, windows, device, autocast=cast, progress=progress, unit=" texts")
     for which, (found,) in batches:
@@ -106,6 +93,18 @@ def embed_texts(
         tokens=int(rows[-1]),
         cut=windows.cut,
     )
+
+
+def _compute(encoder, pool: str, layer: int | str, normalize: bool, batch, layout) -> tuple:
+    """The vectors of a batch, as `forward_all` wants them."""
+    out = encoder(
+        batch.input_ids,
+        token_type_ids=batch.token_type_ids,
+        lengths=layout,
+        output_hidden_states=layer != -1,
+    )
+    found = pooled(out, layout, pool, layer)
+    return (F.normalize(found, dim=-1) if normalize else found,)
 
 
 def put_rows(vectors: np.ndarray, rows: np.ndarray, which: np.ndarray, found: np.ndarray) -> None:
