@@ -5,6 +5,7 @@ torch is imported where it is needed, so that a command line can be read inside 
 
 import contextlib
 import itertools
+import math
 import os
 import signal
 import socket
@@ -93,13 +94,10 @@ class World:
         it may be a download."""
         if self.size == 1:
             return make()
-        mine = 2
-        if self.first:
-            mine = 0
-        elif self.local_rank == 0:
-            mine = 1
         call = next(self.turns)
-        for turn in range(3):
+        turns = [self.first, self.local_rank == 0, True]
+        mine = turns.index(True)
+        for turn in range(len(turns)):
             if turn == mine:
                 made = make()
             self._meet(f"bertqa: call {call}, turn {turn}")
@@ -127,12 +125,7 @@ class World:
 class Heard:
     """When the first signal that asks to stop came, whatever the main thread was doing."""
 
-    at: float | None = None
-
-    @classmethod
-    def ago(cls) -> float:
-        """Seconds since then; 0 where none has come."""
-        return 0.0 if cls.at is None else time.monotonic() - cls.at
+    at = math.inf
 
 
 def _wait(work) -> None:
@@ -144,8 +137,9 @@ def _wait(work) -> None:
     began = time.monotonic()
     pause = 0.0
     while not work.is_completed():
-        waited = time.monotonic() - began
-        if waited > TIMEOUT or min(waited, Heard.ago()) > PATIENCE:
+        now = time.monotonic()
+        waited = now - began
+        if waited > TIMEOUT or now - max(began, Heard.at) > PATIENCE:
             raise UserError(_lost(f"waited for {waited:.0f} s"))
         time.sleep(pause)
         pause = min(0.01, pause + 1e-5)  # a step that is in time pays next to nothing
@@ -188,9 +182,7 @@ def world_of_torchrun() -> Iterator[World]:
         if not isinstance(error, dist.DistError) and not is_echo:
             raise
         seen = str(error).split(". ")[0]
-        how = "has died"
-        if "timed out" in seen.lower():
-            how = "hangs or has died"
+        how = "hangs or has died" if "timed out" in seen.lower() else "has died"
         raise UserError(_lost(seen, how)) from None
     time.sleep(LEAVE)
     dist.destroy_process_group()
@@ -211,13 +203,11 @@ def _described() -> World | None:
     wrong = [f"{name} is {value!r}" for name, value in values.items() if not value.isdecimal()]
     if wrong:
         raise UserError(f"{', '.join(wrong)}: not a whole number; {way_out}")
-    rank = int(values["RANK"])
-    size = int(values["WORLD_SIZE"])
+    rank, size, local_rank, _ = map(int, values.values())
     if rank >= size:
-        raise UserError(
-            f"RANK is {rank}, but WORLD_SIZE {size}; ranks are counted from 0; {way_out}"
-        )
-    return World(rank, size, int(values["LOCAL_RANK"]))
+        counted = "ranks are counted from 0"
+        raise UserError(f"RANK is {rank}, but WORLD_SIZE {size}; {counted}; {way_out}")
+    return World(rank, size, local_rank)
 
 
 def _join(described: World) -> World:
@@ -252,14 +242,15 @@ def _is_first(store) -> bool:
         return True
 
 
-def _console(mine: bool) -> contextlib.AbstractContextManager:
-    """Python's standard output and error, or neither."""
-    stack = contextlib.ExitStack()
-    if not mine:
-        nowhere = stack.enter_context(open(os.devnull, "w"))  # noqa: SIM115 (closed by the stack)
-        stack.enter_context(contextlib.redirect_stdout(nowhere))
-        stack.enter_context(contextlib.redirect_stderr(nowhere))
-    return stack
+@contextlib.contextmanager
+def _console(mine: bool) -> Iterator[None]:
+    """Python's standard output and error inside, or neither."""
+    if mine:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
 
 
 @contextlib.contextmanager
@@ -275,7 +266,7 @@ def _watched(store) -> Iterator[None]:
     except ValueError:  # not in the main thread: signals are somebody else's
         yield
         return
-    Heard.at = None
+    Heard.at = math.inf
     threading.Thread(target=_listen, args=(ear, store), daemon=True).start()
     try:
         yield

@@ -1,25 +1,13 @@
-"""Command lines generated from dataclasses, and the wrapper that turns user errors into one line
-and an exit status.
-
-A field of a settings dataclass becomes a flag: its name with dashes, its type, its default, and as
-help the string literal under it in the source. So a setting is written down once, and `--help` can
-never drift from the code.
+"""Command lines: parsers that know what others call a flag, and the wrapper that turns user errors into one line and an exit
+status.
 """
 
 import argparse
-import ast
-import dataclasses
 import difflib
 import functools
-import inspect
-import os
 import sys
-import textwrap
-import types
-import typing
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from bertqa.console import prepare_streams, said_on_stderr
 from bertqa.errors import UserError
@@ -187,48 +175,6 @@ def our_name(plain: str, known: Sequence[str]) -> str:
     return ""
 
 
-def field_docs(cls: type) -> dict[str, str]:
-    """The string literal that stands under each field of a dataclass, by field name (base classes
-    included).
-    """
-    docs: dict[str, str] = {}
-    for base in reversed(cls.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
-        for field, doc in zip(body, body[1:], strict=False):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(doc, ast.Expr)
-                and isinstance(doc.value, ast.Constant)
-            ):
-                docs[field.target.id] = inspect.cleandoc(doc.value.value)
-    return docs
-
-
-@dataclasses.dataclass(frozen=True)
-class FieldType:
-    """What a flag's value may be, from the annotation of its field: int, float | None, Literal["a",
-    "b"], ...
-    """
-
-    kind: type
-    optional: bool
-    """Whether it may be None, typed as none."""
-    choices: tuple = ()
-
-
-def field_type(annotation) -> FieldType:
-    """The type of a field for the command line."""
-    optional = False
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        members = typing.get_args(annotation)
-        optional = types.NoneType in members
-        annotation = next(member for member in members if member is not types.NoneType)
-    if typing.get_origin(annotation) is typing.Literal:
-        choices = typing.get_args(annotation)
-        return FieldType(type(choices[0]), optional, choices)
-    return FieldType(annotation, optional)
-
-
 DOC_STRIDE = (
     "--doc-stride means the step between windows in Google's script and their overlap in run_qa; "
     "say --step N or --overlap N"
@@ -257,79 +203,3 @@ class CompactHelp(argparse.HelpFormatter):
         if isinstance(action, argparse.BooleanOptionalAction):
             return "--[no-]" + action.option_strings[0].removeprefix("--")
         return super()._format_action_invocation(action)
-
-
-def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
-    """Add a flag for each field of the dataclass `cls`, as a group of the parser. Flags not given
-    stay out of the result.
-    """
-    group = parser.add_argument_group(title)
-    docs = field_docs(cls)
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        flag = "--" + field.name.replace("_", "-")
-        what = field_type(hints[field.name])
-        text = f"{docs[field.name]} [{shown_default(field)}]"
-        common = dict(dest=field.name, default=argparse.SUPPRESS, help=text.replace("%", "%%"))
-        if what.kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
-            continue
-        if typing.get_origin(what.kind) is list:
-            group.add_argument(flag, nargs="*", metavar="TEXT", **common)
-            continue
-        choices = what.choices
-        metavar = {int: "N", float: "X"}.get(what.kind, "TEXT")
-        if choices and what.optional:
-            choices = (*choices, None)
-        group.add_argument(
-            flag, type=value_reader(what), metavar=metavar, choices=choices or None, **common
-        )
-
-
-def shown_default(field: dataclasses.Field) -> object:
-    """The default of a field as one would type it."""
-    value = field.default
-    if field.default_factory is not dataclasses.MISSING:
-        value = field.default_factory()
-    if value is None or value == []:
-        return "none"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, str) and os.path.isabs(value):
-        path = Path(value)
-        return f".../{path.parent.name}/{path.name}"
-    return value
-
-
-def value_reader(what: FieldType) -> Callable[[str], object]:
-    """The function that makes a value of what was typed."""
-    read = {int: whole_number, float: number}.get(what.kind, str)
-    if not what.optional:
-        return read
-    return lambda text: None if text.lower() == "none" else read(text)
-
-
-def whole_number(text: str) -> int:
-    """12, or 1e3, exactly: a detour over float would change numbers beyond 2^53."""
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        value = float(text)
-        whole = int(value)
-    except (ValueError, OverflowError):
-        value, whole = 0.5, 0
-    if value != whole:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number")
-    if abs(whole) > 2**53:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not exact; write all its digits")
-    return whole
-
-
-def number(text: str) -> float:
-    """A decimal number."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number") from None

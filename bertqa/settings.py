@@ -5,22 +5,17 @@ Each field is also a flag of `python -m bertqa.train`, and the text under it is 
 
 import dataclasses
 import math
-import os
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal
 
+from bertqa import fields
 from bertqa.data.windows import check_window_settings
 from bertqa.errors import UserError
+from bertqa.fields import broken
 from bertqa.folders import bundled_reader
 
 SAMPLE = Path(__file__).resolve().parent / "data" / "sample"
-DEVICE_TEXT = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,4})?")
-FROZEN_TEXT = re.compile(r"none|embeddings|encoder|[0-9]{1,9}")
-TOKENS_TEXT = re.compile(r"auto|0*[1-9][0-9]*")
-SAVE_EVERY = re.compile(r"([1-9][0-9]{0,17}) ?steps|([0-9]*[.]?[0-9]+(?:e[-+]?[0-9]+)?)")
 
 RESUMABLE = {"max_minutes", "device", "threads", "save_every", "capture"}
 """Settings that a resumed run may have otherwise than the run had: none of them is part of its result."""
@@ -30,48 +25,6 @@ ENDS = {"epochs", "max_steps"}
 
 MOVABLE = {"train", "dev", "weights"}
 """Files that may have been moved when a run is resumed: their fingerprints tell whether they are the same."""
-
-
-class Rule(NamedTuple):
-    """What a setting must be, where it is not left open (None)."""
-
-    must: str
-    holds: Callable[[Any], object]
-
-
-MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
-POSITIVE = Rule("be positive", lambda value: 0 < value < 2**63)  # other numbers are divided by it
-NOT_NEGATIVE = Rule("not be negative", lambda value: 0 <= value < math.inf)
-RATE = Rule("lie in [0, 1)", lambda value: 0 <= value < 1)
-FACTOR = Rule("lie in (0, 1]", lambda value: 0 < value <= 1)
-SHARE = Rule("lie in (0, 1)", lambda value: 0 < value < 1)
-NORM = Rule("be positive, or 0 for no clipping", lambda norm: norm >= 0)
-WARMUP = Rule("be a fraction below 1 or a number of steps", NOT_NEGATIVE.holds)
-EPOCHS = Rule("be positive, and a million at most", lambda epochs: 0 < epochs <= 10**6)
-STEPS = Rule("be a number of steps, or 0", lambda steps: steps >= 0)
-SEED = Rule(f"lie between 0 and {2**63 - 1}", lambda seed: 0 <= seed < 2**63)
-THREADS = Rule(f"lie between 0 and {MOST_THREADS}", lambda count: 0 <= count <= MOST_THREADS)
-TOKENS = Rule("be a number of tokens, or auto", lambda text: TOKENS_TEXT.fullmatch(str(text)))
-SAVES = Rule(
-    "be minutes, as in 10, or steps, as in 500steps, or 0",
-    lambda text: SAVE_EVERY.fullmatch(str(text)),
-)
-DEVICE = Rule("be auto, cpu, cuda, cuda:1 or mps", DEVICE_TEXT.fullmatch)
-FROZEN = Rule("be none, embeddings, encoder or a number of layers", FROZEN_TEXT.fullmatch)
-
-
-def broken(settings) -> list[str]:
-    """A phrase for each setting of a dataclass that breaks the rule, or is none of the choices, in its annotation."""
-    found = []
-    for name, annotation in get_type_hints(type(settings), include_extras=True).items():
-        value = getattr(settings, name)
-        if get_origin(annotation) is Literal and value not in get_args(annotation):
-            choices = ", ".join(get_args(annotation))
-            found.append(f"{name} is {value}, it must be one of {choices}")
-        for rule in getattr(annotation, "__metadata__", ()):
-            if value is not None and not rule.holds(value):
-                found.append(f"{name} is {value}, it must {rule.must}")
-    return found
 
 
 @dataclass(frozen=True)
@@ -116,11 +69,11 @@ class QuestionAnsweringSettings:
     """Tokens from one window's start to the next (Google's doc_stride)."""
     max_question: int = 64
     """Question tokens kept."""
-    max_answer_length: Annotated[int, POSITIVE] = 30
+    max_answer_length: Annotated[int, fields.POSITIVE] = 30
     """Most tokens of an answer."""
-    limit_train: Annotated[int | None, POSITIVE] = None
+    limit_train: Annotated[int | None, fields.POSITIVE] = None
     """Train on the first N questions only."""
-    limit_dev: Annotated[int | None, POSITIVE] = None
+    limit_dev: Annotated[int | None, fields.POSITIVE] = None
     """Evaluate on the first N questions only."""
 
     def problems(self, max_positions: int | None = None) -> list[str]:
@@ -165,15 +118,15 @@ class ClassificationSettings:
     """Column of the class, by name or by number."""
     pair_column: str | None = None
     """Column of a second text, to classify pairs."""
-    split: Annotated[float | None, SHARE] = None
+    split: Annotated[float | None, fields.SHARE] = None
     """Share of the training texts that is the dev set, drawn by seed; 0.3 where no dev is given."""
     max_length: int | None = None
     """Most tokens of a text (or pair), longer ones are cut; none = the model's positions."""
     class_weights: Literal["none", "balanced"] = "none"
     """none, or balanced: errors on a class weigh by how rare it is, texts / (classes * its texts)."""
-    limit_train: Annotated[int | None, POSITIVE] = None
+    limit_train: Annotated[int | None, fields.POSITIVE] = None
     """Read the first N texts only, then split."""
-    limit_dev: Annotated[int | None, POSITIVE] = None
+    limit_dev: Annotated[int | None, fields.POSITIVE] = None
     """Evaluate on the first N texts only."""
 
     def problems(self, max_positions: int | None = None) -> list[str]:
@@ -202,9 +155,9 @@ class DistillationSettings:
 
     teacher: list[str] = field(default_factory=list)
     """Models whose mean logits are learned beside the right answers; same vocabulary."""
-    teacher_weight: Annotated[float, FACTOR] = 0.8
+    teacher_weight: Annotated[float, fields.FACTOR] = 0.8
     """Their share of the loss, of 1."""
-    temperature: Annotated[float, POSITIVE] = 2.0
+    temperature: Annotated[float, fields.POSITIVE] = 2.0
     """Of their logits; high: unlikely answers count."""
 
 
@@ -212,9 +165,9 @@ class DistillationSettings:
 class ModelSettings:
     """Changes to the encoder for training."""
 
-    dropout: Annotated[float | None, RATE] = None
+    dropout: Annotated[float | None, fields.RATE] = None
     """In the encoder; none = as the weights say."""
-    attention_dropout: Annotated[float, RATE] = 0.0
+    attention_dropout: Annotated[float, fields.RATE] = 0.0
     """Of attention weights; none is fastest."""
     recompute: bool = False
     """Layers run twice: less memory, a third slower."""
@@ -226,29 +179,29 @@ class ModelSettings:
 class OptimSettings:
     """What decides an update of the weights."""
 
-    lr: Annotated[float, POSITIVE] = 5e-5
+    lr: Annotated[float, fields.POSITIVE] = 5e-5
     """Peak learning rate."""
-    head_lr: Annotated[float | None, POSITIVE] = None
+    head_lr: Annotated[float | None, fields.POSITIVE] = None
     """That of the head alone; none = lr."""
-    warmup: Annotated[float, WARMUP] = 0.1
+    warmup: Annotated[float, fields.WARMUP] = 0.1
     """Warm-up: a fraction of all steps where below 1, else a number of steps."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Then linear or cosine to zero, or constant."""
-    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
+    weight_decay: Annotated[float, fields.NOT_NEGATIVE] = 0.01
     """Decoupled weight decay, on weight matrices only: never on biases and LayerNorm."""
-    clip: Annotated[float, NORM] = 1.0
+    clip: Annotated[float, fields.NORM] = 1.0
     """Largest gradient norm, applied once per optimizer step; 0 = no clipping."""
-    beta1: Annotated[float, RATE] = 0.9
+    beta1: Annotated[float, fields.RATE] = 0.9
     """Adam's decay of the gradient's mean."""
-    beta2: Annotated[float, SHARE] = 0.999
+    beta2: Annotated[float, fields.SHARE] = 0.999
     """Adam's decay of the gradient's square."""
-    eps: Annotated[float, POSITIVE] = 1e-8
+    eps: Annotated[float, fields.POSITIVE] = 1e-8
     """Added to the root of Adam's second moment."""
     bias_correction: bool = True
     """Adam's; Google's BERT goes without."""
-    layer_decay: Annotated[float, FACTOR] = 1.0
+    layer_decay: Annotated[float, fields.FACTOR] = 1.0
     """Rate of a layer relative to the one above."""
-    freeze: Annotated[str, FROZEN] = "none"
+    freeze: Annotated[str, fields.FROZEN] = "none"
     """What is not trained: none, embeddings, encoder, or N = the embeddings and the first N layers."""
 
 
@@ -256,29 +209,29 @@ class OptimSettings:
 class LoopSettings:
     """How long, how much at once, how often to look, and on what."""
 
-    epochs: Annotated[float, EPOCHS] = 2.0
+    epochs: Annotated[float, fields.EPOCHS] = 2.0
     """Passes over the training windows."""
-    max_steps: Annotated[int | None, POSITIVE] = None
+    max_steps: Annotated[int | None, fields.POSITIVE] = None
     """Stop after N optimizer steps; the learning rate reaches zero there."""
-    max_minutes: Annotated[float | None, POSITIVE] = None
+    max_minutes: Annotated[float | None, fields.POSITIVE] = None
     """Save and stop then; --resume goes on."""
-    batch_size: Annotated[int, POSITIVE] = 16
+    batch_size: Annotated[int, fields.POSITIVE] = 16
     """Windows in an optimizer step, over all ranks."""
-    micro_tokens: Annotated[str | int, TOKENS] = "auto"
+    micro_tokens: Annotated[str | int, fields.TOKENS] = "auto"
     """Most tokens at once; auto = by device."""
-    ema: Annotated[float, RATE] = 0.0
+    ema: Annotated[float, fields.RATE] = 0.0
     """Decay of a moving average of the weights, which is then what is evaluated and kept; 0 = none."""
-    eval_every: Annotated[int, STEPS] = 0
+    eval_every: Annotated[int, fields.STEPS] = 0
     """Evaluate every N steps, and always at the end; 0 = after every epoch."""
-    save_every: Annotated[str | float, SAVES] = 10.0
+    save_every: Annotated[str | float, fields.SAVES] = 10.0
     """Minutes (10) or steps (500steps) between checkpoints; 0 = every step."""
-    seed: Annotated[int, SEED] = 0
+    seed: Annotated[int, fields.SEED] = 0
     """Order of the data, dropout, fresh weights."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """fp32, bf16 or fp16; auto = bf16 or fp16 on GPUs, fp32 elsewhere."""
-    device: Annotated[str, DEVICE] = "auto"
+    device: Annotated[str, fields.DEVICE] = "auto"
     """cpu, cuda, cuda:1, mps; auto = a GPU if any."""
-    threads: Annotated[int, THREADS] = 0
+    threads: Annotated[int, fields.THREADS] = 0
     """CPU threads; 0 = torch's own choice."""
     deterministic: bool = False
     """Refuse GPU kernels whose results vary from run to run (slower)."""
@@ -288,12 +241,12 @@ class LoopSettings:
     @property
     def save_steps(self) -> int:
         """Checkpoints come at multiples of so many steps; 0 = not by steps."""
-        return int(SAVE_EVERY.fullmatch(str(self.save_every))[1] or 0)
+        return int(fields.SAVE_EVERY.fullmatch(str(self.save_every))[1] or 0)
 
     @property
     def save_minutes(self) -> float:
         """Checkpoints come after so many minutes; infinite where they come by steps."""
-        return float(SAVE_EVERY.fullmatch(str(self.save_every))[2] or math.inf)
+        return float(fields.SAVE_EVERY.fullmatch(str(self.save_every))[2] or math.inf)
 
 
 @dataclass(frozen=True)

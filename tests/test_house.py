@@ -27,11 +27,12 @@ MAY_IMPORT = {
     "hf": {*GROUND, "hf", "model"},
     "inference": {*GROUND, "data", "model", "qa", "hf"},
     "vectors": {*GROUND, "data", "model", "inference"},
-    "settings": {*GROUND, "data"},
+    "fields": set(),
+    "settings": {*GROUND, "data", "fields"},
     "reporting": {*GROUND, "data", "qa", "reporting"},
     "training": {
         *GROUND,
-        *("flags", "settings"),
+        *("flags", "fields", "settings"),
         *("data", "model", "qa", "hf", "inference", "reporting", "training"),
     },
 }

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertqa.errors import UserError
-from bertqa.flags import CompactHelp, DocStride, VerbParser, add_fields
+from bertqa.fields import add_fields
+from bertqa.flags import CompactHelp, DocStride, VerbParser
 from bertqa.settings import (
     ENDS,
     MOVABLE,
