@@ -15,8 +15,9 @@ from bertqa.model import folder
 sys.path.insert(0, str(ROOT / "tools"))
 import ablation
 import train_reader
+from new_pairs import new_pairs
+from planning import Cost, count_middle, count_teachers
 from split_articles import hold_out, write_squad
-from train_reader import Cost, count_teachers
 from trainings import Training
 
 SMALL = ["--max-length", "48", "--batch-size", "8", "--device", "cpu"]
@@ -59,6 +60,48 @@ def test_written_questions_are_read_as_they_were(tmp_path, letters):
     assert sorted(before, key=lambda one: one.id) == sorted(after, key=lambda one: one.id)
 
 
+# New pairs
+
+
+def test_new_pairs_are_of_one_article_and_hold_no_answer():
+    """A swap has another paragraph of the article, without the answer's text; an edit a word out of another question."""
+    texts = ["Ada Byron wrote it in 1843.", "Babbage made it in 1822.", "Byron died."]
+    questions = ["Who wrote about engines in 1843?", "When did Babbage begin 2 machines?", "Why?"]
+    answers = ["Byron", "1822", ""]
+    known = []
+    for number, (text, question, answer) in enumerate(zip(texts, questions, answers, strict=True)):
+        found = (answer,) if answer else ()
+        starts = (text.index(answer),) if answer else ()
+        for title in ("a", "b"):
+            context = text + title
+            known.append(Example(f"{title}{number}", question, context, found, starts, title))
+    of = {one.id: one for one in known}
+
+    swaps = [one for seed in range(20) for one in new_pairs(known, 1, 0, seed)]
+    pairs = {(one.id, one.context) for one in swaps}
+    for name, context in pairs:
+        source = of[name.removeprefix("swap:")]
+        assert context != source.context and context.endswith(source.title)
+        assert not source.answer_texts or source.answer_texts[0] not in context
+    # Of "who wrote" one paragraph is left, as Byron stands in the third; of the two others both.
+    assert len(pairs) == 2 * (1 + 2 + 2)
+    assert not any(one.answer_texts or one.answer_starts for one in swaps)
+
+    edits = [one for seed in range(200) for one in new_pairs(known, 0, 1, seed)]
+    made = {one.question for one in edits}
+    assert "Who wrote about engines in 2?" in made  # a number for a number
+    assert "Who wrote about machines in 1843?" in made
+    assert not any("1843 begin" in question or "in Babbage" in question for question in made)
+    for one in edits:
+        source = of[one.id.removeprefix("edit:")]
+        assert one.context == source.context and not one.answer_texts
+        before, after = source.question.split(), one.question.split()
+        assert sum(old != new for old, new in zip(before, after, strict=True)) == 1
+        assert before[0] == after[0]
+    assert new_pairs(known, 0.5, 0.5, 1) == new_pairs(known, 0.5, 0.5, 1)
+    assert new_pairs(known, 0, 0, 1) == []
+
+
 # Time
 
 
@@ -76,6 +119,22 @@ def test_what_fits_into_the_time():
     assert Cost.of(training, 3) == cost
 
 
+def test_a_middle_generation_has_what_the_student_leaves():
+    """At 20 s an epoch and 2 s for the rest, and half as many new pairs as questions: 30 s an epoch of a student, 31.5
+    with its soft loss. Three teachers are asked in 9 s, so that a middle student of one epoch takes 42.5."""
+    cost = Cost(epoch=20.0, fixed=2.0, growth=1.5)
+    assert cost.taught(1, 3) == pytest.approx(42.5)
+
+    def students(left, epochs=2):
+        return count_middle(3, epochs, 1, cost, left, 3)
+
+    # The last student's two epochs: 6 behind it, 2 fixed, 63, and 9 or 6 for asking three or two.
+    three, two = 3 * 42.5 + 80.1, 2 * 42.5 + 77.1
+    assert [students(left) for left in (three, three - 1, two, two - 1, 0)] == [3, 2, 2, 0, 0]
+    assert students(three - 31.5, epochs=1) == 3
+    assert cost.student(80.1, 3) == 2 and cost.student(79.9, 3) == 1
+
+
 # All of it, small
 
 
@@ -89,25 +148,38 @@ def arguments(tmp_path, tiny_model, letters) -> list[str]:
 
 
 def test_one_command_makes_a_reader(tmp_path, arguments, capsys):
+    """Of teachers, two students that learn from them and from new pairs, and one that learns from those two."""
     out = tmp_path / "out"
-    assert train_reader.main(arguments) == 0
+    between = ["--middle", "2", "--middle-epochs", "1", "--swaps", "1", "--edits", "1"]
+    assert train_reader.main([*arguments, *between, "--dropout", "0"]) == 0
     config = folder.read_config(out / "reader")
     assert config["head"] == folder.QA and "fine_tuned_on" in config["provenance"]
     student = folder.read_config(out / "student" / "best")["provenance"]["taught_by"]
-    assert student.count("sha256") == 2
+    assert student.count("sha256") == 2 and "middle0" in student and "middle1" in student
+    middle = folder.read_config(out / "middle1" / "best")["provenance"]["taught_by"]
+    assert "teacher0" in middle and "teacher1" in middle
     stored = load_file(out / "reader" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     qa = folder.read_qa(out / "reader")
     assert qa["max_length"] == 48 and qa["null_threshold"] is not None
 
     results = json.loads((out / "results.json").read_text())
-    assert [one["name"] for one in results["trainings"]] == ["teacher0", "teacher1", "student"]
+    names = ["teacher0", "teacher1", "middle0", "middle1", "student"]
+    assert [one["name"] for one in results["trainings"]] == names
+    pairs = results["split"]["new_pairs"]
+    teacher, _, taught, _, last = results["trainings"]
+    assert pairs > 0 and taught["windows"] > teacher["windows"]
+    assert last["windows"] == 2 * taught["windows"]  # epochs
+    assert "--dropout 0" in last["command"] and "--dropout" not in teacher["command"]
     measured = [row["data"] for row in results["rows"]]
-    assert measured.count("dev") == 2 and "dev 1.1, always answering" in measured
+    assert measured.count("dev") == 3 and "dev 1.1, always answering" in measured
     held = results["split"]["held_out_articles"]
     assert len(held) == 2
     trained = read_examples(out / "data" / "train.json").examples
     assert not any(one.title in held for one in trained)
+    taught = read_examples(out / "data" / "train-and-pairs.json").examples
+    assert len(taught) == len(trained) + pairs
+    assert not any(one.title in held for one in taught)
 
     card = (out / "reader" / "README.md").read_text()
     for part in (*held, "| reader | dev |", "python -m bertqa.train", "chose nothing"):
@@ -141,7 +213,9 @@ def test_the_same_command_goes_on(tmp_path, arguments, capsys):
 
 def test_a_time_limit_shrinks_the_student_up_front(tmp_path, arguments):
     out = tmp_path / "out"
-    assert train_reader.main([*arguments, "--epochs", "1000", "--max-minutes", "0.21"]) == 0
+    long = ["--epochs", "1000", "--middle", "2", "--middle-epochs", "400", "--max-minutes", "0.12"]
+    assert train_reader.main([*arguments, *long]) == 0
+    assert json.loads((out / "middle.json").read_text()) == 0
     assert json.loads((out / "epochs.json").read_text()) < 1000
     steps = json.loads((out / "student" / "summary.json").read_text())
     assert steps["finished"]
@@ -151,8 +225,9 @@ def test_a_time_limit_shrinks_the_student_up_front(tmp_path, arguments):
 def test_rows_are_compared_with_the_row_they_build_on(tmp_path, tiny_model, letters, capsys):
     out = tmp_path / "out"
     flags = ["--train", str(letters), "--dev", str(letters), "--weights", str(tiny_model)]
-    flags += ["--out", str(out), "--rows", "ema,ensemble", "--seeds", "0,1", "--lr", "1e-3", *SMALL]
-    assert ablation.main(flags) == 0
+    flags += ["--out", str(out), "--lr", "1e-3", "--epochs", "1", *SMALL]
+    plain = [*flags, "--seeds", "0,1", "--rows", "ema,ensemble"]
+    assert ablation.main(plain) == 0
     table = capsys.readouterr().out
     lines = table.strip().splitlines()
     assert len(lines) == 4 and lines[2].startswith("| ema |") and " ± " in lines[2]
@@ -162,11 +237,22 @@ def test_rows_are_compared_with_the_row_they_build_on(tmp_path, tiny_model, lett
     settings = json.loads((out / "ensemble-1" / "config.json").read_text())["settings"]
     assert [path.split("/")[-2] for path in settings["teacher"]] == ["ema-10", "ema-11", "ema-12"]
     assert settings["seed"] == 1
+    written = (out / "ablation.md").read_text()
+    assert written.startswith(table) and "- ensemble: `python -m bertqa.train --train" in written
 
-    assert ablation.main(flags) == 0  # nothing is trained again
+    assert ablation.main(plain) == 0  # nothing is trained again
     assert capsys.readouterr().out == table
     with pytest.raises(UserError, match="unknown more"):
-        ablation.main([*flags, "--rows", "more"])
+        ablation.main([*flags, "--rows", "ema", "--rows", "more"])
+
+    assert ablation.main([*flags, "--rows", "ema", "--rows", "second,swaps"]) == 0
+    rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == ["| ema", "| second", "| swaps"]
+    second = json.loads((out / "second-0" / "config.json").read_text())["settings"]
+    taught_by = [path.split("/")[-2] for path in second["teacher"]]
+    assert taught_by == ["ensemble-10", "ensemble-11", "ensemble-12"]
+    swaps = json.loads((out / "swaps-0" / "config.json").read_text())["settings"]
+    assert "swaps-0.5" in swaps["train"] and swaps["train"] != second["train"]
 
 
 @pytest.mark.slow

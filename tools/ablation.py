@@ -2,27 +2,32 @@
 
     python tools/ablation.py --out runs/ablation --train squad2-train-8k.json.gz --dev squad2-dev-2k.json.gz
     python tools/ablation.py --out runs/ablation --rows ema,ensemble --seeds 0,1,2     plain against taught, the same steps
+    python tools/ablation.py --out runs/ablation --rows ema,ensemble --rows long,swaps      the first rows first, all seeds
 
-Teachers are trainings of the row that their student is compared with, of other seeds (10, 11, 12), so no student has
-seen its own answers. F1 is at the threshold tuned on the same dev questions, as in weights/EXPERIMENTS.md, and at 0; an
+Teachers are trainings of another row, of other seeds (10, 11, 12), so no student has seen its own answers. F1 is at the threshold tuned on the same dev questions, as in weights/EXPERIMENTS.md, and at 0; an
 interval of 95 % is a bootstrap over questions of the difference to the row that is named, the mean over the seeds of both.
 
 Every finished training is kept: stopped, the same command goes on. --max-minutes starts no training that would not end in
-time, and prints what is there.
+time, and prints what is there. ablation.md is written after every training: the table, and each row's command.
 """
 
 import argparse
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from trainings import Bench, Training, markdown, open_bench, say
+from new_pairs import new_pairs
+from results import markdown
+from split_articles import write_squad
+from trainings import Bench, Training, open_bench, say
 
 from bertqa.errors import UserError
 from bertqa.files import read_object, write_text
 from bertqa.flags import run_verb
+from bertqa.model.card import without_folders
 from bertqa.qa.metrics import score_answers
 from bertqa.qa.thresholds import bootstrap
 
@@ -36,10 +41,21 @@ class Recipe:
     against: str = ""
     """The row that it is compared with."""
     teachers: int = 0
+    taught_by: str = "ema"
+    """The row whose trainings, with TEACHER_SEEDS, are the teachers."""
+    swaps: float = 0
+    edits: float = 0
+    """New pairs that it also learns from, a question (new_pairs.py); teachers do not."""
 
 
 EMA = ("--ema", "0.99")
 """Of the last hundred steps; 0.999 would still hold a fifth of the first weights after 1,500."""
+
+LONG = (*EMA, "--epochs", "9")
+"""What students are good for: they can learn for longer than the right answers alone allow."""
+
+AS_LONG = (*EMA, "--epochs", "6")
+"""As many windows as LONG, where half of the questions have a new pair."""
 
 ROWS = {
     "plain": Recipe("one epoch", ("--epochs", "1")),
@@ -51,11 +67,16 @@ ROWS = {
     "t1": Recipe("the same at temperature 1", (*EMA, "--temperature", "1"), "ensemble", 3),
     "t4": Recipe("the same at temperature 4", (*EMA, "--temperature", "4"), "ensemble", 3),
     "soft": Recipe("the teachers alone", (*EMA, "--teacher-weight", "1"), "ensemble", 3),
+    "second": Recipe("three of row ensemble as teachers", EMA, "ensemble", 3, "ensemble"),
+    "negatives": Recipe("average, swaps as plain negatives", EMA, "ema", swaps=0.5),
+    "long": Recipe("three teachers, 9 epochs", LONG, "ensemble", 3),
+    "dropout": Recipe("long, dropout 0", (*LONG, "--dropout", "0"), "long", 3),
+    "swaps": Recipe("as long, other paragraphs", AS_LONG, "long", 3, swaps=0.5),
+    "edits": Recipe("as long, other words", AS_LONG, "long", 3, edits=0.5),
+    "early": Recipe("long, teachers of 2 epochs", LONG, "long", 3, "short"),
+    "short": Recipe("average, 2 epochs", (*EMA, "--epochs", "2"), "ema"),
 }
 """Name -> recipe, on top of the flags that all rows have."""
-
-TEACHERS = "ema"
-"""The row whose trainings, with TEACHER_SEEDS, are the teachers."""
 
 TEACHER_SEEDS = (10, 11, 12)
 
@@ -71,7 +92,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--train", default="squad2-train-8k.json.gz", help="[%(default)s]")
     add("--dev", default="squad2-dev-2k.json.gz", help="[%(default)s]")
     add("--weights", default="sentence-transformers/all-MiniLM-L6-v2", help="[%(default)s]")
-    add("--rows", default=",".join(ROWS), help="which, with commas between them [%(default)s]")
+    add("--rows", action="append", help="which, with commas between; again: then these [all]")
     add("--seeds", default="0", help="of every row [%(default)s]")
     add("--epochs", default="3", help="of all rows but plain [%(default)s]")
     add("--lr", default="2e-4", help="[%(default)s]")
@@ -86,8 +107,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    names = args.rows.split(",")
-    unknown = [name for name in names if name not in ROWS]
+    groups = [rows.split(",") for rows in args.rows or [",".join(ROWS)]]
+    unknown = [name for group in groups for name in group if name not in ROWS]
     if unknown:
         raise UserError(f"--rows: unknown {', '.join(unknown)}; known are {', '.join(ROWS)}")
     seeds = [int(seed) for seed in args.seeds.split(",")]
@@ -96,11 +117,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = ["--epochs", args.epochs, "--lr", args.lr]
     bench = open_bench(args, Path(args.out), args.train, args.dev, flags)
     made = Made(bench, deadline)
-    # Seeds outside, so that the table of one seed is whole before the next begins.
-    for seed in seeds:
-        for name in names:
-            made.train(name, seed)
-            write_text(bench.out / "ablation.md", made.table() + "\n")
+    for group in groups:
+        # Seeds outside, so that the table of one seed is whole before the next begins.
+        for seed in seeds:
+            for name in group:
+                made.train(name, seed)
+                write_text(bench.out / "ablation.md", f"{made.table()}\n\n{made.commands()}\n")
     print(made.table())
     return 0
 
@@ -112,29 +134,58 @@ class Made:
         self.bench = bench
         self.deadline = deadline
         self.rows: dict[str, list[Training]] = {}
+        self.with_pairs: dict[tuple[float, float], Bench] = {}
 
     def train(self, row: str, seed: int) -> None:
         """A training of this row, after the teachers that it needs; nothing where the time does not suffice."""
-        teachers = []
-        for number in TEACHER_SEEDS[: ROWS[row].teachers]:
-            teacher = self._train(TEACHERS, number, [])
-            if teacher is None:
-                return
-            teachers.append(teacher)
-        training = self._train(row, seed, teachers)
+        training = self._train(row, seed)
         if training is not None:
             self.rows.setdefault(row, []).append(training)
 
-    def _train(self, row: str, seed: int, teachers: list[Training]) -> Training | None:
+    def _train(self, row: str, seed: int) -> Training | None:
+        recipe = ROWS[row]
         name = f"{row}-{seed}"
         for training in self.bench.done:
             if training.name == name:
                 return training
-        longest = max((training.seconds for training in self.bench.done), default=0.0)
-        if time.monotonic() + longest > self.deadline:
+        teachers = []
+        for number in TEACHER_SEEDS[: recipe.teachers]:
+            teacher = self._train(recipe.taught_by, number)
+            if teacher is None:
+                return None
+            teachers.append(teacher)
+        bench = self._bench(recipe)
+        if time.monotonic() + self._longest(row) > self.deadline:
             say(f"{name}: no time left for it")
             return None
-        return self.bench.train(name, *ROWS[row].flags, "--seed", str(seed), teachers=teachers)
+        return bench.train(name, *recipe.flags, "--seed", str(seed), teachers=teachers)
+
+    def _longest(self, row: str) -> float:
+        """Seconds that a training of this row took at most, or of any row where there is none yet."""
+        # The first of all compiles what the others find.
+        later = self.bench.done[1:] or self.bench.done
+        same = [training.seconds for training in later if training.name.startswith(f"{row}-")]
+        return max(same or [training.seconds for training in later], default=0.0)
+
+    def _bench(self, recipe: Recipe) -> Bench:
+        """Where a row is trained: new pairs are written and read once."""
+        shares = (recipe.swaps, recipe.edits)
+        if not any(shares):
+            return self.bench
+        if shares not in self.with_pairs:
+            known = self.bench.task.train.trainable()
+            path = self.bench.out / f"train-swaps-{recipe.swaps}-edits-{recipe.edits}.json"
+            write_squad(path, known + new_pairs(known, *shares, seed=0))
+            self.with_pairs[shares] = self.bench.learning_from(str(path))
+        return self.with_pairs[shares]
+
+    def commands(self) -> str:
+        """What repeats the first training of each row, as Markdown."""
+        lines = []
+        for row, trainings in self.rows.items():
+            words = shlex.split(trainings[0].command)
+            lines.append(f"- {row}: `{shlex.join(map(without_folders, words))}`")
+        return "\n".join(lines)
 
     def table(self) -> str:
         """All rows as Markdown, means over the seeds."""

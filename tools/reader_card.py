@@ -3,7 +3,8 @@
 import shlex
 import sys
 
-from trainings import HEADER, Results, Training, cells_of, markdown
+from results import HEADER, Results, cells_of, markdown
+from trainings import Training
 
 from bertqa.model import folder
 from bertqa.model.card import front_matter, without_folders
@@ -19,10 +20,17 @@ def lineage(results: Results, best: Training) -> dict:
     split = results.facts["split"]
     provenance["fine_tuned_on"] = (
         f"{split['source']} (sha256 {split['asked']['sha256'][:16]}) without {len(split['held_out_articles'])} articles: "
-        f"{split['train_questions']:,} questions, {best.windows:,} windows"
+        f"{split['train_questions']:,} questions{pairs_of(split, best)}, {best.windows:,} windows"
     )
     provenance["taught_by"] = taught_by(results, best)
     return provenance
+
+
+def pairs_of(split: dict, best: Training) -> str:
+    """What else a model learned from than questions that people asked about their own paragraphs."""
+    if "train-and-pairs.json" not in best.command:
+        return ""
+    return f", {split['new_pairs']:,} new pairs of question and paragraph made from them"
 
 
 def reader_card(results: Results, best: Training) -> str:
@@ -87,12 +95,15 @@ def portable(words: list[str], results: Results) -> str:
 
 
 def taught_by(results: Results, best: Training) -> str:
-    """A line of the lineage: whom the model learned from."""
+    """A line of the lineage: whom the model learned from, and whom those learned from."""
     teachers = [one for one in results.bench.done if f"/{one.name}/best" in best.command]
     if not teachers:
         return "no teacher, the right answers alone"
     scores = ", ".join(f"{one.metrics['f1']:.2f}" for one in teachers)
-    return (
+    line = (
         f"{len(teachers)} reader(s) of its own size (F1 on the held-out articles {scores}): the mean of their logits, "
         "beside the right answers"
     )
+    if "--teacher " in teachers[0].command:
+        line += f"; each of them taught by {taught_by(results, teachers[0])}"
+    return line

@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from new_pairs import new_pairs
+
 from bertqa.data.download import locate
 from bertqa.data.examples import Example, read_examples
 from bertqa.errors import UserError
@@ -60,20 +62,23 @@ def write_squad(path: Path, examples: Sequence[Example]) -> None:
 
 
 def split_data(args: argparse.Namespace, out: Path) -> dict:
-    """Write data/train.json and data/held-out.json, once. Returns what split.json says of them.
+    """Write data/train.json and data/held-out.json, once; with new pairs data/train-and-pairs.json too.
+
+    Returns what split.json says of them.
 
     Raises:
         UserError: where they were made of another file, or with another seed.
     """
     source = read_examples(locate(args.train, "train"))
     asked = {"sha256": source.sha256, "share": args.held_out, "seed": args.seed}
-    asked["limit"] = args.limit
+    asked |= {"limit": args.limit, "swaps": args.swaps, "edits": args.edits}
     note = out / "split.json"
     if note.exists():
         known = read_object(note)
         if known["asked"] != asked:
             raise UserError(
-                f"{out}: was begun with other data, --held-out, --seed or --limit; give another --out"
+                f"{out}: was begun with other data, --held-out, --swaps, --edits, --seed or --limit; "
+                "give another --out"
             )
         return known
     usable = source.trainable()
@@ -85,10 +90,14 @@ def split_data(args: argparse.Namespace, out: Path) -> dict:
     (out / "data").mkdir(parents=True, exist_ok=True)
     write_squad(out / "data" / "train.json", kept)
     write_squad(out / "data" / "held-out.json", held)
+    pairs = new_pairs(kept, args.swaps, args.edits, args.seed)
+    if pairs:
+        write_squad(out / "data" / "train-and-pairs.json", kept + pairs)
     split = {
         "asked": asked,
         "source": Path(source.path).name,
         "train_questions": len(kept),
+        "new_pairs": len(pairs),
         "held_out_questions": len(held),
         "held_out_impossible": sum(not example.answer_texts for example in held),
         "held_out_articles": titles,

@@ -10,8 +10,11 @@ Stopped, the same command goes on. What it does, in order:
    any), as every article of SQuAD 2.0's dev set has them. They choose: threshold, calibration, which model is kept.
 2. Teachers: the plain recipe with several seeds. Their time decides how many there are and how many epochs the student
    has, before it starts, so that everything ends within --max-minutes: never a student that is half trained.
-3. The student learns from the mean of the teachers' logits (bertqa/training/distillation.py).
-4. The best on the held-out articles is rounded to float16, its threshold is tuned on them, and it is measured on the
+3. With --middle, a generation of that many students of few epochs, which learn from the mean of the teachers' logits
+   (bertqa/training/distillation.py). Where there is no time for it, there is none.
+4. The student learns from the mean of that generation, or of the teachers. With --swaps and --edits all students also
+   learn what their teachers say about new pairs of question and paragraph (tools/new_pairs.py).
+5. The best on the held-out articles is rounded to float16, its threshold is tuned on them, and it is measured on the
    dev sets, which choose nothing.
 
 Left in --out: reader/ (the model folder with its card), results.json, results.md, split.json, data/, a run folder for each
@@ -21,13 +24,14 @@ training.
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from planning import Cost, count_middle, count_teachers
 from reader_card import lineage, reader_card
+from results import Results, Row
 from split_articles import LOGGED, split_data
-from trainings import Bench, Results, Row, Training, open_bench, say
+from trainings import Bench, Training, open_bench, say
 
 from bertqa.data.download import locate
 from bertqa.files import read_json, write_json
@@ -60,8 +64,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--teachers", type=int, default=5, help="how many [%(default)s]")
     add("--teacher-epochs", type=int, default=2, help="[%(default)s]")
     add("--teacher-lr", default="3e-4", help="[%(default)s]")
+    add("--middle", type=int, default=0, help="students that teach the student [%(default)s]")
+    add("--middle-epochs", type=int, default=5, help="[%(default)s]")
+    add("--swaps", type=float, default=0, help="pairs with another paragraph, a question [0]")
+    add("--edits", type=float, default=0, help="pairs with another word, a question [0]")
     add("--epochs", type=int, default=18, help="of the student [%(default)s]")
-    add("--lr", default="4e-4", help="of the student [%(default)s]")
+    add("--lr", default="4e-4", help="of all students [%(default)s]")
+    add("--dropout", default="none", help="of all students; none = as the weights say [none]")
     add("--batch-size", default="64", help="[%(default)s]")
     add("--warmup", default="0.06", help="[%(default)s]")
     add("--ema", default="0.999", help="[%(default)s]")
@@ -74,56 +83,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         args.limit = args.limit or 200
         args.teachers = min(args.teachers, 2)
         args.teacher_epochs = 1
+        args.middle = min(args.middle, 2)
+        args.middle_epochs = 1
         args.epochs = min(args.epochs, 2)
         args.batch_size = "16"
         args.ema = "0.5"  # a longer average of so few steps would be the weights of the start
     return args
-
-
-# ---- time ----
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Seconds that a training takes on this machine, with this data."""
-
-    epoch: float
-    fixed: float
-    """What is not steps: loading, compiling, the evaluation, writing."""
-
-    @classmethod
-    def of(cls, training: Training, epochs: int) -> "Cost":
-        """What a training of so many epochs has shown."""
-        # Seconds are known to a tenth: a training of next to no steps may say 0.
-        steps = max(training.steps_seconds, 0.05)
-        return cls(steps / epochs, training.seconds - training.steps_seconds)
-
-    @property
-    def end(self) -> float:
-        """What comes behind the student: measured on the held-out questions, and again on some three times as many."""
-        return 3 * self.fixed
-
-    def student(self, left: float, teachers: int) -> int:
-        """The epochs that the student of so many teachers can have; they are asked first, each at a tenth of an epoch."""
-        rest = left - self.end - self.fixed - 0.1 * teachers * self.epoch
-        return int(rest / (1.05 * self.epoch))
-
-
-def count_teachers(wanted: int, epochs: int, teacher_epochs: int, cost: Cost, left: float) -> int:
-    """How many teachers there are, with the first one trained and `left` seconds to go.
-
-    As many as wanted, if the student then still has twice a teacher's epochs (or all that it should have); else fewer. At
-    20 s an epoch and 2 s fixed, three teachers of 3 epochs and a student of 6 need 2 x 62 + 6 + 128 + 6 = 264 s.
-    """
-    least = min(epochs, 2 * teacher_epochs)
-    teacher = cost.fixed + teacher_epochs * cost.epoch
-    for count in range(wanted, 1, -1):
-        if cost.student(left - (count - 1) * teacher, count) >= least:
-            return count
-    return 1
-
-
-# ---- the flow ----
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,32 +104,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     train, held = str(out / "data" / "train.json"), str(out / "data" / "held-out.json")
     bench = open_bench(args, out, train, held, ["--ema", args.ema])
+    students = bench
+    if split["new_pairs"]:
+        students = bench.learning_from(str(out / "data" / "train-and-pairs.json"))
     results = Results(bench, "held out, tuned on it", {"split": split})
-    teachers = train_teachers(args, bench, results, deadline)
-    train_student(args, bench, teachers, deadline)
-    results.write()
+    generations = train_generations(args, bench, students, results, deadline)
 
     best = max(bench.done, key=lambda training: training.metrics["f1"])
     say(f"{best.name} is the best on the held-out articles")
     make_reader(args, bench, results, best)
-    if len(teachers) > 1 and time.monotonic() < deadline:
-        measure_ensemble(args, bench, results, teachers)
+    for name, members in generations.items():
+        if len(members) > 1 and time.monotonic() < deadline:
+            measure_ensemble(args, bench, results, name, members)
     print(results.table())
     return 0
 
 
+def train_generations(
+    args: argparse.Namespace, bench: Bench, students: Bench, results: Results, deadline: float
+) -> dict[str, list[Training]]:
+    """Teachers, perhaps a middle generation, the student. Returns those that taught, by what they are.
+
+    Args:
+        bench: where teachers are trained.
+        students: where all others are.
+    """
+    growth = len(students.task.windows) / len(bench.task.windows)
+    teachers = train_teachers(args, bench, results, deadline, growth)
+    # The last teacher found everything compiled; so will the students.
+    cost = Cost.of(teachers[-1], args.teacher_epochs, growth)
+    middle = train_middle(args, students, results, deadline, teachers, cost)
+    if middle:
+        # Of windows like the student's: they need no more growth.
+        cost = Cost.of(middle[-1], args.middle_epochs)
+    train_student(args, students, middle or teachers, deadline, cost)
+    results.write()
+    return {"teachers": teachers, "students between": middle}
+
+
 def train_teachers(
-    args: argparse.Namespace, bench: Bench, results: Results, deadline: float
+    args: argparse.Namespace, bench: Bench, results: Results, deadline: float, growth: float
 ) -> list[Training]:
     """The first teacher, and as many more as its time allows: decided once, a second sitting follows the first."""
     flags = ["--epochs", str(args.teacher_epochs), "--lr", args.teacher_lr]
     teachers = [bench.train("teacher0", *flags, "--seed", str(args.seed))]
     results.write()
-    cost = Cost.of(teachers[0], args.teacher_epochs)
+    cost = Cost.of(teachers[0], args.teacher_epochs, growth)
 
     def fitting() -> int:
         left = deadline - time.monotonic()
-        return count_teachers(args.teachers, args.epochs, args.teacher_epochs, cost, left)
+        middle = args.middle * cost.taught(args.middle_epochs, args.teachers)
+        recipe = (args.teachers, args.epochs, args.teacher_epochs, cost)
+        if count_teachers(*recipe, left - middle) == args.teachers:
+            return args.teachers
+        # The middle generation is the first thing to go.
+        return count_teachers(*recipe, left)
 
     count = decided(bench.out / "teachers.json", fitting if args.max_minutes else args.teachers)
     say(f"{count} teacher(s)")
@@ -175,22 +169,51 @@ def train_teachers(
     return teachers
 
 
+def train_middle(
+    args: argparse.Namespace,
+    bench: Bench,
+    results: Results,
+    deadline: float,
+    teachers: list[Training],
+    cost: Cost,
+) -> list[Training]:
+    """The students that learn from the teachers and teach the last one: as many as there is time for."""
+
+    def fitting() -> int:
+        left = deadline - time.monotonic()
+        return count_middle(args.middle, args.epochs, args.middle_epochs, cost, left, len(teachers))
+
+    count = decided(bench.out / "middle.json", fitting if args.max_minutes else args.middle)
+    if args.middle:
+        say(f"{count} student(s) between teachers and student")
+    middle = []
+    for number in range(count):
+        flags = ["--epochs", str(args.middle_epochs), "--seed", str(args.seed + 20 + number)]
+        flags += student_flags(args)
+        middle.append(bench.train(f"middle{number}", *flags, teachers=teachers))
+        results.write()
+    return middle
+
+
 def train_student(
-    args: argparse.Namespace, bench: Bench, teachers: list[Training], deadline: float
+    args: argparse.Namespace, bench: Bench, teachers: list[Training], deadline: float, cost: Cost
 ) -> None:
     """The student, of as many epochs as there is time for."""
 
     def fitting() -> int:
-        # The last teacher found everything compiled; so will the student.
-        cost = Cost.of(teachers[-1], args.teacher_epochs)
         most = cost.student(deadline - time.monotonic(), len(teachers))
         return max(1, min(args.epochs, most))
 
     epochs = decided(bench.out / "epochs.json", fitting if args.max_minutes else args.epochs)
     say(f"a student of {epochs} epochs")
-    flags = ["--epochs", str(epochs), "--lr", args.lr, "--seed", str(args.seed + 10)]
-    flags += ["--temperature", args.temperature, "--teacher-weight", args.teacher_weight]
+    flags = ["--epochs", str(epochs), "--seed", str(args.seed + 10), *student_flags(args)]
     bench.train("student", *flags, teachers=teachers)
+
+
+def student_flags(args: argparse.Namespace) -> list[str]:
+    """What all students have in common."""
+    flags = ["--lr", args.lr, "--dropout", args.dropout]
+    return [*flags, "--temperature", args.temperature, "--teacher-weight", args.teacher_weight]
 
 
 def decided(note: Path, choose: Callable[[], int] | int) -> int:
@@ -248,12 +271,16 @@ def dev_sets(args: argparse.Namespace, bench: Bench) -> dict:
 
 
 def measure_ensemble(
-    args: argparse.Namespace, bench: Bench, results: Results, teachers: list[Training]
+    args: argparse.Namespace,
+    bench: Bench,
+    results: Results,
+    kind: str,
+    members: list[Training],
 ) -> None:
-    """What the teachers are worth together: the mean of their logits, as the student learned it."""
-    members = [folder.load(bench.model_of(one), device=bench.device) for one in teachers]
-    ensemble = Ensemble(members).eval()
-    name = f"ensemble of the {len(members)} teachers"
+    """What models are worth together: the mean of their logits, as a student learned it."""
+    models = [folder.load(bench.model_of(one), device=bench.device) for one in members]
+    ensemble = Ensemble(models).eval()
+    name = f"ensemble of the {len(members)} {kind}"
     tuned = bench.tune(ensemble, bench.dtype)
     results.add(Row(name, "held out, tuned on it", len(bench.task.dev.examples), tuned.metrics))
     asked = bench.read("dev", locate(args.dev, "dev"), args.limit)

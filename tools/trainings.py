@@ -35,9 +35,6 @@ from bertqa.training.starting import job_of
 
 BEGAN = time.monotonic()
 
-HEADER = ["model", "data", "questions", "EM", "F1", "F1 at 0", "HasAns F1", "NoAns F1"]
-"""Of the table of results."""
-
 
 @dataclass
 class Training:
@@ -70,6 +67,7 @@ class Bench:
     """Where trainings are made: their folder, their data, the flags that all of them have."""
 
     out: Path
+    train_file: str
     task: QuestionAnswering
     flags: list[str]
     device: torch.device
@@ -82,6 +80,20 @@ class Bench:
         """The model folder that a training left."""
         return self.out / training.name / "best"
 
+    def learning_from(self, train_file: str) -> "Bench":
+        """This bench, but trainings learn from another file; `done` is one list for both."""
+        task = self.task
+        other = QuestionAnswering(
+            train_file,
+            task.dev.path,
+            task.weights,
+            task.settings,
+            seed=0,
+            device=self.device,
+            say=say,
+        )
+        return replace(self, train_file=train_file, task=other)
+
     def train(self, name: str, *flags: str, teachers: Sequence[Training] = ()) -> Training:
         """Train as the common flags and these say, into out/NAME; a finished training is taken as it is.
 
@@ -89,7 +101,7 @@ class Bench:
             UserError: where out/NAME holds a training with other flags, or a signal stopped this one.
         """
         run = self.out / name
-        arguments = [*self.flags, *flags, "--out", str(run)]
+        arguments = ["--train", self.train_file, *self.flags, *flags, "--out", str(run)]
         if teachers:
             arguments += ["--teacher", *(str(self.model_of(teacher)) for teacher in teachers)]
         command = "python -m bertqa.train " + shlex.join(arguments)
@@ -200,7 +212,7 @@ def open_bench(
     overlap, asked = min(128, length // 3), min(64, length // 6)
     settings = QuestionAnsweringSettings(max_length=length, overlap=overlap, max_question=asked)
     task = QuestionAnswering(train, dev, weights, settings, seed=0, device=device, say=say)
-    common = ["--train", train, "--dev", dev, "--weights", str(weights), "--fresh-head"]
+    common = ["--dev", dev, "--weights", str(weights), "--fresh-head"]
     common += ["--batch-size", args.batch_size, "--warmup", args.warmup]
     common += ["--max-length", str(length), "--overlap", str(overlap), "--max-question", str(asked)]
     common += ["--device", args.device, "--precision", args.precision]
@@ -208,75 +220,7 @@ def open_bench(
     common += ["--eval-every", "1000000000", *flags]
     dtype = pick_precision(args.precision, device)
     # A checkpoint is four times the model: too much to write at the end of every epoch of some seconds.
-    return Bench(out, task, common, device, dtype, checkpoints=args.max_minutes is None)
-
-
-@dataclass
-class Row:
-    """What a model got on some questions."""
-
-    model: str
-    data: str
-    questions: int
-    metrics: dict
-
-
-class Results:
-    """results.json and results.md, written anew after every part: a run that is stopped leaves what it knows."""
-
-    def __init__(self, bench: Bench, questions: str, facts: dict):
-        """`questions` names what trainings are evaluated on; `facts` go into results.json as they are."""
-        self.bench, self.questions, self.facts = bench, questions, facts
-        self.rows: list[Row] = []
-
-    def measure(
-        self, name: str, model: nn.Module, asked: Questions, threshold: float | None, dtype
-    ) -> None:
-        """Score a model, note it, say it."""
-        metrics = self.bench.score(model, asked, threshold, dtype)
-        self.add(Row(name, asked.name, len(asked.data.examples), metrics))
-
-    def add(self, row: Row) -> None:
-        """Note what a model got, and say it."""
-        self.rows.append(row)
-        say(f"{row.model} on {row.data}: {line_of(row.metrics)}")
-        self.write()
-
-    def write(self) -> None:
-        """Put everything that is known on the disk."""
-        content = {
-            **self.facts,
-            "trainings": [vars(training) for training in self.bench.done],
-            "rows": [vars(row) for row in self.rows],
-        }
-        write_json(self.bench.out / "results.json", content)
-        (self.bench.out / "results.md").write_text(self.table() + "\n", encoding="utf-8")
-
-    def table(self) -> str:
-        """All that was measured, as Markdown."""
-        count = len(self.bench.task.dev.examples)
-        rows = []
-        for training in self.bench.done:
-            name = f"{training.name} ({training.windows:,} windows, {training.seconds:.0f} s)"
-            rows.append(Row(name, self.questions, count, training.metrics))
-        return markdown(HEADER, [cells_of(row) for row in rows + self.rows])
-
-
-def cells_of(row: Row) -> list[str]:
-    """A row of the table of results."""
-    found = [row.model, row.data, f"{row.questions:,}"]
-    for name in ("exact", "f1", "f1_at_zero", "HasAns_f1", "NoAns_f1"):
-        found.append(f"{row.metrics[name]:.2f}" if name in row.metrics else "")
-    if "f1_interval" in row.metrics:
-        low, high = row.metrics["f1_interval"]
-        found[HEADER.index("F1")] += f" ({low:.2f}-{high:.2f})"
-    return found
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+    return Bench(out, train, task, common, device, dtype, checkpoints=args.max_minutes is None)
 
 
 def line_of(metrics: dict) -> str:
