@@ -154,10 +154,10 @@ class Made:
             if teacher is None:
                 return None
             teachers.append(teacher)
-        bench = self._bench(recipe)
         if time.monotonic() + self._longest(row) > self.deadline:
             say(f"{name}: no time left for it")
             return None
+        bench = self._bench(recipe)
         return bench.train(name, *recipe.flags, "--seed", str(seed), teachers=teachers)
 
     def _longest(self, row: str) -> float:
