@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TextIO
 
-from bertqa.data.chunks import QUESTIONS_AT_ONCE
+from bertqa.data.sources import QUESTIONS_AT_ONCE
 from bertqa.errors import UserError
 from bertqa.files import decode, parse_json, to_json
 from bertqa.qa.asked import Asked, asked_of

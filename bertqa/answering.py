@@ -14,8 +14,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TypedDict, TypeVar
 
-from bertqa.data.chunks import FIRST_QUESTIONS, QUESTIONS_AT_ONCE, chunks
 from bertqa.data.examples import Example
+from bertqa.data.sources import FIRST_QUESTIONS, QUESTIONS_AT_ONCE, chunks
 from bertqa.data.windows import build_windows
 from bertqa.errors import UserError
 from bertqa.qa.asked import Asked, How, asked_of_pair, how_of

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from bertqa.data.sources import expand
-from bertqa.data.text_stream import Text, text_stream
 from bertqa.data.text_windows import text_windows
+from bertqa.data.texts import Text, text_stream
 from bertqa.data.tokenizer import WordPiece
 from bertqa.device import autocast, pick_device, pick_precision
 from bertqa.distributed import World

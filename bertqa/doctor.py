@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bertqa.data.examples import Dataset, Example, read_examples
-from bertqa.data.repair import write_repaired
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import check_window_settings
+from bertqa.data.writing import write_repaired
 from bertqa.errors import UserError
 from bertqa.files import same_file
 from bertqa.flags import DocStride, VerbParser, run_verb, verb

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bertqa.data.text_stream import Text, text_stream
+from bertqa.data.texts import Text, text_stream
 from bertqa.errors import UserError
 from bertqa.files import flush_to_disk, replacing, to_json
 from bertqa.folders import take_place

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bertqa import __version__
 from bertqa.console import progress_bar, stop_on_sigterm
-from bertqa.data.chunks import chunks
+from bertqa.data.sources import chunks
 from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import parse_json, read_object, sha256, to_json, write_json

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from bertqa import answering
 from bertqa.answering import Options, Pairs, Text, with_options
-from bertqa.data.chunks import Shared
 from bertqa.data.examples import Example
-from bertqa.data.rows import examples_of
+from bertqa.data.sources import Shared
 from bertqa.data.tokens import TokenCache
 from bertqa.data.windows import Windows
+from bertqa.data.writing import examples_of
 from bertqa.errors import UserError
 from bertqa.model.record import positions_of, qa_of, with_defaults
 from bertqa.qa import metrics

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bertqa.console import say, silent
-from bertqa.data.rows import as_file
+from bertqa.data.writing import as_file
 from bertqa.distributed import world_of_torchrun
 from bertqa.errors import UserError
 from bertqa.flags import run_verb, verb

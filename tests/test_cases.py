@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from bertqa.data.examples import read_examples
-from bertqa.data.repair import write_repaired
 from bertqa.data.texts import read_texts
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
+from bertqa.data.writing import write_repaired
 from bertqa.errors import UserError
 from bertqa.files import read_text
 from bertqa.qa.ceiling import place, views

@@ -13,7 +13,8 @@ from copy import deepcopy
 
 import pytest
 
-from bertqa.data.examples import Example, read_examples, write_rejected
+from bertqa.data.examples import Example, read_examples
+from bertqa.data.writing import write_rejected
 from bertqa.errors import UserError
 
 CONTEXT = "Ada Lovelace wrote it in 1843. Naïve? 数学 is hard."

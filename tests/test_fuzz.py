@@ -12,12 +12,13 @@ import pytest
 from shapes_read import READ
 from shapes_refused import REFUSED
 
-from bertqa.data.examples import read_examples, write_rejected
-from bertqa.data.repair import write_repaired
+from bertqa.data.examples import read_examples
 from bertqa.data.sources import expand
 from bertqa.data.stream import question_stream
-from bertqa.data.texts import label_rows, read_texts
+from bertqa.data.text_windows import label_rows
+from bertqa.data.texts import read_texts
 from bertqa.data.tokenizer import WordPiece
+from bertqa.data.writing import write_rejected, write_repaired
 from bertqa.errors import UserError
 from bertqa.files import json_lines, read_json, read_object, read_text
 from bertqa.qa.predictions import read_odds, read_predictions

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from bertqa import Answer, Reader, UserError, answering
-from bertqa.data.chunks import chunks
 from bertqa.data.examples import Example
+from bertqa.data.sources import chunks
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.tokens import TokenCache
 from bertqa.data.windows import build_windows

@@ -12,7 +12,8 @@ import pytest
 from shapes_read import CHINESE, READ, flat, lines
 from shapes_refused import REFUSED
 
-from bertqa.data.examples import read_examples, write_rejected
+from bertqa.data.examples import read_examples
+from bertqa.data.writing import write_rejected
 from bertqa.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

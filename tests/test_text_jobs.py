@@ -16,7 +16,7 @@ from processes import run_ranks
 from tiny_checkpoints import write_checkpoint
 
 from bertqa import UserError
-from bertqa.data.text_stream import text_stream
+from bertqa.data.texts import text_stream
 from bertqa.embed import main as embed
 from bertqa.embed_files import finish, put_behind
 from bertqa.hf.convert import convert

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 import bertqa
 from bertqa import UserError
-from bertqa.data.rows import examples_of, plain
+from bertqa.data.writing import examples_of, plain
 from bertqa.train import main
 from bertqa.training import step as taken
 

@@ -10,7 +10,7 @@ Plain or gzipped UTF-8, with or without byte order mark, in one of these shapes 
     csv        columns id, question, context; answers, or answer_text and answer_start; optionally title, is_impossible
                (true/false/1/0); others are ignored; comma, semicolon or tab between them
 
-Answers come in the forms that gold.py lists. A record must say what its answers are, or is_impossible: an empty list
+Answers come in the forms that questions.py lists. A record must say what its answers are, or is_impossible: an empty list
 says that there is none, an absent key is a mistake. Where no record has an id, they are numbered.
 
 What is checked:
@@ -33,7 +33,6 @@ from pathlib import Path
 from bertqa.data.download import locate
 from bertqa.data.fields import Faults
 from bertqa.data.formats import questions_in
-from bertqa.data.gold import Gold
 from bertqa.data.offsets import (
     CHARACTERS,
     exact_place,
@@ -42,9 +41,9 @@ from bertqa.data.offsets import (
     unit_of_paragraph,
     why_unplaced,
 )
-from bertqa.data.questions import Checked, checked_questions
+from bertqa.data.questions import Checked, Gold, checked_questions
 from bertqa.errors import UserError
-from bertqa.files import read_bytes, to_json, write_text
+from bertqa.files import read_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +164,6 @@ def read_examples(path: str | Path, limit: int | None = None, *, gather: bool = 
         if collects:
             gc.enable()
     return data
-
-
-def write_rejected(dataset: Dataset, path: str | Path) -> None:
-    """Write a line of JSON per rejected question: its flat record and "reason". No rejected ones: an empty file."""
-    lines = []
-    for question in dataset.rejected:
-        lines.append(to_json({**question.record, "reason": question.reason}) + "\n")
-    write_text(path, "".join(lines))
 
 
 # Answers placed in their paragraphs

@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bertqa.data.fields import (
+    CONTEXTS,
+    KNOWN,
+    QUESTIONS,
     Faults,
     field,
     keys_in,
     members,
     name_among,
+    parse_printed,
     refuse_doubles,
     title_in,
 )
-from bertqa.data.gold import ANSWER_KEYS, STARTS
-from bertqa.data.literals import parse_printed
 from bertqa.data.records import Records, look_ahead, records_in
 from bertqa.data.tables import PARQUET, parquet_records
 from bertqa.errors import UserError
@@ -28,22 +30,6 @@ ACCEPTED = (
     'SQuAD JSON ("data", "paragraphs", "qas"); records with id, question, context and answers as a JSON list, under '
     '"data" or one per line; MRQA lines ("context", "qas"); CSV with the columns id, question, context and answers'
 )
-
-CONTEXTS = ("context", "context_text")
-QUESTIONS = ("question", "query_text")
-IDS = ("id", "qid", "question_id", "query_id", "guid", "_id", "key")
-KNOWN = {
-    *IDS,
-    *QUESTIONS,
-    *CONTEXTS,
-    *ANSWER_KEYS,
-    *STARTS,
-    "answer",
-    "title",
-    "is_impossible",
-    "header",
-}
-"""Names of keys and columns that mean something here, in lower case."""
 
 LOOKED_AT = 20
 """Records among which one must have the keys of a shape: a first one without them is that record's mistake."""

@@ -20,7 +20,7 @@ from functools import lru_cache
 from itertools import accumulate
 
 from bertqa.data.characters import extends, inside_word, only_place, whole_words
-from bertqa.data.gold import Gold
+from bertqa.data.questions import Gold
 from bertqa.files import show
 
 NEARBY = 20  # characters; offsets slip by a few through stripped blanks and byte order marks

@@ -7,12 +7,10 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from bertqa.data.fields import Faults, refuse_doubles
-from bertqa.data.gold import STARTS
-from bertqa.data.literals import parse_printed
-from bertqa.data.tables import read_table, refuse_doubled_columns
+from bertqa.data.fields import STARTS, Faults, parse_printed, refuse_doubles
+from bertqa.data.tables import refuse_doubled_columns, whole_table
 from bertqa.errors import UserError
-from bertqa.files import RepeatedKey, parse_json, show
+from bertqa.files import RepeatedKey, decode, parse_json, show
 
 Located = tuple[str, object]
 """Where a record stands, for messages, and the record."""
@@ -40,8 +38,8 @@ def records_in(text: str, known: Collection[str], faults: Faults) -> Records:
     A line of JSONL that is no JSON is a fault of that line; other files cannot be read behind such a place.
     """
     if text.lstrip()[0] not in "{[":
-        table = read_table(text, known, lower=True)
-        return Records("csv", map(_with_values, table.rows), table.header)
+        header, rows = whole_table(text, known)
+        return Records("csv", map(_with_values, rows), header)
     if _is_lines(text):
         return Records("jsonl", _lines(text, faults))
     document = parse_json(text, allow_nan=True)
@@ -65,16 +63,36 @@ def _is_lines(text: str) -> bool:
 
 
 def _lines(text: str, faults: Faults) -> Iterator[Located]:
-    """The values of the lines. [{...}] is {...}: some write MRQA's header so."""
+    """The values of the lines."""
     # not splitlines: U+2028 may stand inside a JSON string
-    for number, line in enumerate(text.split("\n"), 1):
+    for where, value in line_values(text.split("\n")):
+        with faults:
+            if isinstance(value, UserError):
+                raise value
+            yield where, alone(value)
+
+
+def line_values(lines: Iterable[str | bytes]) -> Iterator[Located]:
+    """The value of each line that is not blank; a UserError in its place says what is wrong with it.
+
+    Of text an error names the line, of bytes it does not: those come from streams, which say it themselves.
+    """
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        with faults:
-            value = parse_json(line, number, allow_nan=True)
-            if isinstance(value, list) and len(value) == 1:
-                value = value[0]
-            yield f"line {number}", value
+        try:
+            if isinstance(line, bytes):
+                value = parse_json(decode(line), allow_nan=True)
+            else:
+                value = parse_json(line, number, allow_nan=True)
+        except UserError as error:
+            value = error
+        yield f"line {number}", value
+
+
+def alone(value: object) -> object:
+    """{...} for [{...}]: some write MRQA's header so."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _numbered(name: str, values: Iterable[object]) -> Iterator[Located]:

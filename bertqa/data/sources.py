@@ -1,4 +1,4 @@
-"""Files of data as streams of bytes: which files are meant, and what is in them, unpacked as it is read."""
+"""Files of data as streams: which files are meant, what is in them, unpacked as it is read, and streams cut into chunks."""
 
 import bz2
 import glob
@@ -6,8 +6,10 @@ import gzip
 import hashlib
 import io
 import sys
+import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -186,6 +188,18 @@ def decoded(lines: Iterator[bytes]) -> Iterator[str]:
         first = False
 
 
+def look_at(lines: Iterator, most: int) -> tuple[list, Iterator]:
+    """The first lines, until `most` of them are not blank; and all lines, these again."""
+    first = []
+    filled = 0
+    for line in lines:
+        first.append(line)
+        filled += bool(line.strip())
+        if filled == most:
+            break
+    return first, chain(first, lines)
+
+
 class Stream:
     """The records of files, one file after the other: an iterator that knows how far it has come."""
 
@@ -215,3 +229,52 @@ class Stream:
                 raise UserError(f"{name}: {error}") from None
             self.source = None
             self.files += 1
+
+
+# A stream in pieces that suit the model: lists of questions, small ones first so that answers come soon
+
+QUESTIONS_AT_ONCE = 2048
+"""Questions whose windows are laid and sorted by length together: memory is bounded by it, not by the file."""
+
+FIRST_QUESTIONS = 32
+"""Questions in the first chunk of `answer_many`, so that answers come soon; each next one is twice as large."""
+
+CHARACTERS = 1 << 21
+"""Characters to read in a chunk: where texts are long, it holds fewer items."""
+
+
+def chunks(
+    items: Iterable, size: int, weigh: Callable = lambda item: 0, first: int | None = None
+) -> Iterator[list]:
+    """Consecutive lists of `size` items, or fewer where they weigh over CHARACTERS; the last one is shorter.
+
+    With `first` the lists grow from that many items, doubling.
+    """
+    chunk: list = []
+    now = min(first or size, size)
+    weight = 0
+    for item in items:
+        chunk.append(item)
+        weight += weigh(item)
+        if len(chunk) >= now or weight > CHARACTERS:
+            yield chunk
+            chunk = []
+            now = min(2 * now, size)
+            weight = 0
+    if chunk:
+        yield chunk
+
+
+class Shared:
+    """An iterator that threads may share: each item goes to one of them."""
+
+    def __init__(self, items: Iterator):
+        self.items = items
+        self.lock = threading.Lock()
+
+    def __iter__(self) -> "Shared":
+        return self
+
+    def __next__(self):
+        with self.lock:
+            return next(self.items)

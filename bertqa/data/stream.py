@@ -4,40 +4,40 @@ JSONL, MRQA, CSV and Parquet are read as they are answered; SQuAD's and other JS
 shapes are those of formats.py. A record that is no question comes out in its place, with what is wrong with it.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
-from bertqa.data.fields import Faults, name_among
+import numpy as np
+
+from bertqa.data.fields import ANSWERS, CONTEXTS, IDS, KNOWN, QUESTIONS, Faults, name_among
 from bertqa.data.formats import (
     ACCEPTED,
-    CONTEXTS,
-    IDS,
-    KNOWN,
     NO_CONTEXT,
-    QUESTIONS,
     Shape,
     common_shape,
     refuse,
     shape_of_columns,
     shape_of_records,
 )
-from bertqa.data.gold import ANSWER_KEYS
-from bertqa.data.ids import Ids
 from bertqa.data.records import Records as FoundRecords
+from bertqa.data.records import alone, line_values
 from bertqa.data.records import records_in as found_records
-from bertqa.data.sources import STDIN, Source, Stream, decoded
-from bertqa.data.tables import PARQUET, parquet_records, stream_table
+from bertqa.data.sources import Source, Stream, decoded, look_at
+from bertqa.data.tables import PARQUET, parquet_rows, stream_table
 from bertqa.errors import UserError
-from bertqa.files import decode, parse_json, show
+from bertqa.files import decode, show
+
+RECENT = 1 << 16
+"""Ids kept in a set before they are sorted into the array."""
 
 SNIFFED = 3
 """Lines looked at to tell JSON lines, the first of which may be damaged, from one large JSON value."""
 
-LABELS = {*ANSWER_KEYS, "answer", "is_impossible"}
+LABELS = {*ANSWERS, "answer", "is_impossible"}
 """Keys of a record that says what is right."""
 
 
@@ -65,7 +65,7 @@ def question_stream(paths: Sequence[Path], tally: Counter | None = None) -> Stre
     return Stream(paths, partial(questions_in, Ids(), Counter() if tally is None else tally))
 
 
-def questions_in(ids: Ids, tally: Counter, source: Source) -> Iterator[Question]:
+def questions_in(ids: "Ids", tally: Counter, source: Source) -> Iterator[Question]:
     """The questions of a file, checked. `ids` knows those of the files before it."""
     for where, record in records_in(source):
         tally["records"] += 1
@@ -107,28 +107,23 @@ Records = Iterator[tuple[str, object]]
 def records_in(source: Source) -> Records:
     """The flat records of a file, whatever its format: the content tells."""
     if source.head.startswith(PARQUET):
-        if source.path == STDIN:
-            raise UserError("is Parquet, which cannot be read from a pipe; give the file's name")
-        found = FoundRecords("parquet", parquet_records(source.path, source.tell_share))
+        found = FoundRecords("parquet", parquet_rows(source))
         shape = shape_of_records(found)
         refuse_for_answering(shape)
         for where, row in found.items:
             yield from flat_records(where, row, shape)
         return
-    lines = source.lines()
-    first: list[bytes] = []
-    for line in lines:
-        first.append(line)
-        if sum(bool(line.strip()) for line in first) == SNIFFED:
-            break
+    first, lines = look_at(source.lines(), SNIFFED)
     start = b"".join(first).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start not in (b"{", b"["):
-        yield from csv_records(chain(first, lines))
+        yield from csv_records(lines)
         return
     objects = objects_in(first)
     shape = common_shape(objects)
     if shape:
-        yield from json_line_records(chain(first, lines), shape)
+        refuse_for_answering(shape)
+        for where, value in line_values(lines):
+            yield from flat_records(where, alone(value), shape)
     elif len(objects) > 1:
         raise UserError(f"wrong shape: found {show(list(objects[0]))}; accepted are {ACCEPTED}")
     else:
@@ -138,33 +133,12 @@ def records_in(source: Source) -> Records:
 def objects_in(lines: list[bytes]) -> list[dict]:
     """Those of the lines that are JSON objects of their own, and do not hold all the data."""
     found = []
-    for line in lines:
-        try:
-            value = parse_json(decode(line), allow_nan=True)
-        except UserError:
-            continue
-        if isinstance(value, list) and len(value) == 1 and len(lines) > 1:
-            value = value[0]  # some write MRQA's header so
+    for _, value in line_values(lines):
+        if len(lines) > 1:  # on the only line a list of one is a JSON file
+            value = alone(value)
         if isinstance(value, dict) and "data" not in value:
             found.append(value)
     return found
-
-
-def json_line_records(lines: Iterator[bytes], shape: Shape) -> Records:
-    """JSONL: a record a line, be it a question, or a paragraph or article with several."""
-    refuse_for_answering(shape)
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"line {number}"
-        try:
-            value = parse_json(decode(line), allow_nan=True)
-        except UserError as error:
-            yield where, error
-            continue
-        if isinstance(value, list) and len(value) == 1:
-            value = value[0]
-        yield from flat_records(where, value, shape)
 
 
 def json_records(source: Source, text: str) -> Records:
@@ -188,6 +162,9 @@ def refuse_for_answering(shape: Shape) -> None:
 
 def flat_records(where: str, value: object, shape: Shape) -> Records:
     """The questions in a record of this shape: its own, or those of its paragraphs. Mistakes stand in their place."""
+    if isinstance(value, UserError):
+        yield where, value
+        return
     if shape.name == "flat" or isinstance(shape.then, str):
         yield where, renamed(value)
         return
@@ -225,7 +202,65 @@ def csv_records(lines: Iterator[bytes]) -> Records:
     shape = shape_of_columns(table.header, table.head)
     refuse_for_answering(shape)
     for where, row in table.rows:
-        if isinstance(row, UserError):
-            yield where, row
-        else:
-            yield from flat_records(where, row, shape)
+        yield from flat_records(where, row, shape)
+
+
+# The names of records: their own ids, each of which stands once, or their numbers
+
+
+class Ids:
+    """Ids of record after record. The first record that can be read decides whether they have ids or are numbered."""
+
+    def __init__(self):
+        self.own: bool | None = None  # not yet known
+        self.count = 0
+        self.seen = Seen()
+
+    def of(self, record: object) -> tuple[object, str]:
+        """The id of the next record, None where it has none; and what is wrong with it, or ""."""
+        number = self.count
+        self.count += 1
+        if not isinstance(record, dict):
+            return number if self.own is False else None, ""
+        id = record.get("id")
+        if self.own is None:
+            self.own = id is not None
+        if not self.own and id is None:
+            return number, ""
+        if not self.own:
+            what = "has an id, but the first record has none, so that they are numbered"
+            return id, f"{what}; give all of them one"
+        if id is None or id == "":
+            return None, "has no id, but the first record has one; give all of them one"
+        if type(id) not in (str, int):
+            return None, f'"id" must be text or a whole number, not {type(id).__name__}'
+        if not str(id).strip():
+            return None, '"id" is blank; every question needs its own'
+        if self.seen.add(str(id)):
+            return str(id), "its id was used before; make every id unique"
+        return str(id), ""
+
+
+class Seen:
+    """Texts that were seen before, in 8 bytes each: a hundred million ids fit into memory."""
+
+    def __init__(self):
+        self.old = np.zeros(0, np.uint64)  # hashes, sorted
+        self.recent: set[int] = set()
+
+    def add(self, text: str) -> bool:
+        """Whether this text was added before."""
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        value = int.from_bytes(digest, "little")
+        if value in self.recent or self._is_old(value):
+            return True
+        self.recent.add(value)
+        if len(self.recent) == RECENT:
+            new = np.fromiter(self.recent, np.uint64, len(self.recent))
+            self.old = np.sort(np.concatenate([self.old, new]))
+            self.recent = set()
+        return False
+
+    def _is_old(self, value: int) -> bool:
+        place = int(np.searchsorted(self.old, np.uint64(value)))
+        return place < len(self.old) and int(self.old[place]) == value

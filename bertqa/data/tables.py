@@ -4,7 +4,6 @@ Comma, semicolon or tab between the cells, whichever gives a header with the col
 for. A first line "sep=;", as Excel writes it, says which.
 """
 
-import contextlib
 import csv
 import io
 import re
@@ -15,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
+from bertqa.data.sources import STDIN, Source
 from bertqa.errors import UserError
 from bertqa.files import show
 
@@ -29,95 +29,25 @@ ROWS_AT_ONCE = 1024
 
 @dataclass
 class Table:
-    """The rows of a file, each as an object of its cells."""
-
-    header: list[str]
-    rows: list[tuple[str, dict[str, str]]]
-    """"line 3", where the row begins, and column -> cell."""
-
-
-def read_table(
-    text: str, wanted: Collection[str], *, lower: bool = False, keep_blank: bool = False
-) -> Table:
-    """Read the rows of a CSV, with the delimiter that gives its header most of the columns `wanted`, then most columns.
-
-    Args:
-        lower: column names are those of the header in lower case.
-        keep_blank: keep rows whose cells are all blank.
-
-    Raises:
-        UserError: for two columns of one name, a row of another width, a file that ends within quotes.
-    """
-    text, delimiter = _said_by_excel(text)
-    if not delimiter:
-        delimiter = best_delimiter(text, wanted)
-    try:
-        return _table(csv_rows(text, delimiter, keep_blank), lower)
-    except UserError:
-        if delimiter != "\t":
-            raise
-        # Many a TSV (GLUE's) quotes nothing, and a quotation mark in it is just one.
-        rows = []
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip() or (keep_blank and line):
-                rows.append((f"line {number}", line.removesuffix("\r").split("\t")))
-        return _table(rows, lower)
-
-
-def best_delimiter(text: str, wanted: Collection[str]) -> str:
-    """The delimiter under which the first line has most of the columns `wanted`, in any case, then most cells."""
-
-    def merit(delimiter: str) -> tuple[int, int]:
-        names = header_cells(text, delimiter)
-        return sum(name.lower() in wanted or name in wanted for name in names), len(names)
-
-    return max(DELIMITERS, key=merit)
-
-
-def header_cells(text: str, delimiter: str) -> list[str]:
-    """The cells of the first line, trimmed."""
-    first = re.split("[\r\n]", _said_by_excel(text)[0].lstrip(), maxsplit=1)[0]
-    return [name.strip(' "') for name in first.split(delimiter)]
-
-
-def _said_by_excel(text: str) -> tuple[str, str]:
-    """The text with its first line blank if that is "sep=;", and the delimiter that it names; "" where it is not."""
-    match = re.match(r'\s*"?sep=([,;\t])"?[ ;,\t]*(?=[\r\n])', text)
-    if not match:
-        return text, ""
-    # The line itself stays, so that messages count lines as the file does.
-    return text[match.end() :], match[1]
-
-
-def csv_rows(text: str, delimiter: str, keep_blank: bool = False) -> list[tuple[str, list[str]]]:
-    """The rows that are not blank (or all that have a cell). A quoted paragraph may go over several lines: a row is named
-    by its first."""
-    rows = []
-    last = 0
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        with _large_cells():
-            for row in reader:
-                if (row and keep_blank) or any(cell.strip() for cell in row):
-                    rows.append((f"line {last + 1}", row))
-                last = reader.line_num
-    except csv.Error as error:
-        cut = "cut off: " if "unexpected end" in str(error) else ""
-        raise UserError(
-            f"{cut}the CSV row that begins on line {last + 1} cannot be read: {error}"
-        ) from None
-    return rows
-
-
-@dataclass
-class TableStream:
-    """A CSV whose rows are read one after the other."""
+    """A table whose rows are read one after the other."""
 
     header: list[str]
     head: str
     """The line of the header as it stands in the file."""
     rows: Iterator[tuple[str, dict[str, str] | UserError]]
     """"line 3", where the row begins, and column -> cell; or what is wrong with the row."""
+
+
+def whole_table(text: str, wanted: Collection[str]) -> tuple[list[str], list[tuple[str, dict]]]:
+    """(header in lower case, rows) of a CSV in memory. Raises UserError for the first row that cannot be read."""
+    quoted = quotes_well(io.StringIO(text, newline=""), wanted)
+    table = stream_table(io.StringIO(text, newline=""), wanted, lower=True, quoted=quoted)
+    rows = []
+    for where, row in table.rows:
+        if isinstance(row, UserError):
+            raise UserError(f"{where}: {row}")
+        rows.append((where, row))
+    return table.header, rows
 
 
 def stream_table(
@@ -127,73 +57,39 @@ def stream_table(
     lower: bool = False,
     keep_blank: bool = False,
     quoted: bool = True,
-) -> TableStream:
-    """What `read_table` reads, of a file that need not fit into memory.
+) -> Table:
+    """A CSV, with the delimiter that gives its header most of the columns `wanted`; it need not fit into memory.
 
-    Without `quoted` a quotation mark is a character like others. Raises UserError for the header, and from `rows` where
-    nothing behind a place can be read.
+    Args:
+        lower: column names are those of the header in lower case.
+        keep_blank: keep rows whose cells are all blank.
+        quoted: whether a quotation mark begins a quoted cell; else it is a character like others.
+
+    Raises:
+        UserError: for a header with two columns of one name, and from `rows` where nothing behind a place can be read.
     """
     lines = _at_every_return(lines)
     head, before, delimiter = head_of(lines, wanted)
-    reader = csv.reader(
-        chain([head], lines),
-        delimiter=delimiter,
-        strict=True,
-        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
-    )
-    with _large_cells():
-        try:
-            header = [name.strip() for name in next(reader)]
-        except csv.Error as error:
-            raise UserError(f"the header of the CSV cannot be read: {error}") from None
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(chain([head], lines), delimiter=delimiter, strict=True, quoting=quoting)
+    header = [name.strip() for name in _next_row(reader, before)]
     if lower:
         header = [name.lower() for name in header]
     refuse_doubled_columns(header)
-    return TableStream(header, head, _row_after_row(reader, header, before, keep_blank))
+    return Table(header, head, _rows(reader, header, before, keep_blank))
 
 
-def _at_every_return(lines: Iterator[str]) -> Iterator[str]:
-    """Lines as csv wants them: they also end at a \\r that no \\n follows, as Excel for old Macs has it."""
-    for line in lines:
-        if "\r" in line[:-2]:
-            yield from filter(None, re.split("(?<=\r)(?!\n)", line))
-        else:
-            yield line
-
-
-def _row_after_row(reader, header: list[str], before: int, keep_blank: bool) -> Iterator:
-    """The rows behind the header. `before` is how many lines of the file stand before it."""
-    while True:
-        where = f"line {reader.line_num + 1 + before}"
-        try:
-            with _large_cells():
-                row = next(reader, None)
-        except csv.Error as error:
-            cut = "cut off: " if "unexpected end" in str(error) else ""
-            raise UserError(
-                f"{cut}the CSV row that begins on {where} cannot be read: {error}"
-            ) from None
-        if row is None:
-            return
-        if not any(cell.strip() for cell in row) and not (row and keep_blank):
-            continue
-        if len(row) == len(header):
-            yield where, dict(zip(header, row, strict=True))
-        elif any(row):
-            message = (
-                f"has {len(row)} cells, the header {len(header)}; cut off, or a quote missing?"
-            )
-            yield where, UserError(message)
-
-
-@contextlib.contextmanager
-def _large_cells() -> Iterator[None]:
-    """Cells over 128 KiB are read inside; that limit is one for the whole process."""
-    usual = csv.field_size_limit(2**31 - 1)
+def quotes_well(lines: Iterator[str], wanted: Collection[str]) -> bool:
+    """Whether a quotation mark in a table begins a quoted cell. In many a TSV (GLUE's) it is a character like others: where
+    quoted cells make no table, nothing is quoted."""
+    head, before, delimiter = head_of(lines, wanted)
+    if delimiter != "\t":
+        return True
     try:
-        yield
-    finally:
-        csv.field_size_limit(usual)
+        rows = stream_table(chain([head], lines), wanted).rows
+        return not any(isinstance(row, UserError) for _, row in rows)
+    except UserError:
+        return False
 
 
 def head_of(lines: Iterator[str], wanted: Collection[str]) -> tuple[str, int, str]:
@@ -208,23 +104,62 @@ def head_of(lines: Iterator[str], wanted: Collection[str]) -> tuple[str, int, st
     raise UserError("holds no rows" if said else "holds only white space")
 
 
-def _table(rows: Sequence[tuple[str, list[str]]], lower: bool) -> Table:
-    """The rows behind the first, which is the header, as objects."""
-    if not rows:
-        raise UserError("holds no rows")
-    (_, header), *rest = rows
-    header = [name.strip() for name in header]
-    if lower:
-        header = [name.lower() for name in header]
-    refuse_doubled_columns(header)
-    records = []
-    for where, row in rest:
-        if len(row) != len(header):
-            raise UserError(
-                f"{where}: has {len(row)} cells, the header {len(header)}; cut off, or a quote missing?"
-            )
-        records.append((where, dict(zip(header, row, strict=True))))
-    return Table(header, records)
+def best_delimiter(head: str, wanted: Collection[str]) -> str:
+    """The delimiter under which a header has most of the columns `wanted`, in any case, then most cells."""
+
+    def merit(delimiter: str) -> tuple[int, int]:
+        names = header_cells(head, delimiter)
+        return sum(name.lower() in wanted or name in wanted for name in names), len(names)
+
+    return max(DELIMITERS, key=merit)
+
+
+def header_cells(head: str, delimiter: str) -> list[str]:
+    """The cells of a header, trimmed."""
+    line = re.split("[\r\n]", head.lstrip(), maxsplit=1)[0]
+    return [name.strip(' "') for name in line.split(delimiter)]
+
+
+def _at_every_return(lines: Iterator[str]) -> Iterator[str]:
+    """Lines as csv wants them: they also end at a \\r that no \\n follows, as Excel for old Macs has it."""
+    for line in lines:
+        if "\r" in line[:-2]:
+            yield from filter(None, re.split("(?<=\r)(?!\n)", line))
+        else:
+            yield line
+
+
+def _next_row(reader, before: int) -> list[str] | None:
+    """The next row of a CSV, None behind the last; `before` lines of the file stand before what the reader was given."""
+    begins = reader.line_num + 1 + before
+    usual = csv.field_size_limit(
+        2**31 - 1
+    )  # for cells over 128 KiB; that limit is one for the whole process
+    try:
+        return next(reader, None)
+    except csv.Error as error:
+        cut = "cut off: " if "unexpected end" in str(error) else ""
+        raise UserError(
+            f"{cut}the CSV row that begins on line {begins} cannot be read: {error}"
+        ) from None
+    finally:
+        csv.field_size_limit(usual)
+
+
+def _rows(reader, header: list[str], before: int, keep_blank: bool) -> Iterator:
+    """The rows behind the header. A quoted paragraph may go over several lines: a row is named by its first."""
+    while True:
+        where = f"line {reader.line_num + 1 + before}"
+        row = _next_row(reader, before)
+        if row is None:
+            return
+        if not any(cell.strip() for cell in row) and not (row and keep_blank):
+            continue
+        if len(row) == len(header):
+            yield where, dict(zip(header, row, strict=True))
+        elif any(row):
+            cells = f"has {len(row)} cells, the header {len(header)}"
+            yield where, UserError(f"{cells}; cut off, or a quote missing?")
 
 
 def refuse_doubled_columns(header: Sequence[str]) -> None:
@@ -258,3 +193,10 @@ def parquet_records(
     except (ArrowException, OSError) as error:
         why = " ".join(str(error).split())
         raise UserError(f"damaged: not a Parquet file that pyarrow can read ({why})") from None
+
+
+def parquet_rows(source: Source) -> Iterator[tuple[str, dict]]:
+    """The rows of an open file, which is told how far they have come."""
+    if source.path == STDIN:
+        raise UserError("is Parquet, which cannot be read from a pipe; give the file's name")
+    return parquet_records(source.path, source.tell_share)

@@ -1,16 +1,21 @@
-"""Texts, or pairs of texts, to token sequences: what is classified or embedded. One window a text, none overlaps.
+"""Texts, or pairs of texts, to token sequences: what is classified or embedded. One window a text, none overlaps. And their
+labels to classes, and to parts for training and for tests.
 
 A sequence is  [CLS] text [SEP],  of a pair  [CLS] text [SEP] second text [SEP].
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from bertqa.data.texts import Texts
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.tokens import Tokens, no_tokens
 from bertqa.data.windows import Sequences, fingerprint
+from bertqa.errors import UserError
+from bertqa.files import show
 
 
 @dataclass
@@ -100,3 +105,49 @@ def text_windows(
         sep_id=tokenizer.sep_id,
         cut=int((whole.counts + seconds.counts > room).sum()),
     )
+
+
+# Labels to classes
+
+
+def label_names(labels: Sequence[str]) -> list[str]:
+    """The classes in their order: by value where all are whole numbers, else by name."""
+    names = set(labels)
+    if all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def label_rows(texts: Texts, names: Sequence[str]) -> np.ndarray:
+    """(R,) the class of each row, as its place in `names`. Raises UserError for labels that are not among them."""
+    place = {name: row for row, name in enumerate(names)}
+    unseen: dict[str, str] = {}  # label -> where it stands first
+    count = 0
+    for label, where in zip(texts.labels, texts.where, strict=True):
+        if label not in place:
+            unseen.setdefault(label, where)
+            count += 1
+    if unseen:
+        some = label_names(list(unseen))[:8]
+        kinds = ", ".join(f"{show(name)} (first: {unseen[name]})" for name in some)
+        raise UserError(
+            f"{texts.path}: {count:,} of {len(texts):,} labels were not seen in training: {kinds}; "
+            f"known are {', '.join(map(show, names))}"
+        )
+    return np.array([place[label] for label in texts.labels])
+
+
+def split(texts: Texts, share: float, seed: int) -> tuple[Texts, Texts]:
+    """(the rest, `share` of the rows), both in the file's order.
+
+    Stratified: that share is drawn of each label, by seed; one row at least if there are two, and never the last.
+    """
+    labels = np.array(texts.labels)
+    draw = np.random.default_rng([seed, 2])
+    drawn: set[int] = set()
+    for name in label_names(texts.labels):
+        rows = draw.permutation(np.flatnonzero(labels == name)).tolist()
+        count = min(len(rows) - 1, max(1, round(share * len(rows))))
+        drawn.update(rows[:count])
+    rest = [row for row in range(len(texts)) if row not in drawn]
+    return texts.select(rest), texts.select(sorted(drawn))

@@ -1,22 +1,197 @@
-"""Whole files of texts, with labels or without, as columns: what is trained on. Read as text_stream.py says, row after row;
-the first that cannot be read ends it.
+"""Files of texts, with labels or without: row after row for classifying and embedding, where no file need fit into memory
+and a row that is no text comes out in its place with what is wrong with it; or whole, as columns to train on.
 
-A label is a name or a whole number.
+UTF-8 with or without byte order mark, packed or not (sources.py), in one of these shapes:
+
+    csv      comma, semicolon or tab between the cells, whichever gives a header with the columns asked for
+    jsonl    an object per line, or a list of objects
+    parquet  by its first bytes
+    lines    a text per line, blank ones included, so that row n is line n + 1
+
+A column "id" names the rows; without one they are numbered from 0. A label is a name or a whole number.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 
-import numpy as np
-
-from bertqa.data.fields import EMPTY
-from bertqa.data.sources import Source
-from bertqa.data.text_stream import Columns, rows_in, text_in
+from bertqa.data.fields import EMPTY, field, refuse_doubles
+from bertqa.data.records import line_values
+from bertqa.data.sources import STDIN, Source, Stream, decoded, look_at
+from bertqa.data.tables import (
+    DELIMITERS,
+    PARQUET,
+    header_cells,
+    parquet_rows,
+    quotes_well,
+    stream_table,
+)
 from bertqa.errors import UserError
-from bertqa.files import show
+from bertqa.files import parse_json, show
+
+Row = tuple[str, dict | UserError]
+"""Where a row stands in its file, for messages, and its values by column; or what is wrong with it, and where."""
+
+PACKED = (".gz", ".bz2", ".zst")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that are read."""
+
+    text: str | None = None
+    """None: "text", or the lines of what is no table."""
+    pair: str | None = None
+    label: str | None = None
+
+    @property
+    def wanted(self) -> list[str]:
+        return [name for name in (self.text or "text", self.pair, self.label) if name]
+
+    def require(self, where: str, found: Collection[str]) -> None:
+        """Raise UserError where one of them is not among those found, or is there in two spellings."""
+        refuse_doubles(where, dict.fromkeys(found), set(self.wanted))
+        lacking = [name for name in self.wanted if name not in found]
+        if lacking:
+            raise UserError(
+                f"{where} has no column {' and no '.join(map(show, lacking))}; its columns are "
+                f"{', '.join(map(show, found))}; say which with --text-column, --label-column, --pair-column"
+            )
+
+
+@dataclass(slots=True)
+class Text:
+    """A text of a file, or a pair of them, or what is wrong with its row."""
+
+    id: str
+    where: str
+    """"texts.csv: line 3"."""
+    text: str = ""
+    second: str | None = None
+    """Of a pair."""
+    error: str = ""
+    """What is wrong, and where; "": nothing."""
+
+    @property
+    def characters(self) -> int:
+        """How long it is to read."""
+        return len(self.text) + len(self.second or "")
+
+
+def text_stream(
+    paths: Sequence[Path], text_column: str | None = None, pair_column: str | None = None
+) -> Stream:
+    """The texts of files, in their order; columns as those of `read_texts`. Without ids they are numbered throughout."""
+    return Stream(paths, partial(_texts_in, Columns(text_column, pair_column), count()))
+
+
+def _texts_in(columns: Columns, numbers: Iterator[int], source: Source) -> Iterator[Text]:
+    for where, row in rows_in(source, columns):
+        number = str(next(numbers))
+        text = Text(number, f"{source.name}: {where}")
+        try:
+            if isinstance(row, UserError):
+                raise row
+            text.id = str(row.get("id", number))
+            columns.require(where, row)
+            text.text, *seconds = [field(where, row, name, str) for name in columns.wanted]
+            text.second = seconds[0] if seconds else None
+        except UserError as error:
+            text.error = f"{source.name}: {error}"
+        yield text
+
+
+# Rows
+
+
+def rows_in(source: Source, columns: Columns) -> Iterator[Row]:
+    """The rows of a file; in the place of one that cannot be read a UserError.
+
+    Raises:
+        UserError: where the file, or the first of its rows, has none of the columns, and where nothing behind a place
+            can be read.
+    """
+    if source.head.startswith(PARQUET):
+        yield from _objects(parquet_rows(source), columns)
+        return
+    first, lines = look_at(decoded(source.lines()), 1)
+    head = "".join(first)
+    if not head.strip():
+        raise UserError("holds only white space")
+    if columns.text is None and not is_table(source.name, head):
+        for number, line in enumerate(lines, 1):
+            yield f"line {number}", {"text": line.removesuffix("\n").removesuffix("\r")}
+    elif head.lstrip().startswith("["):
+        yield from _objects(_list(source, "".join(lines)), columns)
+    elif head.lstrip().startswith("{"):
+        yield from _objects(line_values(lines), columns)
+    else:
+        yield from _cells(source, lines, columns)
+
+
+def is_table(name: str, text: str) -> bool:
+    """Whether a file is CSV or JSON, and no list of texts, by its name or by its first line.
+
+    A list may well begin with the word "text": a header that tells a CSV by itself has "text" and
+    other names, and stands in no file that is called .txt.
+    """
+    path = Path(name.lower())
+    suffix = path.with_suffix("").suffix if path.suffix in PACKED else path.suffix
+    if suffix in (".csv", ".tsv", ".json", ".jsonl"):
+        return True
+    if suffix == ".txt":
+        return False
+    if text.lstrip().startswith("{"):
+        return True
+    for delimiter in DELIMITERS:
+        cells = header_cells(text, delimiter)
+        # A sentence with commas in it has blanks between its words, which names of columns have not.
+        are_names = all(re.fullmatch(r"[\w.-]*", cell) for cell in cells)
+        if len(cells) > 1 and "text" in cells and are_names:
+            return True
+    return False
+
+
+def _list(source: Source, text: str) -> Iterator[Row]:
+    """The values of a JSON list."""
+    values = parse_json(text, allow_nan=True)
+    for number, value in enumerate(values, 1):
+        source.tell_share(number / len(values))
+        yield f"record {number}", value
+
+
+def _objects(rows: Iterator[Row], columns: Columns) -> Iterator[Row]:
+    """Rows that are objects. The first one that is decides whether the file has the columns."""
+    decided = False
+    for where, row in rows:
+        if isinstance(row, dict):
+            if not decided:
+                columns.require(where, row)
+            decided = True
+        elif not isinstance(row, UserError):
+            row = UserError(f"{where}: must be an object, not {show(row)}")
+        yield where, row
+
+
+def _cells(source: Source, lines: Iterator[str], columns: Columns) -> Iterator[Row]:
+    """The rows of a CSV."""
+    quoted = True  # of a pipe nobody can know before it is read
+    if source.path != STDIN and source.path.is_file():
+        with Source(source.path) as again:
+            quoted = quotes_well(decoded(again.lines()), columns.wanted)
+    keep_blank = columns.label is None
+    table = stream_table(lines, columns.wanted, keep_blank=keep_blank, quoted=quoted)
+    columns.require("the header", table.header)
+    for where, row in table.rows:
+        if isinstance(row, UserError):
+            row = UserError(f"{where}: {row}")
+        yield where, row
+
+
+# Whole files
 
 
 @dataclass
@@ -84,24 +259,20 @@ def read_texts(
                 pass
         if not rows:
             raise UserError("has a header, but no rows")
-        return Texts(
+        found = Texts(
             path=str(path),
             sha256=source.digest.hexdigest(),
             where=[where for where, _ in rows],
             ids=[str(row.get("id", number)) for number, (_, row) in enumerate(rows)],
-            texts=_column(rows, columns.wanted[0], text_in),
-            pairs=_column(rows, pair_column, text_in) if pair_column else None,
-            labels=_column(rows, label_column, _label) if label_column else None,
+            texts=[field(where, row, columns.wanted[0], str) for where, row in rows],
         )
+        if pair_column:
+            found.pairs = [field(where, row, pair_column, str) for where, row in rows]
+        if label_column:
+            found.labels = [_label(where, row, label_column) for where, row in rows]
+        return found
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def _column(
-    rows: Sequence[tuple[str, dict]], name: str, get: Callable[[str, dict, str], str]
-) -> list[str]:
-    """A column of the rows, each of its values checked by `get`."""
-    return [get(where, row, name) for where, row in rows]
 
 
 def _label(where: str, row: dict, name: str) -> str:
@@ -118,49 +289,3 @@ def _label(where: str, row: dict, name: str) -> str:
     raise UserError(
         f'{where}: the label "{name}" is {show(value)}; it must be a name or a whole number'
     )
-
-
-# Labels and splits
-
-
-def label_names(labels: Sequence[str]) -> list[str]:
-    """The classes in their order: by value where all are whole numbers, else by name."""
-    names = set(labels)
-    if all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
-
-
-def label_rows(texts: Texts, names: Sequence[str]) -> np.ndarray:
-    """(R,) the class of each row, as its place in `names`. Raises UserError for labels that are not among them."""
-    place = {name: row for row, name in enumerate(names)}
-    unseen: dict[str, str] = {}  # label -> where it stands first
-    count = 0
-    for label, where in zip(texts.labels, texts.where, strict=True):
-        if label not in place:
-            unseen.setdefault(label, where)
-            count += 1
-    if unseen:
-        some = label_names(list(unseen))[:8]
-        kinds = ", ".join(f"{show(name)} (first: {unseen[name]})" for name in some)
-        raise UserError(
-            f"{texts.path}: {count:,} of {len(texts):,} labels were not seen in training: {kinds}; "
-            f"known are {', '.join(map(show, names))}"
-        )
-    return np.array([place[label] for label in texts.labels])
-
-
-def split(texts: Texts, share: float, seed: int) -> tuple[Texts, Texts]:
-    """(the rest, `share` of the rows), both in the file's order.
-
-    Stratified: that share is drawn of each label, by seed; one row at least if there are two, and never the last.
-    """
-    labels = np.array(texts.labels)
-    draw = np.random.default_rng([seed, 2])
-    drawn: set[int] = set()
-    for name in label_names(texts.labels):
-        rows = draw.permutation(np.flatnonzero(labels == name)).tolist()
-        count = min(len(rows) - 1, max(1, round(share * len(rows))))
-        drawn.update(rows[:count])
-    rest = [row for row in range(len(texts)) if row not in drawn]
-    return texts.select(rest), texts.select(sorted(drawn))

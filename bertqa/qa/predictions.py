@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bertqa.data.tables import read_table
+from bertqa.data.tables import whole_table
 from bertqa.errors import UserError
 from bertqa.files import decode, json_lines, parse_json, read_bytes, show
 
@@ -71,13 +71,13 @@ def json_or_lines(text: str) -> tuple[object, bool]:
 
 def csv_records(text: str) -> list[dict]:
     """The rows of a CSV as records."""
-    table = read_table(text, {*ID_KEYS, *TEXT_KEYS}, lower=True)
-    if not set(table.header) & set(ID_KEYS) or not set(table.header) & set(TEXT_KEYS):
-        header = text.lstrip().partition("\n")[0]
+    header, rows = whole_table(text, {*ID_KEYS, *TEXT_KEYS})
+    if not set(header) & set(ID_KEYS) or not set(header) & set(TEXT_KEYS):
+        first = text.lstrip().partition("\n")[0]
         raise UserError(
-            f"neither JSON nor a CSV with the columns id and prediction_text: {show(header[:60])}"
+            f"neither JSON nor a CSV with the columns id and prediction_text: {show(first[:60])}"
         )
-    return [record for _, record in table.rows]
+    return [record for _, record in rows]
 
 
 def from_records(path: Path, records: Iterable[tuple[str, object]]) -> Predictions:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bertqa.console import say
 from bertqa.data.batches import Batch, WindowStore
-from bertqa.data.text_windows import TextWindows, text_windows
-from bertqa.data.texts import Texts, label_names, label_rows, read_texts, split
+from bertqa.data.text_windows import TextWindows, label_names, label_rows, split, text_windows
+from bertqa.data.texts import Texts, read_texts
 from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import to_json, write_text

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from bertqa.console import say
 from bertqa.data.batches import Batch, WindowStore
-from bertqa.data.examples import Dataset, Example, write_rejected
-from bertqa.data.repair import squad_document
+from bertqa.data.examples import Dataset, Example
 from bertqa.data.windows import Windows, build_windows
+from bertqa.data.writing import squad_document, write_rejected
 from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import write_json
