@@ -1,6 +1,8 @@
 """Windows through the model, to spans or classes: what evaluation, `predict`, `embed` and the Reader share."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from bertqa.device import OnItsWay
 from bertqa.model.attention import Layout
 from bertqa.model.copies import computing_in_16_bits
 from bertqa.model.heads import span_loss
+from bertqa.model.prepack import can_be_shared
 from bertqa.qa.documents import Reading, log_mass
 from bertqa.qa.spans import SpanDecoder, Spans, SpanSettings
 
@@ -27,6 +30,7 @@ def forward_all(
     windows: Windows,
     device: torch.device,
     *,
+    model: nn.Module | None = None,
     autocast=None,
     tokens: int | None = None,
     progress: str | None = None,
@@ -38,13 +42,24 @@ def forward_all(
 
     With a `world` (distributed) each rank computes every size-th batch and yields those of all: whole batches
     and not questions are dealt out, so that each is the very batch of a single process, to the last bit of its logits.
+
+    Args:
+        model: what `compute` calls. One that is packed for CPUs (prepack) may be called by many threads, and is where there
+            is work for all of them: a core that computes a batch by itself waits for no other, 1.1 times as fast on two.
     """
     store = WindowStore(windows, device)
     batches = list(by_length(store.lengths, tokens or TOKENS.get(device.type, 16384)))
+    forward = _forward
+    if (
+        device.type == "cpu"
+        and 1 < torch.get_num_threads() <= len(batches)
+        and can_be_shared(model)
+    ):
+        forward = _forward_by_threads
     if world is None or world.size == 1:
-        yield from _forward(compute, store, batches, autocast, progress, unit)
+        yield from forward(compute, store, batches, autocast, progress, unit)
         return
-    mine = _forward(compute, store, batches[world.rank :: world.size], autocast, progress, unit)
+    mine = forward(compute, store, batches[world.rank :: world.size], autocast, progress, unit)
     for _ in batches[:: world.size]:
         yield from (part for part in world.gather(next(mine, None)) if part is not None)
 
@@ -68,6 +83,31 @@ def _forward(compute, store: WindowStore, batches: list[np.ndarray], autocast, p
             bar.update(len(rows))
         if waiting is not None:
             yield _arrived(*waiting)
+
+
+def _forward_by_threads(compute, store, batches, autocast, progress, unit):
+    """What `_forward` yields, each batch computed by one of as many threads as torch would use for it."""
+
+    def work(rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        batch = store.batch(rows)
+        # An autocast keeps what it will put back; and neither mode holds in other threads than the one that enters it.
+        cast = copy.copy(autocast) or torch.autocast("cpu", enabled=False)
+        with torch.inference_mode(), cast:
+            results = compute(batch, Layout.of_batch(batch))
+        return rows, [result.float().numpy() for result in results]
+
+    pool = ThreadPoolExecutor(
+        torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
+    )
+    total = sum(map(len, batches))
+    shown = progress is not None
+    with progress_bar(total=total, desc=progress, unit=unit, shown=shown, leave=False) as bar:
+        try:
+            for rows, results in pool.map(work, batches):
+                yield rows, results
+                bar.update(len(rows))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _arrived(rows: np.ndarray, results: list[OnItsWay]) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -112,7 +152,9 @@ def find_spans(
     training = model.training
     model.eval()
     with computing_in_16_bits(model, autocast) as cast:
-        parts = forward_all(compute, windows, device, autocast=cast, progress=progress, world=world)
+        parts = forward_all(
+            compute, windows, device, model=model, autocast=cast, progress=progress, world=world
+        )
         for rows, (loss, *scores) in parts:
             decoder.add(rows, *scores)
             total += float(loss)
@@ -143,7 +185,9 @@ def read_windows(
     decoder = SpanDecoder(windows, settings)
     lengths = windows.lengths
     mass = np.full((2, len(examples)), -np.inf)  # start and end of each document
-    batches = forward_all(compute, windows, device, autocast=autocast, progress=progress)
+    batches = forward_all(
+        compute, windows, device, model=model, autocast=autocast, progress=progress
+    )
     for rows, (start, end, *null) in batches:
         decoder.add(rows, start, end, *null)
         question = windows.question[rows]
@@ -180,7 +224,9 @@ def class_logits(
     training = model.training
     model.eval()
     with computing_in_16_bits(model, autocast) as cast:
-        parts = forward_all(compute, windows, device, autocast=cast, progress=progress, world=world)
+        parts = forward_all(
+            compute, windows, device, model=model, autocast=cast, progress=progress, world=world
+        )
         for rows, (part, loss) in parts:
             logits[rows] = part
             total += float(loss)

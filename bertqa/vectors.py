@@ -80,7 +80,9 @@ def embed_texts(
 
     compute = partial(_compute, encoder, pool, layer, normalize)
     cast = autocast(device, dtype or torch.float32)
-    batches = forward_all(compute, windows, device, autocast=cast, progress=progress, unit=" texts")
+    batches = forward_all(
+        compute, windows, device, model=encoder, autocast=cast, progress=progress, unit=" texts"
+    )
     for which, (found,) in batches:
         if per_token:
             put_rows(vectors, rows, which, found)

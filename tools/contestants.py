@@ -152,7 +152,9 @@ def our_inference(work: Work) -> Round:
 
     def one_round():
         with computing_in_16_bits(model, work.cast) as cast:
-            parts = forward_all(compute, work.task.dev_windows, work.device, autocast=cast)
+            parts = forward_all(
+                compute, work.task.dev_windows, work.device, model=model, autocast=cast
+            )
             return [(rows, *logits) for rows, logits in parts]
 
     return one_round

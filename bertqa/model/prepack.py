@@ -1,6 +1,6 @@
-"""Copies of a model for inference: its products laid out for this CPU, or in int8; and slim, to be sent elsewhere.
+"""Copies of a model for inference on a CPU: their layers made of faster products, in float32, bf16 or int8.
 
-`pack` and `int8` replace every Linear of the copy's encoder. What they put there computes forwards only.
+And slim copies, to be sent to other processes.
 """
 
 import copy
@@ -8,103 +8,46 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bertqa.errors import UserError
-
-
-class _ForwardOnly(torch.autograd.Function):
-    """Passes a product on; asking for a gradient through it raises, where torch would go on with a false one."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, product: Tensor) -> Tensor:
-        return product.view_as(product)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        raise UserError(
-            "gradient: this model's products are packed for inference (as Reader.load, pack and int8 do), and know no "
-            "gradient; load one that can be trained: bertqa.load(FOLDER)"
-        )
-
-
-def forward_only(x: Tensor, product: Tensor) -> Tensor:
-    """The product of an input `x`, which must not be asked for its gradient."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        return _ForwardOnly.apply(x, product.detach())
-    return product
-
-
-class PackedLinear(nn.Module):
-    """A Linear whose weights lie in the blocks that oneDNN multiplies; as exact as the one it is made of."""
-
-    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype):
-        super().__init__()
-        self.dtype = dtype
-        self.bias = bias.detach().to(dtype)
-        # (out, in), in blocks
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in) -> (N, out)."""
-        product = torch.ops.mkldnn._linear_pointwise(
-            x.to(self.dtype), self.weight, self.bias, "none", [], ""
-        )
-        return forward_only(x, product)
-
-    def __reduce__(self):
-        """Copied and pickled by its plain weights: the blocks cannot be."""
-        return PackedLinear, (narrow(self.weight.to_dense()), narrow(self.bias), self.dtype)
-
-
-class Int8Linear(nn.Module):
-    """A Linear whose weights are int8 with a scale a row, and so is its input, anew in every call.
-
-    torch's product knows one scale for all of the input, which a single token with large values would make too coarse for
-    the others: so each token is divided by its largest value before, and multiplied by it behind. That leaves two fifths of
-    the error in the logits of the bundled reader.
-    """
-
-    def __init__(self, linear: nn.Linear):
-        super().__init__()
-        weight = linear.weight.detach().float()  # (out, in)
-        self.packed = torch.ops.quantized.linear_prepack(_rounded(weight), None)
-        self.bias = linear.bias.detach().float()
-        # Without VNNI the processor adds pairs of products in 16 bits, which holds 7-bit inputs only.
-        self.seven_bits = not torch.cpu._is_vnni_supported()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, in) -> (N, out)."""
-        x = x.float()
-        largest = x.abs().amax(1, keepdim=True).clamp(min=1e-8)  # (N, 1)
-        products = torch.ops.quantized.linear_dynamic(x / largest, self.packed, self.seven_bits)
-        return forward_only(x, torch.addcmul(self.bias, products, largest))
-
-
-def _rounded(weight: Tensor) -> Tensor:
-    """(out, in) float32 -> int8, each row divided by a scale of its own that takes its largest value to 127."""
-    scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127  # (out,)
-    zero = torch.zeros(len(weight), dtype=torch.int64)
-    with warnings.catch_warnings():
-        # torch plans to move these tensor types elsewhere, and says so every time
-        warnings.simplefilter("ignore")
-        return torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
+from bertqa.model.copies import foreign
+from bertqa.model.cpu_layer import CpuLayer
+from bertqa.model.encoder import BertEncoder, Layer
+from bertqa.model.products import (
+    FUSED,
+    CalibratedLinear,
+    PackedLinear,
+    TokenwiseLinear,
+    has_calibrated_products,
+    has_packed_products,
+    narrow,
+)
+from bertqa.model.ranges import PRODUCTS, Ranges
 
 
 def pack(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A copy of a model for inference with the Linears of its encoder packed; the model itself where that is of no use.
+    """A copy of a model for inference with the products of its layers packed; the model itself where that is of no use.
 
-    torch multiplies in float32 by MKL, which packs the weights anew in every call and on AMD's processors does without
-    AVX-512; in bf16, autocast converts them anew for every batch. The copy cannot be trained or saved.
+    The copy cannot be trained or saved. A layer of one's own, or with a hook, stays as it is.
 
     Args:
         dtype: of the products: torch.float32, or torch.bfloat16 for a model that is called under autocast to it.
     """
     on_cpu = next(model.parameters()).device.type == "cpu"
     is_float32 = all(parameter.dtype == torch.float32 for parameter in model.parameters())
-    if not on_cpu or not is_float32 or not _is_faster_packed(dtype) or not _has_onednn():
+    if not on_cpu or not is_float32 or not _is_faster_packed(dtype) or not has_packed_products():
         return model
-    return _with_linears(model, lambda linear: PackedLinear(linear.weight, linear.bias, dtype))
+
+    def make(layer: Layer, number: int) -> CpuLayer:
+        products = {}
+        for name in PRODUCTS:
+            linear = getattr(layer, name)
+            activation = layer.activation if name == "ffn_in" else None
+            products[name] = PackedLinear(linear.weight, linear.bias, dtype, activation)
+        return CpuLayer(layer, products, dtype)
+
+    return _with_layers(model, make)
 
 
 def _is_faster_packed(dtype: torch.dtype) -> bool:
@@ -114,10 +57,15 @@ def _is_faster_packed(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
 
 
-def int8(model: nn.Module) -> nn.Module:
-    """A copy of a model for inference on a CPU, with every Linear of its encoder in int8; the head keeps float32.
+def int8(model: nn.Module, ranges: Ranges | None = None) -> nn.Module:
+    """A copy of a model for inference on a CPU, with the products of its layers in int8; the head keeps float32.
 
-    The copy cannot be trained or saved. Measure what it costs on your own data before you rely on it.
+    The copy cannot be trained or saved. Measure what it costs on your own data before you rely on it. What a text gets
+    does not depend on the texts beside it, to the last bit.
+
+    Args:
+        ranges: of the products' inputs (ranges.py). Without them, or on a processor without VNNI, each token has a scale
+            of its own, found anew in each product: about half as fast.
 
     Raises:
         UserError: for a model on another device, and where this build of torch has no int8 products.
@@ -132,33 +80,90 @@ def int8(model: nn.Module) -> nn.Module:
             f"int8: torch {torch.__version__} was built without int8 products for this processor; "
             "leave out --int8"
         )
-    return _with_linears(model, Int8Linear)
+    make = _tokenwise
+    if ranges is not None and has_calibrated_products():
+
+        def make(layer: Layer, number: int) -> CpuLayer:
+            return _calibrated(
+                layer, {name: ranges[f"layers.{number}.{name}"] for name in PRODUCTS}
+            )
+
+    copied = _with_layers(model, make)
+    left = sum(isinstance(module, Layer) for module in copied.modules())
+    if left:
+        warnings.warn(
+            f"int8: {left} layers are of one's own, or have a hook; they stay in float32",
+            stacklevel=2,
+        )
+    return copied
 
 
-def _with_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> nn.Module:
-    """A copy of the model in eval mode, with something made of each Linear of its encoder in the place of that."""
-    encoder = getattr(model, "encoder", model)
+def _tokenwise(layer: Layer, number: int) -> CpuLayer:
+    products = {}
+    for name in PRODUCTS:
+        linear = getattr(layer, name)
+        activation = layer.activation if name == "ffn_in" else None
+        products[name] = TokenwiseLinear(linear.weight, linear.bias, activation)
+    return CpuLayer(layer, products, torch.float32)
+
+
+def _calibrated(layer: Layer, reach: Ranges) -> CpuLayer:
+    """The layer in int8, with a product's range by its name."""
+    attention = torch.float32
+    if torch.cpu._is_avx512_bf16_supported():
+        attention = torch.bfloat16
+
+    def product(name: str, activation=None, output=torch.float32) -> CalibratedLinear:
+        linear = getattr(layer, name)
+        return CalibratedLinear(linear.weight, linear.bias, reach[name], activation, output)
+
+    ffn_out = product("ffn_out")
+    products = {
+        "qkv": product("qkv", output=attention),
+        "attention_out": product("attention_out"),
+        # Its activations are rounded inside of the product, to what the next one takes.
+        "ffn_in": product("ffn_in", layer.activation, output=ffn_out),
+        "ffn_out": ffn_out,
+    }
+    return CpuLayer(layer, products, torch.float32)
+
+
+def _with_layers(model: nn.Module, make: Callable[[Layer, int], CpuLayer]) -> nn.Module:
+    """A copy of the model in eval mode, with what is made of each layer of its encoders in the place of that."""
     # deepcopy takes what its memo holds for an object in the place of a copy of it.
-    memo = {id(part): make(part) for part in encoder.modules() if type(part) is nn.Linear}
+    memo = {}
+    for module in model.modules():
+        if isinstance(module, BertEncoder):
+            for number, layer in enumerate(module.layers):
+                if _is_plain(layer):
+                    memo[id(layer)] = make(layer, number)
     return copy.deepcopy(model, memo).eval()
 
 
-def _has_onednn() -> bool:
-    """Whether this build of torch has the two functions of oneDNN that its own compiler uses."""
-    names = ("_reorder_linear_weight", "_linear_pointwise")
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in names
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer computes what encoder.Layer does, and nobody watches it."""
+    linears = [getattr(layer, name, None) for name in PRODUCTS]
+    return (
+        type(layer) is Layer
+        and layer.activation in FUSED
+        and all(type(linear) is nn.Linear and linear.bias is not None for linear in linears)
+        and not foreign(layer)
+        and not {"before_attention", "behind_attention"} & vars(layer).keys()
     )
 
 
-def narrow(tensor: Tensor) -> Tensor:
-    """The tensor in float16 or bfloat16 where that loses nothing, else as it is."""
-    if tensor.dtype == torch.float32:
-        for dtype in (torch.float16, torch.bfloat16):
-            short = tensor.to(dtype)
-            if torch.equal(short.float(), tensor):
-                return short
-    return tensor
+def can_be_shared(model: nn.Module | None) -> bool:
+    """Whether threads may call a model at the same time: all of its layers are of ours and packed, nobody watches."""
+    if model is None or not torch.backends.openmp.is_available():
+        return False  # other pools of threads have one size for all who use them
+    encoders = [module for module in model.modules() if isinstance(module, BertEncoder)]
+    layers = [layer for encoder in encoders for layer in encoder.layers]
+    return (
+        bool(layers)
+        and all(type(layer) is CpuLayer for layer in layers)
+        and all(encoder.attention is None for encoder in encoders)
+        and not foreign(model)
+    )
 
 
 def slim(model: nn.Module) -> tuple[nn.Module, list[str]]:
