@@ -9,8 +9,7 @@ import pytest
 from servers import stand_in
 
 from bertqa.data import download
-from bertqa.data.download import FILES, locate
-from bertqa.data.network import request_of, without_password
+from bertqa.data.download import FILES, locate, request_of, without_password
 from bertqa.errors import UserError
 
 DEV = b'{"data": []}' * 1000

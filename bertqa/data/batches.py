@@ -24,26 +24,17 @@ START, END, LENGTH = 3, 4, 5
 class Batch:
     """S windows packed into N tokens, one behind the other. All tensors are on the device."""
 
-    input_ids: Tensor
-    """(N,) int64."""
-    token_type_ids: Tensor
-    """(N,) int64: 0 up to the first [SEP], 1 behind it."""
-    start_labels: Tensor
-    """(S,) int64, position in the window; 0 = no answer here."""
-    end_labels: Tensor
-    """(S,) int64."""
-    picked: Tensor
-    """(S,) int64: which windows these are."""
+    input_ids: Tensor  # (N,) int64
+    token_type_ids: Tensor  # (N,) int64: 0 up to the first [SEP], 1 behind it
+    start_labels: Tensor  # (S,) int64, position in the window; 0 = no answer here
+    end_labels: Tensor  # (S,) int64
+    picked: Tensor  # (S,) int64: which windows these are
     weights: Tensor
     """(S,) float32: how much each window counts in the loss: 1, and 0 for what only fills a static batch."""
-    cu_seqlens: Tensor
-    """(S+1,) int32: window s owns tokens cu_seqlens[s] : cu_seqlens[s+1]."""
-    positions: Tensor
-    """(N,) int64: of each token in its window."""
-    sequence: Tensor
-    """(N,) int64: which of the S windows each token belongs to."""
-    longest: int
-    """No window is longer than this."""
+    cu_seqlens: Tensor  # (S+1,) int32: window s owns tokens cu_seqlens[s] : cu_seqlens[s+1]
+    positions: Tensor  # (N,) int64: of each token in its window
+    sequence: Tensor  # (N,) int64: which of the S windows each token belongs to
+    longest: int  # no window is longer than this
     rows: np.ndarray | None = None
     """(S,) `picked` on the host, by which a task of one's own finds its labels; None in a static batch."""
     lengths: tuple[int, ...] | None = None

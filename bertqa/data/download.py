@@ -9,29 +9,30 @@ A file or folder of that name in the working directory wins. SQuAD is Rajpurkar 
     BERTQA_CACHE       the folder to keep files in [$XDG_CACHE_HOME/bertqa, or ~/.cache/bertqa]
 """
 
+import base64
 import os
+import queue
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from bertqa.console import progress_bar, say
-from bertqa.data.network import Answer, request_of, without_password
 from bertqa.errors import UserError
 from bertqa.files import flush_to_disk, sha256
 from bertqa.folders import cache_folder, locked
 
-PAUSES = (0.5, 1, 2)
-"""Seconds before each further attempt, counted anew whenever an attempt brought something."""
-
-ATTEMPTS = 100
-"""Most attempts, be it that each brings something."""
-
-LEAST_RATE = 16_384
-"""Bytes a second that a server must send on average, so that one that drips does not hold us for ever."""
-
-LEAST_TIME = 60
-"""Seconds that a fetch may take in any case."""
+PAUSES = (0.5, 1, 2)  # seconds before further attempts, anew whenever an attempt brought something
+ATTEMPTS = 100  # at most, be it that each brings something
+LEAST_RATE = (
+    16_384  # bytes a second on average, so that a server that drips does not hold us for ever
+)
+LEAST_TIME = 60  # seconds that a fetch may take in any case
+BLOCK = 1 << 16  # bytes that are read at once
+SILENCE = 30  # seconds without a byte after which a connection is given up
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,7 @@ class Official:
         if size != self.size:
             return f"it has {size:,} bytes, not {self.size:,}"
         found = sha256(path)
-        if found != self.sha256:
-            return f"its sha256 is {found}, not {self.sha256}"
-        return None
+        return None if found == self.sha256 else f"its sha256 is {found}, not {self.sha256}"
 
     def error(self, problem: str) -> UserError:
         """The problem, and the ways out that are always there."""
@@ -81,23 +80,17 @@ class Official:
         )
 
 
+SHA256 = {
+    "train-v1.1.json": "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
+    "dev-v1.1.json": "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
+    "train-v2.0.json": "68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002",
+    "dev-v2.0.json": "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8",
+}
 FILES = {
-    "squad1-train": Official(
-        "train-v1.1.json",
-        30288272,
-        "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
-    ),
-    "squad1-dev": Official(
-        "dev-v1.1.json", 4854279, "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9"
-    ),
-    "squad2-train": Official(
-        "train-v2.0.json",
-        42123633,
-        "68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002",
-    ),
-    "squad2-dev": Official(
-        "dev-v2.0.json", 4370528, "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8"
-    ),
+    "squad1-train": Official("train-v1.1.json", 30288272, SHA256["train-v1.1.json"]),
+    "squad1-dev": Official("dev-v1.1.json", 4854279, SHA256["dev-v1.1.json"]),
+    "squad2-train": Official("train-v2.0.json", 42123633, SHA256["train-v2.0.json"]),
+    "squad2-dev": Official("dev-v2.0.json", 4370528, SHA256["dev-v2.0.json"]),
 }
 
 
@@ -112,8 +105,7 @@ def official(name: str | Path, split: str = "dev") -> Official | None:
 def locate(name: str | Path, split: str = "dev") -> Path:
     """The path of a data file: that of a name, fetched if it has to be, and every other path as it is.
 
-    Raises:
-        UserError: the file cannot be fetched, or what came, or lies in the cache, is not the official one.
+    Raises UserError where the file cannot be fetched, or what came, or lies in the cache, is not the official one.
     """
     file = official(name, split)
     if file is None:
@@ -121,7 +113,8 @@ def locate(name: str | Path, split: str = "dev") -> Path:
     if not file.path.exists():
         file.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(file.path.parent):
-            if not file.path.exists():  # another process may have fetched it while this one waited
+            # Another process may have fetched it while this one waited.
+            if not file.path.exists():
                 _fetch(file)
         return file.path
     fault = file.fault(file.path)
@@ -130,9 +123,6 @@ def locate(name: str | Path, split: str = "dev") -> Path:
             f"{file.path}: this is not the official {file.name}: {fault}; delete it, and it is fetched again"
         )
     return file.path
-
-
-# Fetching
 
 
 def _fetch(file: Official) -> None:
@@ -163,8 +153,7 @@ def _open_part(file: Official, part: Path) -> BinaryIO:
 def _fill(file: Official, out: BinaryIO) -> None:
     """Append to `out` until it has the size of the file, in as many attempts as it takes, within bounds.
 
-    Raises:
-        UserError: where the server refuses, has another file, or is too slow.
+    Raises UserError where the server refuses, has another file, or is too slow.
     """
     from http.client import HTTPException
     from urllib.error import HTTPError
@@ -173,9 +162,8 @@ def _fill(file: Official, out: BinaryIO) -> None:
     most = out.tell()
     pauses = list(PAUSES)
     attempts = 0
-    with progress_bar(
-        total=file.size, initial=most, desc=file.name, unit="B", unit_scale=True
-    ) as bar:
+    shown = {"desc": file.name, "unit": "B", "unit_scale": True}
+    with progress_bar(total=file.size, initial=most, **shown) as bar:
         while out.tell() < file.size:
             attempts += 1
             try:
@@ -211,32 +199,100 @@ def _fill(file: Official, out: BinaryIO) -> None:
 
 
 def _receive(file: Official, out: BinaryIO, bar, end: float) -> None:
-    """Append to `out` what it lacks of the file.
+    """Append to `out` what it lacks of the file, until `end` by time.monotonic().
 
-    Args:
-        end: when to give up, by time.monotonic().
-
-    Raises:
-        OSError, HTTPException, ValueError: where that is cut short or not understood.
-        UserError: where the server has another file.
+    Raises OSError, HTTPException or ValueError where that is cut short or not understood, UserError for another file.
     """
     request = request_of(f"{file.base}/{file.name}", out.tell())
-    answer = Answer(request, out.tell(), file.size)
-    try:
-        blocks = answer.blocks(end)
+    with closing(_blocks(request, out.tell(), file.size, end)) as blocks:
         start, announced = next(blocks)
-        if (
-            start + announced != file.size
-        ):  # the login page of a network, another version on a mirror
+        size = start + announced
+        if size != file.size:  # the login page of a network, another version on a mirror
             raise file.error(
-                f"the server has {start + announced:,} bytes under that name, not the official {file.size:,}"
+                f"the server has {size:,} bytes under that name, not the official {file.size:,}"
             )
         out.seek(start)
         out.truncate()  # a server that knows no Range sends everything
         for block in blocks:
             out.write(block)
             bar.update(out.tell() - bar.n)
-    finally:
-        answer.stop.set()
     if out.tell() < file.size:
         raise ConnectionError(f"the connection ended after {out.tell():,} bytes")
+
+
+def without_password(url: str) -> str:
+    """An address as it may be shown: http://ada:secret@host/squad is http://host/squad."""
+    scheme, mark, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return scheme + mark + host.rpartition("@")[2] + slash + path
+
+
+def request_of(url: str, start: int):
+    """What is asked of a server: the file at this address, from byte `start` on; a name and password in it as such."""
+    from urllib.parse import unquote, urlsplit
+    from urllib.request import Request
+
+    request = Request(without_password(url), headers={"User-Agent": "bertqa"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    parts = urlsplit(url)
+    if parts.username is not None:
+        secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        token = base64.b64encode(secret.encode()).decode()
+        # unredirected: another server that this one points to is not told
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    return request
+
+
+def _blocks(request, start: int, size: int, end: float) -> Iterator:
+    """(where a server's answer begins in the file, its length), then its bytes: those from `start` on of `size`.
+
+    A socket's timeout begins anew with each byte, so a server that drips could hold a reader for days. The answer is
+    received in a thread of its own, and waiting for it given up at `end`.
+    Raises TimeoutError then, and OSError, HTTPException or ValueError as urllib does.
+    """
+    came: queue.Queue = queue.Queue(maxsize=8)
+    stop = threading.Event()  # set when nobody waits for what comes any more
+    threading.Thread(target=_read, args=(request, start, size, came, stop), daemon=True).start()
+    try:
+        while True:
+            try:
+                item = came.get(timeout=max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                raise TimeoutError("the server takes too long") from None
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                return
+            yield item
+    finally:
+        stop.set()
+
+
+def _read(request, start: int, size: int, came: queue.Queue, stop: threading.Event) -> None:
+    """The thread's work: put into `came` what `_blocks` yields, then None, or the error that came in between."""
+    from urllib.request import urlopen
+
+    def hand_over(item) -> None:
+        """Wait until there is room for an item, as long as somebody waits for it."""
+        while not stop.is_set():
+            with suppress(queue.Full):
+                return came.put(item, timeout=0.5)
+
+    try:
+        with urlopen(request, timeout=SILENCE) as answer:
+            start = start if answer.status == 206 else 0
+            announced = answer.headers["Content-Length"] or str(size - start)
+            if not (announced.isascii() and announced.isdigit()):
+                raise ValueError(f"the server's Content-Length is {announced[:30]!r}")
+            hand_over((start, int(announced[:18])))
+            left = size - start  # no more than these are taken
+            while left > 0 and not stop.is_set():
+                block = answer.read(min(BLOCK, left))
+                if not block:
+                    break
+                left -= len(block)
+                hand_over(block)
+        hand_over(None)
+    except Exception as error:  # what happens in this thread must be said in the other
+        hand_over(error)

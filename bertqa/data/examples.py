@@ -72,18 +72,13 @@ class Dataset:
     """What `read_examples` found in one file."""
 
     path: str
-    sha256: str
-    """Of the uncompressed content, so that a file and its .gz have the same."""
-    format: str
-    """squad, flat json, jsonl, mrqa, csv or parquet."""
+    sha256: str  # of the uncompressed content, so that a file and its .gz have the same
+    format: str  # squad, flat json, jsonl, mrqa, csv or parquet
     examples: list[Example] = field(default_factory=list)
-    repaired: int = 0
-    """Answers whose offset or text was off and was repaired."""
+    repaired: int = 0  # answers whose offset or text was off and was repaired
     rejected: list[Rejected] = field(default_factory=list)
-    flagged: bool = False
-    """Whether a record has the key is_impossible."""
-    unit: str = CHARACTERS
-    """What the file's offsets count, see units.UNITS."""
+    flagged: bool = False  # whether a record has the key is_impossible
+    unit: str = CHARACTERS  # what the file's offsets count, see units.UNITS
     faults: list[str] = field(default_factory=list)
     """What is wrong with broken records, which were left out; only where that was asked for."""
     repeats: list[Example] = field(default_factory=list)

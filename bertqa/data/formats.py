@@ -39,10 +39,8 @@ LOOKED_AT = 20
 class Question:
     """One question as its file has it; nothing in it is checked but that it has a paragraph."""
 
-    where: str
-    """Where it stands in the file, for messages."""
-    record: dict
-    """Its keys: an id, the question and the answers, under any of their names."""
+    where: str  # where it stands in the file, for messages
+    record: dict  # its keys: an id, the question and the answers, under any of their names
     context: str
     title: str
 
@@ -54,12 +52,10 @@ Reader = Callable[[str, object, Faults], Iterator[Question]]
 class Shape:
     """A row of the table."""
 
-    name: str
-    """What messages and `Dataset.format` call it."""
+    name: str  # what messages and `Dataset.format` call it
     keys: str
     """The keys that a record of it has, a dot before what is inside another's value, # for a number."""
-    then: Reader | str
-    """How a record is read, or why it is not and what to use."""
+    then: Reader | str  # how a record is read, or why it is not and what to use
 
 
 # How a record is read

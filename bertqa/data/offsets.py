@@ -58,12 +58,9 @@ FROM_ONE = "characters from 1"
 class Placed:
     """An answer in its paragraph."""
 
-    text: str
-    """The paragraph's own characters; the text as given where start is -1."""
-    start: int
-    """-1: it could not be placed."""
-    repaired: bool = False
-    """Whether an offset was stated, and it or the text had to be mended."""
+    text: str  # the paragraph's own characters; the text as given where start is -1
+    start: int  # -1: it could not be placed
+    repaired: bool = False  # whether an offset was stated, and it or the text had to be mended
 
 
 def place(context: str, gold: Gold, unit: str = CHARACTERS) -> Placed:

@@ -42,12 +42,10 @@ class Gold:
     """An answer as a file gives it."""
 
     text: str
-    start: int = -1
-    """Offset in the file's own counting; -1: none was given."""
+    start: int = -1  # offset in the file's own counting; -1: none was given
     end: int = -1
     """One past the last character, where a file gives the span to the character (MRQA); else -1."""
-    keys: tuple[str, ...] = ()
-    """The keys of an answer that has no offset under any known name."""
+    keys: tuple[str, ...] = ()  # the keys of an answer that has no offset under any known name
     further: bool = False
     """A text that is accepted too, and not needed where an answer before it is the same."""
 
@@ -68,11 +66,9 @@ class Checked:
     context: str
     title: str
     golds: list[Gold]
-    flag: bool | None
-    """is_impossible, where it is said."""
+    flag: bool | None  # is_impossible, where it is said
     record: dict
-    repeat: bool = False
-    """Whether an earlier question has its id."""
+    repeat: bool = False  # whether an earlier question has its id
 
 
 def checked_questions(questions: Iterator[Question], faults: Faults) -> Iterator[Checked]:

@@ -25,11 +25,9 @@ ANSWER_COLUMNS = ("answers", "answers.text", "answers.answer_start", "detected_a
 class Records:
     """The records of a file, lazily."""
 
-    kind: str
-    """jsonl, json or csv."""
+    kind: str  # jsonl, json or csv
     items: Iterator[Located]
-    header: list[str] | None = None
-    """The columns of a CSV."""
+    header: list[str] | None = None  # the columns of a CSV
 
 
 def records_in(text: str, known: Collection[str], faults: Faults) -> Records:

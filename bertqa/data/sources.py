@@ -29,8 +29,7 @@ def expand(names: Sequence[str]) -> list[Path]:
 
     In the order of the names, and within a folder or pattern in that of the alphabet. "-" is standard input.
 
-    Raises:
-        UserError: for a name that stands for nothing.
+    Raises UserError for a name that stands for nothing.
     """
     files: list[Path] = []
     for name in names:
@@ -65,8 +64,7 @@ def _matching(pattern: str) -> list[Path]:
 class Source:
     """An open file of data. Use as a context manager.
 
-    Raises:
-        UserError: where there is nothing to read. Its messages do not name the file.
+    Raises UserError where there is nothing to read. Its messages do not name the file.
     """
 
     def __init__(self, path: Path):

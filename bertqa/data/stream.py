@@ -47,12 +47,10 @@ class Question:
 
     id: object
     """Its text, or its number in the stream, counted from 0; None where the record is beyond reading."""
-    where: str
-    """"questions.jsonl: line 3"."""
+    where: str  # "questions.jsonl: line 3"
     question: str = ""
     documents: tuple[str, ...] = ()
-    error: str = ""
-    """What is wrong; "": nothing."""
+    error: str = ""  # what is wrong; "": nothing
 
     @property
     def characters(self) -> int:

@@ -32,8 +32,7 @@ class Table:
     """A table whose rows are read one after the other."""
 
     header: list[str]
-    head: str
-    """The line of the header as it stands in the file."""
+    head: str  # the line of the header as it stands in the file
     rows: Iterator[tuple[str, dict[str, str] | UserError]]
     """"line 3", where the row begins, and column -> cell; or what is wrong with the row."""
 

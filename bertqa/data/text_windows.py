@@ -22,16 +22,12 @@ from bertqa.files import show
 class TextWindows:
     """R texts, or pairs of texts, in their order."""
 
-    texts: Tokens
-    """One row a text, already cut."""
-    seconds: Tokens | None
-    """One row a second text, already cut; None where there are single texts."""
-    classes: np.ndarray
-    """(R,) int32, the class of each; 0 where none is known."""
+    texts: Tokens  # one row a text, already cut
+    seconds: Tokens | None  # one row a second text, already cut; None where there are single texts
+    classes: np.ndarray  # (R,) int32, the class of each; 0 where none is known
     cls_id: int
     sep_id: int
-    cut: int
-    """Texts or pairs that were longer than the limit and lost their end."""
+    cut: int  # texts or pairs that were longer than the limit and lost their end
 
     def __len__(self) -> int:
         return len(self.classes)

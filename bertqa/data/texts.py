@@ -42,8 +42,7 @@ PACKED = (".gz", ".bz2", ".zst")
 class Columns:
     """The columns that are read."""
 
-    text: str | None = None
-    """None: "text", or the lines of what is no table."""
+    text: str | None = None  # none: "text", or the lines of what is no table
     pair: str | None = None
     label: str | None = None
 
@@ -67,13 +66,10 @@ class Text:
     """A text of a file, or a pair of them, or what is wrong with its row."""
 
     id: str
-    where: str
-    """"texts.csv: line 3"."""
+    where: str  # "texts.csv: line 3"
     text: str = ""
-    second: str | None = None
-    """Of a pair."""
-    error: str = ""
-    """What is wrong, and where; "": nothing."""
+    second: str | None = None  # of a pair
+    error: str = ""  # what is wrong, and where; "": nothing
 
     @property
     def characters(self) -> int:

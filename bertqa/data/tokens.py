@@ -24,14 +24,10 @@ class Tokens:
     accents, controls).
     """
 
-    ids: np.ndarray
-    """(T,) int32."""
-    starts: np.ndarray
-    """(T,) int32, first character of each token in its text."""
-    ends: np.ndarray
-    """(T,) int32, one past its last character."""
-    rows: np.ndarray
-    """(R+1,) int64: text r owns tokens rows[r] : rows[r+1]."""
+    ids: np.ndarray  # (T,) int32
+    starts: np.ndarray  # (T,) int32, first character of each token in its text
+    ends: np.ndarray  # (T,) int32, one past its last character
+    rows: np.ndarray  # (R+1,) int64: text r owns tokens rows[r] : rows[r+1]
 
     @property
     def counts(self) -> np.ndarray:

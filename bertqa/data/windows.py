@@ -40,34 +40,27 @@ class Sequences:
     """All tokens there are, int32: [CLS], [SEP], those of all first texts, those of all second ones."""
     table: np.ndarray
     """(W, 5) int64: where in `ids` the first text begins, its tokens, where the second begins, and two labels."""
-    lengths: np.ndarray
-    """(W,) int32, tokens of each sequence."""
+    lengths: np.ndarray  # (W,) int32, tokens of each sequence
 
 
 @dataclass
 class Windows:
     """W windows over Q questions. A window is ordered by question, then by `first`; every question has at least one."""
 
-    questions: Tokens
-    """One row a question, already cut to max_question."""
-    contexts: Tokens
-    """One row for each distinct paragraph."""
-    question_context: np.ndarray
-    """(Q,) int32, paragraph row of each question."""
-    question: np.ndarray
-    """(W,) int32, question row of each window."""
+    questions: Tokens  # one row a question, already cut to max_question
+    contexts: Tokens  # one row for each distinct paragraph
+    question_context: np.ndarray  # (Q,) int32, paragraph row of each question
+    question: np.ndarray  # (W,) int32, question row of each window
     first: np.ndarray
     """(W,) int32, first paragraph token of the window, counted within its paragraph."""
     count: np.ndarray
     """(W,) int32, paragraph tokens in the window; 0 only where the paragraph has none."""
     start_label: np.ndarray
     """(W,) int32, position of the answer's first token in the sequence; 0 ([CLS]): the window does not hold it whole."""
-    end_label: np.ndarray
-    """(W,) int32, position of its last token, inclusive."""
+    end_label: np.ndarray  # (W,) int32, position of its last token, inclusive
     cls_id: int
     sep_id: int
-    cut_questions: int = 0
-    """Questions that lost tokens to max_question."""
+    cut_questions: int = 0  # questions that lost tokens to max_question
     unlabelled: tuple[int, ...] = ()
     """Rows of answerable questions that no window holds: the answer is longer than a window, or has no token at all."""
 
@@ -138,8 +131,7 @@ def check_window_settings(
 ) -> None:
     """Refuse settings under which windows would skip tokens or never move, before anything is tokenised.
 
-    Raises:
-        UserError: naming every problem at once.
+    Raises UserError naming every problem at once.
     """
     room = max_length - SPECIAL - max_question  # paragraph tokens beside the longest question
     beside = f"a question of {max_question} tokens leaves a window of {room} paragraph tokens"
@@ -186,8 +178,7 @@ def build_windows(
 
     Overlap is 128 where neither `overlap` nor `step` is given. The label is the first accepted answer of each example.
 
-    Raises:
-        UserError: for settings under which a window could not advance.
+    Raises UserError for settings under which a window could not advance.
     """
     if overlap is None and step is None:
         overlap = 128

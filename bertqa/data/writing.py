@@ -96,8 +96,7 @@ def write_repaired(data: Dataset, path: Path) -> dict:
     Returns:
         what was written and what was left out, counted.
 
-    Raises:
-        UserError: where nothing is left to write.
+    Raises UserError where nothing is left to write.
     """
     kept = data.trainable()
     if not kept:

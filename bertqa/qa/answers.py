@@ -40,12 +40,9 @@ def null_odds(spans: Spans) -> np.ndarray:
 class BestAnswers:
     """The best non-null span of Q questions, whatever the threshold: what thresholds are tuned on."""
 
-    texts: list[str]
-    """"" only where no span is valid."""
-    starts: np.ndarray
-    """(Q,) int32, first character in the paragraph."""
-    ends: np.ndarray
-    """(Q,) int32, one past the last; starts == ends where no span is valid."""
+    texts: list[str]  # "" only where no span is valid
+    starts: np.ndarray  # (Q,) int32, first character in the paragraph
+    ends: np.ndarray  # (Q,) int32, one past the last; starts == ends where no span is valid
 
 
 def best_answers(spans: Spans, windows: Windows, examples: Sequence[Example]) -> BestAnswers:

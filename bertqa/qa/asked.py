@@ -22,12 +22,10 @@ class How:
     """How questions are to be answered."""
 
     top_k: int
-    threshold: float | None
-    """Null odds above which the answer is ""; None: never."""
+    threshold: float | None  # null odds above which the answer is ""; None: never
     spans: SpanSettings
     whole_words: bool = False
-    listed: int = 0
-    """Spans to list, for a file of n-best lists; 0: none but the answers."""
+    listed: int = 0  # spans to list, for a file of n-best lists; 0: none but the answers
 
 
 @dataclass(slots=True)
@@ -36,8 +34,7 @@ class Asked:
 
     documents: list[Example] = field(default_factory=list)
     """One Example for each document, at least one where nothing is wrong."""
-    error: str = ""
-    """What is wrong; "": nothing."""
+    error: str = ""  # what is wrong; "": nothing
 
     @property
     def characters(self) -> int:
@@ -68,8 +65,7 @@ def asked_of_pair(name: int | str, pair: object) -> Asked:
 def pairs_in(given: object) -> Iterable:
     """What was given as (question, context) pairs, one by one: an iterable of them, or a DataFrame's two columns.
 
-    Raises:
-        UserError: for what is no such thing.
+    Raises UserError for what is no such thing.
     """
     if hasattr(given, "itertuples"):  # a DataFrame, which would give the names of its columns
         names = list(given.columns)
@@ -97,8 +93,7 @@ def how_of(
 ) -> How:
     """How to answer, by the options of `Reader.answer_many`; what is None is as the model's qa.json says.
 
-    Raises:
-        UserError: for options without meaning.
+    Raises UserError for options without meaning.
     """
     if not isinstance(top_k, numbers.Integral):
         raise UserError(f"top_k is {show(top_k)}; use a whole number. {GIVE_PAIRS}")

@@ -40,10 +40,8 @@ STRENGTH = 1.0
 class Evidence:
     """What speaks for the best answers of Q questions."""
 
-    best: np.ndarray
-    """(Q,) score of the best span; -inf where there is none."""
-    null: np.ndarray
-    """(Q,) score of the null answer."""
+    best: np.ndarray  # (Q,) score of the best span; -inf where there is none
+    null: np.ndarray  # (Q,) score of the null answer
     margin: np.ndarray
     """(Q,) score of the best span minus that of the best span elsewhere with another text."""
     texts: np.ndarray | None = None
@@ -97,8 +95,7 @@ def of_questions(evidence: Evidence, begins: np.ndarray) -> Evidence:
 class Confidence:
     """What makes probabilities of evidence; as qa.json keeps it under "confidence"."""
 
-    ranges: dict[str, list[float]]
-    """Lowest, middle and highest value of each of NAMES."""
+    ranges: dict[str, list[float]]  # lowest, middle and highest value of each of NAMES
     no_answer: list[float] | None
     """(F,) weights for "there is no answer"; None where all questions that it was fitted on had one."""
     right: list[float] | None
@@ -201,12 +198,9 @@ def _weights(inputs: np.ndarray, target: np.ndarray) -> list[float] | None:
 class Marks:
     """What the raw best spans of Q questions are worth, (Q,) each."""
 
-    exact: np.ndarray
-    """Exact match with an answer of the data, 0 or 1."""
-    f1: np.ndarray
-    """From 0 to 1."""
-    has_answer: np.ndarray
-    """Whether the data has an answer."""
+    exact: np.ndarray  # exact match with an answer of the data, 0 or 1
+    f1: np.ndarray  # from 0 to 1
+    has_answer: np.ndarray  # whether the data has an answer
 
 
 def marks_of(spans: Spans, windows: Windows, examples: Sequence[Example]) -> Marks:
@@ -257,8 +251,7 @@ def errors_of(
 def of_qa(qa: dict, file: str | Path = "qa.json") -> Confidence | None:
     """What qa.json says, checked; None where it says nothing, as before there was such.
 
-    Raises:
-        UserError: for what cannot be meant, naming the `file`.
+    Raises UserError for what cannot be meant, naming the `file`.
     """
     said = qa.get("confidence")
     if said is None:

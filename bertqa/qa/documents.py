@@ -25,15 +25,12 @@ class Answer:
     """An answer cut from its context; false where it is "". `dataclasses.asdict` gives what transformers 4's pipeline
     returned, and `document`, `confidence` and `no_answer`."""
 
-    answer: str
-    """"" where the context has no answer."""
+    answer: str  # "" where the context has no answer
     score: float
     """P(first token) x P(last token), in [0, 1], each a softmax over every token that was read and [CLS]. It falls as texts
     grow: `confidence` says how far to trust an answer."""
-    start: int
-    """First character of the answer in its document; 0 where there is none."""
-    end: int
-    """One past its last character."""
+    start: int  # first character of the answer in its document; 0 where there is none
+    end: int  # one past its last character
     document: int = 0
     """Which of the documents it stands in, counted from 0; 0 where there is no answer."""
     confidence: float | None = None
@@ -83,28 +80,22 @@ class Answer:
 class Unanswered(Answer):
     """What stands in the place of an answer where the question could not be read."""
 
-    error: str = ""
-    """What is wrong with the question."""
+    error: str = ""  # what is wrong with the question
 
 
 @dataclass
 class Ranking:
     """What was found for a question."""
 
-    answers: list[Answer]
-    """Best first, with distinct texts in a document; never empty."""
-    null_odds: float
-    """Null score - the best span's score: the higher, the less there is an answer."""
+    answers: list[Answer]  # best first, with distinct texts in a document; never empty
+    null_odds: float  # null score - the best span's score: the higher, the less there is an answer
     entries: list[dict]
     """The spans that the answers are made of, as `n_best` gives them, with "document"; "" is not among them."""
-    null: dict
-    """The null answer as such an entry."""
-    null_score: float
-    """What it is compared by."""
+    null: dict  # the null answer as such an entry
+    null_score: float  # what it is compared by
     more: bool = False
     """Whether there may be further answers, which a search for more spans would find."""
-    error: str = ""
-    """What is wrong with the question; "": nothing."""
+    error: str = ""  # what is wrong with the question; "": nothing
 
 
 def not_ranked(error: str) -> Ranking:
@@ -118,8 +109,7 @@ def not_ranked(error: str) -> Ranking:
 class Reading:
     """What the model made of D documents."""
 
-    examples: Sequence[Example]
-    """One a document."""
+    examples: Sequence[Example]  # one a document
     spans: Spans
     windows: Windows
     mass: np.ndarray

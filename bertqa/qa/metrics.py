@@ -28,7 +28,7 @@ class Scores:
 
     ids: list[str] = field(default_factory=list)
     has_answer: list[bool] = field(default_factory=list)  # at least one, even one without words
-    texts: list[str | None] = field(default_factory=list)  # None: missing, and counted as wrong
+    texts: list[str | None] = field(default_factory=list)  # none: missing, and counted as wrong
     exact: list[int] = field(default_factory=list)
     f1: list[float] = field(default_factory=list)
     char_f1: list[float] = field(default_factory=list)

@@ -24,10 +24,8 @@ class SpanSettings:
 
     n_best: int = 20
     """Spans kept for each question; in the compatible modes also the starts and ends tried in a window."""
-    max_answer_length: int = 30
-    """Tokens."""
-    mode: str = "exact"
-    """exact, hf or google."""
+    max_answer_length: int = 30  # tokens
+    mode: str = "exact"  # exact, hf or google
     max_context: bool = False
     """A span counts only in the window that shows most context around its first token; google implies it."""
 

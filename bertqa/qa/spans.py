@@ -53,8 +53,7 @@ class Spans:
     null_start: np.ndarray
     """(Q,) float32, start logit of [CLS] in the window with the lowest null score, the first of equals."""
     null_end: np.ndarray  # (Q,) float32, its end logit
-    null_score: np.ndarray
-    """(Q,) their sum, and what a verifier adds to it, of the type of `score`."""
+    null_score: np.ndarray  # (Q,) their sum, and what a verifier adds to it, of the type of `score`
 
 
 class SpanDecoder:
@@ -93,8 +92,7 @@ class SpanDecoder:
                 `windows.lengths` tokens from [CLS] to the last [SEP]. They are copied.
             null: (S,) what a head of its own, a verifier, adds to the null score of each window.
 
-        Raises:
-            UserError: naming a question whose logits are not finite.
+        Raises UserError naming a question whose logits are not finite.
         """
         rows = np.array(rows, np.int64)
         start = np.array(start_logits, np.float32)
