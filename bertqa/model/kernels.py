@@ -14,12 +14,28 @@ from torch import Tensor
 PROGRAMS = 1056
 """Programs that share the rows of a backward kernel: eight for each multiprocessor of an H100 or H200. Each adds up the
 gradients of bias, gain and shift over its rows; their sums are added in a second kernel, always in the same order."""
+AT_ONCE = 8
+"""Programs that a multiprocessor must have room for: those that find none would begin when all others have ended."""
 
-# Rows of a tile, and warps of a program: the fastest of those that were tried on an H200.
+# The fastest of those that were tried on an H200. Rows of a tile, and warps of a program:
 NORM = 2, 2
-NORM_BACKWARD = 1, 2
-TILE = 4, 512
-"""Rows and columns of GELU's tiles, and of those that are added up."""
+NORM_BACKWARD = 1, 4
+STAGES = 1
+"""How many tiles `norm_backward` has on their way at once."""
+# Rows and columns of a tile, and warps of a program.
+GELU = 4, 512, 4
+GELU_BACKWARD = 4, 512, 4
+STACK = 2, 1024, 4
+
+
+def shares_of(tokens: int, rows: int, columns: int) -> int:
+    """How many programs share the tiles of so many rows, where so many others work on other columns."""
+    return min(triton.cdiv(PROGRAMS, columns), triton.cdiv(tokens, rows))
+
+
+def room_for(warps: int) -> dict[str, int]:
+    """What to launch a backward kernel with: its warps, and the most registers for each of their threads."""
+    return {"num_warps": warps, "maxnreg": min(255, 65536 // (AT_ONCE * 32 * warps))}
 
 
 # ---- bias, dropout, residual, LayerNorm ----
@@ -65,13 +81,13 @@ def norm_backward(
     """Gradients of `norm`: of the residual (N, H), of the product (N, H), and (3, H): of bias, gain and shift."""
     tokens, width = dy.shape
     rows, warps = NORM_BACKWARD
-    programs = min(PROGRAMS, triton.cdiv(tokens, rows))
+    programs = shares_of(tokens, rows, 1)
     dz = torch.empty_like(dy)
     dproduct = torch.empty_like(dy)
     sums = torch.empty(programs, 3, width, device=dy.device)
     _norm_backward[(programs,)](
         dy, z, statistics, gain, seed, dz, dproduct, sums, tokens, width, p,
-        DROP=p > 0, ROWS=rows, BLOCK=triton.next_power_of_2(width), num_warps=warps,
+        DROP=p > 0, ROWS=rows, BLOCK=triton.next_power_of_2(width), STAGES=STAGES, **room_for(warps),
     )  # fmt: skip
     return dz, dproduct, add_up(sums, gain.dtype)
 
@@ -79,11 +95,15 @@ def norm_backward(
 @triton.jit
 def _kept(seed, rows, p, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """(ROWS, BLOCK) of what dropout leaves: 1 / (1 - p), or 0. The backward pass draws the same again."""
-    # One call of Philox gives four numbers. Ten rounds are usual; seven pass the same tests (Salmon et al. 2011).
-    quads = rows[:, None] * (BLOCK // 4) + tl.arange(0, BLOCK // 4)[None, :]
-    a, b, c, d = tl.rand4x(seed, quads, 7)
-    numbers = tl.reshape(tl.join(tl.join(a, b), tl.join(c, d)), (ROWS, BLOCK))
-    return tl.where(numbers >= p, 1 / (1 - p), 0.0)
+    # One call of Philox gives four numbers of 32 bits, of which 16 are enough to decide about an element; so `p` is
+    # rounded to the nearest 1/65536. Ten rounds are usual; seven pass the same tests (Salmon et al. 2011).
+    calls = rows[:, None] * (BLOCK // 8) + tl.arange(0, BLOCK // 8)[None, :]
+    a, b, c, d = tl.randint4x(seed, calls, 7)
+    wide = tl.join(tl.join(a, b), tl.join(c, d))
+    numbers = tl.join(wide & 0xFFFF, (wide >> 16) & 0xFFFF).to(tl.int32)
+    numbers = tl.reshape(numbers, (ROWS, BLOCK))
+    limit = tl.full((1, 1), p * 65536 + 0.5, tl.float32).to(tl.int32)
+    return tl.where(numbers >= limit, 1 / (1 - p), 0.0)
 
 
 @triton.jit
@@ -122,7 +142,7 @@ def _norm(
 @triton.jit
 def _norm_backward(
     dy, z, statistics, gain, seed, dz, dproduct, sums, tokens, width, p,
-    DROP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    DROP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Every so-manieth tile of ROWS tokens, and the sums over these tokens."""
     program = tl.program_id(0)
@@ -133,7 +153,7 @@ def _norm_backward(
     dgain = tl.zeros((ROWS, BLOCK), tl.float32)
     dshift = tl.zeros((ROWS, BLOCK), tl.float32)
 
-    for tile in range(program, tl.cdiv(tokens, ROWS), tl.num_programs(0)):
+    for tile in tl.range(program, tl.cdiv(tokens, ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = tile * ROWS + tl.arange(0, ROWS)
         is_row = rows < tokens
         inside = is_row[:, None] & is_column[None, :]
@@ -148,8 +168,10 @@ def _norm_backward(
 
         # What would move the row's mean or its spread has no effect behind the norm.
         gradient *= weight[None, :]
-        along_mean = tl.sum(gradient, 1) / width  # (ROWS,)
-        along_spread = tl.sum(gradient * normed, 1) / width
+        both = (
+            tl.sum(tl.join(gradient, gradient * normed), 1) / width
+        )  # (ROWS, 2): warps wait for each other once
+        along_mean, along_spread = tl.split(both)  # (ROWS,)
         gradient -= along_mean[:, None] + normed * along_spread[:, None]
         gradient = tl.where(inside, gradient * scale[:, None], 0.0)
         tl.store(dz + here, gradient, inside)
@@ -170,29 +192,23 @@ def _norm_backward(
 def gelu(wide: Tensor, bias: Tensor) -> Tensor:
     """GELU(wide + bias) of (N, F)."""
     tokens, width = wide.shape
-    rows, block = TILE
+    rows, block, warps = GELU
     inner = torch.empty_like(wide)
     grid = (triton.cdiv(tokens, rows), triton.cdiv(width, block))
-    _gelu[grid](wide, bias, inner, tokens, width, ROWS=rows, BLOCK=block, num_warps=4)
+    _gelu[grid](wide, bias, inner, tokens, width, ROWS=rows, BLOCK=block, num_warps=warps)
     return inner
-
-
-def shares_of(tokens: int, width: int, tensors: int = 1) -> tuple[int, int]:
-    """How many programs share the tiles of rows of each tensor, and how many blocks of columns there are."""
-    rows, block = TILE
-    blocks = triton.cdiv(width, block)
-    return min(triton.cdiv(PROGRAMS, blocks * tensors), triton.cdiv(tokens, rows)), blocks
 
 
 def gelu_backward(dinner: Tensor, wide: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of `gelu`: of `wide` (N, F) and of the bias (F,)."""
     tokens, width = wide.shape
-    rows, block = TILE
-    programs, blocks = shares_of(tokens, width)
+    rows, block, warps = GELU_BACKWARD
+    blocks = triton.cdiv(width, block)
+    programs = shares_of(tokens, rows, blocks)
     dwide = torch.empty_like(wide)
     sums = torch.empty(programs, 1, width, device=wide.device)
     _gelu_backward[(programs, blocks)](
-        dinner, wide, bias, dwide, sums, tokens, width, ROWS=rows, BLOCK=block, num_warps=4
+        dinner, wide, bias, dwide, sums, tokens, width, ROWS=rows, BLOCK=block, **room_for(warps)
     )
     return dwide, add_up(sums, bias.dtype)[0]
 
@@ -203,13 +219,14 @@ def _normal(x):
 
     Abramowitz and Stegun 7.1.26: the error function within 1.5e-7, which 16-bit tokens do not see.
     """
-    bell = tl.exp(-0.5 * x * x)
-    t = 1 / (1 + 0.3275911 * 0.7071067811865476 * tl.abs(x))
-    tail = 1.061405429 * t - 1.453152027
-    tail = tail * t + 1.421413741
-    tail = tail * t - 0.284496736
-    tail = (tail * t + 0.254829592) * t
-    above = 0.5 * tail * bell  # what lies beyond |x|
+    bell = tl.exp2(-0.7213475204444817 * x * x)  # exp(-x^2 / 2)
+    t = 1 + 0.3275911 * 0.7071067811865476 * tl.abs(x)
+    t = tl.rsqrt(t * t)  # 1 / t, in a quarter of a division's operations
+    tail = 0.5307027145 * t - 0.7265760135
+    tail = tail * t + 0.7107068705
+    tail = tail * t - 0.142248368
+    tail = (tail * t + 0.127414796) * t
+    above = tail * bell  # what lies beyond |x|
     below = tl.where(x < 0, above, 1 - above)
     return below, 0.3989422804014327 * bell
 
@@ -256,12 +273,13 @@ def stack(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """(N, A, D) each, A * D = H -> (N, 3H), and its sum over tokens (3H,), added up in float32."""
     tokens = query.shape[0]
     width = query[0].numel()
-    rows, block = TILE
-    programs, blocks = shares_of(tokens, width, 3)
+    rows, block, warps = STACK
+    blocks = triton.cdiv(width, block)
+    programs = shares_of(tokens, rows, 3 * blocks)
     stacked = torch.empty(tokens, 3 * width, dtype=query.dtype, device=query.device)
     sums = torch.empty(programs, 3, width, device=query.device)
     _stack[(programs, blocks, 3)](
-        query, key, value, stacked, sums, tokens, width, ROWS=rows, BLOCK=block, num_warps=4
+        query, key, value, stacked, sums, tokens, width, ROWS=rows, BLOCK=block, **room_for(warps)
     )
     return stacked, add_up(sums, query.dtype).flatten()
 
