@@ -39,15 +39,12 @@ def pack(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     if not on_cpu or not is_float32 or not _is_faster_packed(dtype) or not has_packed_products():
         return model
 
-    def make(layer: Layer, number: int) -> CpuLayer:
-        products = {}
-        for name in PRODUCTS:
-            linear = getattr(layer, name)
-            activation = layer.activation if name == "ffn_in" else None
-            products[name] = PackedLinear(linear.weight, linear.bias, dtype, activation)
-        return CpuLayer(layer, products, dtype)
+    def pack_one(linear: nn.Linear, activation) -> PackedLinear:
+        return PackedLinear(linear.weight, linear.bias, dtype, activation)
 
-    return _with_layers(model, make)
+    return _with_layers(
+        model, lambda layer, number: CpuLayer(layer, _products(layer, pack_one), dtype)
+    )
 
 
 def _is_faster_packed(dtype: torch.dtype) -> bool:
@@ -80,13 +77,17 @@ def int8(model: nn.Module, ranges: Ranges | None = None) -> nn.Module:
             f"int8: torch {torch.__version__} was built without int8 products for this processor; "
             "leave out --int8"
         )
-    make = _tokenwise
-    if ranges is not None and has_calibrated_products():
+    is_calibrated = ranges is not None and has_calibrated_products()
 
-        def make(layer: Layer, number: int) -> CpuLayer:
+    def make(layer: Layer, number: int) -> CpuLayer:
+        if is_calibrated:
             return _calibrated(
                 layer, {name: ranges[f"layers.{number}.{name}"] for name in PRODUCTS}
             )
+        return CpuLayer(layer, _products(layer, round_one), torch.float32)
+
+    def round_one(linear: nn.Linear, activation) -> TokenwiseLinear:
+        return TokenwiseLinear(linear.weight, linear.bias, activation)
 
     copied = _with_layers(model, make)
     left = sum(isinstance(module, Layer) for module in copied.modules())
@@ -98,13 +99,10 @@ def int8(model: nn.Module, ranges: Ranges | None = None) -> nn.Module:
     return copied
 
 
-def _tokenwise(layer: Layer, number: int) -> CpuLayer:
-    products = {}
-    for name in PRODUCTS:
-        linear = getattr(layer, name)
-        activation = layer.activation if name == "ffn_in" else None
-        products[name] = TokenwiseLinear(linear.weight, linear.bias, activation)
-    return CpuLayer(layer, products, torch.float32)
+def _products(layer: Layer, make: Callable[..., nn.Module]) -> dict[str, nn.Module]:
+    """What `make` makes of each Linear of a layer and the activation behind it, by the Linear's name."""
+    activations = {"ffn_in": layer.activation}
+    return {name: make(getattr(layer, name), activations.get(name)) for name in PRODUCTS}
 
 
 def _calibrated(layer: Layer, reach: Ranges) -> CpuLayer:
