@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import math
 import os
+import re
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from bertqa.errors import UserError
+from bertqa.errors import UserError, first_sentence
 
 TIMEOUT = 600.0
 """Seconds that a process waits for another at most: one that is evaluating or saving comes sooner."""
@@ -72,20 +73,17 @@ class World:
         return shared.tolist()
 
     def gather(self, value) -> list:
-        """`value` of every rank, in the order of ranks, on every rank.
-
-        Raises:
-            StopEvaluation: on every rank, where one of them has been asked to leave.
-        """
+        """`value` of every rank, in the order of ranks, on every rank. Raises StopEvaluation on all of them, where one has
+        been asked to leave."""
         if self.size == 1:
             return [value]
-        import torch.distributed as dist
+        from torch.distributed import all_gather_object
 
         # This also waits for the others, in a place where signals are heard.
         if self.any(self.leave.is_set())[0]:
             raise StopEvaluation
         gathered = [None] * self.size
-        dist.all_gather_object(gathered, value)
+        all_gather_object(gathered, value)
         return gathered
 
     def in_turn(self, make: Callable):
@@ -95,21 +93,18 @@ class World:
         if self.size == 1:
             return make()
         call = next(self.turns)
-        turns = [self.first, self.local_rank == 0, True]
-        mine = turns.index(True)
-        for turn in range(len(turns)):
+        mine = [self.first, self.local_rank == 0, True].index(True)
+        for turn in range(3):
             if turn == mine:
                 made = make()
-            self._meet(f"bertqa: call {call}, turn {turn}")
+            # All meet behind each turn; where one has failed, the others leave.
+            here = f"bertqa: call {call}, turn {turn}"
+            self.store.add(here, 1)
+            while self.store.add(here, 0) < self.size:
+                if self.store.add(ERROR, 0):
+                    raise SystemExit(1)
+                time.sleep(0.02)
         return made
-
-    def _meet(self, key: str) -> None:
-        """Wait until every process has come here; leave where one of them has failed."""
-        self.store.add(key, 1)
-        while self.store.add(key, 0) < self.size:
-            if self.store.add(ERROR, 0):
-                raise SystemExit(1)
-            time.sleep(0.02)
 
     def wrap(self, model, device):
         """The model whose backward pass averages gradients over ranks; the model itself for a single process."""
@@ -117,23 +112,17 @@ class World:
             return model
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(
-            model, [device] if device.type == "cuda" else None, gradient_as_bucket_view=True
-        )
+        devices = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
 
 
 class Heard:
-    """When the first signal that asks to stop came, whatever the main thread was doing."""
-
     at = math.inf
+    """When the first signal that asks to stop came, whatever the main thread was doing."""
 
 
 def _wait(work) -> None:
-    """Until the other processes have done their part. Python runs meanwhile, so that signals are heard.
-
-    Raises:
-        UserError: where one of them does not come.
-    """
+    """Until the other processes have done their part, or UserError. Python runs meanwhile, so that signals are heard."""
     began = time.monotonic()
     pause = 0.0
     while not work.is_completed():
@@ -168,9 +157,9 @@ def world_of_torchrun() -> Iterator[World]:
     if described is None:
         yield World()
         return
+    world = _join(described)
     import torch.distributed as dist
 
-    world = _join(described)
     try:
         with _console(world.local_rank == 0), _watched(world.store):
             yield world
@@ -205,8 +194,8 @@ def _described() -> World | None:
         raise UserError(f"{', '.join(wrong)}: not a whole number; {way_out}")
     rank, size, local_rank, _ = map(int, values.values())
     if rank >= size:
-        counted = "ranks are counted from 0"
-        raise UserError(f"RANK is {rank}, but WORLD_SIZE {size}; {counted}; {way_out}")
+        way_out = f"ranks are counted from 0; {way_out}"
+        raise UserError(f"RANK is {rank}, but WORLD_SIZE {size}; {way_out}")
     return World(rank, size, local_rank)
 
 
@@ -215,20 +204,19 @@ def _join(described: World) -> World:
     import torch
     import torch.distributed as dist
 
+    rank, size = described.rank, described.size
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(described.local_rank % torch.cuda.device_count())
     limit = timedelta(seconds=TIMEOUT)
     try:
-        meeting = dist.rendezvous("env://", described.rank, described.size, timeout=limit)
-        store, rank, size = next(meeting)
+        store, *_ = next(dist.rendezvous("env://", rank, size, timeout=limit))
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     except (dist.DistError, RuntimeError, ValueError) as error:
-        at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({first_sentence(error)})"
         raise UserError(
-            f"could not meet the other {described.size - 1} processes at {at} "
-            f"({str(error).split('. ')[0]}); are all of them started?"
+            f"could not meet the other {size - 1} processes at {at}; are all of them started?"
         ) from None
     return World(rank, size, described.local_rank, store)
 
@@ -292,19 +280,16 @@ def _listen(ear: socket.socket, store) -> None:
             if _is_first(store):
                 message = _lost(f"no answer for {PATIENCE:.0f} s after a signal to stop")
                 os.write(2, f"\nerror: {message}\n".encode())
-            os._exit(1)
+            os._exit(1)  # an exit in order would wait for the main thread
 
 
 def _waiting_place() -> tuple | None:
     """Where in torch's code for several processes the main thread is; None where it is elsewhere."""
     frame = sys._current_frames().get(threading.main_thread().ident)
-    if frame is None:
+    waits = re.compile(r"[\\/]torch[\\/](autograd|distributed|nn[\\/]parallel)[\\/]")
+    if frame is None or not waits.search(frame.f_code.co_filename):
         return None
-    path = frame.f_code.co_filename.replace(os.sep, "/")
-    waits = ("/torch/autograd/", "/torch/distributed/", "/torch/nn/parallel/")
-    if not any(part in path for part in waits):
-        return None
-    return id(frame), frame.f_lasti
+    return id(frame), frame.f_lasti  # while these stay the same it has not moved
 
 
 def without_sync(model, last: bool) -> contextlib.AbstractContextManager:

@@ -18,7 +18,7 @@ from pathlib import Path
 from bertqa.data.sources import STDIN, expand
 from bertqa.embed_files import refuse_bad, texts_of, write_at_once, write_npy
 from bertqa.errors import UserError
-from bertqa.flags import VerbParser, run_verb, verb
+from bertqa.flags import VerbParser, add_machine_flags, run_verb, verb
 from bertqa.folders import bundled_reader
 
 
@@ -31,74 +31,36 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="example: python -m bertqa.embed --model weights/all-MiniLM-L6-v2 --data questions.txt --out questions.npy "
         "--normalize",
     )
-    parser.add_argument(
-        "--model",
-        "--weights",
-        default=bundled_reader(),
-        help="model folder, run folder, Hugging Face folder or Hub id; a head on it does not matter [%(default)s]",
-    )
     parser.set_defaults(on_error="stop")  # where a text has no vector, all behind it would move up
-    add_data_flags(parser)
-    add_vector_flags(parser)
+    says = "model folder, run folder, Hugging Face folder or Hub id; a head on it does not matter [%(default)s]"
+    parser.add_argument("--model", "--weights", default=bundled_reader(), help=says)
+
+    add = parser.add_argument_group("texts in, vectors out").add_argument
+    add("--text", help="one text; its vector is printed as JSON")
+    says = "a text per line; or a column of CSV, TSV, JSONL or Parquet; packed or not; several files, folders, patterns, "
+    add("--data", metavar="FILE", nargs="+", help=says + "- for standard input")
+    add("--text-column", metavar="NAME", help="that column [text]")
+    says = (
+        ".npy, with the ids beside it in .ids.json; or .safetensors, with the ids in its metadata"
+    )
+    add("--out", metavar="FILE", type=Path, help=says)
+    says = "go on with an --out FILE.npy that was stopped on its way"
+    add("--resume", action="store_true", help=says)
+    add("--limit", type=int, metavar="N", help="only the first N texts")
+
+    add = parser.add_argument_group("which vectors").add_argument
+    says = "see above; none needs .safetensors [as the model was made, else mean]"
+    add("--pool", metavar="{cls,mean,pooler,none}", help=says)
+    add("--layer", default="-1", help="-1 = the last, 0 = the embeddings, or all [-1]")
+    says = "make every vector of length 1 [as the model was made, else no]"
+    add("--normalize", action=argparse.BooleanOptionalAction, help=says)
+    says = "cut texts to N tokens [as the model was made, else its positions]"
+    add("--max-length", type=int, metavar="N", help=says)
+
+    add_machine_flags(parser.add_argument_group("the machine"))
     args = parser.parse_args(argv)
     check(args)
     return args
-
-
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("texts in, vectors out")
-    group.add_argument("--text", help="one text; its vector is printed as JSON")
-    group.add_argument(
-        "--data",
-        metavar="FILE",
-        nargs="+",
-        help="a text per line; or a column of CSV, TSV, JSONL or Parquet; packed or not; several files, folders, patterns, "
-        "- for standard input",
-    )
-    group.add_argument("--text-column", metavar="NAME", help="that column [text]")
-    group.add_argument(
-        "--out",
-        metavar="FILE",
-        type=Path,
-        help=".npy, with the ids beside it in .ids.json; or .safetensors, with the ids in its metadata",
-    )
-    group.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with an --out FILE.npy that was stopped on its way",
-    )
-    group.add_argument("--limit", type=int, metavar="N", help="only the first N texts")
-
-
-def add_vector_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("which vectors")
-    group.add_argument(
-        "--pool",
-        metavar="{cls,mean,pooler,none}",
-        help="see above; none needs .safetensors [as the model was made, else mean]",
-    )
-    group.add_argument(
-        "--layer", default="-1", help="-1 = the last, 0 = the embeddings, or all [-1]"
-    )
-    group.add_argument(
-        "--normalize",
-        action=argparse.BooleanOptionalAction,
-        help="make every vector of length 1 [as the model was made, else no]",
-    )
-    group.add_argument(
-        "--max-length",
-        type=int,
-        metavar="N",
-        help="cut texts to N tokens [as the model was made, else its positions]",
-    )
-    group = parser.add_argument_group("the machine")
-    group.add_argument(
-        "--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps [auto]"
-    )
-    group.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
-    group.add_argument(
-        "--threads", type=int, default=0, help="CPU threads; 0 = torch's own choice [0]"
-    )
 
 
 def check(args: argparse.Namespace) -> None:

@@ -175,6 +175,21 @@ def our_name(plain: str, known: Sequence[str]) -> str:
     return ""
 
 
+def add_machine_flags(group) -> None:
+    """Where a verb computes, and in which precision, as flags of a parser or of a group of its flags."""
+    add = group.add_argument
+    add(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="where to run: cpu, cuda, cuda:1, mps [auto]",
+    )
+    kinds = ["auto", "fp32", "bf16", "fp16"]
+    says = "number format [auto: 16 bits on a GPU, fp32 elsewhere]"
+    add("--precision", default="auto", choices=kinds, help=says)
+    add("--threads", type=int, default=0, help="CPU threads; 0 = torch's own choice [0]")
+
+
 DOC_STRIDE = (
     "--doc-stride means the step between windows in Google's script and their overlap in run_qa; "
     "say --step N or --overlap N"

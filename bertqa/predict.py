@@ -9,9 +9,15 @@ from pathlib import Path
 
 from bertqa.errors import UserError
 from bertqa.files import read_text
-from bertqa.flags import run_verb, verb
-from bertqa.predict_flags import check, is_asked, parse_args
+from bertqa.flags import VerbParser, add_machine_flags, run_verb, verb
+from bertqa.folders import bundled_reader
 from bertqa.reader import Reader
+
+EXAMPLES = """examples:
+  python -m bertqa.predict --question 'Who kept the lamp?' --context 'Agnes Holm kept the lamp for thirty years.'
+  python -m bertqa.predict --context-file report.txt                      then ask, again and again
+  python -m bertqa.predict --data questions.json --out answers
+  python -m bertqa.predict --jsonl < questions.jsonl > answers.jsonl"""
 
 
 @verb
@@ -86,8 +92,9 @@ def together(readers: list[Reader], names: Sequence) -> Reader:
         if differs:
             raise UserError(f"--model {name}: its vocabulary is not the first model's: {differs}")
     thresholds = [reader.qa.get("null_threshold") for reader in readers]
-    known = [value for value in thresholds if value is not None]
-    mean = sum(known) / len(known) if len(known) == len(readers) else None
+    mean = None
+    if None not in thresholds:
+        mean = sum(thresholds) / len(thresholds)
     model = Ensemble([reader.model for reader in readers])
     qa = {**first.qa, "null_threshold": mean}
     qa.pop("confidence", None)  # it was fitted to one model's scores, and these are others
@@ -163,6 +170,120 @@ def text_asked_about(args: argparse.Namespace) -> str | None:
     if context is not None and not context.strip() and not args.jsonl:
         raise UserError("the text to ask about is empty")
     return context
+
+
+# Flags
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = VerbParser(
+        prog="python -m bertqa.predict",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
+        description="Answer questions from their paragraphs, or classify texts: the model folder tells which.",
+    )
+    add = parser.add_argument
+    bundled = bundled_reader()
+    says = "model folder, run folder, Hugging Face folder or Hub id; several readers of one vocabulary answer by the mean of "
+    says += (
+        f"their logits, with the first one's settings and the mean of their thresholds [{bundled}]"
+    )
+    add("--model", "--weights", nargs="+", default=[bundled], metavar="MODEL", help=says)
+    add_machine_flags(parser)
+    add("--int8", action="store_true", help="matrix products in 8 bits; answering on the CPU only")
+    add_file_flags(parser)
+    add_question_flags(parser)
+    args = parser.parse_args(argv)
+    args.model, *args.others = args.model
+    return args
+
+
+def add_file_flags(parser: argparse.ArgumentParser) -> None:
+    says = "Answers are written as they come; what is written stays, and --resume goes on."
+    add = parser.add_argument_group("files", says).add_argument
+    says = "files of questions or texts, of any form that train reads, or of a text per line; folders, patterns, - for "
+    says += "standard input; answers and labels in them are not used; squad1 and squad2 are the official dev files, fetched once"
+    add("--data", metavar="FILE", nargs="+", help=says)
+    says = "where predictions.jsonl goes, and at the end predictions.json, null_odds.json, na_prob.json"
+    add("--out", metavar="FOLDER", type=Path, help=says)
+    says = "go on with what --out holds, if it is this very job"
+    add("--resume", action="store_true", help=says)
+    add("--limit", type=int, help="only the first N questions or texts of the files [all]")
+    says = "also nbest_predictions.json, N spans a question"
+    add("--n-best", type=int, metavar="N", help=says)
+    says = (
+        "which spans: the true best, or those that run_qa or Google's run_squad would pick [exact]"
+    )
+    add("--decoding", default="exact", choices=["exact", "hf", "google"], help=says)
+    says = "a span counts only in the window that shows most context around its first token, as in Google's scripts"
+    add("--max-context", action="store_true", help=says)
+    says = 'what becomes of a record or line that is no question: {"id", "error"} in its place, or the end [write]'
+    add("--on-error", default="write", choices=["write", "stop"], help=says)
+
+
+def add_question_flags(parser: argparse.ArgumentParser) -> None:
+    title = "one question, or many about one text"
+    says = "Without --question, questions are asked at a prompt, or read one per line from a pipe."
+    add = parser.add_argument_group(title, says).add_argument
+    add("--question", help="one question")
+    add("--context", help="the text to find its answer in")
+    add("--context-file", metavar="FILE", help="a file with that text; - reads standard input")
+    says = 'read {"question", "context", "id"} objects from standard input, one a line, and write an answer object for each'
+    add("--jsonl", action="store_true", help=says)
+    add("--json", action="store_true", help="print answers, or classes, as JSON")
+
+    add = parser.add_argument_group("answers").add_argument
+    add("--top-k", type=int, default=1, help="answers to show for a question [1]")
+    says = "null odds above which there is no answer: a number, or none to always answer [as tuned with the model]"
+    add("--threshold", help=says)
+    add("--max-answer-length", type=int, help="most tokens of an answer [as trained]")
+    add("--whole-words", action="store_true", help="widen answers that end inside a word")
+
+    add = parser.add_argument_group("classes").add_argument
+    add("--text", help="one text to classify")
+    add("--pair", metavar="TEXT", help="its second text, for a classifier of pairs")
+    add("--text-column", metavar="NAME", help="column of the texts in the file [as trained]")
+    add("--pair-column", metavar="NAME", help="column of the second texts [as trained]")
+
+
+def is_asked(args: argparse.Namespace) -> bool:
+    """Whether questions come from the command line, the terminal or a pipe, and not from files."""
+    if args.question is not None or args.jsonl:
+        return True
+    if args.context is not None or args.context_file is not None:
+        return True
+    return not args.data and args.text is None and sys.stdin.isatty()
+
+
+def check(args: argparse.Namespace, asked: bool) -> None:
+    """Refuse flags that do not go together, before anything is loaded."""
+    if bool(args.data) + asked + (args.text is not None) != 1:
+        raise UserError(
+            "give either --data FILE --out FOLDER, or --question with --context or --context-file, or one of "
+            "these alone for a prompt, or --jsonl, or, for a classifier, --text"
+        )
+    if args.others and args.text is not None:
+        raise UserError("--text takes one model; several are for questions")
+    if args.data and not args.out:
+        raise UserError("--data needs --out FOLDER, where the predictions go")
+    for name in ("limit", "n_best", "max_answer_length"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} {value}: give 1 or more")
+    if args.data:
+        without_effect = {"json": False, "top_k": 1, "pair": None}
+    else:
+        without_effect = {"out": None, "limit": None, "n_best": None, "resume": False}
+        without_effect |= {"decoding": "exact", "max_context": False}
+    given = []
+    for name, default in without_effect.items():
+        if getattr(args, name) != default:
+            given.append("--" + name.replace("_", "-"))
+    if given:
+        raise UserError(
+            f"{', '.join(given)}: has no effect {'with' if args.data else 'without'} --data; leave it out"
+        )
 
 
 if __name__ == "__main__":
