@@ -84,10 +84,11 @@ class WordPiece:
             tokens   a b c a b | c
             shift    0 0 3 5 5 | 0    where the token's word begins in its text
         """
-        known: dict[str, int] = {}
+        known: dict[str, int] = {}  # a distinct word -> its number
         words: list[int] = []
         counts: list[int] = []
         for text in texts:
+            # Two blanks in a row have an empty word between them, which has no tokens and takes up its blank.
             parts = text.split(" ")
             words += [known.setdefault(part, len(known)) for part in parts]
             counts.append(len(parts))
@@ -95,12 +96,14 @@ class WordPiece:
 
         word = np.array(words, np.int64)  # (w,) over all texts
         sizes = np.array([len(part) + 1 for part in known], np.int64)  # with the space behind it
-        begins = running_sum(sizes[word])  # (w+1,) all texts on one line
+        begins = running_sum(
+            sizes[word]
+        )  # (w+1,) where words begin, all texts on one line: 0 3 5 8
         text_rows = running_sum(counts)  # (R+1,) text r owns words text_rows[r] : text_rows[r+1]
-        shift = begins[:-1] - np.repeat(
-            begins[text_rows[:-1]], counts
-        )  # (w,) its place in its text
+        text_begins = np.repeat(begins[text_rows[:-1]], counts)  # (w,) where the word's text begins
+        shift = begins[:-1] - text_begins  # (w,) where the word begins in its text
 
+        # Each word's tokens are copied from its row of the table: from there on, as many as it has.
         tokens = table.counts[word]  # (w,)
         rows = running_sum(tokens)  # (w+1,)
         source = np.arange(rows[-1]) + np.repeat(table.rows[word] - rows[:-1], tokens)  # (T,)
@@ -121,8 +124,10 @@ class WordPiece:
             word     0 0 1             the last word that begins at the token's start or before
             offsets  0-1   1-2   0-1   within the word
         """
-        steps = range(0, len(words), WORDS_A_LINE)
-        lines = self._encode_texts([" ".join(words[i : i + WORDS_A_LINE]) for i in steps], progress)
+        texts = []
+        for i in range(0, len(words), WORDS_A_LINE):
+            texts.append(" ".join(words[i : i + WORDS_A_LINE]))
+        lines = self._encode_texts(texts, progress)
         begins = running_sum([len(word) + 1 for word in words])  # all lines as one
         line_begins = np.repeat(begins[:-1:WORDS_A_LINE], lines.counts)  # (T,)
         word = np.searchsorted(begins, lines.starts + line_begins, side="right") - 1  # (T,)
@@ -134,7 +139,7 @@ class WordPiece:
         """Tokenise texts as they are, on all cores."""
         flat = chain.from_iterable
         counts: list[int] = []
-        ids = [np.zeros(0, np.int32)]
+        ids = [np.zeros(0, np.int32)]  # for no texts, of which nothing could be joined
         spans = [np.zeros(0, np.int32)]
         for chunk in _chunks(texts, progress):
             encodings = self.backend.encode_batch(
@@ -154,10 +159,9 @@ class WordPiece:
 
 
 def words_are_independent(backend) -> bool:
-    """Whether what stands between spaces is tokenised the same whatever stands around it.
+    """Whether what stands between spaces is tokenised the same whatever stands around it, as by BERT's own steps.
 
-    BERT's own steps are known to do so; of another normaliser nobody knows. Added tokens are looked
-    for before them, and may hold a space ("new york") or take the blanks beside them.
+    Added tokens are looked for before them, and may hold a space ("new york") or take the blanks beside them.
     """
     steps = (type(backend.normalizer).__name__, type(backend.pre_tokenizer).__name__)
     if steps != ("BertNormalizer", "BertPreTokenizer"):
@@ -207,10 +211,8 @@ def _legal_utf8(text: str) -> str:
 
 def _chunks(texts: Sequence[str], progress: str | None) -> Iterable[Sequence[str]]:
     """The texts in pieces for the tokenizer, counted on a progress bar of this name."""
-    shown = progress is not None
-    with progress_bar(
-        total=len(texts), desc=progress, unit=" texts", shown=shown, leave=False
-    ) as bar:
+    kind = {"desc": progress, "unit": " texts", "leave": False, "shown": progress is not None}
+    with progress_bar(total=len(texts), **kind) as bar:
         for i in range(0, len(texts), TEXTS_A_CALL):
             chunk = texts[i : i + TEXTS_A_CALL]
             yield chunk

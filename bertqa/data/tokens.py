@@ -9,11 +9,8 @@ import numpy as np
 
 from bertqa.data.characters import beginnings, extends
 
-LONG_TEXT = 2000
-"""Characters from which the tokens of a text are kept; shorter ones are tokenised in no time."""
-
-MOST_TOKENS = 1 << 20
-"""Tokens kept (12 MB, and their texts)."""
+LONG_TEXT = 2000  # characters from which tokens are kept; shorter texts are tokenised in no time
+MOST_TOKENS = 1 << 20  # tokens kept (12 MB, and their texts)
 
 
 @dataclass
@@ -34,17 +31,11 @@ class Tokens:
         """(R,) tokens of each text."""
         return np.diff(self.rows)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all four arrays."""
-        return self.ids.nbytes + self.starts.nbytes + self.ends.nbytes + self.rows.nbytes
-
     def cut(self, most: "int | np.ndarray") -> "Tokens":
         """Every text cut to its first `most` tokens: one number for all, or (R,)."""
         most = np.broadcast_to(most, self.counts.shape)
-        place = np.arange(len(self.ids)) - np.repeat(
-            self.rows[:-1], self.counts
-        )  # (T,) in its text
+        begins = np.repeat(self.rows[:-1], self.counts)  # (T,) where each token's text begins
+        place = np.arange(len(self.ids)) - begins  # (T,) in its text
         keep = place < np.repeat(most, self.counts)  # (T,)
         rows = running_sum(np.minimum(self.counts, most))
         return Tokens(self.ids[keep], self.starts[keep], self.ends[keep], rows)
@@ -70,7 +61,7 @@ def whole_characters(tokens: Tokens, texts: Sequence[str]) -> Tokens:
     for row, text in enumerate(texts):
         if text.isascii() or not any(map(extends, set(text))):
             continue
-        begins = np.array(beginnings(text))
+        begins = np.array(beginnings(text))  # 0 1 2 3 4 6 7 in the example
         own = slice(tokens.rows[row], tokens.rows[row + 1])
         # A start moves back to where its character begins, an end on to where the next one does.
         before = np.searchsorted(begins, tokens.starts[own], side="right") - 1
@@ -95,6 +86,7 @@ class TokenCache:
         """What the tokenizer gives for these texts."""
         if all(len(text) < LONG_TEXT for text in texts):
             return self.tokenizer.encode(texts, progress)
+        # Two threads may tokenise the same text at once: that costs time and changes nothing.
         with self.lock:
             found = {text: self.kept[text] for text in texts if text in self.kept}
         new = [text for text in texts if text not in found]

@@ -72,16 +72,10 @@ class Windows:
         """(W,) int32, tokens of each sequence."""
         return (self.questions.counts[self.question] + self.count + SPECIAL).astype(np.int32)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of every array."""
-        own = sum(array.nbytes for array in self._arrays())
-        return self.questions.nbytes + self.contexts.nbytes + own
-
     def _arrays(self) -> list[np.ndarray]:
         """Which windows there are, and their labels."""
-        names = ("question_context", "question", "first", "count", "start_label", "end_label")
-        return [getattr(self, name) for name in names]
+        asked = [self.question_context, self.question]
+        return [*asked, self.first, self.count, self.start_label, self.end_label]
 
     def select(self, keep: np.ndarray) -> "Windows":
         """The windows at these rows (W,) bool or int; questions and paragraphs stay."""
@@ -91,7 +85,8 @@ class Windows:
     def sequences(self) -> Sequences:
         """The windows as a model reads them."""
         paragraph = self.question_context[self.question]  # (W,)
-        # All tokens lie one behind the other: [CLS] and [SEP], those of all questions, those of all paragraphs.
+        # All tokens lie one behind the other: [CLS] and [SEP], those of all questions, those of all paragraphs. With 9
+        # tokens of questions in all, a window that begins at a paragraph's token 4, the paragraph at 20, is at 2 + 9 + 24.
         question_at = 2 + self.questions.rows[self.question]
         context_at = 2 + len(self.questions.ids) + self.contexts.rows[paragraph] + self.first
         count = self.questions.counts[self.question]
@@ -105,13 +100,9 @@ class Windows:
 
     def fingerprint(self) -> str:
         """Of what the model sees: the same data, vocabulary and window settings give the same 16 digits."""
-        texts = (
-            self.questions.ids,
-            self.questions.rows,
-            self.contexts.ids,
-            self.contexts.rows,
-        )
-        return fingerprint([*texts, *self._arrays()])
+        questions = [self.questions.ids, self.questions.rows]
+        contexts = [self.contexts.ids, self.contexts.rows]
+        return fingerprint([*questions, *contexts, *self._arrays()])
 
 
 def fingerprint(arrays: Iterable[np.ndarray]) -> str:
@@ -193,6 +184,7 @@ def build_windows(
     whole = tokenizer.encode(asked, progress and f"{progress}: questions")
     questions = whole.cut(max_question)
 
+    # A short question leaves more room for the paragraph, so windows differ from question to question.
     room = max_length - SPECIAL - questions.counts  # (Q,) paragraph tokens a window
     total = contexts.counts[question_context]  # (Q,)
     advance = np.full_like(room, step) if overlap is None else room - overlap  # (Q,)
@@ -200,13 +192,11 @@ def build_windows(
     count = np.minimum(room[question], total[question] - first).astype(np.int32)  # (W,)
 
     start_token, end_token = _answer_tokens(examples, contexts, paragraphs, question_context)
-    held = (start_token[question] >= first) & (end_token[question] < first + count)  # (W,)
-    # Behind [CLS] question [SEP] the paragraph's token `first` has position 2 + question tokens.
     # A window that does not hold the answer whole is labelled 0, 0: its answer is [CLS].
+    held = (start_token[question] >= first) & (end_token[question] < first + count)  # (W,)
+    # Behind [CLS] question [SEP] the paragraph's token `first` has position 2 + question tokens: of a question of 5
+    # tokens and a window from token 40 on, token 43 is at 10.
     shift = 2 + questions.counts[question] - first  # (W,)
-    start_label = np.where(held, start_token[question] + shift, 0).astype(np.int32)  # (W,)
-    end_label = np.where(held, end_token[question] + shift, 0).astype(np.int32)  # (W,)
-
     return Windows(
         questions=questions,
         contexts=contexts,
@@ -214,8 +204,8 @@ def build_windows(
         question=question,
         first=first,
         count=count,
-        start_label=start_label,
-        end_label=end_label,
+        start_label=np.where(held, start_token[question] + shift, 0).astype(np.int32),
+        end_label=np.where(held, end_token[question] + shift, 0).astype(np.int32),
         cls_id=tokenizer.cls_id,
         sep_id=tokenizer.sep_id,
         cut_questions=int((whole.counts > max_question).sum()),
@@ -225,7 +215,7 @@ def build_windows(
 
 def _not_among(held: np.ndarray, examples: Sequence[Example]) -> tuple[int, ...]:
     """The rows of answerable examples that are not among the rows `held`: no window of theirs has the answer whole."""
-    missing = np.array([bool(example.answer_texts) for example in examples], bool)  # (Q,)
+    missing = np.array([example.answer_texts != () for example in examples], bool)  # (Q,)
     missing[held] = False
     return tuple(np.flatnonzero(missing).tolist())
 

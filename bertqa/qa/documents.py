@@ -8,6 +8,7 @@ import html
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
@@ -133,28 +134,28 @@ def rank(
     """
     spans = reading.spans
     sizes = np.asarray(sizes)
-    begins = sizes.cumsum() - sizes  # where the documents of each question begin
+    # Where the documents of each question begin: sizes 2, 1, 3 make 0, 2, 3.
+    begins = sizes.cumsum() - sizes
     least = _place_of_least(spans.null_score, begins)  # (questions,) the document with the least
     null_score = spans.null_score[least]
+    # Read as one text, a question has one null score, which all its documents are held against.
     spans.null_score = null_score.repeat(sizes)
     odds = np.minimum.reduceat(null_odds(spans), begins)
     silent = abstain(odds, threshold)
     log_sum = np.logaddexp.reduceat(reading.mass, begins, axis=1).sum(axis=0)
+    # A table that is full to its last column may have left spans out.
     full = np.maximum.reduceat(spans.first[:, -1], begins) >= 0
     every = n_best(spans, reading.windows, reading.examples, no_answer=False, most=most)
-    lists = [best_of_documents([next(every) for _ in range(size)]) for size in sizes.tolist()]
-    none: list = [None] * len(lists)
-    right: list[list] = [[None] * len(entries) for entries in lists]
-    if confidence is not None:
-        evidence = evidence_of(spans, reading.windows, reading.examples)
-        scores = [[score_of(entry) for entry in entries] for entries in lists]
-        none, right = confidence.of_lists(of_questions(evidence, begins), scores)
+    lists = []
+    for size in sizes.tolist():
+        lists.append(best_of_documents(list(islice(every, size))))
+    none, right = _chances(reading, begins, lists, confidence)
     for question, entries in enumerate(lists):
         answers = []
         for entry, chance in zip(entries, right[question], strict=True):
             share = probability(score_of(entry), log_sum[question])
-            text, start, end = entry["text"], entry["start"], entry["end"]
-            answers.append(Answer(text, share, start, end, entry["document"], chance))
+            place = (entry["start"], entry["end"], entry["document"])
+            answers.append(Answer(entry["text"], share, *place, chance))
         if threshold is not None or not answers:
             null = float(null_score[question])
             # The threshold decides whether "" comes first; if not, it stands behind those that score no less.
@@ -173,6 +174,17 @@ def rank(
             null_score=float(null_score[question]),
             more=bool(full[question]),
         )
+
+
+def _chances(
+    reading: Reading, begins: np.ndarray, lists: list[list[dict]], confidence: Confidence | None
+) -> tuple[list, list[list]]:
+    """Of each question the probability that it has no answer, and of each of its answers that it is right; None: not known."""
+    if confidence is None:
+        return [None] * len(lists), [[None] * len(entries) for entries in lists]
+    evidence = evidence_of(reading.spans, reading.windows, reading.examples)
+    scores = [[score_of(entry) for entry in entries] for entries in lists]
+    return confidence.of_lists(of_questions(evidence, begins), scores)
 
 
 def _in_order(answers: list[Answer], no_answer: float | None) -> list[Answer]:
@@ -202,9 +214,8 @@ def best_of_documents(lists: list[list[dict]]) -> list[dict]:
             if entry["text"]:
                 found.append({**entry, "document": document})
     if len(lists) > 1:
-        found.sort(
-            key=score_of, reverse=True
-        )  # a stable sort: of equals the earlier document's first
+        # A stable sort: of equals the earlier document's comes first.
+        found.sort(key=score_of, reverse=True)
     return found
 
 
@@ -219,16 +230,12 @@ def n_best_list(ranking: Ranking, settings: SpanSettings, *, no_answer: bool) ->
         if not several:
             del entry["document"]
         entries.append(entry)
-        scores.append(_sum(entry, settings.score_type))
+        # Added up in the type in which spans are compared.
+        scores.append(float(settings.score_type(score_of(entry))))
     if no_answer or not entries:
         insert_null(entries, scores, dict(ranking.null), ranking.null_score, n)
     add_probabilities(entries, scores)
     return entries
-
-
-def _sum(entry: dict, type_: type) -> float:
-    """Start + end, added up in the type in which spans are compared."""
-    return float(type_(entry["start_logit"]) + type_(entry["end_logit"]))
 
 
 def score_of(entry: dict) -> float:
@@ -250,10 +257,10 @@ def log_mass(logits: np.ndarray, lengths: np.ndarray, counts: np.ndarray) -> np.
     """
     logits = logits.astype(np.float64)
     ends = lengths.cumsum(dtype=np.int64)  # (S,) one past each window
-    bounds = np.stack(
-        [ends - 1 - counts, ends - 1], axis=1
-    ).ravel()  # (2S,) paragraph, its end, ...
-    sums = np.logaddexp.reduceat(logits, bounds)  # (2S,) paragraph, what lies before the next, ...
+    # A window of 7 tokens, 3 of them the paragraph's, [CLS] q [SEP] x y z [SEP]: bounds 3 and 6, so that the first sum is
+    # over x y z and the second, which nobody wants, over [SEP] and what stands before the next paragraph.
+    bounds = np.stack([ends - 1 - counts, ends - 1], axis=1).ravel()  # (2S,)
+    sums = np.logaddexp.reduceat(logits, bounds)  # (2S,)
     paragraph = np.where(counts > 0, sums[::2], -np.inf)
     return np.logaddexp(logits[ends - lengths], paragraph)
 
@@ -269,6 +276,7 @@ def widen(spans: Spans, windows: Windows, continues: np.ndarray) -> None:
     tokens = np.arange(len(continues))
     begins_word = ~continues
     first_of_word = np.maximum.accumulate(np.where(begins_word, tokens, 0))  # (T,)
+    # The nearest end of a word at or behind each token: the same from the right, where the least so far is the nearest.
     ends_word = np.append(begins_word[1:], True)
     last_of_word = np.where(ends_word, tokens, len(tokens))[::-1]
     last_of_word = np.minimum.accumulate(last_of_word)[::-1]  # (T,)
