@@ -121,7 +121,8 @@ class Dataset:
 
 def counted(count: int, name: str) -> str:
     """1 example, 2,000 examples."""
-    return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
+    plural = "" if count == 1 else "s"
+    return f"{count:,} {name}{plural}"
 
 
 def read_examples(path: str | Path, limit: int | None = None, *, gather: bool = False) -> Dataset:
@@ -149,8 +150,9 @@ def read_examples(path: str | Path, limit: int | None = None, *, gather: bool = 
         _fill(data, found)
         data.faults = faults.found
         if not data.examples and data.faults:
-            more = f" (and {len(data.faults) - 1:,} more)" if len(data.faults) > 1 else ""
-            raise UserError(f"not one question is whole: {data.faults[0]}{more}")
+            first, *others = data.faults
+            more = f" (and {len(others):,} more)" if others else ""
+            raise UserError(f"not one question is whole: {first}{more}")
         if not data.examples:
             raise UserError(f"has no questions in it, though its shape is right ({kind})")
     except UserError as error:
@@ -159,9 +161,6 @@ def read_examples(path: str | Path, limit: int | None = None, *, gather: bool = 
         if collects:
             gc.enable()
     return data
-
-
-# Answers placed in their paragraphs
 
 
 def _fill(data: Dataset, found: Sequence[Checked]) -> None:
@@ -186,7 +185,9 @@ def _fill(data: Dataset, found: Sequence[Checked]) -> None:
 def _units(data: Dataset, found: Sequence[Checked]) -> dict[str, str]:
     """paragraph -> the unit of its offsets, where any answer is not at its offset; `data.unit` becomes the file's."""
     paragraphs: dict[str, list[Gold]] = {}
-    missed = set()
+    missed = (
+        set()
+    )  # paragraphs with an answer that is not where the file says, counted in characters
     for checked in found:
         paragraphs.setdefault(checked.context, []).extend(checked.golds)
         for gold in checked.golds:
@@ -196,13 +197,17 @@ def _units(data: Dataset, found: Sequence[Checked]) -> dict[str, str]:
                 missed.add(checked.context)
     if not missed:
         return {}
-    pairs = ((context, gold) for context, golds in paragraphs.items() for gold in golds)
+    pairs = []
+    for context, golds in paragraphs.items():
+        pairs += [(context, gold) for gold in golds]
     data.unit = unit_of(pairs)
+    # Counted in bytes, an answer may stand at its offset by chance: then each paragraph is looked at.
     if data.unit != CHARACTERS:
         missed = set(paragraphs)
-    return {
-        context: unit_of_paragraph(context, paragraphs[context], data.unit) for context in missed
-    }
+    units = {}
+    for context in missed:
+        units[context] = unit_of_paragraph(context, paragraphs[context], data.unit)
+    return units
 
 
 def _example(checked: Checked, unit: str) -> tuple[Example, int]:
@@ -222,7 +227,9 @@ def _example(checked: Checked, unit: str) -> tuple[Example, int]:
         texts.append(placed.text)
         starts.append(placed.start)
         repaired += placed.repaired
-        if gold.end >= 0 and not same_words(placed.text, gold.text):
+        # Where a file gives the span, its text may be more than another case or other blanks: it is accepted too.
+        same = placed.text.casefold().split() == gold.text.casefold().split()
+        if gold.end >= 0 and not same:
             other_spellings.append(gold.text)
     for text in other_spellings:
         if text not in texts:
@@ -232,11 +239,6 @@ def _example(checked: Checked, unit: str) -> tuple[Example, int]:
         checked.id, checked.question, checked.context, tuple(texts), tuple(starts), checked.title
     )
     return example, repaired
-
-
-def same_words(one: str, other: str) -> bool:
-    """Whether two texts differ at most in case and blanks."""
-    return one.casefold().split() == other.casefold().split()
 
 
 def _why_rejected(checked: Checked, example: Example) -> str:

@@ -120,7 +120,7 @@ def _subjqa(where: str, record: dict, faults: Faults) -> Iterator[Question]:
     yield from _flat(where, {**flat, "context": record.get("review")}, faults)
 
 
-# Why others are not
+# Why others are not, where several say the same
 
 MRQA = "use its file from MRQA's collection (mrqa/MRQA-Shared-Task-2019)"
 ELSEWHERE = f"its texts are in other files; {MRQA}"
@@ -128,11 +128,9 @@ DIALOGUE = (
     "a question only makes sense after the turns before it; use data whose questions stand alone, "
     "such as SQuAD"
 )
-NUMBERS = f"answers are numbers and dates, no spans; {MRQA}"
 HTML = "answers are pieces of web pages; use KorQuAD 1"
-TEN_ARTICLES = f"the context is ten articles, some answers yes or no; {MRQA}"
-TWENTY_PARAGRAPHS = "the context is twenty paragraphs; use MRQA's HotpotQA"
-WHOLE_ARTICLES = "texts are whole articles; use its GoldP file"
+NO_PLACE = f"answers have no place; {MRQA}"
+NUMBERS = f"answers are numbers and dates, no spans; {MRQA}"
 PAGES = f"answers are tokens of web pages; {MRQA}"
 VOTES = f"answers are votes of annotators; {MRQA}"
 UNPLACED = (
@@ -141,12 +139,12 @@ UNPLACED = (
 NO_CONTEXT = (
     "the texts that they are found in are missing; use a file with contexts, such as MRQA's"
 )
-BY_ROW = 'write df.to_json(FILE, orient="records")'
 CLASSES = (
     "to classify texts: --task classify; answers marked in doccano: export them in SQuAD's form"
 )
 IN_SQUAD = "export it in SQuAD's form"
 NO_SPANS = "answers are no spans of the text; use SQuAD"
+TEN_ARTICLES = f"the context is ten articles, some answers yes or no; {MRQA}"
 
 SHAPES = (
     Shape("QuAC", "paragraphs.qas.followup", DIALOGUE),
@@ -166,19 +164,25 @@ SHAPES = (
     Shape("ROPES", "paragraphs.situation", "a question needs two texts; use SQuAD"),
     Shape("QASPER", "full_text qas", "answers are spread over a paper; use SQuAD"),
     Shape("NarrativeQA", "document.summary question", NO_SPANS),
-    Shape("DuoRC", "plot", f"answers have no place; {MRQA}"),
+    Shape("DuoRC", "plot", NO_PLACE),
     Shape("DuReader of 2017", "documents question", "answers have no place; use DuReader robust"),
     Shape("a file of Label Studio's", "annotations.result", IN_SQUAD),
     Shape("a file of texts and labels", "text label", CLASSES),
     Shape("HotpotQA", "supporting_facts", TEN_ARTICLES),
-    Shape("MuSiQue", "question_decomposition", TWENTY_PARAGRAPHS),
+    Shape(
+        "MuSiQue", "question_decomposition", "the context is twenty paragraphs; use MRQA's HotpotQA"
+    ),
     Shape("NewsQA", "storyid questions.q", VOTES),
     Shape("NewsQA", "story_id answer_char_ranges", VOTES),
     Shape("TriviaQA", "data.questionsource", ELSEWHERE),
     Shape("TriviaQA", "question questionsource", ELSEWHERE),
     Shape("TriviaQA", "question entity_pages", ELSEWHERE),
-    Shape("SearchQA", "question search_results", f"answers have no place; {MRQA}"),
-    Shape("TyDi QA's primary task", "document_plaintext", WHOLE_ARTICLES),
+    Shape("SearchQA", "question search_results", NO_PLACE),
+    Shape(
+        "TyDi QA's primary task",
+        "document_plaintext",
+        "texts are whole articles; use its GoldP file",
+    ),
     Shape("Natural Questions", "question_text annotations", PAGES),
     Shape("Natural Questions", "annotations long_answer_candidates", PAGES),
     Shape("TechQA", "question_text doc_ids", "its texts are in other files; use SQuAD"),
@@ -186,7 +190,11 @@ SHAPES = (
     Shape("BioASQ", "body snippets", UNPLACED),
     Shape("MRQA as the Hub's rows", "detected_answers.char_spans.start", f"to read it, {MRQA}"),
     Shape("a file of Haystack's labels", "query document", IN_SQUAD),
-    Shape("a table by column (pandas)", "question.# context.#", BY_ROW),
+    Shape(
+        "a table by column (pandas)",
+        "question.# context.#",
+        'write df.to_json(FILE, orient="records")',
+    ),
     Shape("mrqa", "header", _mrqa),
     Shape("mrqa", "context qas.detected_answers", _mrqa),
     Shape("squad", "paragraphs", _article),

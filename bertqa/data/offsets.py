@@ -24,9 +24,7 @@ from bertqa.data.questions import Gold
 from bertqa.files import show
 
 NEARBY = 20  # characters; offsets slip by a few through stripped blanks and byte order marks
-
 MARKS = 3  # hyphens, quotation marks, zero width spaces: most of them in a row that a text may lack
-
 CHARACTERS = "characters"
 
 
@@ -209,9 +207,11 @@ def other_form(context: str, text: str, start: int) -> Placed | None:
     end = _end_of_letters(context, begin, wanted)
     if end < 0:
         return None
-    # A full stop or a closing quotation mark belongs to the answer where its text has one.
-    for mark in text[len(text.rstrip(_marks_of(text))) :]:
-        if end < len(context) and _looks_like(context[end], mark):
+    # A full stop or a closing quotation mark belongs to the answer where its text has one, in any form of it.
+    marks = "".join({character for character in text if not _letters(character)})
+    for mark in text[len(text.rstrip(marks)) :]:
+        here = context[end : end + 1]
+        if here == mark or (here and not _letters(here) and not here.isspace()):
             end += 1
     if inside_word(context, begin) or inside_word(context, end):
         return None
@@ -244,16 +244,6 @@ def _passed_over(character: str, first: str) -> bool:
     if character.isspace() or unicodedata.category(character) == "Cf":
         return True
     return not _letters(character) and bool(_letters(first))
-
-
-def _marks_of(text: str) -> str:
-    """The characters of the text that are no letters."""
-    return "".join({character for character in text if not _letters(character)})
-
-
-def _looks_like(character: str, mark: str) -> bool:
-    """Whether both are the same mark, or quotation marks and dashes of any form."""
-    return character == mark or (not _letters(character) and not character.isspace())
 
 
 def clearly_nearest(context: str, text: str, start: int) -> int:

@@ -264,16 +264,10 @@ def _detected(where: str, detected: dict) -> Gold:
     spans = field(where, detected, "char_spans", list)
     if not spans:
         return Gold(text)
-    if not _is_span(spans[0]):
+    span = spans[0]
+    is_pair = isinstance(span, Sequence) and len(span) == 2
+    if not is_pair or not all(type(end) is int and end >= 0 for end in span):
         raise UserError(
-            f'{where}: "char_spans" must hold [first, last] character offsets, not {show(spans[0])}'
+            f'{where}: "char_spans" must hold [first, last] character offsets, not {show(span)}'
         )
-    first, last = spans[0]
-    return Gold(text, first, last + 1)
-
-
-def _is_span(pair: object) -> bool:
-    """Whether this is two offsets."""
-    if not isinstance(pair, Sequence) or len(pair) != 2:
-        return False
-    return all(type(end) is int and end >= 0 for end in pair)
+    return Gold(text, span[0], span[1] + 1)

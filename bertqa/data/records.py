@@ -5,7 +5,7 @@ What a record is, an article or a question, is formats.py's affair.
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import islice
 
 from bertqa.data.fields import STARTS, Faults, parse_printed, refuse_doubles
 from bertqa.data.tables import refuse_doubled_columns, whole_table
@@ -181,17 +181,15 @@ def look_ahead(items: Iterator[Located], most: int) -> tuple[list[Located], Iter
     first: list[Located] = []
     broken: list[UserError] = []
     try:
-        for item in items:
+        for item in islice(items, most):
             first.append(item)
-            if len(first) >= most:
-                break
     except UserError as error:
         broken.append(error)
-    return first, chain(first, _raised(broken), items)
 
+    def again() -> Iterator[Located]:
+        yield from first
+        if broken:
+            raise broken[0]
+        yield from items
 
-def _raised(errors: list[UserError]) -> Iterator[Located]:
-    """No items, but the error that reading came to."""
-    for error in errors:
-        raise error
-    return iter(())
+    return first, again()

@@ -53,9 +53,8 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _matching(pattern: str) -> list[Path]:
-    files = [
-        path for path in map(Path, sorted(glob.glob(pattern, recursive=True))) if path.is_file()
-    ]
+    names = sorted(glob.glob(pattern, recursive=True))
+    files = [path for path in map(Path, names) if path.is_file()]
     if not files:
         raise UserError(f"{pattern}: no file has such a name")
     return files
@@ -231,14 +230,11 @@ class Stream:
 
 # A stream in pieces that suit the model: lists of questions, small ones first so that answers come soon
 
-QUESTIONS_AT_ONCE = 2048
-"""Questions whose windows are laid and sorted by length together: memory is bounded by it, not by the file."""
-
-FIRST_QUESTIONS = 32
-"""Questions in the first chunk of `answer_many`, so that answers come soon; each next one is twice as large."""
-
-CHARACTERS = 1 << 21
-"""Characters to read in a chunk: where texts are long, it holds fewer items."""
+QUESTIONS_AT_ONCE = (
+    2048  # whose windows are sorted by length together: it bounds memory, not the file
+)
+FIRST_QUESTIONS = 32  # in the first chunk of `answer_many`; each next one is twice as large
+CHARACTERS = 1 << 21  # to read in a chunk: where texts are long, it holds fewer items
 
 
 def chunks(

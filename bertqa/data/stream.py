@@ -72,13 +72,13 @@ def questions_in(ids: "Ids", tally: Counter, source: Source) -> Iterator[Questio
         id, error = ids.of(record)
         if isinstance(record, UserError):
             error = str(record)
-        question, documents = "", ()
+        found = Question(id, where, error=error)
         if not error:
             try:
-                question, documents = question_in(record)
+                found.question, found.documents = question_in(record)
             except UserError as refused:
-                error = str(refused)
-        yield Question(id, where, question, documents, error)
+                found.error = str(refused)
+        yield found
 
 
 def question_in(record: object) -> tuple[str, tuple[str, ...]]:
@@ -250,7 +250,9 @@ class Seen:
         """Whether this text was added before."""
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         value = int.from_bytes(digest, "little")
-        if value in self.recent or self._is_old(value):
+        place = int(np.searchsorted(self.old, np.uint64(value)))
+        is_old = place < len(self.old) and int(self.old[place]) == value
+        if is_old or value in self.recent:
             return True
         self.recent.add(value)
         if len(self.recent) == RECENT:
@@ -258,7 +260,3 @@ class Seen:
             self.old = np.sort(np.concatenate([self.old, new]))
             self.recent = set()
         return False
-
-    def _is_old(self, value: int) -> bool:
-        place = int(np.searchsorted(self.old, np.uint64(value)))
-        return place < len(self.old) and int(self.old[place]) == value
