@@ -286,7 +286,7 @@ def store(letters, tiny_model):
 
 
 def two_steps(store, run, plan, micro_tokens):
-    """(numbers (2, 2), weights by name, the step) of two steps of four windows, one layer, no dropout."""
+    """(numbers (2, 2), AdamW's mean gradients in a row, the step) of two steps of two windows, one layer, no dropout."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=36,
@@ -301,26 +301,30 @@ def two_steps(store, run, plan, micro_tokens):
     )
     model = BertForQuestionAnswering(config).to(DEVICE).train()
     task = SimpleNamespace(store=store, loss=loss, static_shapes=True)
-    # Gradients that are rounding noise, as of key biases, Adam would blow up to whole steps: eps keeps them noise.
-    how = LoopSettings(batch_size=4, micro_tokens=micro_tokens), OptimSettings(eps=1e-4)
+    how = LoopSettings(batch_size=2, micro_tokens=micro_tokens), OptimSettings()
     job = Job(model, task, *how, run=run, device=torch.device(DEVICE), dtype=torch.bfloat16)
     step = Step(job, plan)
     numbers = []
-    for rows in (np.arange(4), np.arange(4, 8)):
+    for rows in (np.array([0, 1]), np.array([2, 3])):
         numbers.append(step(rows, 1e-3, Progress()).numbers.read())
-    return np.stack(numbers), dict(model.named_parameters()), step
+    means = [step.optimizer.state[weight]["exp_avg"].flatten() for weight in model.parameters()]
+    return np.stack(numbers), torch.cat(means), step
 
 
-@pytest.mark.parametrize("micro_tokens", [512, 48])
+@pytest.mark.parametrize("micro_tokens", [512, 32])
 def test_fused_steps_are_the_plain_ones(monkeypatch, tmp_path, store, micro_tokens):
     """Of one micro-batch, whose gradients stay where they are, and of several."""
     monkeypatch.setattr("bertqa.training.step.Graphs", Asked)
     plain = Plan(static=True, copies=True)
     fused = Plan(static=True, captured=True, copies=True, fused=True)
-    numbers, weights, _ = two_steps(store, tmp_path, plain, micro_tokens)
-    found, fused_weights, step = two_steps(store, tmp_path, fused, micro_tokens)
+    numbers, means, _ = two_steps(store, tmp_path, plain, micro_tokens)
+    found, fused_means, step = two_steps(store, tmp_path, fused, micro_tokens)
     assert np.abs(found / numbers - 1).max() < 2e-2
-    for name, weight in weights.items():
-        # Two updates of 1e-3; what gradients in 16 bits differ by is a tenth of that.
-        assert (weight - fused_weights[name]).abs().max() < 5e-4, name
+    # Not the weights: where a gradient is rounding noise, as of key biases, AdamW makes whole steps of it.
+    assert relative(fused_means, means) < 4e-2
     assert {key[-1] for key in step.graphs.keys} == {micro_tokens == 512}
+    assert len(step.graphs.keys) == (
+        4 if micro_tokens == 512 else 6
+    )  # two steps, and their updates
+    for master, copy in zip(step.copies.masters, step.copies.copies, strict=True):
+        assert relative(copy, master) < 1e-2
