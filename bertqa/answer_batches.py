@@ -12,11 +12,9 @@ Spark is told every column that comes out, those that pass through among them.
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from bertqa.errors import UserError
-from bertqa.qa.documents import Answer
 from bertqa.reader import Reader
 
 SCHEMA = "answer string, score double, start int, end int, document int, error string"
@@ -90,9 +88,9 @@ class AnswerBatches:
                 a row that cannot be read.
         """
         columns = self._columns(batch)
-        pairs = [
-            (_plain(question), _plain(context)) for question, context in zip(*columns, strict=True)
-        ]
+        pairs = []
+        for question, context in zip(*columns, strict=True):
+            pairs.append((_plain(question), _plain(context)))
         found = self.reader.answer_many(pairs, self.top_k, on_error=self.on_error, **self.options)
         added = self._added(list(found))
         if isinstance(batch, Mapping):
@@ -115,22 +113,18 @@ class AnswerBatches:
         return batch[self.question], batch[self.context]
 
     def _added(self, found: list) -> dict[str, list]:
-        """The columns that are added: a value a row, or where top_k is over 1 a list."""
-        if self.top_k > 1:
-            rows = [_listed(answers) for answers in found]
-        else:
-            rows = [{**asdict(answer), "error": answer.error} for answer in found]
-        return {name: [row[name] for row in rows] for name in COLUMNS}
+        """The columns that are added: a value a row, or where top_k is over 1 a list, but for the error."""
+        added: dict[str, list] = {name: [] for name in COLUMNS}
+        for given in found:
+            answers = given if self.top_k > 1 else [given]
+            for name in COLUMNS:
+                values = [getattr(answer, name) for answer in answers]
+                added[name].append(values if self.top_k > 1 and name != "error" else values[0])
+        return added
 
     def __getstate__(self) -> dict:
         """A worker loads its own Reader."""
         return {**self.__dict__, "_reader": None}
-
-
-def _listed(answers: list[Answer]) -> dict:
-    row: dict = {name: [getattr(answer, name) for answer in answers] for name in COLUMNS}
-    row["error"] = answers[0].error
-    return row
 
 
 def _plain(value):

@@ -70,7 +70,7 @@ def answer_file(
     if tally["unlabelled"]:
         said = f"{tally['unlabelled']:,} of {tally['records']:,} records do not say what is right"
         print(f"unlabelled: {said}", file=sys.stderr)
-    return 1 if failed else 0
+    return int(failed > 0)
 
 
 def how_asked(args: argparse.Namespace, reader: Reader, threshold: float | None) -> How:
@@ -178,14 +178,20 @@ def int8_cost(args: argparse.Namespace, exact: Reader, threshold: float | None) 
         return "int8: what comes through a pipe is read once, so its answers are not compared"
     found = read_object(args.out / "predictions.json")
     questions = list(islice(question_stream(paths), min(COMPARED, args.limit or COMPARED)))
-    rows = rows_of(exact, how_asked(args, exact, threshold), None, questions)
-    right = {str(row["id"]): row["answer"] for row in rows if "error" not in row}
-    given = {id: found[id] for id in right}
-    same = sum(given[id] == right[id] for id in right) / max(1, len(right))
-    said = f"int8: of the first {len(right):,} questions {same:.1%} have the answer that {args.precision} precision gives"
-    f1 = [f1_of(args.data[0], answers) for answers in (given, right)]
-    if None not in f1:
-        said += f"; F1 {f1[0]:.2f} instead of {f1[1]:.2f}"
+    given = {}
+    right = {}
+    same = 0
+    for row in rows_of(exact, how_asked(args, exact, threshold), None, questions):
+        if "error" not in row:
+            id = str(row["id"])
+            given[id] = found[id]
+            right[id] = row["answer"]
+            same += given[id] == right[id]
+    share = same / max(1, len(right))
+    said = f"int8: of the first {len(right):,} questions {share:.1%} have the answer that {args.precision} precision gives"
+    f1 = f1_of(args.data[0], given)
+    if f1 is not None:
+        said += f"; F1 {f1:.2f} instead of {f1_of(args.data[0], right):.2f}"
     return said
 
 

@@ -80,7 +80,7 @@ def answer_lines(
         out.flush()
     if failed:
         print(f"{failed:,} of the lines could not be read", file=sys.stderr)
-    return 1 if failed else 0
+    return int(failed > 0)
 
 
 def row_of(ranking: Ranking, top_k: int) -> dict:
@@ -106,16 +106,18 @@ def read_line(line: str | bytes, number: int, context: str | None) -> Line:
         return _bad(
             f"line {number}: a JSON {type(row).__name__}; each line is an object with question and context"
         )
-    name = {"id": row["id"]} if "id" in row else {}
+    name = {}
+    if "id" in row:
+        name["id"] = row["id"]
     question = row.get("question")
-    found = row.get("context", context)
     if not isinstance(question, str):
         return _bad(f"line {number}: question is {question!r}; give a string", name)
+    found = row.get("context", context)
     documents = found if isinstance(found, list) else [found]
     if not all(isinstance(document, str) for document in documents):
+        what = "missing" if found is None else "no text"
         return _bad(
-            f"line {number}: context is {'missing' if found is None else 'no text'}; give a string or "
-            "a list of strings, or --context-file for all lines",
+            f"line {number}: context is {what}; give a string or a list of strings, or --context-file for all lines",
             name,
         )
     return Line(asked_of(number, question, documents), name)

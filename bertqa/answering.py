@@ -64,7 +64,9 @@ def answer_pairs(reader, pairs: Iterable, how: How, on_error: str) -> Iterator:
 
 def wanted(ranking: Ranking, how: How) -> Answer | list[Answer]:
     """Of what was found, what was asked for."""
-    return ranking.answers[0] if how.top_k == 1 else ranking.answers[: how.top_k]
+    if how.top_k == 1:
+        return ranking.answers[0]
+    return ranking.answers[: how.top_k]
 
 
 def rank_chunk(
@@ -131,13 +133,16 @@ def read_documents(
             f"a question has more than {limit} tokens, and is read without its end (max_question in qa.json)",
             stacklevel=2,
         )
+    cast = None
+    if reader.dtype is not None:
+        cast = autocast(reader.device, reader.dtype)
     return read_windows(
         reader.model,
         windows,
         documents,
         reader.device,
         settings,
-        autocast=None if reader.dtype is None else autocast(reader.device, reader.dtype),
+        autocast=cast,
         progress=progress,
         done=done,
     )

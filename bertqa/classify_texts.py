@@ -120,4 +120,4 @@ def classify_files(
     failed = sum("error" in row for row in job.rows())
     said = f"classes of {job.done:,} texts in {job.lines}"
     print(said + job.told("text", failed, "rows"), file=sys.stderr)
-    return 1 if failed else 0
+    return int(failed > 0)

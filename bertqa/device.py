@@ -37,12 +37,12 @@ def pick_device(name: str, number: int | None = None) -> torch.device:
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
+    present = [kind for kind, is_there in there.items() if is_there]
     if name == "auto":
-        name = next(kind for kind, present in there.items() if present)
-    if not there.get(name):
-        present = ", ".join(kind for kind, present in there.items() if present)
+        name = present[0]
+    if name not in present:
         raise UserError(
-            f"device is {asked!r}, but torch {torch.__version__} finds only {present} here; use --device auto"
+            f"device is {asked!r}, but torch {torch.__version__} finds only {', '.join(present)} here; use --device auto"
         )
     if name == "cuda" and number >= torch.cuda.device_count():
         raise UserError(
@@ -79,11 +79,11 @@ def as_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dty
     """The torch dtype of a name, or the one that is given."""
     if dtype in DTYPES.values():
         return dtype
-    short = {str(kind).removeprefix("torch."): name for name, kind in DTYPES.items()}
-    name = short.get(dtype, dtype)
+    names = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}  # torch's, and ours
+    name = names.get(dtype, dtype)
     if name not in (None, "auto", *DTYPES):
         raise UserError(
-            f"dtype is {dtype!r}; use auto, {', '.join(DTYPES)}, {', '.join(short)} or the torch dtype"
+            f"dtype is {dtype!r}; use auto, {', '.join(DTYPES)}, {', '.join(names)} or the torch dtype"
         )
     return pick_precision(name or "auto", device)
 
@@ -101,12 +101,9 @@ def bound_kernel_caches(each_thread: int, all_threads: int) -> None:
 
 def autocast(device: torch.device, dtype: torch.dtype, cache: bool = True) -> torch.autocast:
     """Autocast to a 16-bit dtype, or a context that does nothing for float32; `cache` keeps cast weights inside."""
-    return torch.autocast(
-        device.type,
-        dtype=dtype if dtype != torch.float32 else torch.bfloat16,
-        enabled=dtype != torch.float32,
-        cache_enabled=cache,
-    )
+    if dtype == torch.float32:
+        return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, dtype=dtype, cache_enabled=cache)
 
 
 def grad_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:

@@ -171,7 +171,10 @@ class Embedder:
 
 def first_given(*values):
     """The first of several values that is not None; None where all are."""
-    return next((value for value in values if value is not None), None)
+    for value in values:
+        if value is not None:
+            return value
+    return None
 
 
 def report(shape: Sequence[int], embed: Embedder, took: float) -> str:
@@ -181,10 +184,9 @@ def report(shape: Sequence[int], embed: Embedder, took: float) -> str:
         said += f", {embed.cut:,} of them cut"
     if embed.empty:
         said += f", {embed.empty:,} of them empty"
-    return (
-        f"{said}, {embed.tokens:,} tokens in {took:.1f} s: {embed.texts / took:,.0f} texts/s, "
-        f"{embed.tokens / took:,.0f} tokens/s; {' x '.join(f'{size:,}' for size in shape)} float32"
-    )
+    said += f", {embed.tokens:,} tokens in {took:.1f} s: {embed.texts / took:,.0f} texts/s, "
+    sizes = " x ".join(map("{:,}".format, shape))
+    return f"{said}{embed.tokens / took:,.0f} tokens/s; {sizes} float32"
 
 
 if __name__ == "__main__":

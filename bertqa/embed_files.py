@@ -131,8 +131,10 @@ def header_of(shape: tuple[int, ...]) -> bytes:
 def write_ids(out: Path, ids: Iterable[str]) -> None:
     """The ids of the vectors in `out`, a list of JSON beside it."""
     with replacing(out.with_suffix(".ids.json")) as fresh, open(fresh, "w") as file:
-        for number, id in enumerate(ids):
-            file.write(("[" if number == 0 else ", ") + to_json(id))
+        before = "["
+        for id in ids:
+            file.write(before + to_json(id))
+            before = ", "
         file.write("]\n")
 
 

@@ -107,12 +107,13 @@ def _why_not_utf8(content: bytes, error: UnicodeDecodeError) -> str:
 
 def read_text(path: str | Path) -> str:
     """A file of text, or standard input where the path is "-". Raises UserError that names it."""
-    from_stdin = str(path) == "-"
     try:
-        content = unpacked(sys.stdin.buffer.read()) if from_stdin else read_bytes(Path(path))
-        return decode(content)
+        if str(path) == "-":
+            path = "standard input"
+            return decode(unpacked(sys.stdin.buffer.read()))
+        return decode(read_bytes(Path(path)))
     except UserError as error:
-        raise UserError(f"{'standard input' if from_stdin else path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 class RepeatedKey(UserError):
@@ -125,13 +126,11 @@ def parse_json(text: str, line: int | None = None, *, allow_nan: bool = False) -
     A key that stands twice in an object is refused: of two values one would be lost. So are NaN
     and infinities, which JSON does not have, unless `allow_nan` (pandas writes them into data).
     """
+    checks: dict = {"object_pairs_hook": _without_repeats}
+    if not allow_nan:
+        checks |= {"parse_constant": _finite, "parse_float": _finite}
     try:
-        return json.loads(
-            text,
-            object_pairs_hook=_without_repeats,
-            parse_constant=None if allow_nan else _finite,
-            parse_float=None if allow_nan else _finite,
-        )
+        return json.loads(text, **checks)
     except json.JSONDecodeError as error:
         where = f"line {(line or 1) + error.lineno - 1}, column {error.colno}"
         rest = text[error.pos :].rstrip()
@@ -139,7 +138,9 @@ def parse_json(text: str, line: int | None = None, *, allow_nan: bool = False) -
             raise UserError(f"cut off: the JSON ends early, {where}; fetch it again") from None
         raise UserError(f"not JSON: {where}: {error.msg}, near {show(rest[:30])}") from None
     except UserError as error:
-        raise type(error)(f"line {line}: {error}" if line else str(error)) from None
+        if line is None:
+            raise
+        raise type(error)(f"line {line}: {error}") from None
     except (ValueError, RecursionError, MemoryError) as error:
         # a number of thousands of digits, brackets thousands deep, a file larger than memory
         why = str(error) or "it does not fit into memory"
@@ -166,8 +167,9 @@ def _finite(number: str) -> float:
 def _ends_early(message: str, rest: str) -> bool:
     """Whether the text stops in the middle of a literal, an escape or a string: more was to come."""
     literals = ("true", "false", "null", "NaN", "-Infinity", "Infinity")
-    if any(word.startswith(rest) for word in literals):
-        return True
+    for word in literals:
+        if word.startswith(rest):
+            return True
     if message.startswith("Invalid \\u"):
         return len(rest) < 6
     return message.startswith("Unterminated")

@@ -101,8 +101,9 @@ def run_verb(main: Main) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        message = f"{error.strerror or error}{where}"
+        message = str(error.strerror or error)
+        if error.filename:
+            message += f" ({error.filename})"
     except MemoryError:
         message = "the memory is full; give less at once, or close other programs"
     except RecursionError:
@@ -112,8 +113,9 @@ def run_verb(main: Main) -> int:
         if not message:
             raise
     except KeyboardInterrupt:
-        # behind the terminal's ^C
-        print("\ninterrupted" if sys.stderr.isatty() else "interrupted", file=sys.stderr)
+        if sys.stderr.isatty():
+            print(file=sys.stderr)  # behind the terminal's ^C
+        print("interrupted", file=sys.stderr)
         return 130
     print(f"error: {message}", file=sys.stderr)
     return 2
@@ -137,9 +139,11 @@ class VerbParser(argparse.ArgumentParser):
         unknown = "unrecognized arguments: "
         if message.startswith(unknown):
             first, *others = message.removeprefix(unknown).split()
-            # Of `--zzz 1 --qqq 2` the values are not worth a word.
-            flags = [word for word in others if word.startswith("--")]
-            message = "; ".join(self.explain(word) for word in [first, *flags])
+            wrong = [self.explain(first)]
+            for word in others:
+                if word.startswith("--"):  # of `--zzz 1 --qqq 2` the values are not worth a word
+                    wrong.append(self.explain(word))
+            message = "; ".join(wrong)
         self.exit(2, f"error: {message} ({self.prog} --help lists what there is)\n")
 
     def explain(self, word: str) -> str:

@@ -201,8 +201,9 @@ def answer_stream(
 
 def shares_of(records: Iterable, size: int, device: str) -> Iterator[Share]:
     """The shares of a stream. They depend on nothing but the records, so that each is answered alike by whoever it is."""
-    first = [repeat(min(small, size), OF_EACH) for small in FIRST]
-    sizes = chain(*first, repeat(size))
+    small, larger = FIRST
+    first = chain(repeat(min(small, size), OF_EACH), repeat(min(larger, size), OF_EACH))
+    sizes = chain(first, repeat(size))
     most = CHARACTERS.get(device, 1 << 21)
     start = 0
     share: list = []
@@ -284,15 +285,14 @@ def depends_on(
 def model_fingerprint(folder: Path) -> str:
     """Of all that a model folder's answers depend on."""
     names = ("model.safetensors", "config.json", "qa.json", "vocab.txt", "tokenizer.json")
-    files = [folder / name for name in names]
-    return sha256(*(path for path in files if path.is_file()))[:16]
+    return sha256(*(folder / name for name in names if (folder / name).is_file()))[:16]
 
 
 def refuse_other(folder: Path, before: dict, now: dict) -> None:
-    now = parse_json(to_json(now))  # as it reads once it was written
-    differ = [name for name in now if before.get(name) != now[name]]
+    differ = []
+    for name, value in parse_json(to_json(now)).items():  # as it reads once it was written
+        if before.get(name) != value:
+            differ.append(f"{name} was {before.get(name)!r} and is {value!r}")
     if differ:
-        told = "; ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in differ)
-        raise UserError(
-            f"{folder}: was begun with something else: {told}; give the same, or another --out"
-        )
+        told = f"was begun with something else: {'; '.join(differ)}"
+        raise UserError(f"{folder}: {told}; give the same, or another --out")

@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with world_of_torchrun() as world:
         set_threads(args.threads)
-        args.model = Path(world.in_turn(lambda: resolve_weights(args.model)))
-        args.others = world.in_turn(lambda: [Path(resolve_weights(name)) for name in args.others])
+        names = [args.model, *args.others]
+        args.model, *args.others = world.in_turn(lambda: [*map(resolve_weights, names)])
         config = folder.read_config(args.model)
         if args.others or (args.data and config["head"] != folder.CLASSES):
             return answer_files(args, world)

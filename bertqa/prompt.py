@@ -14,6 +14,8 @@ from bertqa.reader import Answer, Reader
 
 BOLD, FAINT, PLAIN = "\033[1;7m", "\033[2m", "\033[0m"
 
+NO_ANSWER = "(no answer in this text)"
+
 RUNNERS_UP = 3
 """Other answers shown under the best one."""
 
@@ -119,27 +121,36 @@ def one_line(answer: Answer, as_json: bool) -> str:
     """An answer as one line of output."""
     if as_json:
         return to_json(dataclasses.asdict(answer))
-    where = f", characters {answer.start} to {answer.end}" if answer.answer else ""
-    said = printable(answer.answer) or "(no answer in this text)"
-    return f"{said}   [{how_sure(answer)}{where}]"
+    if not answer.answer:
+        return f"{NO_ANSWER}   [{how_sure(answer)}]"
+    where = f"characters {answer.start} to {answer.end}"
+    return f"{printable(answer.answer)}   [{how_sure(answer)}, {where}]"
 
 
 def how_sure(answer: Answer) -> str:
     """The confidence, where it is known, and the score."""
-    score = f"score {answer.score:.3f}"
-    return score if answer.confidence is None else f"confidence {answer.confidence:.3f}, {score}"
+    said = f"score {answer.score:.3f}"
+    if answer.confidence is not None:
+        said = f"confidence {answer.confidence:.3f}, {said}"
+    return said
 
 
 def in_sentence(answers: list[Answer], context: str, colour: bool, width: int | None = None) -> str:
     """The best of ranked answers in its sentence, and the others below, in lines of `width` characters."""
     best, *others = answers
-    bold, faint, plain = (BOLD, FAINT, PLAIN) if colour else ("", "", "")
-    said = "(no answer in this text)"
+    bold, faint, plain = BOLD, FAINT, PLAIN
+    if not colour:
+        bold = faint = plain = ""
+    said = NO_ANSWER
+    nearest = "nearest"
     if best.answer:
+        nearest = "then"
         begin, end = sentence(context, best.start, best.end)
         before = printable(context[begin : best.start])
         after = printable(context[best.end : end])
-        answer = printable(best.answer) if colour else f"[{printable(best.answer)}]"
+        answer = printable(best.answer)
+        if not colour:
+            answer = f"[{answer}]"
         # Wrapping keeps every character in its place, so the marks can be put in afterwards.
         line = wrap(before + answer + after, width)
         first = len(before)
@@ -148,7 +159,7 @@ def in_sentence(answers: list[Answer], context: str, colour: bool, width: int | 
     below = how_sure(best)
     if others:
         shown = [f"{printable(one.answer) or 'no answer'} ({one.score:.3f})" for one in others]
-        below += f"   {'then' if best.answer else 'nearest'}: {'; '.join(shown)}"
+        below += f"   {nearest}: {'; '.join(shown)}"
     return f"{said}\n{faint}{wrap(below, width)}{plain}"
 
 

@@ -67,7 +67,7 @@ class Reader:
         self.model = model.eval()
         self.tokenizer = tokenizer if isinstance(tokenizer, TokenCache) else TokenCache(tokenizer)
         self.qa = with_defaults(qa_of(model) if qa is None else qa, positions_of(model))
-        self.device = next(model.parameters()).device if device is None else device
+        self.device = device or next(model.parameters()).device
         self.dtype = dtype
         self.loaded = None  # or the Parts that it is made of
         self.requests = answering.Requests(self)
@@ -75,10 +75,12 @@ class Reader:
     def __repr__(self) -> str:
         """What was loaded, and how it computes."""
         name = self.loaded.arguments[0] if self.loaded else type(self.model).__name__
-        precision = "" if self.dtype is None else f", {str(self.dtype).removeprefix('torch.')}"
+        where = str(self.device)
+        if self.dtype is not None:
+            where += f", {self.dtype}".replace("torch.", "")
         threshold = self.qa.get("null_threshold")
         shown = "none" if threshold is None else f"{threshold:.4g}"
-        return f"Reader({name!r}, {self.device}{precision}, threshold {shown})"
+        return f"Reader({name!r}, {where}, threshold {shown})"
 
     @classmethod
     def load(
@@ -219,8 +221,7 @@ class Reader:
         for example, answer in zip(asked.examples, self.answer_many(pairs), strict=True):
             given[example.id] = answer.answer
         scores = metrics.score_answers(asked.examples, given, v1=asked.is_v1)
-        evaluate = metrics.evaluate_v1 if asked.is_v1 else metrics.evaluate_v2
-        return evaluate(scores)
+        return metrics.evaluate_v1(scores) if asked.is_v1 else metrics.evaluate_v2(scores)
 
     def calibrate(self, data: object) -> dict[str, float]:
         """Fit what `confidence` and `no_answer` are made of on questions that the model was not trained on; `save` keeps it.

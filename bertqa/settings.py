@@ -277,8 +277,9 @@ class RunSettings:
 
     def problems(self, max_positions: int | None = None) -> list[str]:
         """Everything that is wrong with these values, one phrase each."""
-        parts = (self.loop, self.optim, self.model, self.teachers)
-        found = [problem for part in parts for problem in broken(part)]
+        found = []
+        for part in (self.loop, self.optim, self.model, self.teachers):
+            found += broken(part)
         return found + self.data.problems(max_positions)
 
 

@@ -31,10 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from bertqa.training.starting import job_of
 
         with run_folder(asked.resume or asked.settings.files.out, world) as run:
-            if world.first:
-                # Before minutes are spent on reading data; run_training does it again.
-                check = check_free if asked.resume else check_new
-                check(run)
+            # Before minutes are spent on reading data; run_training does it again.
+            if world.first and asked.resume:
+                check_free(run)
+            elif world.first:
+                check_new(run)
             job = job_of(
                 asked.settings,
                 run,
@@ -83,20 +84,17 @@ def fine_tune(
         raise UserError(
             "fine_tune trains question answering; classes of texts: python -m bertqa.train --task classify"
         )
-    layers = [PRESETS[preset]] if preset else []
     with run_folder(out) as run:
         check_new(run)
-        given = {
-            "train": as_file(train, run / "train.jsonl"),
-            "dev": None if dev is None else as_file(dev, run / "dev.jsonl"),
-            **settings,
-        }
+        given = {"train": as_file(train, run / "train.jsonl"), "dev": dev, **settings}
+        if dev is not None:
+            given["dev"] = as_file(dev, run / "dev.jsonl")
         if weights is not None:
             given["weights"] = str(weights)
-        chosen = settings_from([*layers, given], parts_of("qa"), source="fine_tune")
+        layers = [PRESETS.get(preset, {}), given]
+        chosen = settings_from(layers, parts_of("qa"), source="fine_tune")
         trained = run_training(job_of(chosen, run, typed=frozenset(settings)))
-    best = run / "best"
-    reader = Reader.load(best if best.exists() else run / "last")
+    reader = Reader.load(run)  # its best weights, or the last
     reader.training = trained
     return reader
 

@@ -68,15 +68,17 @@ def embed_texts(
     """
     config = encoder.config
     device = next(encoder.parameters()).device
-    most = config.max_position_embeddings if max_length is None else max_length
-    check(config, pool, layer, most)
-    name = None if progress is None else f"{progress}: tokens"
-    windows = text_windows(texts, tokenizer, max_length=most, progress=name)
+    if max_length is None:
+        max_length = config.max_position_embeddings
+    check(config, pool, layer, max_length)
+    name = progress and f"{progress}: tokens"
+    windows = text_windows(texts, tokenizer, max_length=max_length, progress=name)
     rows = running_sum(windows.lengths)  # (R+1,) tokens before each text
     per_token = pool == "none"
-    layers = (config.num_hidden_layers + 1,) if layer == "all" else ()
-    count = int(rows[-1]) if per_token else len(texts)
-    vectors = np.empty((count, *layers, config.hidden_size), np.float32)
+    shape = [int(rows[-1]) if per_token else len(texts), config.hidden_size]
+    if layer == "all":
+        shape.insert(1, config.num_hidden_layers + 1)
+    vectors = np.empty(shape, np.float32)
 
     compute = partial(_compute, encoder, pool, layer, normalize)
     cast = autocast(device, dtype or torch.float32)
@@ -88,13 +90,11 @@ def embed_texts(
             put_rows(vectors, rows, which, found)
         else:
             vectors[which] = found
-    return Vectors(
-        vectors=vectors,
-        rows=rows if per_token else None,
-        spans=token_spans(windows.texts, rows) if per_token else None,
-        tokens=int(rows[-1]),
-        cut=windows.cut,
-    )
+    made = Vectors(vectors, None, None, tokens=int(rows[-1]), cut=windows.cut)
+    if per_token:
+        made.rows = rows
+        made.spans = token_spans(windows.texts, rows)
+    return made
 
 
 def _compute(encoder, pool: str, layer: int | str, normalize: bool, batch, layout) -> tuple:
