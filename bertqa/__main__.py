@@ -22,7 +22,7 @@ def main() -> int:
     """`bertqa VERB ARGS...` is `python -m bertqa.VERB ARGS...`. Returns the exit status."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in VERBS:
-        del sys.argv[1]
+        del sys.argv[1]  # the verb sees what it would see as `python -m bertqa.VERB`
         return run_verb(importlib.import_module(f"bertqa.{name}").main)
     shown = "\n".join(f"  {verb:8}  {text}" for verb, text in VERBS.items())
     text = f"usage: python -m bertqa VERB [...]      (--help after the verb tells more)\n\n{shown}"

@@ -59,6 +59,7 @@ class AnswerBatches:
             device, dtype, int8: as those of `Reader.load`.
             options: as those of `Reader.answer_many`.
         """
+        # A relative path may mean nothing where a worker stands; a Hub id is no path.
         name = str(model)
         self.model = os.path.abspath(name) if os.path.exists(name) else name
         self.question = question
@@ -76,6 +77,7 @@ class AnswerBatches:
         if self._reader is None:
             from bertqa.device import set_threads
 
+            # Before anything is computed: engines run a worker on every core, and each would start as many threads.
             set_threads(self.threads or 0)
             self._reader = Reader.load(self.model, **self.load)
         return self._reader

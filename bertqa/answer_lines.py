@@ -132,6 +132,7 @@ def as_they_come(lines: Iterable) -> Iterator[list]:
 
     So a program that waits for each answer gets it, and a file through a pipe is read in large batches.
     """
+    # A thread reads, since nobody can ask a pipe how many lines are there without waiting for the next one.
     came: queue.Queue = queue.Queue(maxsize=QUESTIONS_AT_ONCE)
 
     def read():

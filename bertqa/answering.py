@@ -43,6 +43,7 @@ class Options(TypedDict, total=False):
 
 def with_options(method: Method) -> Method:
     """Have help() and notebooks show a method's `**options` as what they are: each by its name, type and default."""
+    # Written out in every method they would be three lists of the same; as a dictionary they would be hidden.
     signature = inspect.signature(method)
     known = inspect.signature(how_of).parameters
     named = [known[name] for name in Options.__annotations__]
@@ -55,6 +56,7 @@ def answer_pairs(reader, pairs: Iterable, how: How, on_error: str) -> Iterator:
     """The Answer to each pair, or the list of `how.top_k` where that is over 1; `on_error` as in `Reader.answer_many`."""
     asked = (asked_of_pair(number, pair) for number, pair in enumerate(pairs, 1))
     weigh = operator.attrgetter("characters")
+    # A small chunk first, so that the first answer comes soon; large ones after it, to be sorted by length.
     for chunk in chunks(asked, QUESTIONS_AT_ONCE, weigh, first=FIRST_QUESTIONS):
         for ranking in reader.rank(chunk, how):
             if ranking.error and on_error == "stop":
@@ -73,6 +75,7 @@ def rank_chunk(
     reader, chunk: Sequence[Asked], how: How, done: Callable[[float], None] | None
 ) -> list[Ranking]:
     """What `Reader.rank` returns."""
+    # The model reads the good ones together; the others only take their place in the list again.
     good = [asked for asked in chunk if not asked.error]
     found = iter(_rank(reader, good, how, how.spans, done))
     rankings = []
@@ -114,6 +117,7 @@ def read_documents(
 ) -> Reading:
     """Run the model over all windows of the documents."""
     notice_fork(reader)
+    # Not before: torch takes seconds, and a Reader that was never asked does not need it.
     from bertqa.device import autocast
     from bertqa.inference import read_windows
 
@@ -202,9 +206,9 @@ class Requests:
                 continue
             with self.lock:
                 self.running = False
-            if self.waiting.empty():
-                return
-            self._start()  # one came in at the last moment
+            # Who put a question before that line saw a thread running, and started none.
+            if not self.waiting.empty():
+                self._start()
             return
 
     def _next_lot(self) -> list[Request]:
@@ -216,6 +220,7 @@ class Requests:
                 lot.append(self.waiting.get_nowait())
         except queue.Empty:
             pass
+        # False for a Future that was cancelled while it waited.
         return [request for request in lot if request.future.set_running_or_notify_cancel()]
 
     def _answer(self, lot: list[Request]) -> None:
@@ -241,5 +246,6 @@ def notice_fork(reader) -> None:
     from bertqa.device import after_fork
 
     after_fork(reader.device)
+    # The locks in these may have been held by a thread at the moment of the fork.
     reader.tokenizer = copy.copy(reader.tokenizer)
     reader.requests = Requests(reader)

@@ -111,7 +111,7 @@ def classify_files(
         size=SHARE,
         device=classifier.device.type,
     )
-    cut = world.sum(classifier.cut)
+    cut = world.sum(classifier.cut)  # all processes have to come here
     if not world.first:
         return 0
     if cut:

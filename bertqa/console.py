@@ -32,6 +32,7 @@ class OnStderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
+        # Where nobody has imported tqdm there is no bar.
         if "tqdm" in sys.modules:
             from tqdm.auto import tqdm
 
@@ -43,6 +44,7 @@ class OnStderr(logging.Handler):
 @contextmanager
 def said_on_stderr() -> Iterator[None]:
     """Inside, everything that the library says is shown."""
+    # A verb's main inside of run_verb, or a verb that calls another: once is enough.
     if any(isinstance(handler, OnStderr) for handler in logger.handlers):
         yield
         return
@@ -97,6 +99,7 @@ def stop_on_sigterm() -> None:
     def interrupt(number, frame):
         raise KeyboardInterrupt
 
+    # Python lets only the main thread set handlers; from another, signals are somebody else's.
     if threading.current_thread() is threading.main_thread() and os.name == "posix":
         signal.signal(signal.SIGTERM, interrupt)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup

@@ -44,6 +44,7 @@ def pick_device(name: str, number: int | None = None) -> torch.device:
         raise UserError(
             f"device is {asked!r}, but torch {torch.__version__} finds only {', '.join(present)} here; use --device auto"
         )
+    # Asked now, and not at the first tensor: there CUDA says "invalid device ordinal".
     if name == "cuda" and number >= torch.cuda.device_count():
         raise UserError(
             f"device is cuda:{number}, but this machine has {torch.cuda.device_count()} GPUs, counted from 0; "
@@ -118,7 +119,7 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
-        tensor = tensor.pin_memory()
+        tensor = tensor.pin_memory()  # torch keeps it until the copy is done
     return tensor.to(device, non_blocking=True)
 
 
@@ -131,6 +132,7 @@ class OnItsWay:
         if tensor.device.type == "cuda":
             self.tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self.tensor.copy_(tensor, non_blocking=True)
+            # An event, since synchronize() of the device would also wait for the batch that was started after this one.
             self.arrived = torch.cuda.Event()
             self.arrived.record()
 

@@ -100,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Embed a text or files of them. Returns the exit status."""
     args = parse_args(argv)
     paths = expand(args.data or [])
-    if not any(path == STDIN or path.is_fifo() for path in paths):  # these can be read once
+    # All is read twice, since a bad row in the end would cost the hours before it; but a pipe can be read only once.
+    if not any(path == STDIN or path.is_fifo() for path in paths):
         refuse_bad(texts_of(args, paths), args.data)
     embed = Embedder(args)
     began = time.perf_counter()

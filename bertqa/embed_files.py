@@ -63,6 +63,7 @@ def write_npy(args: argparse.Namespace, paths: Sequence[Path], embed) -> tuple[i
 
     def rows(texts: list[Text], done: Callable[[float], None]) -> list[dict]:
         """A row for each text, or up to the first that cannot be read; their vectors are in the file then."""
+        # Not the texts behind a bad one: their vectors would stand where nobody looks for them.
         good = list(takewhile(lambda text: not text.error, texts))
         if good:
             put_behind(growing, job.done, embed([text.text for text in good]).vectors)
@@ -82,6 +83,7 @@ def write_npy(args: argparse.Namespace, paths: Sequence[Path], embed) -> tuple[i
         device=embed.device.type,
     )
     shape = finish(growing, job.done)
+    # The ids first: whoever sees the vectors finds these too.
     write_ids(out, (row["id"] for row in job.rows()))
     take_place(growing, out)
     shutil.rmtree(job.folder)
@@ -98,6 +100,7 @@ def put_behind(path: Path, done: int, vectors: np.ndarray) -> None:
     begin = HEADER + done * vectors[0].nbytes
     with open(path, "r+b") as file:
         file.write(header_of(vectors.shape))  # until it is finished it tells of a vector's shape
+        # Beyond its end seek would go too, and leave zeros in between.
         if file.seek(0, os.SEEK_END) < begin:
             raise UserError(
                 f"{path}: is shorter than the {done:,} vectors that are told of beside it; remove {path.parent}, and begin again"

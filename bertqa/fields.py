@@ -29,7 +29,9 @@ class Rule(NamedTuple):
 DEVICE_TEXT = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,4})?")
 FROZEN_TEXT = re.compile(r"none|embeddings|encoder|[0-9]{1,9}")
 TOKENS_TEXT = re.compile(r"auto|0*[1-9][0-9]*")
+# 500steps is in its first group, minutes (10, 0.5, 1e-2) in its second.
 SAVE_EVERY = re.compile(r"([1-9][0-9]{0,17}) ?steps|([0-9]*[.]?[0-9]+(?:e[-+]?[0-9]+)?)")
+# OpenMP ends the process without a word where it cannot have as many as it was asked for.
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
 POSITIVE = Rule("be positive", lambda value: 0 < value < 2**63)  # other numbers are divided by it
 NOT_NEGATIVE = Rule("not be negative", lambda value: 0 <= value < math.inf)
@@ -77,6 +79,7 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
         flag = "--" + field.name.replace("_", "-")
         text = f"{docs[field.name]} [{shown_default(field)}]".replace("%", "%%")
         common = dict(dest=field.name, default=argparse.SUPPRESS, help=text)
+        # bool, str, ... or, of `float | None`, the two types
         kinds = [hints[field.name]]
         if get_origin(kinds[0]) in (typing.Union, types.UnionType):
             kinds = get_args(kinds[0])
@@ -98,6 +101,7 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
 def field_docs(cls: type) -> dict[str, str]:
     """The string literal that stands under each field of a dataclass, by field name, base classes included."""
     docs = {}
+    # Python keeps no docstrings of fields: they are only in the source. A subclass may say it otherwise, so it comes last.
     for base in reversed(cls.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
         for field, doc in zip(body, body[1:], strict=False):

@@ -90,6 +90,7 @@ def run_verb(main: Main) -> int:
     refuses, and where memory or the disk is full.
     """
     prepare_streams()
+    # Without the file and the line of ours that Python shows: they tell the user nothing.
     warnings.formatwarning = lambda message, *where: f"warning: {message}\n"
     try:
         with said_on_stderr():
@@ -165,6 +166,7 @@ class VerbParser(argparse.ArgumentParser):
         near = difflib.get_close_matches("--" + plain, known + names_of_others, n=1)
         if not near:
             return f"there is no {flag}"
+        # The nearest may itself be a name of run_qa's: explained in turn.
         if near[0] in known:
             return f"there is no {flag}; did you mean {near[0]}?"
         return f"there is no {flag}; {self.explain(near[0])}"

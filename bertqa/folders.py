@@ -64,6 +64,7 @@ def staged(folder: str | Path, keep_as: Path | None = None) -> Iterator[Path]:
     try:
         fresh.chmod(0o777 & ~umask())  # mkdtemp's folders are for their owner alone
         yield fresh
+        # Else a machine that goes down after the rename could leave a whole folder of empty files.
         for path in fresh.rglob("*"):
             if path.is_file():
                 flush_to_disk(path)
@@ -84,6 +85,7 @@ def take_place(fresh: Path, folder: Path) -> None:
         # A folder that holds something cannot be replaced in one step.
         if not folder.is_dir():
             raise
+    # Two renames: between them the name is nobody's for a moment, but no content is ever lost.
     aside = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".old", dir=folder.parent))
     folder.rename(aside / "replaced")
     fresh.rename(folder)
@@ -138,7 +140,7 @@ def held(path: Path) -> Iterator[None]:
     try:
         if handle is not None:
             holder = f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}"
-            os.ftruncate(handle, 0)
+            os.ftruncate(handle, 0)  # what the one before has left
             os.pwrite(handle, holder.encode(), 0)
         yield
     finally:

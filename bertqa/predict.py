@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from bertqa.hf.convert import resolve_weights
     from bertqa.model import folder
 
+    # Files are shared by torchrun's processes; what is asked at a prompt has but one of them.
     with world_of_torchrun() as world:
         set_threads(args.threads)
         names = [args.model, *args.others]

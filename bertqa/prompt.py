@@ -112,7 +112,7 @@ def stdin_from_terminal() -> None:
             "--context-file - took the text from standard input, and there is no terminal to ask at; give "
             "--question, or the text as a file"
         ) from None
-    os.dup2(terminal, 0)
+    os.dup2(terminal, 0)  # input() and its line editing read file descriptor 0
     os.close(terminal)
     sys.stdin = open(0, encoding=sys.stdin.encoding, closefd=False)
 
@@ -194,6 +194,7 @@ def sentence(text: str, start: int, end: int) -> tuple[int, int]:
     # A full stop and a space end a sentence, and so do most ends of lines: a rule that reads well, not a grammar.
     before = re.compile(r"[.!?。！？]['\")\]”’]*\s+|\n\s*|[。！？]")
     behind = re.compile(r"[.!?。！？]['\")\]”’]*(?=\s|$)|\n|[。！？]")
+    # The last end of a sentence before the answer, and the first one behind it.
     for match in before.finditer(text, first, start):
         if match.group()[0] != "\n" or line_ends(text, match.start()):
             first = match.end()

@@ -69,7 +69,9 @@ class Reader:
         self.qa = with_defaults(qa_of(model) if qa is None else qa, positions_of(model))
         self.device = device or next(model.parameters()).device
         self.dtype = dtype
-        self.loaded = None  # or the Parts that it is made of
+        self.loaded = (
+            None  # or the Parts that it is made of: it is pickled as their names, and not by value
+        )
         self.requests = answering.Requests(self)
 
     def __repr__(self) -> str:

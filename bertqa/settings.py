@@ -131,7 +131,7 @@ class ClassificationSettings:
 
     def problems(self, max_positions: int | None = None) -> list[str]:
         """Everything that is wrong with these values, one phrase each."""
-        most = max_positions or 10**9
+        most = max_positions or 10**9  # before the model is known
         least = 4 if self.pair_column is None else 5  # special tokens, and one of each text
         found = broken(self)
         if self.max_length is not None and not least <= self.max_length <= most:

@@ -23,6 +23,7 @@ from bertqa.training.layers import PRESETS, settings_from
 def main(argv: Sequence[str] | None = None) -> int:
     """Train. Returns the exit status: 0, or 130 where a signal stopped the run (it can be resumed)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Inside of the world even a mistyped flag is told once, and not by every process.
     with world_of_torchrun() as world:
         asked = parse(arguments)
         # Not before: torch takes seconds, and neither --help nor a mistyped flag needs it.

@@ -133,6 +133,7 @@ def pooled(out, layout, pool: str, layer: int | str):
         return x[layout.first_tokens]
     if pool == "none":
         return x
+    # The mean of each sequence, of tokens that lie one sequence behind the other: lengths 2 and 1 give (x0 + x1) / 2, x2.
     total = x.new_zeros(len(layout.lengths), *x.shape[1:])  # (S, H) or (S, layers + 1, H)
     total.index_add_(0, layout.sequence, x)
     tokens = layout.cu_seqlens.diff()  # (S,)
@@ -142,6 +143,7 @@ def pooled(out, layout, pool: str, layer: int | str):
 def token_spans(tokens, rows: np.ndarray) -> np.ndarray:
     """(N, 2) int32 characters of each token, -1 for [CLS] and [SEP], which stand around every text's own."""
     spans = np.full((int(rows[-1]), 2), -1, np.int32)
+    # Lengths 4 and 3 are  [CLS] a b [SEP] [CLS] c [SEP] : rows 0 4 7, and own  - 1 1 - - 1 - .
     own = np.ones(len(spans), bool)
     own[rows[:-1]] = False  # [CLS]
     own[rows[1:] - 1] = False  # [SEP]
