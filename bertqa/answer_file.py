@@ -122,6 +122,7 @@ def write_official_files(job: Job, qa: dict, n_best: int | None) -> int:
     """The files of SQuAD's scripts, made of the lines. Returns how many records could not be read."""
     scale = qa.get("no_answer_scale")
     bias = qa.get("no_answer_bias")
+    # A model that was never tuned: sigmoid(odds), whose order is right and whose size means little.
     if scale is None or bias is None:
         scale, bias = 1.0, 0.0
     failed = 0
@@ -138,7 +139,7 @@ def write_official_files(job: Job, qa: dict, n_best: int | None) -> int:
             if "error" in row:
                 failed += 1
                 continue
-            id = str(row["id"])
+            id = str(row["id"])  # a key of JSON, whatever it was in the data
             predictions.add(id, row["answer"])
             null_odds.add(id, row["null_odds"])
             na_prob.add(id, float(no_answer_probability(row["null_odds"], scale, bias)))
@@ -173,6 +174,7 @@ def object_file(path: Path) -> Iterator[ObjectFile]:
 
 def int8_cost(args: argparse.Namespace, exact: Reader, threshold: float | None) -> str:
     """What 8 bits changed: the first questions of a finished job answered again by `exact`, the model as it is."""
+    # Without labels the answers are compared with each other, with labels F1 says whether they are worse.
     paths = expand(args.data)
     if not all(path.is_file() for path in paths):
         return "int8: what comes through a pipe is read once, so its answers are not compared"

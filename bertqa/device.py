@@ -64,6 +64,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         say(
             f"warning: this CPU has no units for {name}; it will be emulated, many times slower than fp32"
         )
+    # In 16 bits torch's products on a CPU are oneDNN's.
     if device.type == "cpu" and name != "fp32":
         bound_kernel_caches(each_thread=256, all_threads=256)  # a training step needs some 250
     return DTYPES[name]

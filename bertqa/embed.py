@@ -137,7 +137,8 @@ class Embedder:
         self.dtype = pick_precision(args.precision, self.device)
         self.tokenizer = WordPiece.load(where)
         self.encoder = prepack.pack(folder.load_encoder(where, device=self.device), self.dtype)
-        made = read_embed(where)  # what a model of sentence-transformers says of itself
+        # What a model of sentence-transformers says of itself: with another pool its vectors are worth little.
+        made = read_embed(where)
         positions = self.encoder.config.max_position_embeddings
         self.settings = {
             "pool": first_given(args.pool, made.pool, "mean"),

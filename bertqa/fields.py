@@ -119,6 +119,7 @@ def shown_default(field: dataclasses.Field) -> object:
         return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
+    # The bundled files, whose folder depends on where bertqa is installed.
     if isinstance(value, str) and os.path.isabs(value):
         path = Path(value)
         return f".../{path.parent.name}/{path.name}"
@@ -143,6 +144,7 @@ def whole_number(text: str) -> int:
         value, whole = 0.5, 0
     if value != whole:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number")
+    # Beyond it a float has no room for every whole number: 1e17 + 1 would be read as 1e17.
     if abs(whole) > 2**53:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not exact; write all its digits")
     return whole

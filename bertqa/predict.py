@@ -110,7 +110,7 @@ def answer_files(args: argparse.Namespace, world) -> int:
     threshold = threshold_of(args, reader.qa)
     status = answer_file(args, reader, threshold, world)
     if args.int8 and world.first:
-        args.int8 = False
+        args.int8 = False  # the same questions, by the model as it is
         print(int8_cost(args, load_reader(args), threshold), file=sys.stderr)
     return status
 
@@ -122,6 +122,7 @@ def answer_asked(args: argparse.Namespace) -> int:
     from bertqa.device import set_threads
 
     set_threads(args.threads)
+    # What is wrong with the text is said before the model is loaded, which takes seconds.
     context = text_asked_about(args)
     if context is None and not args.jsonl:
         context = prompt.paste()

@@ -94,6 +94,7 @@ def fine_tune(
             given["weights"] = str(weights)
         layers = [PRESETS.get(preset, {}), given]
         chosen = settings_from(layers, parts_of("qa"), source="fine_tune")
+        # Of a setting that somebody has just given it is said where another one makes it mean nothing.
         trained = run_training(job_of(chosen, run, typed=frozenset(settings)))
     reader = Reader.load(run)  # its best weights, or the last
     reader.training = trained
