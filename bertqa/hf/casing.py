@@ -16,12 +16,7 @@ CASED_SHARE = 0.02
 """A vocabulary with a larger share of tokens with capitals in them was made without lower-casing (bert-base-cased: 0.28;
 bert-base-uncased: 0)."""
 
-CAPITALS = {
-    "Latin": "ABCXYZÀÉÑÖŠŽ",
-    "Greek": "ΑΒΓΔΣΩΆ",
-    "Cyrillic": "АБВГДЯЙЎ",
-    "Armenian": "ԱԲԳԴ",
-}
+CAPITALS = {"Latin": "ABCXYZÀÉÑÖŠŽ", "Greek": "ΑΒΓΔΣΩΆ", "Cyrillic": "АБВГДЯЙЎ", "Armenian": "ԱԲԳԴ"}
 """Capital letters of the scripts that have them."""
 
 ACCENTED = {

@@ -123,11 +123,7 @@ def _parts(empty: dict, stored_dtypes: dict, model_type: str, head: str | None) 
 # ONNX
 
 FILE = "model.onnx"
-OUTPUTS = {
-    QA: ("start_logits", "end_logits"),
-    CLASSES: ("logits",),
-    None: ("last_hidden_state",),
-}
+OUTPUTS = {QA: ("start_logits", "end_logits"), CLASSES: ("logits",), None: ("last_hidden_state",)}
 """What comes out of each head; logits of padding are float32's minimum, its hidden states zero."""
 
 
