@@ -116,9 +116,7 @@ def pipeline(
 
 
 def pairs_of(args: tuple, options: dict) -> tuple[list[tuple[str, str]], bool]:
-    """The (question, context) pairs of a call, taken out of its options, and whether it was one
-    question.
-    """
+    """The (question, context) pairs of a call, taken out of its options, and whether it was one question."""
     given = args[0] if len(args) == 1 else list(args)
     for name in ("data", "X"):  # names of the past for what stands first
         if name in options:

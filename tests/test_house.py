@@ -144,7 +144,7 @@ REMAINS = {
     ("data.windows", "sha256"): "of arrays",
     ("hf.hub", "sha1"): "git's own, of small files of the Hub",
     ("hf.convert", "sha256"): "of a list of names and checksums",
-    ("model.tensors", "sha256"): "of a file while it is written, tensor by tensor",
+    ("model.disk", "sha256"): "of a file while it is written, tensor by tensor",
     ("reporting.page", "sha256"): "of the page's own script, which its policy names",
     ("training.distillation", "sha256"): "of arrays, and of a list of names",
 }

@@ -5,10 +5,10 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from bertqa import BertConfig, UserError, convert, onnx_check
-from bertqa.hf.export import padded_model
+from bertqa import BertConfig, UserError, convert, onnx_file
 from bertqa.model import folder
 from bertqa.model.attention import Layout, padded_attention
+from bertqa.onnx_file import padded_model
 
 SIZES = [(2, 7), (3, 13), (1, 5), (4, 40)]
 needs_onnx = pytest.mark.skipif(
@@ -142,7 +142,7 @@ def test_onnxruntime_gives_the_same_numbers(kind, head, tiny_model, tmp_path, ca
     assert {"model.onnx", "vocab.txt", "tokenizer.json", "config.json", "qa.json"} <= {
         path.name for path in (tmp_path / "out").iterdir()
     }
-    session = onnx_check.OnnxModel(tmp_path / "out" / "model.onnx", model.config)
+    session = onnx_file.OnnxModel(tmp_path / "out" / "model.onnx", model.config)
     for size in SIZES:
         batch = padded(*size)
         want = padded_model(model, head)(*batch)

@@ -22,7 +22,7 @@ from bertqa.data.examples import read_examples
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
 from bertqa.folders import held
-from bertqa.model.checksums import write_checksums
+from bertqa.model.disk import write_checksums
 from bertqa.settings import LoopSettings, OptimSettings
 from bertqa.train import main
 from bertqa.training.command_line import parse

@@ -1,16 +1,22 @@
-"""config.json of Hugging Face, read and written: the shape of the encoder, the head, and the names of classes."""
+"""What a checkpoint's settings files say: config.json (the encoder's shape, the head, the classes), and how its maker used it.
+
+Of the latter, sentence-transformers' files become the defaults of `embed`; qa.json is of a model that bertqa exported.
+"""
 
 import dataclasses
+import json
 import re
 from collections.abc import Collection
 from pathlib import Path
 
 from bertqa.errors import UserError
-from bertqa.files import read_object, show
-from bertqa.hf.hub import CONFIG_FILES
+from bertqa.files import read_json, read_object, show
 from bertqa.hf.weights import ADAPTER_CONFIG, adapter
 from bertqa.model.config import BertConfig
-from bertqa.model.record import CLASSES, QA
+from bertqa.model.record import CLASSES, QA, Embedding, read_qa, write_embed, write_qa
+
+CONFIG_FILES = ("config.json", "bert_config.json")
+"""What the file is called: today, and in Google's and the oldest checkpoints."""
 
 # Our config fields that DistilBERT calls otherwise, and what its configs may leave out.
 DISTIL_FIELDS = {
@@ -22,7 +28,6 @@ DISTIL_FIELDS = {
     "hidden_dropout_prob": "dropout",
     "attention_probs_dropout_prob": "attention_dropout",
 }
-DISTIL_LAYERS = 6
 DISTIL_FIXED = {"type_vocab_size": 0, "layer_norm_eps": 1e-12}
 """What every DistilBERT has, whatever its config says: transformers' class does not read these."""
 
@@ -35,24 +40,16 @@ ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
 }
-EXPORTED_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
 
 DECIDED_HERE = ("model_type", "pooler", "position_embedding_type")
 """Fields of ours that are not taken as a config states them."""
 
-OTHER_KINDS = (
-    "is_decoder",
-    "add_cross_attention",
-    "pruned_heads",
-    "quantization_config",
-    "auto_map",
-)
+OTHER_KINDS = ("is_decoder", "add_cross_attention", "pruned_heads", "quantization_config")
+OTHER_KINDS += ("auto_map",)
 """Fields that, where true, make another model of it than the one that bertqa computes; the last names code of its own."""
 
 LARGEST = 10_000_000
 """No size in a config.json is larger than this; a hostile one must not make us build it."""
-
-CLASS_ENDINGS = {QA: "ForQuestionAnswering", CLASSES: "ForSequenceClassification", None: "Model"}
 
 
 def read_hf_config(folder: Path) -> dict:
@@ -75,18 +72,13 @@ def read_hf_config(folder: Path) -> dict:
 def class_name(raw: dict) -> str:
     """The class of transformers that a config names first; "" where it names none."""
     classes = raw.get("architectures")
-    if isinstance(classes, list) and classes:
-        return str(classes[0])
-    return ""
+    return str(classes[0]) if isinstance(classes, list) and classes else ""
 
 
 def model_type_of(raw: dict, plain_names: Collection[str]) -> str:
-    """ "bert" or "distilbert". Configs of 2018 and 2019 have no model_type: then the class they name or the tensors decide.
-
-    Raises:
-        UserError: for any other architecture, by name.
-    """
+    """ "bert" or "distilbert". Raises UserError for any other architecture, by name."""
     found = raw.get("model_type")
+    # Configs of 2018 and 2019 have no model_type: then the class that they name decides, or the tensors.
     if not found and class_name(raw):
         stem = re.sub(r"(For|Model|LMHead).*", "", class_name(raw))  # "BertForMaskedLM" -> "Bert"
         known = {"Bert": "bert", "DistilBert": "distilbert"}
@@ -109,16 +101,17 @@ def architecture_of(raw: dict, plain_names: Collection[str], head: str | None) -
         UserError: for an architecture, activation or variant that the encoder does not compute, by name.
     """
     model_type = model_type_of(raw, plain_names)
-    distil = model_type == "distilbert"
+    is_distil = model_type == "distilbert"
     fields = {field.name: field.default for field in dataclasses.fields(BertConfig)}
-    if distil:
-        fields["num_hidden_layers"] = DISTIL_LAYERS
+    if is_distil:
+        fields["num_hidden_layers"] = 6  # what its configs leave out
     for name, default in fields.items():
         if name not in DECIDED_HERE:
-            fields[name] = _stated(raw, name, default, distil)
-    if distil:
+            fields[name] = _stated(raw, name, default, is_distil)
+    if is_distil:
         fields.update(DISTIL_FIXED)
     _refuse_other_kinds(raw, fields["hidden_act"], model_type)
+    # Each layer has tensors of its own: a config that asks for more layers is damaged, or wants to fill the memory.
     if fields["num_hidden_layers"] > len(plain_names):
         raise UserError(
             f"config.json: asks for {fields['num_hidden_layers']} layers, but there are only "
@@ -126,13 +119,15 @@ def architecture_of(raw: dict, plain_names: Collection[str], head: str | None) -
         )
     fields["hidden_act"] = ACTIVATIONS[fields["hidden_act"]]
     fields["model_type"] = model_type
-    fields["pooler"] = not distil and _wants_pooler(head, plain_names)
+    # Classes stand on BERT's pooler, answer spans do not; an encoder alone keeps the one that it has.
+    has_pooler = head is None and "pooler.dense.weight" in plain_names
+    fields["pooler"] = not is_distil and (head == CLASSES or has_pooler)
     return BertConfig(**fields)
 
 
-def _stated(raw: dict, name: str, default: object, distil: bool) -> object:
+def _stated(raw: dict, name: str, default: object, is_distil: bool) -> object:
     """What a config says of a field of ours, checked; the default where it says nothing."""
-    theirs = DISTIL_FIELDS.get(name, name) if distil else name
+    theirs = DISTIL_FIELDS.get(name, name) if is_distil else name
     # transformers also answers to the common names, so some DistilBERT configs have hidden_size for dim.
     value = raw.get(theirs, raw.get(name))
     if value is None:
@@ -146,25 +141,21 @@ def _stated(raw: dict, name: str, default: object, distil: bool) -> object:
     return value
 
 
-def _wants_pooler(head: str | None, plain_names: Collection[str]) -> bool:
-    """Whether our BERT with this head has the dense layer over [CLS]."""
-    if head == CLASSES:
-        return True
-    return head is None and "pooler.dense.weight" in plain_names
-
-
 def _refuse_other_kinds(raw: dict, activation: str, model_type: str) -> None:
-    refuse = [f"{name} is {raw[name]!r}" for name in OTHER_KINDS if raw.get(name)]
+    problems = [f"{name} is {raw[name]!r}" for name in OTHER_KINDS if raw.get(name)]
     positions = raw.get("position_embedding_type", "absolute")
     if positions != "absolute":
-        refuse.append(f"position_embedding_type is {positions!r} (supported: 'absolute')")
+        problems.append(f"position_embedding_type is {positions!r} (supported: 'absolute')")
     if activation not in ACTIVATIONS:
         field = "activation" if model_type == "distilbert" else "hidden_act"
-        refuse.append(f"{field} is {activation!r} (supported: {', '.join(ACTIVATIONS)})")
-    if refuse:
+        problems.append(f"{field} is {activation!r} (supported: {', '.join(ACTIVATIONS)})")
+    if problems:
         raise UserError(
-            f"config.json: this {model_type} is of a kind that bertqa does not compute: {'; '.join(refuse)}"
+            f"config.json: this {model_type} is of a kind that bertqa does not compute: {'; '.join(problems)}"
         )
+
+
+# The head
 
 
 def find_head(raw: dict, plain_names: Collection[str]) -> str | None:
@@ -191,9 +182,7 @@ def find_head(raw: dict, plain_names: Collection[str]) -> str | None:
 def class_labels(raw: dict, count: int | None) -> list[str]:
     """Names of the classes in order: the config's, or LABEL_0 and so on for `count` rows of the classifier."""
     named = raw.get("id2label")
-    if not isinstance(named, dict) or not all(str(key).isdecimal() for key in named):
-        named = {}
-    if not named:
+    if not isinstance(named, dict) or not named or not all(str(key).isdecimal() for key in named):
         return [f"LABEL_{i}" for i in range(count or 2)]
     numbers = sorted(named, key=int)
     labels = [str(named[number]) for number in numbers]
@@ -219,43 +208,92 @@ def refuse_other_losses(raw: dict, labels: list[str]) -> None:
     )
 
 
-def write_architecture(
-    config: BertConfig, head: str | None, labels: list[str] | None, dtype: str, pad_id: int
-) -> dict:
-    """The config.json that transformers reads, for a config that it can express (`refuse_inexpressible`)."""
-    distil = config.model_type == "distilbert"
-    fields = dataclasses.asdict(config)
-    fields["hidden_act"] = EXPORTED_ACTIVATIONS[config.hidden_act]
-    del fields["pooler"]
-    del fields["model_type"]
-    if distil:
-        for name in (*DISTIL_FIXED, "position_embedding_type"):
-            del fields[name]
-        fields = {DISTIL_FIELDS.get(name, name): value for name, value in fields.items()}
-        fields["sinusoidal_pos_embds"] = False
-    if head == CLASSES:
-        fields["id2label"] = {str(i): name for i, name in enumerate(labels)}
-        fields["label2id"] = {name: i for i, name in enumerate(labels)}
-    stem = "DistilBert" if distil else "Bert"
-    return {
-        "architectures": [stem + CLASS_ENDINGS[head]],
-        "model_type": config.model_type,
-        **fields,
-        "pad_token_id": pad_id,
-        # transformers opens all of a model in one type; of two, the wide one loses nothing
-        "torch_dtype": "float32" if " " in dtype else dtype,
-    }
+# How its maker used it
+
+POOLS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
+"""What sentence-transformers' Pooling module calls it -> what `embed --pool` does."""
 
 
-def refuse_inexpressible(config: BertConfig) -> None:
-    """Raise UserError for a shape that Hugging Face's classes do not have."""
-    fixed = DISTIL_FIXED if config.model_type == "distilbert" else {}
-    fixed = {**fixed, "position_embedding_type": "absolute"}
-    wrong = [name for name, value in fixed.items() if getattr(config, name) != value]
-    if config.model_type == "bert" and config.type_vocab_size == 0:
-        wrong.append("type_vocab_size")
-    if wrong:
-        listed = ", ".join(f"{name} {getattr(config, name)}" for name in wrong)
-        raise UserError(
-            f"Hugging Face's {config.model_type} has no {listed}; this model cannot go there"
+def take_settings(
+    source: Path, new: Path, config: BertConfig, head: str | None, fresh_head
+) -> list[str]:
+    """Put qa.json or embed.json into a model folder with this config and head; returns remarks for the report."""
+    if head == QA and fresh_head is None and (source / "qa.json").exists():
+        write_qa(new, read_qa(source))
+        return ["qa.json taken over: the threshold and windows that its maker tuned with bertqa"]
+    modules = _modules(source)
+    if modules is None:
+        return []
+    remarks: list[str] = []
+    embedding = _embedding_of(source, modules, config.max_position_embeddings, remarks)
+    if head is not None:
+        return []
+    write_embed(new, embedding)
+    return remarks
+
+
+def _embedding_of(folder: Path, modules: dict, positions: int, remarks: list[str]) -> Embedding:
+    """How sentence-transformers makes a vector with these modules; adds what is to be said of it to the remarks."""
+    embedding = Embedding(normalize="Normalize" in modules)
+    path = folder / "sentence_bert_config.json"
+    settings = read_object(path) if path.exists() else {}
+    length = settings.get("max_seq_length")
+    if length is not None and (type(length) is not int or not 3 <= length <= 1_000_000):
+        raise UserError(f"{path}: max_seq_length is {show(length)}")
+    if length:
+        embedding.max_length = min(length, positions)
+    if settings.get("do_lower_case") is True:
+        remarks.append(
+            f"warning: {path.name} has do_lower_case true: sentence-transformers lower-cases texts first"
         )
+    if "Pooling" in modules:
+        embedding.pool = _pool_of(folder)
+        if embedding.pool is None:
+            remarks.append(
+                "warning: its Pooling is neither mean nor cls alone: embed uses its own default"
+            )
+    others = sorted(set(modules) - {"Transformer", "Pooling", "Normalize"})
+    if others:
+        remarks.append(
+            f"warning: embed does not compute its {', '.join(others)}; its vectors will differ"
+        )
+    parts = [f"pool {json.dumps(embedding.pool)}"]
+    if embedding.normalize:
+        parts.append("normalised")
+    if embedding.max_length:
+        parts.append(f"at most {embedding.max_length} tokens")
+    remarks.append(f"embed's defaults are those of sentence-transformers: {', '.join(parts)}")
+    return embedding
+
+
+def _modules(folder: Path) -> dict[str, dict] | None:
+    """The last part of a module's class -> what modules.json says of it; None where there is no such file."""
+    path = folder / "modules.json"
+    if not path.exists():
+        return None
+    modules = read_json(path)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise UserError(f"{path}: is {show(modules)}, expected a list of modules")
+    return {str(module.get("type")).rpartition(".")[2]: module for module in modules}
+
+
+def pooling_file(folder: Path) -> str | None:
+    """The name of the Pooling module's settings, "1_Pooling/config.json" mostly; None where there is no such module."""
+    pooling = (_modules(folder) or {}).get("Pooling", {})
+    path = str(pooling.get("path"))
+    # a path would lead out of the folder
+    return f"{path}/config.json" if re.fullmatch(r"[\w-]+", path) else None
+
+
+def _pool_of(folder: Path) -> str | None:
+    """The one kind of pooling that a Pooling module has; None where it has another, or several."""
+    name = pooling_file(folder)
+    if name is None or not (folder / name).exists():
+        return None
+    settings = read_object(folder / name)
+    named = settings.get("pooling_mode")
+    if isinstance(named, str):  # since sentence-transformers 5
+        return POOLS.get(named)
+    modes = [name for name, value in settings.items() if value is True]
+    chosen = [mode for mode in modes if mode.startswith("pooling_mode_")]
+    return POOLS.get(chosen[0].removeprefix("pooling_mode_")) if len(chosen) == 1 else None

@@ -18,17 +18,21 @@ from bertqa.errors import UserError
 from bertqa.files import read_object, sha256, write_text
 from bertqa.folders import cache_folder, clear_leftovers, locked, model_of, staged
 from bertqa.hf import hub, vocabulary
-from bertqa.hf.architecture import model_type_of, read_hf_config
+from bertqa.hf.architecture import (
+    CONFIG_FILES,
+    model_type_of,
+    pooling_file,
+    read_hf_config,
+    take_settings,
+)
 from bertqa.hf.match import SEGMENT, Plan, plan_conversion
 from bertqa.hf.names import Report, fold
-from bertqa.hf.pooling import pooling_file, take_settings
 from bertqa.hf.weights import WEIGHT_FILES, open_weights
 from bertqa.model.card import plain_card, read_license
-from bertqa.model.checksums import write_checksums
 from bertqa.model.config import BertConfig
+from bertqa.model.disk import DTYPES, Weights, write_checksums, write_safetensors
 from bertqa.model.folder import WEIGHTS
 from bertqa.model.record import write_config
-from bertqa.model.tensors import DTYPES, Weights, write_safetensors
 
 
 def convert(src: str | Path, dest: str | Path, *, fresh_head=None, seed: int = 0) -> Report:
@@ -253,7 +257,7 @@ def _make(cache: Path) -> None:
 def _source_of_path(path: Path) -> _Source:
     """A folder or file here: its name, and a hash over all that conversion reads."""
     place = hub.locate(path)
-    names = [*hub.CONFIG_FILES, *hub.TEXT_FILES, *WEIGHT_FILES[1::2]]
+    names = [*CONFIG_FILES, *hub.TEXT_FILES, *WEIGHT_FILES[1::2]]
     pooling = pooling_file(place.folder)
     if pooling and pooling not in names:
         names.append(pooling)

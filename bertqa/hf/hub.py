@@ -13,11 +13,8 @@ from pathlib import Path
 
 from bertqa.errors import UserError, first_sentence
 from bertqa.files import sha256, show
-from bertqa.hf.pooling import pooling_file
+from bertqa.hf.architecture import CONFIG_FILES, pooling_file
 from bertqa.hf.weights import ADAPTER_CONFIG, WEIGHT_FILES, adapter, shard_names
-
-CONFIG_FILES = ("config.json", "bert_config.json")
-"""What the file is called: today, and in Google's and the oldest checkpoints."""
 
 TEXT_FILES = (
     "tokenizer_config.json",

@@ -11,8 +11,8 @@ from bertqa.hf.architecture import architecture_of, class_labels, find_head, ref
 from bertqa.hf.names import HEAD, Row, ignored, listed, plain_name, their_names
 from bertqa.model.build import build_empty
 from bertqa.model.config import BertConfig
+from bertqa.model.disk import DTYPES, Weights
 from bertqa.model.record import CLASSES, QA
-from bertqa.model.tensors import DTYPES, Weights
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that DataParallel, DistributedDataParallel, torch.compile and FSDP put in."""

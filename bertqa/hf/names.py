@@ -1,6 +1,5 @@
 """What Hugging Face calls the tensors of BERT and DistilBERT, and what we call them; and a conversion's report, name by name."""
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,10 +112,6 @@ class Report:
     sha256: str
     rows: list[Row]
     remarks: list[str]
-
-    def as_dict(self) -> dict:
-        """Everything, one entry a tensor, for --json."""
-        return dataclasses.asdict(self)
 
     def __str__(self) -> str:
         """A table, with one line for a tensor that all layers have, and then what else there is to say."""

@@ -9,7 +9,7 @@ import torch
 
 from bertqa.errors import UserError, first_sentence
 from bertqa.files import read_object, refuse_lfs_pointer, show
-from bertqa.model.tensors import DTYPES, Weights, open_safetensors
+from bertqa.model.disk import DTYPES, Weights, open_safetensors
 
 WEIGHT_FILES = (
     "model.safetensors",

@@ -142,15 +142,6 @@ def refuse_own_model(config: dict, folder: Path) -> None:
         )
 
 
-def refuse_elsewhere(config: dict, folder: Path, where: str) -> None:
-    """Raise a UserError for a folder that is to go where only plain models are known."""
-    for what in ("attention", "model"):
-        if what in config:
-            raise UserError(
-                f"{folder}: its {what} is its own, {config[what]!r}, which {where} does not know"
-            )
-
-
 def listed(problems: list[str], most: int = 8) -> str:
     """The first problems in one line, and how many more there are."""
     text = "; ".join(problems[:most])

@@ -30,10 +30,16 @@ from bertqa.model.build import (
     refuse_own_model,
 )
 from bertqa.model.card import plain_card
-from bertqa.model.checksums import CHECKSUMS, checked, write_checksums
+from bertqa.model.disk import (
+    CHECKSUMS,
+    Weights,
+    checked,
+    open_safetensors,
+    write_checksums,
+    write_safetensors,
+)
 from bertqa.model.encoder import BertEncoder
 from bertqa.model.record import CLASSES, EMBEDDING, QA, read_config, read_qa, write_qa
-from bertqa.model.tensors import Weights, open_safetensors, write_safetensors
 from bertqa.model.vocabulary import check_tokenizer
 
 __all__ = ["CLASSES", "QA", "build", "load", "load_encoder", "load_into", "save"]
@@ -63,7 +69,7 @@ def load(
     config = read_config(folder)
     refuse_own_model(config, Path(folder))
     refuse_own_attention(config, Path(folder), attention)
-    return fill(folder, build_empty(config, attention), device, dtype)
+    return _fill(folder, build_empty(config, attention), device, dtype)
 
 
 def load_encoder(
@@ -77,7 +83,7 @@ def load_encoder(
     config = read_config(folder)
     refuse_own_attention(config, Path(folder), attention)
     encoder = build_empty({**config, "head": None}, attention)
-    return fill(folder, encoder, device, dtype, _encoder_prefix(config))
+    return _fill(folder, encoder, device, dtype, _encoder_prefix(config))
 
 
 def load_into(model: nn.Module, folder: str | Path) -> list[str]:
@@ -131,50 +137,40 @@ def _is_unused_pooler(name: str, encoder: BertEncoder) -> bool:
     return encoder.pooler is None and "pooler." in name
 
 
-def fill(
-    folder: str | Path,
-    model: nn.Module,
-    device="cpu",
-    dtype: torch.dtype | None = None,
-    prefix: str = "",
+def _fill(
+    folder: str | Path, model: nn.Module, device, dtype: torch.dtype | None, prefix: str = ""
 ) -> nn.Module:
-    """Put the stored tensors in the place of an `empty` model's, each read straight to the device; in eval mode.
-
-    Args:
-        dtype: of the parameters; where None, as stored, but 16-bit storage is computed with in float32.
-        prefix: what stands before the model's names in the file.
-    """
+    """Put the stored tensors in the place of an `empty` model's; `prefix` stands before its names in the file."""
     names = model.state_dict()
     stored = open_model_weights(folder, names, device, prefix)
+    tensors = {}
     with checked(folder):
         check_tokenizer(folder, getattr(model, "encoder", model).config.vocab_size)
-        tensors = {name: _to_compute_with(stored.get(prefix + name), dtype) for name in names}
+        for name in names:
+            tensor = stored.get(prefix + name)  # straight to the device
+            # 16 bits are for storing: products of them would differ from those of the model that was trained
+            at_least = torch.promote_types(tensor.dtype, torch.float32)
+            tensors[name] = tensor.to(dtype or at_least)
     model.load_state_dict(tensors, assign=True)
     model.folder = Path(folder)  # where its tokenizer is, should it be saved
     return model.eval()
 
 
-def _to_compute_with(stored: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A stored tensor in the type that it is computed with: `dtype`, and where that is None at least float32."""
-    return stored.to(dtype or torch.promote_types(stored.dtype, torch.float32))
-
-
 def open_model_weights(
-    folder: str | Path, empty: dict[str, Tensor], device="cpu", prefix: str = ""
+    folder: str | Path, wanted: dict[str, Tensor], device="cpu", prefix: str = ""
 ) -> Weights:
-    """The weights of a model folder, which must be those of `empty` (all that start with `prefix`).
+    """The weights of a model folder, of which those that start with `prefix` must be the `wanted` ones, no more, no less.
 
     Raises:
         UserError: for weights that are not there, or do not fit; tensor by tensor.
     """
     stored = _open_weights(folder, device)
-    found = {
-        name.removeprefix(prefix): shape
-        for name, shape in stored.shapes.items()
-        if name.startswith(prefix)
-    }
-    problems = differences(empty, found, "config.json asks for")
-    problems += [f"{name} is not of this architecture" for name in found if name not in empty]
+    found = {}
+    for name, shape in stored.shapes.items():
+        if name.startswith(prefix):
+            found[name.removeprefix(prefix)] = shape
+    problems = differences(wanted, found, "config.json asks for")
+    problems += [f"{name} is not of this architecture" for name in found if name not in wanted]
     if problems:
         raise UserError(
             f"{Path(folder) / WEIGHTS}: does not fit its config.json: {listed(problems)}"
@@ -227,30 +223,31 @@ def save(
     if qa is None and before:
         qa = read_qa(source) or None
     record = config_record(model, head, labels, provenance)
-    shape = getattr(model, "encoder", model).config
-    check_tokenizer(source, shape.vocab_size)
+    config = getattr(model, "encoder", model).config
+    check_tokenizer(source, config.vocab_size)
     copied = [*TOKENIZER_FILES]
     if isinstance(model, BertEncoder):
         copied.append(EMBEDDING)
-    state = model.state_dict()
-    dtypes = {name: dtype or tensor.dtype for name, tensor in state.items()}
     with staged(folder) as new:
-        sha256 = write_safetensors(
-            new / WEIGHTS,
-            dtypes,
-            {n: tuple(t.shape) for n, t in state.items()},
-            lambda name: state[name].to(dtypes[name]),
-        )
+        sha256 = _write_weights(new / WEIGHTS, model, dtype)
+        write_json(new / "config.json", record)
+        parameters = sum(tensor.numel() for tensor in model.state_dict().values())
+        write_text(new / "README.md", card or plain_card(config, head, parameters, provenance))
+        if qa is not None:
+            write_qa(new, qa)
         for name in copied:
             if (source / name).exists():
                 shutil.copyfile(source / name, new / name)
-        write_json(new / "config.json", record)
-        if qa is not None:
-            write_qa(new, qa)
-        parameters = sum(tensor.numel() for tensor in state.values())
-        write_text(new / "README.md", card or plain_card(shape, head, parameters, provenance))
-        write_checksums(new, {WEIGHTS: sha256})
+        write_checksums(new, {WEIGHTS: sha256})  # of all that stands there now
     return sha256
+
+
+def _write_weights(path: Path, model: nn.Module, dtype: torch.dtype | None) -> str:
+    """Write a model's tensors, in this type or as they are; returns the sha256 of the file."""
+    state = model.state_dict()
+    dtypes = {name: dtype or tensor.dtype for name, tensor in state.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return write_safetensors(path, dtypes, shapes, lambda name: state[name].to(dtypes[name]))
 
 
 def copy(source: str | Path, folder: str | Path, qa: dict) -> None:

@@ -168,18 +168,14 @@ def thin(most: int, *columns: Sequence[float]) -> list[list[float]]:
 
 
 def pick(most: int, *columns: Sequence[float]) -> list[list[float]]:
-    """At most `most` of the points, evenly spaced, both ends among them: for curves whose every
-    point is exact.
-    """
+    """At most `most` of the points, evenly spaced, both ends among them: for curves whose every point is exact."""
     n = len(columns[0])
     rows = np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
     return [[_short(value) for value in np.asarray(column, float)[rows]] for column in columns]
 
 
 def sweep(odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answer: np.ndarray) -> dict:
-    """EM and F1 of the raw best answers at every threshold; questions without any span stay
-    unanswered throughout.
-    """
+    """EM and F1 of the raw best answers at every threshold; questions without any span stay unanswered throughout."""
     # NO_SPAN_ODDS is far beyond all others, and would make the curve a point at the left
     highest = odds[odds < NO_SPAN_ODDS].max(initial=0.0)
     odds = np.where(odds < NO_SPAN_ODDS, odds, highest)
@@ -194,9 +190,7 @@ def sweep(odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answer: np.nd
 
 
 def odds_histogram(odds: np.ndarray, has_answer: np.ndarray, bins: int = 30) -> dict:
-    """Questions with and without an answer per bin of null odds; the last bin takes those without
-    any span.
-    """
+    """Questions with and without an answer per bin of null odds; the last bin takes those without any span."""
     real = odds[odds < NO_SPAN_ODDS]
     low = float(real.min()) if len(real) else 0.0
     high = float(real.max()) if len(real) else 1.0
@@ -217,9 +211,7 @@ def odds_histogram(odds: np.ndarray, has_answer: np.ndarray, bins: int = 30) -> 
 def reliability(
     odds: np.ndarray, has_answer: np.ndarray, scale: float, bias: float, bins: int = 10
 ) -> dict:
-    """Promised and actual share of questions without an answer, [mean probability, share, n] per
-    bin that is used.
-    """
+    """Promised and actual share of questions without an answer, [mean probability, share, n] per bin that is used."""
     probability = no_answer_probability(odds, scale, bias)
     place = np.minimum((probability * bins).astype(int), bins - 1)
     points = []

@@ -66,9 +66,7 @@ def sureness(record: dict) -> float:
 
 
 def class_rows(matrix: np.ndarray) -> list[dict]:
-    """n, precision, recall and F1 in percent of each class; None where there is nothing to divide
-    by.
-    """
+    """n, precision, recall and F1 in percent of each class; None where there is nothing to divide by."""
     rows = []
     for row in range(len(matrix)):
         right = int(matrix[row, row])
@@ -99,9 +97,7 @@ def share(part: int, whole: int) -> float | None:
 
 
 def dev_texts(run: Run, dev: str | None) -> dict[str, str]:
-    """id -> text of the dev set, which may be a part of the training file; empty where that is not
-    found.
-    """
+    """id -> text of the dev set, which may be a part of the training file; empty where that is not found."""
     path = Path(dev) if dev else find_file(run, run.setting("dev") or run.setting("train"))
     if path is None:
         return {}

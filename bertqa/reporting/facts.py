@@ -261,9 +261,7 @@ def hardware(run: Run) -> str:
 
 
 def parameters(folder: Path | None) -> int:
-    """Numbers in a model folder's weights, from the header of model.safetensors; 0 where that
-    cannot be read.
-    """
+    """Numbers in a model folder's weights, from the header of model.safetensors; 0 where that cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     if folder is None:

@@ -70,9 +70,7 @@ def kind_rows(kinds: Sequence[str], f1: np.ndarray) -> list[dict]:
 
 
 def question_word(question: str) -> str:
-    """The first question word, wherever it stands: "In what year" -> what, "To whom" -> who, "How
-    much" -> how many.
-    """
+    """The first question word, wherever it stands: "In what year" -> what, "To whom" -> who, "How much" -> how many."""
     found = _WORD.search(question.lower())
     if not found:
         return "other"
@@ -126,9 +124,7 @@ def _buckets(name: str, counts: Sequence[int], starts: tuple[int, ...]) -> Group
 
 
 def _without_empty(old: Group) -> Group:
-    """The group without labels that no question has: of [0, 2, -1] with labels a, b, c is [0, 1,
-    -1] with a, c.
-    """
+    """The group without labels that no question has: of [0, 2, -1] with labels a, b, c is [0, 1, -1] with a, c."""
     used = np.unique(old.of[old.of >= 0])
     place = np.full(len(old.labels) + 1, -1)  # the last entry serves -1
     place[used] = np.arange(len(used))
@@ -136,9 +132,7 @@ def _without_empty(old: Group) -> Group:
 
 
 def group_rows(parted: Group, systems: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[dict]:
-    """Per label: n, and for each system's (exact, f1) its means and the half width of the F1 mean's
-    95 % interval.
-    """
+    """Per label: n, and for each system's (exact, f1) its means and the half width of the F1 mean's 95 % interval."""
     rows = []
     for index in range(len(parted.labels)):
         inside = parted.of == index

@@ -104,9 +104,7 @@ def damaged(path: Path, what: object) -> UserError:
 
 
 def object_in(path: Path, kind: type = object) -> dict | None:
-    """A JSON object with values of a kind; None where there is no such file. Raises UserError where
-    it is damaged.
-    """
+    """A JSON object with values of a kind; None where there is no such file. Raises UserError where it is damaged."""
     if not path.is_file():
         return None
     try:
@@ -150,9 +148,7 @@ def check_entries(path: Path, id: str, entries: object) -> None:
 
 
 def classes_in(path: Path) -> list[dict] | None:
-    """A classifier's predictions; None where there is no such file. Raises UserError where it is
-    damaged.
-    """
+    """A classifier's predictions; None where there is no such file. Raises UserError where it is damaged."""
     if not path.is_file():
         return None
     records = []
@@ -195,9 +191,7 @@ def read_journal(path: str | Path) -> Iterator[dict]:
 
 
 def find_dev(run: Run, given: str | None = None) -> Path | None:
-    """The file of dev questions: as given, else as the run had it, seen from here or from above its
-    folder.
-    """
+    """The file of dev questions: as given, else as the run had it, seen from here or from above its folder."""
     if given is not None:
         return Path(given)
     held_out = run.folder / "dev.json"

@@ -1,6 +1,4 @@
-"""What score writes beside its numbers: a row per question, and plots named as the official script
-names them.
-"""
+"""What score writes beside its numbers: a row per question, and plots named as the official script names them."""
 
 import csv
 import io
@@ -65,9 +63,7 @@ def write_details(path: Path, rows: list[dict]) -> None:
 
 
 def load_matplotlib():
-    """matplotlib's Figure class: without pyplot there is no global state. Raises UserError where it
-    is missing.
-    """
+    """matplotlib's Figure class: without pyplot there is no global state. Raises UserError where it is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -78,9 +74,7 @@ def load_matplotlib():
 
 
 def plot(folder: Path, scores: Scores, na_probs: dict[str, float]) -> None:
-    """Write all that can be drawn: curves need a question with an answer, a histogram one of its
-    kind.
-    """
+    """Write all that can be drawn: curves need a question with an answer, a histogram one of its kind."""
     folder.mkdir(parents=True, exist_ok=True)
     odds = metrics.odds_of(scores, na_probs)
     if any(scores.has_answer):

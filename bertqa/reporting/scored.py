@@ -33,9 +33,7 @@ class Scored:
 
 
 def score(run: Run, examples: list[Example]) -> Scored:
-    """Score predictions.json, which is written at the tuned threshold; a question it lacks counts
-    as wrong.
-    """
+    """Score predictions.json, which is written at the tuned threshold; a question it lacks counts as wrong."""
     scores = metrics.score_answers(examples, run.predictions)
     spans = []
     kinds = []
@@ -135,9 +133,7 @@ def precision_and_recall(run: Run, raw: Scores, odds: np.ndarray) -> dict | str:
 
 
 def count_windows(run: Run, examples: list[Example]) -> np.ndarray | None:
-    """(Q,) windows of each question as the run cut them; None where its tokenizer or settings are
-    missing.
-    """
+    """(Q,) windows of each question as the run cut them; None where its tokenizer or settings are missing."""
     # not at the top: tokenizers takes longer to import than a small report takes
     from bertqa.data.tokenizer import WordPiece
     from bertqa.data.windows import build_windows

@@ -19,7 +19,7 @@ from bertqa.console import say
 from bertqa.distributed import World
 from bertqa.errors import UserError, first_sentence
 from bertqa.folders import staged
-from bertqa.model.checksums import CHECKSUMS, find_damage, write_checksums
+from bertqa.model.disk import CHECKSUMS, find_damage, write_checksums
 
 NEEDED = ("state.pt", "model.safetensors", CHECKSUMS)
 """What a checkpoint cannot be without."""

@@ -26,7 +26,7 @@ from bertqa.device import autocast
 from bertqa.distributed import StopEvaluation
 from bertqa.errors import UserError, first_sentence
 from bertqa.folders import staged
-from bertqa.model.checksums import write_checksums
+from bertqa.model.disk import write_checksums
 from bertqa.training import checkpoint
 from bertqa.training.job import Job, total_steps
 from bertqa.training.optim import freeze, lr_at

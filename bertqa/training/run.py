@@ -10,7 +10,7 @@ from pathlib import Path
 from bertqa.errors import UserError, first_sentence
 from bertqa.files import write_json
 from bertqa.folders import held
-from bertqa.model.checksums import find_damage
+from bertqa.model.disk import find_damage
 from bertqa.reporting.page import write_report
 from bertqa.reporting.run_folder import read_journal
 from bertqa.settings import ENDS, MOVABLE, RESUMABLE, broken

@@ -1,7 +1,11 @@
-"""An ONNX file, called like a model of ours and held against the one that it was made of: its numbers on real questions,
-and F1 on data that is given.
+"""A model folder into an ONNX file; the file called like a model of ours, held against the one that it was made of, and scored.
+
+B rows and L columns of a padded batch. The file takes input_ids, attention_mask and token_type_ids (B, L) int64, both sizes
+free, under the names that Hugging Face's exports have; to write one takes the extra `onnx`.
 """
 
+import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +18,104 @@ from bertqa.data.examples import read_examples
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
 from bertqa.errors import UserError
-from bertqa.hf.export import FILE, padded_model, require
+from bertqa.folders import staged
+from bertqa.hf.convert import new_folder
+from bertqa.hf.export import write_beside
 from bertqa.model import folder
 from bertqa.model.attention import Layout
 from bertqa.model.config import BertConfig
 from bertqa.model.heads import SpanLogits
-from bertqa.model.record import with_defaults
+from bertqa.model.record import CLASSES, QA, read_config, read_qa, with_defaults
 from bertqa.qa.answers import best_answers, null_odds
 from bertqa.qa.metrics import averages, score_answers
 from bertqa.qa.thresholds import abstain
 from bertqa.reader import Reader
+
+FILE = "model.onnx"
+OUTPUTS = {QA: ("start_logits", "end_logits"), CLASSES: ("logits",), None: ("last_hidden_state",)}
+"""What comes out of each head; logits of padding are float32's minimum, its hidden states zero."""
+
+
+class _Padded(nn.Module):
+    """A model of a padded batch that returns a tuple, as an ONNX graph does."""
+
+    def __init__(self, model: nn.Module, head: str | None):
+        super().__init__()
+        self.model = model
+        self.head = head
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        out = self.model(input_ids, attention_mask, token_type_ids)
+        if self.head == QA:
+            return out.start, out.end
+        if self.head == CLASSES:
+            return (out,)
+        return (out.last_hidden_state,)
+
+
+def export_onnx(src: str | Path, dest: str | Path, *, attention=None) -> Path:
+    """A model folder into a folder with model.onnx, the tokenizer's files, config.json as transformers has it, and qa.json.
+
+    Args:
+        attention: of your own, where the model was trained with it; written with Layout's pad, unpad and mask.
+
+    Raises:
+        UserError: without the packages of the extra `onnx`, and for something else than a model folder.
+    """
+    require("onnx", "onnxscript")
+    src = Path(src)
+    dest = new_folder(dest)
+    record = read_config(src)
+    model = folder.load(src, attention=attention, dtype=torch.float32)
+    with staged(dest) as new:
+        write_beside(src, new, record, "float32")
+        write_onnx(model, record["head"], new / FILE)
+    return dest / FILE
+
+
+def write_onnx(model: nn.Module, head: str | None, path: Path) -> None:
+    """Write the graph of a model in eval mode, called with padded batches of any size."""
+    config = model.config
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    if not config.type_vocab_size:
+        names.pop()  # DistilBERT's has two inputs
+    # One tensor for each: export would take the same one twice for a single input.
+    inputs = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in names)
+    rows = torch.export.Dim("batch", min=1, max=2**31)  # torch 2.6 wants an end
+    columns = torch.export.Dim("length", min=2, max=config.longest)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of axis names that several inputs share
+        torch.onnx.export(
+            padded_model(model, head),
+            inputs,
+            str(path),
+            dynamo=True,
+            dynamic_shapes=[{0: rows, 1: columns} for _ in names],
+            input_names=names,
+            output_names=list(OUTPUTS[head]),
+            external_data=False,
+            verbose=False,
+        )
+
+
+def padded_model(model: nn.Module, head: str | None) -> nn.Module:
+    """What an ONNX file is made of: the model in eval mode, of (B, L) ids, mask and segments, as a tuple."""
+    return _Padded(model, head).eval()
+
+
+def require(*packages: str) -> None:
+    """Raise UserError where a package of the extra `onnx` is not installed."""
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"ONNX needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
+            "pip install 'bertqa[onnx]'"
+        )
+
+
+# The file, run
 
 SAMPLE = Path(__file__).parent / "data" / "sample" / "dev.json"
 QUESTIONS = 16
@@ -68,10 +160,10 @@ def compare(src: str | Path, file: Path, attention=None) -> float:
         UserError: where it is more than rounding.
     """
     model = folder.load(src, attention=attention, dtype=torch.float32)
-    record = folder.read_config(src)
+    record = read_config(src)
     plain = padded_model(model, record["head"])
     onnx = OnnxModel(file, model.config)
-    qa = with_defaults(folder.read_qa(src), model.config.max_position_embeddings)
+    qa = with_defaults(read_qa(src), model.config.max_position_embeddings)
     windows = build_windows(
         read_examples(SAMPLE, QUESTIONS).examples,
         WordPiece.load(src),
@@ -101,7 +193,7 @@ def score(folder_with_onnx: Path, data: str) -> dict[str, float]:
 
     Where the model has a threshold it is used.
     """
-    qa = folder.read_qa(folder_with_onnx)
+    qa = read_qa(folder_with_onnx)
     reader = Reader(
         OnnxModel(folder_with_onnx / FILE, BertConfig()),
         WordPiece.load(folder_with_onnx),
