@@ -27,79 +27,58 @@ from bertqa.reporting.doctor_text import describe, fixed_line, marks_for, table
 DEFAULTS = {"max_length": 384, "overlap": 128, "max_question": 64, "max_answer_length": 30}
 """In tokens."""
 
+EXAMPLE = (
+    "example: python -m bertqa.doctor train.json dev.json --weights my-model --fix train-fixed.json"
+)
+HELP = {
+    "file": "questions, of any form that train reads, .gz or not; squad1, squad2 (the official dev files), squad2-train "
+    "are fetched",
+    "other": "data that FILE should not overlap with",
+    "--json": "everything, as one JSON object",
+    "--explain": "questions to list of each problem [5]",
+    "--weights": "folder with a tokenizer [the bundled reader]",
+    "--max-length": "tokens of a window [384]",
+    "--overlap": "tokens that neighbouring windows share [128]",
+    "--step": "or: tokens from one window's start to the next one's",
+    "--max-question": "tokens after which questions are cut [64]",
+    "--max-answer-length": "most tokens of an answer [30]",
+    "--show": "print N random questions, answers and windows marked",
+    "--id": "print these questions",
+    "--seed": "of the random choice [0]",
+    "--fix": "write SQuAD v2 JSON, .gz or not: offsets repaired, broken records left out, repeated ids made unique",
+}
+
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = VerbParser(
         prog="python -m bertqa.doctor",
         description="What is wrong with a data set, and the best score that it allows.",
-        epilog="example: python -m bertqa.doctor train.json dev.json --weights my-model --fix train-fixed.json",
+        epilog=EXAMPLE,
     )
-    parser.add_argument(
-        "file",
-        metavar="FILE",
-        type=Path,
-        help="questions, of any form that train reads, .gz or not; "
-        "squad1, squad2 (the official dev files), squad2-train are fetched",
+
+    def add(group, name: str, *aliases: str, **options) -> None:
+        group.add_argument(name, *aliases, help=HELP[name], **options)
+
+    add(parser, "file", metavar="FILE", type=Path)
+    add(parser, "other", metavar="OTHER", type=Path, nargs="?")
+    add(parser, "--json", action="store_true")
+    add(parser, "--explain", metavar="N", type=int, default=5)
+    windows = parser.add_argument_group(
+        "windows", "defaults are those of the model's qa.json, then these in brackets"
     )
-    parser.add_argument(
-        "other",
-        metavar="OTHER",
-        type=Path,
-        nargs="?",
-        help="data that FILE should not overlap with",
-    )
-    parser.add_argument("--json", action="store_true", help="everything, as one JSON object")
-    parser.add_argument(
-        "--explain", metavar="N", type=int, default=5, help="questions to list of each problem [5]"
-    )
-    add_window_flags(parser)
+    add(windows, "--weights", "--model", metavar="W", type=Path)
+    for name in ("--max-length", "--overlap", "--step", "--max-question", "--max-answer-length"):
+        add(windows, name, metavar="N", type=int)
+    windows.add_argument("--doc-stride", action=DocStride, help=argparse.SUPPRESS)
     show = parser.add_argument_group("instead of the report")
-    show.add_argument(
-        "--show", metavar="N", type=int, help="print N random questions, answers and windows marked"
-    )
-    show.add_argument(
-        "--id", metavar="ID", nargs="+", action="extend", help="print these questions"
-    )
-    show.add_argument("--seed", metavar="S", type=int, default=0, help="of the random choice [0]")
-    parser.add_argument(
-        "--fix",
-        metavar="OUT",
-        type=Path,
-        help="write SQuAD v2 JSON, .gz or not: offsets repaired, "
-        "broken records left out, repeated ids made unique",
-    )
+    add(show, "--show", metavar="N", type=int)
+    add(show, "--id", metavar="ID", nargs="+", action="extend")
+    add(show, "--seed", metavar="S", type=int, default=0)
+    add(parser, "--fix", metavar="OUT", type=Path)
     return parser.parse_args(argv)
 
 
 @verb
-def add_window_flags(parser: VerbParser) -> None:
-    """How texts are cut, and by whose tokens."""
-    windows = parser.add_argument_group(
-        "windows", "defaults are those of the model's qa.json, then these in brackets"
-    )
-    windows.add_argument(
-        "--weights",
-        "--model",
-        metavar="W",
-        type=Path,
-        help="folder with a tokenizer [the bundled reader]",
-    )
-    windows.add_argument("--max-length", metavar="N", type=int, help="tokens of a window [384]")
-    windows.add_argument(
-        "--overlap", metavar="N", type=int, help="tokens that neighbouring windows share [128]"
-    )
-    windows.add_argument(
-        "--step", metavar="N", type=int, help="or: tokens from one window's start to the next one's"
-    )
-    windows.add_argument(
-        "--max-question", metavar="N", type=int, help="tokens after which questions are cut [64]"
-    )
-    windows.add_argument(
-        "--max-answer-length", metavar="N", type=int, help="most tokens of an answer [30]"
-    )
-    windows.add_argument("--doc-stride", action=DocStride, help=argparse.SUPPRESS)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Report, show or repair. -> exit status: 0 also for sick data, for the report judges."""
     args = parse_args(argv)

@@ -170,15 +170,15 @@ def read(page: Path) -> dict:
 )
 def test_kinds_of_an_answerable_question(text, exact, f1, span, kind):
     example = Example("q", "Where?", PANDA, ("Nepal", "in Nepal"), (23, 20))
-    assert kinds.kind_of(example, text, exact, f1, span) == kind
+    assert analysis.kind_of(example, text, exact, f1, span) == kind
 
 
 def test_kinds_without_answer_or_place():
     impossible = Example("q", "Where?", PANDA, (), ())
-    assert kinds.kind_of(impossible, "", 1, 1.0, None) == "right_silent"
-    assert kinds.kind_of(impossible, "Nepal", 0, 0.0, (23, 28)) == "false_answer"
+    assert analysis.kind_of(impossible, "", 1, 1.0, None) == "right_silent"
+    assert analysis.kind_of(impossible, "Nepal", 0, 0.0, (23, 28)) == "false_answer"
     lost = Example("q", "Where?", PANDA, ("Nepal!",), (-1,))
-    assert kinds.kind_of(lost, "in Nepal", 0, 0.67, (20, 28)) == "boundary"
+    assert analysis.kind_of(lost, "in Nepal", 0, 0.67, (20, 28)) == "boundary"
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_kinds_without_answer_or_place():
     ],
 )
 def test_question_words(question, word):
-    assert kinds.question_word(question) == word
+    assert analysis.question_word(question) == word
 
 
 def test_groups_leave_out_what_no_question_has():
@@ -206,7 +206,7 @@ def test_groups_leave_out_what_no_question_has():
     ]
     found = {
         group.name: (group.labels, group.of.tolist())
-        for group in kinds.group(examples, np.array([1, 4, 1]))
+        for group in analysis.group(examples, np.array([1, 4, 1]))
     }
     assert found == {
         "Words in the answer": (["1", "4–5"], [0, -1, 1]),
@@ -216,8 +216,8 @@ def test_groups_leave_out_what_no_question_has():
 
 
 def test_group_rows():
-    parted = kinds.Group("x", ["few", "many"], np.array([0, 1, 1, -1]))
-    rows = kinds.group_rows(parted, [(np.array([1.0, 0, 1, 0]), np.array([1.0, 0.5, 1, 0]))])
+    parted = analysis.Group("x", ["few", "many"], np.array([0, 1, 1, -1]))
+    rows = analysis.group_rows(parted, [(np.array([1.0, 0, 1, 0]), np.array([1.0, 0.5, 1, 0]))])
     assert rows == [
         {"n": 1, "exact": [100.0], "f1": [100.0], "margin": [0.0]},
         {"n": 2, "exact": [50.0], "f1": [75.0], "margin": [34.6482]},
@@ -294,8 +294,8 @@ def test_verdict():
 
 
 def test_what_kinds_cost_adds_up():
-    rows = kinds.kind_rows(["right", "wrong", "boundary", "false_answer"], np.array([1, 0, 0.4, 0]))
-    assert dict(zip(kinds.KINDS, [(row["n"], row["lost"]) for row in rows], strict=True)) == {
+    rows = analysis.kind_rows(["right", "wrong", "boundary", "false_answer"], np.array([1, 0, 0.4, 0]))
+    assert dict(zip(analysis.KINDS, [(row["n"], row["lost"]) for row in rows], strict=True)) == {
         "right": (1, 0.0),
         "right_silent": (0, 0.0),
         "boundary": (1, 15.0),
@@ -307,21 +307,21 @@ def test_what_kinds_cost_adds_up():
 
 
 def test_points_for_plots():
-    assert analysis.thin(2, [1, 2, 3, 4], [0, 1, 0, 2]) == [[1.5, 3.5], [0.5, 1.0]]
-    assert analysis.thin(9, [1, 2], [0, 1]) == [[1, 2], [0, 1]]
-    assert analysis.thin(9, []) == [[]]
-    assert analysis.pick(3, [0, 1, 2, 3, 4]) == [[0, 2, 4]]
+    assert curves.thin(2, [1, 2, 3, 4], [0, 1, 0, 2]) == [[1.5, 3.5], [0.5, 1.0]]
+    assert curves.thin(9, [1, 2], [0, 1]) == [[1, 2], [0, 1]]
+    assert curves.thin(9, []) == [[]]
+    assert curves.pick(3, [0, 1, 2, 3, 4]) == [[0, 2, 4]]
     odds, has = np.array([-2.0, -2, 2, 1e4]), np.array([True, True, False, True])
-    assert analysis.odds_histogram(odds, has, bins=2) == {
+    assert curves.odds_histogram(odds, has, bins=2) == {
         "edges": [-2, 0, 2],
         "has": [2, 1],
         "none": [0, 1],
     }
-    found = analysis.reliability(
+    found = curves.reliability(
         np.array([0.0, 0, 0, 40]), np.array([True, False, False, False]), 1.0, 0.0
     )
     assert found == {"points": [[0.5, 0.666667, 3], [1.0, 1.0, 1]], "error": 0.125}
-    found = analysis.risk_and_coverage(np.array([0.7, 0.9, 0.8]), np.array([1.0, 1, 0]))
+    found = curves.risk_and_coverage(np.array([0.7, 0.9, 0.8]), np.array([1.0, 1, 0]))
     assert found["points"] == [[0.333333, 0.666667, 1.0], [0.0, 0.5, 0.333333]]
     assert found["area"] == 0.277778
     assert found["error"] == pytest.approx((0.3 + 0.1 + 0.8) / 3)

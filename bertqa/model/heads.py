@@ -41,6 +41,15 @@ class ClassOutput(NamedTuple):
     attentions: tuple[Tensor, ...] | None
 
 
+def _config_of(model: nn.Module) -> BertConfig:
+    """The encoder's; setting it changes the encoder, see there."""
+    return model.encoder.config
+
+
+def _change_config(model: nn.Module, config: BertConfig) -> None:
+    model.encoder.config = config
+
+
 class BertForQuestionAnswering(nn.Module):
     """The encoder and one linear layer that scores each token as first and as last of the answer."""
 
@@ -53,14 +62,7 @@ class BertForQuestionAnswering(nn.Module):
         self.span = nn.Linear(config.hidden_size, 2)
         init_weights(self.span, config.initializer_range)
 
-    @property
-    def config(self) -> BertConfig:
-        """The encoder's; setting it changes the encoder, see there."""
-        return self.encoder.config
-
-    @config.setter
-    def config(self, config: BertConfig) -> None:
-        self.encoder.config = config
+    config = property(_config_of, _change_config)
 
     def forward(
         self,
@@ -165,14 +167,7 @@ class BertForSequenceClassification(nn.Module):
             init_weights(self.pre_classifier, config.initializer_range)
         init_weights(self.classifier, config.initializer_range)
 
-    @property
-    def config(self) -> BertConfig:
-        """The encoder's; setting it changes the encoder, see there."""
-        return self.encoder.config
-
-    @config.setter
-    def config(self, config: BertConfig) -> None:
-        self.encoder.config = config
+    config = property(_config_of, _change_config)
 
     def forward(
         self,

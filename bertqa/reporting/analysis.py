@@ -1,59 +1,58 @@
-"""What predictions tell beyond their score: tables with intervals, runs compared, points for plots.
+"""What predictions tell beyond their score: tables with intervals, kinds of miss, groups of questions, runs compared.
 
-Q questions; `exact` and `f1` are (Q,) fractions after the no-answer threshold, `odds` (Q,) null
-odds. Scores that leave this file are percentages.
+Q questions; `exact` and `f1` are (Q,) fractions after the no-answer threshold. Scores that leave this file are percentages.
 """
 
+import itertools
 import math
+import re
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from bertqa.qa.thresholds import (
-    NO_SPAN_ODDS,
-    bootstrap,
-    calibration_error,
-    gap_of_equal_bins,
-    no_answer_probability,
-    tune_threshold,
-)
-from bertqa.reporting.kinds import percent
+from bertqa.data.examples import Example
+from bertqa.qa.thresholds import bootstrap
+from bertqa.reporting.run_folder import Run
 
 System = tuple[np.ndarray, np.ndarray]
 """exact and f1 of one run, (Q,) each."""
+
+
+def percent(fraction: float) -> float:
+    return round(100.0 * float(fraction), 4)
 
 
 # Tables
 
 
 def score_table(has_answer: np.ndarray, systems: Sequence[System]) -> list[dict]:
-    """Rows for all questions, those with and those without an answer: n, exact and f1 as [mean,
-    low, high] per system.
+    """Rows for all questions, those with and those without an answer: n, exact and f1 as [mean, low, high] per system.
 
-    Intervals are 95 % bootstrap intervals over questions. With two systems `difference` holds that
-    of the second minus the first, of which the draws are paired by question.
+    Intervals are 95 % bootstrap intervals over questions. With two systems `difference` holds that of the second minus the
+    first, of which the draws are paired by question.
     """
-    kinds = [("With an answer", has_answer), ("Without an answer", ~has_answer)]
     rows = [score_row("All questions", np.ones(len(has_answer), bool), systems)]
     if has_answer.any() and not has_answer.all():
-        rows += [score_row(label, inside, systems) for label, inside in kinds]
+        rows.append(score_row("With an answer", has_answer, systems))
+        rows.append(score_row("Without an answer", ~has_answer, systems))
     return rows
 
 
 def score_row(label: str, inside: np.ndarray, systems: Sequence[System]) -> dict:
     """One row: the scores of the questions that are `inside`, (Q,) bool."""
-    columns = [np.asarray(values, float)[inside] for system in systems for values in system]
+    columns = []
+    for exact, f1 in systems:
+        columns += [np.asarray(exact, float)[inside], np.asarray(f1, float)[inside]]
     if len(systems) == 2:
         first_exact, first_f1, second_exact, second_f1 = columns
         columns += [second_exact - first_exact, second_f1 - first_f1]
     # Differences are columns like the others, so that each draw of questions is that of both systems.
-    columns = np.stack(columns, 1)  # (q, 2 x systems), exact and f1 of each, then the differences
-    means = columns.mean(0)
-    cells = [
-        [percent(mean), percent(low), percent(high)]
-        for mean, (low, high) in zip(means, bootstrap(columns), strict=True)
-    ]
+    table = np.stack(columns, 1)  # (q, 2 x systems), exact and f1 of each, then the differences
+    cells = []
+    for mean, (low, high) in zip(table.mean(0), bootstrap(table), strict=True):
+        cells.append([percent(mean), percent(low), percent(high)])
     # of two systems: exact, f1, exact, f1, and the two differences
     row = {"label": label, "n": int(inside.sum())}
     row["exact"] = cells[0 : 2 * len(systems) : 2]
@@ -61,6 +60,27 @@ def score_row(label: str, inside: np.ndarray, systems: Sequence[System]) -> dict
     if len(systems) == 2:
         row["difference"] = {"exact": cells[4], "f1": cells[5]}
     return row
+
+
+CHANCE = {"seed", "out", "dev", "threads", "device", "save_every", "max_minutes"}
+"""Settings in which runs of one recipe may differ."""
+
+
+def families(runs: Sequence[Run]) -> dict[str, list[int]]:
+    """Recipes: the settings in which they differ, in words -> the rows of their runs."""
+    recipes = []
+    for run in runs:
+        settings = run.config["settings"]
+        recipes.append({name: value for name, value in settings.items() if name not in CHANCE})
+    differing: dict[str, None] = {}  # a set that keeps its order
+    for name in itertools.chain(*recipes):
+        if any(recipe.get(name) != recipes[0].get(name) for recipe in recipes):
+            differing[name] = None
+    found: dict[str, list[int]] = {}
+    for row, recipe in enumerate(recipes):
+        words = ", ".join(f"{name} {recipe.get(name)}" for name in differing)
+        found.setdefault(words or "one recipe", []).append(row)
+    return found
 
 
 def family_rows(families: dict[str, list[int]], systems: Sequence[System]) -> list[dict]:
@@ -71,8 +91,7 @@ def family_rows(families: dict[str, list[int]], systems: Sequence[System]) -> li
         systems: for each run two scores as fractions, (Q,) or of the whole.
 
     Returns:
-        name, runs, and exact and f1 as [mean, deviation, lowest, highest]; the deviation is None
-        for a single run.
+        name, runs, and exact and f1 as [mean, deviation, lowest, highest]; the deviation is None for a single run.
     """
     rows = []
     for name, members in families.items():
@@ -89,11 +108,9 @@ def family_rows(families: dict[str, list[int]], systems: Sequence[System]) -> li
 
 
 def mcnemar(only_first: int, only_second: int) -> tuple[float, str]:
-    """p value and method for "both are right equally often", from the questions that only one of
-    them gets right.
+    """p value and method for "both are right equally often", from the questions that only one of them gets right.
 
-    Exact (binomial) below 25 such questions, else chi-squared with continuity correction (McNemar
-    1947; Edwards 1948).
+    Exact (binomial) below 25 such questions, else chi-squared with continuity correction (McNemar 1947; Edwards 1948).
     """
     n = only_first + only_second
     if n < 25:
@@ -104,8 +121,7 @@ def mcnemar(only_first: int, only_second: int) -> tuple[float, str]:
 
 
 def verdict(row: dict, exact: Sequence[np.ndarray], names: Sequence[str]) -> dict:
-    """Whether the second system differs from the first: `row` is the first of `score_table`,
-    `exact` two times (Q,).
+    """Whether the second system differs from the first: `row` is the first of `score_table`, `exact` two times (Q,).
 
     `text` judges F1 by its paired bootstrap interval, `detail` exact match by McNemar's test.
     """
@@ -118,10 +134,8 @@ def verdict(row: dict, exact: Sequence[np.ndarray], names: Sequence[str]) -> dic
         better = 0
         text = f"{names[0]} is better by {-gap:.2f} F1 [{-high:.2f}, {-low:.2f}]"
     else:
-        text = (
-            f"No significant difference: {names[1]} − {names[0]} = {_signed(gap)} F1 "
-            f"[{_signed(low)}, {_signed(high)}]"
-        )
+        shown = f"{gap:+.2f} F1 [{low:+.2f}, {high:+.2f}]".replace("-", "−")
+        text = f"No significant difference: {names[1]} − {names[0]} = {shown}"
 
     first = np.asarray(exact[0]) > 0
     second = np.asarray(exact[1]) > 0
@@ -134,111 +148,137 @@ def verdict(row: dict, exact: Sequence[np.ndarray], names: Sequence[str]) -> dic
         f"Exact match: {only_first:,} questions only {names[0]} gets right, {only_second:,} only "
         f"{names[1]}; that is {judged} (McNemar's test, {method}: {shown})."
     )
-    return {
-        "text": text,
-        "detail": detail,
-        "better": better,
-        "p": p,
-        "only": [only_first, only_second],
-    }
+    only = [only_first, only_second]
+    return {"text": text, "detail": detail, "better": better, "p": p, "only": only}
 
 
-def _signed(points: float) -> str:
-    return f"{points:+.2f}".replace("-", "−")
+# Kinds of miss
+
+KINDS = {
+    "right": ("Right answer", "exactly an accepted answer"),
+    "right_silent": ("Rightly silent", "there is no answer, and none was given"),
+    "boundary": ("Boundary", "overlaps an accepted answer, but begins or ends elsewhere"),
+    "wrong": ("Wrong span", "there is an answer, and it stands elsewhere"),
+    "false_answer": ("False answer", "there is no answer, and one was given"),
+    "false_silence": ("False no-answer", "there is an answer, and none was given"),
+    "missing": ("No prediction", "the predictions do not have this question"),
+}
+"""Every question is of one kind: name -> label, what it means."""
 
 
-# Points for plots
+def kind_of(
+    example: Example, text: str | None, exact: float, f1: float, span: tuple[int, int] | None
+) -> str:
+    """The key of `KINDS` for a prediction; `span` is where it stands in the context, None where that is not known."""
+    if text is None:
+        return "missing"
+    if exact:
+        return "right" if example.answer_texts else "right_silent"
+    if not example.answer_texts:
+        return "false_answer"
+    if text == "":
+        return "false_silence"
+    # Places decide, for a wrong answer may share a word with the right one by chance.
+    all_placed = span is not None
+    for gold, start in zip(example.answer_texts, example.answer_starts, strict=True):
+        if start < 0:
+            all_placed = False
+        elif span and span[0] < start + len(gold) and start < span[1]:
+            return "boundary"
+    # Only where a place is missing do the words decide.
+    if f1 > 0 and not all_placed:
+        return "boundary"
+    return "wrong"
 
 
-def thin(most: int, *columns: Sequence[float]) -> list[list[float]]:
-    """At most `most` points of each column: means over neighbours, so that noise shrinks and no
-    trend is lost.
+def kind_rows(kinds: Sequence[str], f1: np.ndarray) -> list[dict]:
+    """Per kind in the order of `KINDS`: n, and the F1 points it costs; these add up to 100 - F1."""
+    of = np.array(kinds)
+    rows = []
+    for kind in KINDS:
+        inside = of == kind
+        lost = (1 - f1)[inside].sum() / len(of)
+        rows.append({"n": int(inside.sum()), "lost": percent(lost)})
+    return rows
 
-    thin(2, [1, 2, 3, 4]) is [[1.5, 3.5]].
+
+# Groups of questions
+
+QUESTION_WORDS = ("what", "who", "when", "where", "which", "why", "how many", "how", "other")
+_WORD = re.compile(r"\b(?:what|who(?:se|m)?|when|where|which|why|how(?: many| much)?)\b")
+
+
+def question_word(question: str) -> str:
+    """The first question word, wherever it stands: "In what year" -> what, "To whom" -> who, "How much" -> how many."""
+    found = _WORD.search(question.lower())
+    if not found:
+        return "other"
+    return {"whose": "who", "whom": "who", "how much": "how many"}.get(found[0], found[0])
+
+
+@dataclass
+class Group:
+    """One way to part the questions."""
+
+    name: str
+    labels: list[str]
+    of: np.ndarray
+    """(Q,) int, index of each question's label; -1 = the question has no part in it."""
+
+
+def group(examples: Sequence[Example], windows: np.ndarray | None = None) -> list[Group]:
+    """Questions by question word, answer length, context length and, if their number (Q,) is given, windows.
+
+    Lengths are in words. Labels that no question has are left out, and a group of fewer than two labels with them.
     """
-    n = len(columns[0])
-    if n == 0:
-        return [[] for _ in columns]
-    edges = np.unique(np.linspace(0, n, min(n, most) + 1).astype(int))
-    thinned = []
-    for column in columns:
-        means = np.add.reduceat(np.asarray(column, float), edges[:-1]) / np.diff(edges)
-        thinned.append([_short(mean) for mean in means])
-    return thinned
+    words = []
+    answer = []
+    context = []
+    lengths: dict[str, int] = {}  # many questions share a context
+    for example in examples:
+        words.append(QUESTION_WORDS.index(question_word(example.question)))
+        answer.append(len(example.answer_texts[0].split()) if example.answer_texts else -1)
+        if example.context not in lengths:
+            lengths[example.context] = len(example.context.split())
+        context.append(lengths[example.context])
+    groups = [
+        Group("Question word", list(QUESTION_WORDS), np.array(words)),
+        _buckets("Words in the answer", answer, (1, 2, 3, 4, 6, 11)),
+        _buckets("Words in the context", context, (0, 80, 120, 160, 240, 400, 800, 1600)),
+    ]
+    if windows is not None:
+        groups.append(_buckets("Windows", windows, (1, 2, 3, 4, 6, 11)))
+    smaller = [_without_empty(each) for each in groups]
+    return [each for each in smaller if len(each.labels) > 1]
 
 
-def pick(most: int, *columns: Sequence[float]) -> list[list[float]]:
-    """At most `most` of the points, evenly spaced, both ends among them: for curves whose every point is exact."""
-    n = len(columns[0])
-    rows = np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
-    return [[_short(value) for value in np.asarray(column, float)[rows]] for column in columns]
+def _buckets(name: str, counts: Sequence[int], starts: tuple[int, ...]) -> Group:
+    """Counts by the bucket they fall in: (1, 2, 4) gives "1", "2–3" and "4+"."""
+    labels = []
+    for low, next_low in itertools.pairwise(starts):
+        labels.append(f"{low}" if next_low - low == 1 else f"{low}–{next_low - 1}")
+    labels.append(f"{starts[-1]}+")
+    return Group(name, labels, np.searchsorted(starts, counts, side="right") - 1)
 
 
-def sweep(odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answer: np.ndarray) -> dict:
-    """EM and F1 of the raw best answers at every threshold; questions without any span stay unanswered throughout."""
-    # NO_SPAN_ODDS is far beyond all others, and would make the curve a point at the left
-    highest = odds[odds < NO_SPAN_ODDS].max(initial=0.0)
-    odds = np.where(odds < NO_SPAN_ODDS, odds, highest)
-    found = tune_threshold(odds, exact, f1, has_answer)
-    threshold, exact, f1 = pick(300, found.thresholds, found.exact, found.f1)
-    return {
-        "threshold": threshold,
-        "exact": exact,
-        "f1": f1,
-        "best": [_short(found.best_f1_thresh), _short(found.best_f1)],
-    }
+def _without_empty(old: Group) -> Group:
+    """The group without labels that no question has: of [0, 2, -1] with labels a, b, c is [0, 1, -1] with a, c."""
+    used = np.unique(old.of[old.of >= 0])
+    place = np.full(len(old.labels) + 1, -1)  # the last entry serves -1
+    place[used] = np.arange(len(used))
+    return Group(old.name, [old.labels[i] for i in used], place[old.of])
 
 
-def odds_histogram(odds: np.ndarray, has_answer: np.ndarray, bins: int = 30) -> dict:
-    """Questions with and without an answer per bin of null odds; the last bin takes those without any span."""
-    real = odds[odds < NO_SPAN_ODDS]
-    low = float(real.min()) if len(real) else 0.0
-    high = float(real.max()) if len(real) else 1.0
-    if high <= low:  # one question, or all alike: a bin needs a width
-        high = low + 1.0
-    inside = np.clip(odds, low, high)
-
-    def counts(rows: np.ndarray) -> list[int]:
-        return np.histogram(inside[rows], bins=bins, range=(low, high))[0].tolist()
-
-    return {
-        "edges": [_short(edge) for edge in np.linspace(low, high, bins + 1)],
-        "has": counts(has_answer),
-        "none": counts(~has_answer),
-    }
-
-
-def reliability(
-    odds: np.ndarray, has_answer: np.ndarray, scale: float, bias: float, bins: int = 10
-) -> dict:
-    """Promised and actual share of questions without an answer, [mean probability, share, n] per bin that is used."""
-    probability = no_answer_probability(odds, scale, bias)
-    place = np.minimum((probability * bins).astype(int), bins - 1)
-    points = []
-    for index in np.unique(place):
-        rows = place == index
-        promised = _short(probability[rows].mean())
-        actual = _short((~has_answer)[rows].mean())
-        points.append([promised, actual, int(rows.sum())])
-    return {"points": points, "error": _short(calibration_error(probability, has_answer))}
-
-
-def risk_and_coverage(sure: np.ndarray, exact: np.ndarray) -> dict:
-    """How often the surest answers are wrong: coverage and risk of the surest one, the two surest, ... all questions.
-
-    Answers of confidence 0.9, 0.8 and 0.7, of which the second is wrong, give coverage 1/3, 2/3, 1 and risk 0, 1/2, 1/3,
-    which is 0.28 on average, the area. `error` is the expected calibration error of the confidence.
-    """
-    order = np.argsort(-sure, kind="stable")
-    answered = np.arange(1, len(order) + 1)
-    risk = np.cumsum(1.0 - exact[order]) / answered
-    return {
-        "points": pick(300, answered / len(order), risk),
-        "area": _short(risk.mean()),
-        "error": _short(gap_of_equal_bins(sure, exact)),
-    }
-
-
-def _short(value: float) -> float:
-    """Six significant digits: more cannot be seen, and the page stays small."""
-    return float(f"{float(value):.6g}")
+def group_rows(parted: Group, systems: Sequence[System]) -> list[dict]:
+    """Per label: n, and for each system its mean exact and f1, and the half width of the F1 mean's 95 % interval."""
+    rows = []
+    for index in range(len(parted.labels)):
+        inside = parted.of == index
+        n = int(inside.sum())
+        row = {"n": n, "exact": [], "f1": [], "margin": []}
+        for exact, f1 in systems:
+            row["exact"].append(percent(exact[inside].mean()))
+            row["f1"].append(percent(f1[inside].mean()))
+            row["margin"].append(percent(1.96 * f1[inside].std() / math.sqrt(n)))
+        rows.append(row)
+    return rows

@@ -1,15 +1,10 @@
-"""What was run: sentences, the table of facts, curves of training, and which runs are of one recipe."""
+"""What was run, in words: sentences, and the table of facts."""
 
 import math
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.reporting.analysis import thin
 from bertqa.reporting.run_folder import Run, has_numbers, is_number, moved_ends, numbers, object_at
-
-CHANCE = {"seed", "out", "dev", "threads", "device", "save_every", "max_minutes"}
-"""Settings in which runs of one recipe may differ."""
 
 
 def remarks(run: Run) -> list[str]:
@@ -109,10 +104,8 @@ def facts(run: Run) -> dict[str, str]:
     """Label -> value of what was run, for people; what is not known is left out."""
     config = run.config
     end = (run.of("end") or [{}])[-1]
-    versions = []
-    for name, value in run.part("versions").items():
-        if name != "platform":  # stands with the hardware
-            versions.append(f"{name} {value}")
+    versions = dict(run.part("versions"))
+    versions.pop("platform", None)  # stands with the hardware
     command = config.get("command")
     words = command if isinstance(command, list) else []
     found = {
@@ -123,11 +116,9 @@ def facts(run: Run) -> dict[str, str]:
         "Windows": window_fact(run),
         "Recipe": recipe_fact(run),
         "Best weights": best_fact(run),
-        "Training time": time_fact(end),
-        "Throughput": speed_fact(end),
-        "Peak memory": memory_fact(end),
+        **effort_facts(end),
         "Hardware": hardware(run),
-        "Software": ", ".join(versions),
+        "Software": ", ".join(f"{name} {value}" for name, value in versions.items()),
         "Commit": config.get("commit"),
         "Begun": config.get("started"),
         "Command": shlex.join(map(str, words)),
@@ -204,41 +195,18 @@ def best_fact(run: Run) -> str:
     return f"step {steps[scores.index(best)]:,}, {name} {best:.2f}"
 
 
-def time_fact(end: dict) -> str:
-    if not is_number(end.get("seconds")):
-        return ""
-    return (
-        f"{duration(end['seconds'])} for {counted(end.get('steps'))} steps, "
-        f"{counted(end.get('windows'))} windows"
-    )
-
-
-def speed_fact(end: dict) -> str:
-    if not is_number(end.get("windows_per_s")) or not is_number(end.get("tokens_per_s")):
-        return ""
-    return f"{end['windows_per_s']:,.1f} windows/s, {end['tokens_per_s']:,.0f} useful tokens/s"
-
-
-def memory_fact(end: dict) -> str:
-    peak = end.get("peak_memory_mb")
-    return f"{counted(peak)} MB" if peak else ""
-
-
-def families(runs: Sequence[Run]) -> dict[str, list[int]]:
-    """Recipes: the settings in which they differ, in words -> the rows of their runs."""
-    recipes = []
-    for run in runs:
-        settings = run.config["settings"]
-        recipes.append({name: value for name, value in settings.items() if name not in CHANCE})
-    names = list(dict.fromkeys(name for recipe in recipes for name in recipe))
-    differing = []
-    for name in names:
-        if any(recipe.get(name) != recipes[0].get(name) for recipe in recipes):
-            differing.append(name)
-    found: dict[str, list[int]] = {}
-    for row, recipe in enumerate(recipes):
-        words = ", ".join(f"{name} {recipe.get(name)}" for name in differing)
-        found.setdefault(words or "one recipe", []).append(row)
+def effort_facts(end: dict) -> dict[str, str]:
+    """What the training took, by the last record of its journal."""
+    found = {}
+    if is_number(end.get("seconds")):
+        steps = counted(end.get("steps"))
+        windows = counted(end.get("windows"))
+        found["Training time"] = f"{duration(end['seconds'])} for {steps} steps, {windows} windows"
+    if has_numbers(end, "windows_per_s", "tokens_per_s"):
+        speed = f"{end['windows_per_s']:,.1f} windows/s"
+        found["Throughput"] = f"{speed}, {end['tokens_per_s']:,.0f} useful tokens/s"
+    if end.get("peak_memory_mb"):
+        found["Peak memory"] = f"{counted(end['peak_memory_mb'])} MB"
     return found
 
 
@@ -271,18 +239,3 @@ def parameters(folder: Path | None) -> int:
             return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     except (OSError, SafetensorError):
         return 0
-
-
-def curves(run: Run) -> dict:
-    """name -> [steps, values], of training thinned; `dev` has two scores, by their label."""
-    scores = {"F1": "f1", "EM": "exact"}
-    if run.classifies:
-        scores = {"macro-F1": "macro_f1", "accuracy": "accuracy"}
-    steps = run.of("train")
-    evaluations = run.of("eval")
-    found = {}
-    for name in ("loss", "lr", "grad_norm", "windows_per_s"):
-        found[name] = thin(400, *numbers(steps, "step", name))
-    found["dev_loss"] = numbers(evaluations, "step", "loss")
-    found["dev"] = {label: numbers(evaluations, "step", name) for label, name in scores.items()}
-    return found

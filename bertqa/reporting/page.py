@@ -1,5 +1,4 @@
-"""The report: one self-contained HTML page about a run, about two compared, or about several of a
-few recipes.
+"""The report: one self-contained HTML page about a run, about two compared, or about several of a few recipes.
 
 A piece that is missing becomes a sentence on the page. Text from data reaches the page as JSON only
 and becomes text nodes; the page's policy lets no script run but its own, and nothing be fetched.
@@ -19,11 +18,10 @@ from bertqa import __version__
 from bertqa.data.examples import Dataset, Example, read_examples
 from bertqa.errors import UserError
 from bertqa.files import replacing, same_file, to_json
-from bertqa.reporting import analysis, kinds
-from bertqa.reporting.classes import class_report
-from bertqa.reporting.facts import curves, facts, families, lead, remarks
+from bertqa.reporting import analysis, scored
+from bertqa.reporting.curves import answer_or_not, risk, training_curves
+from bertqa.reporting.facts import facts, lead, remarks
 from bertqa.reporting.run_folder import FILES, Run, find_dev, is_number, read_run
-from bertqa.reporting.scored import answer_or_not, browser, columns, count_windows, risk, score
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 SCRIPTS = ("charts.js", "sections.js", "classes.js", "questions.js", "start.js")
@@ -37,8 +35,7 @@ def write_report(
     dev: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Write the page, and return where. `say` takes the verdict, and what the page lacks, a line at
-    a time.
+    """Write the page, and return where. `say` takes the verdict, and what the page lacks, a line at a time.
 
     Args:
         run, others: folders that training made.
@@ -97,17 +94,17 @@ def collect(runs: list[Run], dev: str | None) -> dict:
         "groups": [],
         "questions": None,
         "classes": None,
-        "kinds": [[key, *text] for key, text in kinds.KINDS.items()],
+        "kinds": [[key, *text] for key, text in analysis.KINDS.items()],
         "runs": [describe_run(run) for run in runs],
     }
     if not any(run.events for run in runs):
         page["gaps"]["training"] = "There are no curves: metrics.jsonl is missing or empty."
     why = why_unscored(runs, dev)
     if not why and runs[0].classifies:
-        page["classes"] = [class_report(run, dev) for run in runs]
+        page["classes"] = [scored.class_report(run, dev) for run in runs]
         if len(runs) > 1:
             fractions = [(one["accuracy"] / 100, one["macro_f1"] / 100) for one in page["classes"]]
-            page["families"] = analysis.family_rows(families(runs), fractions)
+            page["families"] = analysis.family_rows(analysis.families(runs), fractions)
         return page
     if not why:
         limit = runs[0].setting("limit_dev")
@@ -165,7 +162,7 @@ def describe_run(run: Run) -> dict:
         "lead": lead(run),
         "facts": facts(run),
         "settings": shown,
-        "curves": curves(run),
+        "curves": training_curves(run),
         "threshold": threshold if is_number(threshold) else None,
     }
 
@@ -181,29 +178,25 @@ def fill(page: dict, runs: list[Run], data: Dataset) -> None:
             page["notes"].append(
                 f"The runs answered different questions; compared are the {len(examples):,} of {of}."
             )
-    scored = [score(run, examples) for run in runs]
+    found = [scored.score(run, examples) for run in runs]
     has_answer = np.array([bool(example.answer_texts) for example in examples])
-    systems = [(one.exact, one.f1) for one in scored]
+    systems = [(one.exact, one.f1) for one in found]
     page["total"] = len(examples)
     page["scores"] = analysis.score_table(has_answer, systems)
     if len(runs) > 1:
-        page["families"] = analysis.family_rows(families(runs), systems)
+        page["families"] = analysis.family_rows(analysis.families(runs), systems)
     if len(runs) == 2:
-        exact = [one.exact for one in scored]
+        exact = [one.exact for one in found]
         names = [run.name for run in runs]
         page["verdict"] = analysis.verdict(page["scores"][0], exact, names)
     # The first run's windows serve for all: two that cut texts otherwise could not share a table.
-    for each in kinds.group(examples, count_windows(runs[0], examples)):
+    for each in analysis.group(examples, scored.count_windows(runs[0], examples)):
+        rows = analysis.group_rows(each, systems)
         page["groups"].append(
-            {
-                "name": each.name,
-                "labels": each.labels,
-                "rows": kinds.group_rows(each, systems),
-                "of": each.of.tolist(),
-            }
+            {"name": each.name, "labels": each.labels, "rows": rows, "of": each.of.tolist()}
         )
-    for shown, run, one in zip(page["runs"], runs, scored, strict=True):
-        shown["kinds"] = kinds.kind_rows(one.kinds, one.f1)
+    for shown, run, one in zip(page["runs"], runs, found, strict=True):
+        shown["kinds"] = analysis.kind_rows(one.kinds, one.f1)
         shown["risk"] = risk(run, examples, one.exact)
         shown.update(answer_or_not(run, examples, has_answer))
     page["beside"] = beside(page["runs"], has_answer)
@@ -211,9 +204,9 @@ def fill(page: dict, runs: list[Run], data: Dataset) -> None:
         page["gaps"]["questions"] = "Single questions are shown for one run, or for two compared."
         return
     answers = []
-    for run, one in zip(runs, scored, strict=True):
-        answers.append(columns(run, one, examples))
-    page["questions"] = {**browser(examples), "runs": answers}
+    for run, one in zip(runs, found, strict=True):
+        answers.append(scored.columns(run, one, examples))
+    page["questions"] = {**scored.browser(examples), "runs": answers}
 
 
 def beside(shown: list[dict], has_answer: np.ndarray) -> list[str]:
@@ -238,12 +231,10 @@ def changed_data_notes(runs: list[Run], data: Dataset) -> list[str]:
     """A sentence for each run that was evaluated on other questions than these."""
     notes = []
     for run in runs:
-        if (
-            Path(data.path) == run.folder / "dev.json"
-        ):  # held out of the training file, and written here
-            continue
         known = run.part("fingerprints").get("dev file")
-        if known and not data.sha256.startswith(str(known)):
+        # dev.json was held out of the training file: its own hash is not that of any file that was given
+        is_held_out = Path(data.path) == run.folder / "dev.json"
+        if known and not is_held_out and not data.sha256.startswith(str(known)):
             notes.append(
                 f"{data.path} is not the file that {run.name} was evaluated on: its content differs."
             )

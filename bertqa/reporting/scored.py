@@ -1,24 +1,19 @@
-"""A run's predictions against the questions: scores, places in the text, curves over the null odds,
-and the columns of the question browser.
-"""
+"""A run's predictions beside the data: what it got right, and what the page lists of single questions, or of texts and classes."""
 
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from bertqa.data.examples import Example
+from bertqa.data.texts import read_texts
 from bertqa.errors import UserError
 from bertqa.qa import metrics
-from bertqa.qa.metrics import Scores
 from bertqa.qa.thresholds import NO_SPAN_ODDS
-from bertqa.reporting import analysis
-from bertqa.reporting.kinds import KINDS, kind_of
-from bertqa.reporting.run_folder import Run, is_number
-
-RUNNERS_UP = 3
-"""Spans shown beneath each prediction."""
+from bertqa.reporting.analysis import KINDS, kind_of
+from bertqa.reporting.run_folder import Run, find_file
 
 
 @dataclass
@@ -35,17 +30,16 @@ class Scored:
 def score(run: Run, examples: list[Example]) -> Scored:
     """Score predictions.json, which is written at the tuned threshold; a question it lacks counts as wrong."""
     scores = metrics.score_answers(examples, run.predictions)
+    exact = np.array(scores.exact, float)
+    f1 = np.array(scores.f1, float)
     spans = []
     kinds = []
-    for example, text, exact, f1 in zip(
-        examples, scores.texts, scores.exact, scores.f1, strict=True
-    ):
+    for row, example in enumerate(examples):
+        text = scores.texts[row]
         span = place(run, example, text)
         spans.append(span)
-        kinds.append(kind_of(example, text, exact, f1, span))
-    return Scored(
-        scores.texts, np.array(scores.exact, float), np.array(scores.f1, float), spans, kinds
-    )
+        kinds.append(kind_of(example, text, scores.exact[row], scores.f1[row], span))
+    return Scored(scores.texts, exact, f1, spans, kinds)
 
 
 def place(run: Run, example: Example, text: str | None) -> tuple[int, int] | None:
@@ -58,78 +52,6 @@ def place(run: Run, example: Example, text: str | None) -> tuple[int, int] | Non
         if entry["text"] == text and example.context[start:end] == text:
             return start, end
     return None
-
-
-def answer_or_not(run: Run, examples: list[Example], has_answer: np.ndarray) -> dict:
-    """Curves over the null odds: pr, sweep, histogram, reliability. Each is points, or a sentence
-    why there are none.
-
-    `at_zero` has EM and F1 at threshold 0, for a run whose threshold was tuned.
-    """
-    best = best_texts(run)
-    absent = [
-        example.id for example in examples if example.id not in best or example.id not in run.odds
-    ]
-    if absent:
-        why = f"null_odds.json and nbest_predictions.json lack {len(absent):,} of {len(examples):,} questions."
-        return dict.fromkeys(("pr", "sweep", "histogram", "reliability"), why)
-    raw = metrics.score_answers(examples, best)
-    odds = np.array([run.odds[id] for id in raw.ids], float)
-    exact = np.array(raw.exact, float)
-    f1 = np.array(raw.f1, float)
-    result = {
-        "histogram": analysis.odds_histogram(odds, has_answer),
-        "pr": precision_and_recall(run, raw, odds),
-    }
-    if has_answer.all():
-        why = "Every question has an answer: there is nothing to tune."
-        return {**result, "sweep": why, "reliability": why}
-
-    result["sweep"] = analysis.sweep(odds, exact, f1, has_answer)
-    # what the model would score had nobody tuned a threshold on these questions
-    if run.qa.get("null_threshold") is not None:
-        silent = odds > 0
-        result["at_zero"] = [
-            100 * float(np.where(silent, ~has_answer, values).mean()) for values in (exact, f1)
-        ]
-    # Platt's two numbers, fitted when the threshold was tuned (thresholds.fit_probability)
-    scale = run.qa.get("no_answer_scale")
-    bias = run.qa.get("no_answer_bias")
-    result["reliability"] = "best/qa.json holds no fitted probability."
-    if is_number(scale) and is_number(bias):
-        found = odds < NO_SPAN_ODDS
-        result["reliability"] = analysis.reliability(odds[found], has_answer[found], scale, bias)
-    return result
-
-
-def risk(run: Run, examples: list[Example], exact: np.ndarray) -> dict | str:
-    """The curve of risk and coverage of the run's answers, `exact` (Q,), or why there is none."""
-    lacking = sum(example.id not in run.confidence for example in examples)
-    if lacking:
-        return f"confidence.json lacks {lacking:,} of {len(examples):,} questions."
-    sure = np.array([run.confidence[example.id] for example in examples])
-    return analysis.risk_and_coverage(sure, exact)
-
-
-def best_texts(run: Run) -> dict[str, str]:
-    """The best span of each question, whatever the threshold says; "" where there is none."""
-    best = {}
-    for id, entries in run.nbest.items():
-        best[id] = next((entry["text"] for entry in entries if entry["text"]), "")
-    return best
-
-
-def precision_and_recall(run: Run, raw: Scores, odds: np.ndarray) -> dict | str:
-    """The two curves, of exact match and of F1."""
-    if not any(raw.has_answer):
-        return "No question has an answer."
-    order = metrics.ranking(raw, run.odds)
-    curves = {}
-    for name, values in (("exact", raw.exact), ("f1", raw.f1)):
-        precisions, recalls, area = metrics.precision_recall(values, raw.has_answer, odds, order)
-        points = analysis.pick(300, recalls, precisions)
-        curves[name] = {"points": points, "area": round(area, 2)}
-    return curves
 
 
 def count_windows(run: Run, examples: list[Example]) -> np.ndarray | None:
@@ -153,6 +75,9 @@ def count_windows(run: Run, examples: list[Example]) -> np.ndarray | None:
 
 # The question browser: columns of numbers, each context once, so that the page stays small
 
+RUNNERS_UP = 3
+"""Spans shown beneath each prediction."""
+
 
 def utf16(text: str) -> Callable[[int], int]:
     """From Python's character offsets to JavaScript's, which counts characters beyond U+FFFF twice: in "a🐼b" the b is at 2,
@@ -165,9 +90,7 @@ def utf16(text: str) -> Callable[[int], int]:
 
 
 def browser(examples: list[Example]) -> dict:
-    """Questions and accepted answers: `gold` is start, end, start, end, ... in the context, `lost`
-    what has no place.
-    """
+    """Questions and accepted answers: `gold` is start, end, start, end, ... in the context, `lost` what has no place."""
     contexts: dict[str, int] = {}
     titles: list[str] = []
     rows: list[int] = []
@@ -198,8 +121,7 @@ def browser(examples: list[Example]) -> dict:
 
 
 def columns(run: Run, scored: Scored, examples: list[Example]) -> dict:
-    """One run's answers: `answer` is [start, end], "" for none, null for missing, or a text that
-    has no place.
+    """One run's answers: `answer` is [start, end], "" for none, null for missing, or a text that has no place.
 
     `best` is start, end, per mille of the best entries of the n-best list, the null answer as 0, 0.
     """
@@ -215,7 +137,109 @@ def columns(run: Run, scored: Scored, examples: list[Example]) -> dict:
         result["answer"].append([at(span[0]), at(span[1])] if span else scored.texts[row])
         best = []
         for entry in run.nbest.get(example.id, ())[: RUNNERS_UP + 1]:
-            share = round(1000 * entry["probability"])
-            best += [at(entry["start"]), at(entry["end"]), share]
+            per_mille = round(1000 * entry["probability"])
+            best += [at(entry["start"]), at(entry["end"]), per_mille]
         result["best"].append(best)
     return result
+
+
+# Texts and classes, C of them
+
+MOST_ERRORS = 500
+"""Texts that the page lists, those first of which the model was surest."""
+LONGEST = 600
+"""Characters shown of a text."""
+
+
+def class_report(run: Run, dev: str | None) -> dict:
+    """What the page shows of a classifier's predictions on its dev texts: a confusion matrix, scores, the errors."""
+    labelled = [record for record in run.classified if record.get("gold") is not None]
+    labels = run.model.get("labels") or sorted({str(record["gold"]) for record in labelled})
+    place = {label: row for row, label in enumerate(labels)}
+    matrix = np.zeros(
+        (len(labels), len(labels)), int
+    )  # (C, C) texts: the right class, the predicted
+    errors = []
+    texts = dev_texts(run, dev)
+    for record in labelled:
+        gold, label = str(record["gold"]), str(record.get("label"))
+        # else labels of another model's run, or a file that was edited
+        if gold not in place or label not in place:
+            continue
+        matrix[place[gold], place[label]] += 1
+        if gold != label:
+            id = str(record.get("id"))
+            errors.append(
+                {
+                    "id": id,
+                    "gold": gold,
+                    "label": label,
+                    "probability": float(max(record["probabilities"].values(), default=0.0)),
+                    "text": texts.get(id, "")[:LONGEST],
+                }
+            )
+    errors.sort(key=lambda error: error["probability"], reverse=True)
+    shown = errors[:MOST_ERRORS]
+    for error in shown:
+        error["probability"] = round(error["probability"], 4)
+    total = int(matrix.sum())
+    return {
+        "labels": labels,
+        "matrix": matrix.tolist(),
+        "rows": class_rows(matrix),
+        "accuracy": share(int(matrix.trace()), total) or 0.0,
+        "macro_f1": macro_f1(matrix),
+        "total": total,
+        "wrong": len(errors),
+        "errors": shown,
+    }
+
+
+def class_rows(matrix: np.ndarray) -> list[dict]:
+    """n, precision, recall and F1 in percent of each class; None where there is nothing to divide by."""
+    rows = []
+    for row in range(len(matrix)):
+        right = int(matrix[row, row])
+        asked = int(matrix[row].sum())
+        said = int(matrix[:, row].sum())
+        rows.append(
+            {
+                "n": asked,
+                "precision": share(right, said),
+                "recall": share(right, asked),
+                "f1": share(2 * right, asked + said),
+            }
+        )
+    return rows
+
+
+def macro_f1(matrix: np.ndarray) -> float:
+    """The mean of F1 over the classes that are right or predicted at least once, in percent."""
+    counts = matrix.sum(0) + matrix.sum(1)
+    seen = counts > 0
+    if not seen.any():
+        return 0.0
+    return round(100 * float(np.mean(2 * matrix.diagonal()[seen] / counts[seen])), 2)
+
+
+def share(part: int, whole: int) -> float | None:
+    return round(100 * part / whole, 2) if whole else None
+
+
+def dev_texts(run: Run, dev: str | None) -> dict[str, str]:
+    """id -> text of the dev set, which may be a part of the training file; empty where that is not found."""
+    path = Path(dev) if dev else find_file(run, run.setting("dev") or run.setting("train"))
+    if path is None:
+        return {}
+    pair = run.setting("pair_column")
+    try:
+        found = read_texts(path, run.setting("text_column"), pair_column=pair)
+    except UserError:
+        if dev:
+            raise
+        return {}
+    texts = dict(zip(found.ids, found.texts, strict=True))
+    if found.pairs:
+        for id, second in zip(found.ids, found.pairs, strict=True):
+            texts[id] += f"  ·  {second}"
+    return texts
