@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertqa import doctor
+from bertqa.console import say
 from bertqa.data.characters import beginnings
 from bertqa.data.examples import Example, read_examples
 from bertqa.data.tokenizer import WordPiece
@@ -677,3 +678,15 @@ def test_every_stretch_of_whole_characters_can_be_the_answer(tmp_path, script, l
     for example, view in zip(examples, views(windows), strict=True):
         faults = [answer.fault for answer in place(example, view, 999)]
         assert faults == [""], example.answer_texts
+
+
+def test_what_the_library_says_is_shown(sick, monkeypatch, capsys):
+    """As by every verb: of a download, say, that takes a while."""
+
+    def slow_read(path, **options):
+        say(f"fetching {path.name}")
+        return read_examples(path, **options)
+
+    monkeypatch.setattr(doctor, "read_examples", slow_read)
+    assert doctor.main([str(sick)]) == 0
+    assert "fetching sick.json" in capsys.readouterr().err

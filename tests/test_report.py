@@ -16,7 +16,7 @@ import pytest
 from bertqa.data.examples import Example
 from bertqa.errors import UserError
 from bertqa.qa import thresholds
-from bertqa.reporting import analysis, kinds
+from bertqa.reporting import analysis, curves
 from bertqa.reporting.page import write_report
 
 PANDA = "The red panda lives in Nepal. It eats bamboo, and sleeps in trees."
@@ -294,7 +294,9 @@ def test_verdict():
 
 
 def test_what_kinds_cost_adds_up():
-    rows = analysis.kind_rows(["right", "wrong", "boundary", "false_answer"], np.array([1, 0, 0.4, 0]))
+    rows = analysis.kind_rows(
+        ["right", "wrong", "boundary", "false_answer"], np.array([1, 0, 0.4, 0])
+    )
     assert dict(zip(analysis.KINDS, [(row["n"], row["lost"]) for row in rows], strict=True)) == {
         "right": (1, 0.0),
         "right_silent": (0, 0.0),

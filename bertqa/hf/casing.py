@@ -56,9 +56,8 @@ class Traits:
         case = _in_words(self.lowers, "uncased", "cased", "capitals kept in")
         if set(self.strips.values()) == set(self.lowers.values()):
             return case  # accents go with the capitals, as BERT's normaliser has it
-        return (
-            f"{case}, {_in_words(self.strips, 'accents taken off', 'accents kept', 'but kept in')}"
-        )
+        accents = _in_words(self.strips, "accents taken off", "accents kept", "but kept in")
+        return f"{case}, {accents}"
 
 
 def _in_words(does: dict[str, bool], all_of_them: str, none: str, but: str) -> str:
@@ -72,20 +71,15 @@ def _in_words(does: dict[str, bool], all_of_them: str, none: str, but: str) -> s
 
 def measure(normalise: Callable[[str], str]) -> Traits:
     """Try a normaliser on letters of every script."""
-
-    def lowers(letters: str) -> bool:
-        return not any(made.isupper() for made in normalise(letters))
-
-    def strips(letters: str) -> bool:
+    lowers = {}
+    for script, letters in CAPITALS.items():
+        lowers[script] = not any(made.isupper() for made in normalise(letters))
+    strips = {}
+    for script, letters in ACCENTED.items():
         # composed again: to write é as e and an accent is not to lose it
         kept = [unicodedata.normalize("NFC", normalise("x" + c)) == "x" + c for c in letters]
-        return not all(kept)
-
-    return Traits(
-        {script: lowers(letters) for script, letters in CAPITALS.items()},
-        {script: strips(letters) for script, letters in ACCENTED.items()},
-        normalise("中").strip() != normalise("中"),
-    )
+        strips[script] = not all(kept)
+    return Traits(lowers, strips, chinese=normalise("中").strip() != normalise("中"))
 
 
 def unreachable(tokens: list[str], normalise: Callable[[str], str]) -> list[str]:
@@ -137,26 +131,27 @@ def check_vocabulary(
     Raises:
         UserError: text is lower-cased for a vocabulary with capitals: the files contradict each other.
     """
+    plain = plain_tokens(vocab)
+    lost = unreachable(plain, normalise)
+    lowers = any(traits.lowers.values())
     share = capitals(vocab)
-    if any(traits.lowers.values()) and share > CASED_SHARE:
-        kept = [token for token in plain_tokens(vocab) if token.lower() != token]
-        lost = len(unreachable(kept, normalise)) / max(1, len(plain_tokens(vocab)))
-        if lost > CASED_SHARE:
-            raise UserError(
-                f"{source}: the tokenizer lower-cases, but {share:.0%} of the tokens of its vocabulary have capitals "
-                "and could never be used: casing contradicts the vocabulary; set do_lower_case to false in "
-                'tokenizer_config.json (and "lowercase" in tokenizer.json), or bring the right vocabulary'
-            )
+    # Of some scripts only: a tokenizer that keeps Latin capitals may lower the few Greek ones of its vocabulary.
+    lost_capitals = sum(token.lower() != token for token in lost)
+    if lowers and share > CASED_SHARE and lost_capitals > CASED_SHARE * len(plain):
+        raise UserError(
+            f"{source}: the tokenizer lower-cases, but {share:.0%} of the tokens of its vocabulary have capitals "
+            "and could never be used: casing contradicts the vocabulary; set do_lower_case to false in "
+            'tokenizer_config.json (and "lowercase" in tokenizer.json), or bring the right vocabulary'
+        )
     remarks = []
     letters = "".join(CAPITALS.values())
     known = set(vocab)
     has_small = not known.isdisjoint(letters.lower())
     # Not the share: an uncased vocabulary may hold "ℝ", which lower-casing leaves as it is.
-    if not any(traits.lowers.values()) and has_small and known.isdisjoint(letters):
+    if not lowers and has_small and known.isdisjoint(letters):
         remarks.append(
             "warning: the tokenizer keeps capitals, but its vocabulary has none; capitalised words become [UNK]"
         )
-    lost = unreachable(plain_tokens(vocab), normalise)
     if lost:
         remarks.append(
             f"{len(lost):,} tokens of the vocabulary ({len(lost) / len(vocab):.1%}) can never be made, for the "

@@ -29,7 +29,6 @@ from bertqa.hf.match import SEGMENT, Plan, plan_conversion
 from bertqa.hf.names import Report, fold
 from bertqa.hf.weights import WEIGHT_FILES, open_weights
 from bertqa.model.card import plain_card, read_license
-from bertqa.model.config import BertConfig
 from bertqa.model.disk import DTYPES, Weights, write_checksums, write_safetensors
 from bertqa.model.folder import WEIGHTS
 from bertqa.model.record import write_config
@@ -132,8 +131,11 @@ class _Tensors:
 
     def get(self, ours: str) -> Tensor:
         if ours not in self.plan.parts:
-            shape = self.plan.empty[ours].shape
-            return _draw(ours, shape, self.plan.config, self.generator)
+            # a head's: as BERT initialises, weights from a normal, biases zero
+            drawn = torch.zeros(self.plan.empty[ours].shape)
+            if not ours.endswith("bias"):
+                drawn.normal_(0.0, self.plan.config.initializer_range, generator=self.generator)
+            return drawn
         pieces = []
         for name in self.plan.parts[ours]:
             piece = self.weights.get(name)
@@ -155,13 +157,6 @@ class _Tensors:
             )
 
 
-def _draw(ours: str, shape, config: BertConfig, generator: torch.Generator) -> Tensor:
-    """BERT's initialisation of one parameter of a head: weights from a normal, biases zero."""
-    if ours.endswith("bias"):
-        return torch.zeros(shape)
-    return torch.empty(shape).normal_(0.0, config.initializer_range, generator=generator)
-
-
 def _stored_dtype(weights: Weights, names: Iterable[str]) -> torch.dtype:
     """As stored, so that nothing is lost on the way; float32 for float64, for parts that differ, and for fresh ones."""
     stored = {DTYPES[weights.dtypes[name]] for name in names}
@@ -179,14 +174,6 @@ def dtype_name(dtypes: Iterable[torch.dtype]) -> str:
 
 FORMAT = 1
 """To be raised when the same checkpoint converts into something else than before."""
-
-
-@dataclass
-class _Source:
-    """What to convert, and the name of the folder in the cache that it becomes."""
-
-    given: str | Path
-    name: str
 
 
 def resolve_weights(
@@ -207,12 +194,21 @@ def resolve_weights(
         UserError: as `convert`.
     """
     path = model_of(name_or_path)
-    if _is_model_folder(path):
+    if (path / "config.json").exists() and "architecture" in read_object(path / "config.json"):
         return path
-    source = _source_of_path(path) if path.exists() else _source_of_id(name_or_path)
-    name = source.name + ("-encoder" if encoder_only else "")
+    is_here = path.exists()
+    source = path if is_here else name_or_path
+    name = _name_of_path(path) if is_here else _name_of_id(name_or_path)
+    if encoder_only:
+        name += "-encoder"
     cache = Path(cache) if cache else cache_folder() / "weights"
-    _make(cache)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{cache}: cannot keep converted weights there ({error.strerror}); set BERTQA_CACHE to a folder "
+            "that you may write to"
+        ) from None
     dest = cache / name
     with locked(cache / f"{name}.lock") as is_alone:
         if is_alone:
@@ -222,11 +218,11 @@ def resolve_weights(
             return dest
         # half a folder, of a copy or an rsync that was cut off: all in the cache is ours to make anew
         shutil.rmtree(dest, ignore_errors=True)
-        if not path.exists():
+        if not is_here:
             say(f"{name_or_path}: no such folder here; taken as a Hub id")
         say(f"converting {name_or_path} into {dest} (once)")
         try:
-            report = convert(source.given, dest, fresh_head="none" if encoder_only else None)
+            report = convert(source, dest, fresh_head="none" if encoder_only else None)
             write_checksums(dest, {WEIGHTS: report.sha256})  # what is in the cache, nobody changes
         except UserError:
             # on a file system without locks, another process may have been faster
@@ -235,27 +231,12 @@ def resolve_weights(
     return dest
 
 
-def _is_model_folder(path: Path) -> bool:
-    config = path / "config.json"
-    return config.exists() and "architecture" in read_object(config)
-
-
 def _is_whole(folder: Path) -> bool:
     return (folder / "config.json").exists() and (folder / WEIGHTS).exists()
 
 
-def _make(cache: Path) -> None:
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{cache}: cannot keep converted weights there ({error.strerror}); set BERTQA_CACHE to a folder "
-            "that you may write to"
-        ) from None
-
-
-def _source_of_path(path: Path) -> _Source:
-    """A folder or file here: its name, and a hash over all that conversion reads."""
+def _name_of_path(path: Path) -> str:
+    """What a folder or file here becomes in the cache: its name, and a hash over all that conversion reads."""
     place = hub.locate(path)
     names = [*CONFIG_FILES, *hub.TEXT_FILES, *WEIGHT_FILES[1::2]]
     pooling = pooling_file(place.folder)
@@ -268,13 +249,13 @@ def _source_of_path(path: Path) -> _Source:
     for file in (*read, *open_weights(place.weights).files):
         lines.append(f"{file.relative_to(place.folder)} {sha256(file)}")
     key = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    return _Source(path, f"{place.source}-{key[:16]}")
+    return f"{place.source}-{key[:16]}"
 
 
-def _source_of_id(given: str | Path) -> _Source:
-    """A Hub id: organisation, name and revision."""
+def _name_of_id(given: str | Path) -> str:
+    """What a Hub id becomes in the cache: organisation, name and revision."""
     repo, revision = hub.parse_id(given)
     name = repo.replace("/", "--")
     if revision:
         name += f"@{revision.replace('/', '-')}"
-    return _Source(given, f"{name}-{FORMAT}")
+    return f"{name}-{FORMAT}"

@@ -19,18 +19,13 @@ from bertqa.files import read_object, show
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-@dataclass
-class Casing:
-    """What BERT's normaliser is told, as tokenizer_config.json names it."""
+def make_fast(vocab: list[str], lowercase: bool, strip_accents: bool | None, chinese: bool) -> dict:
+    """The tokenizer.json of a BERT WordPiece vocabulary (what transformers' BertTokenizer has always done).
 
-    do_lower_case: bool
-    strip_accents: bool | None = None
-    """None: as do_lower_case."""
-    tokenize_chinese_chars: bool = True
-
-
-def make_fast(vocab: list[str], casing: Casing) -> dict:
-    """The tokenizer.json of a BERT WordPiece vocabulary (what transformers' BertTokenizer has always done)."""
+    Args:
+        strip_accents: None: as lowercase.
+        chinese: whether Chinese characters are set apart from each other.
+    """
     ids = {token: i for i, token in enumerate(vocab)}
     known = [token for token in SPECIAL if token in ids]
     known.sort(key=ids.get)
@@ -47,9 +42,9 @@ def make_fast(vocab: list[str], casing: Casing) -> dict:
         "normalizer": {
             "type": "BertNormalizer",
             "clean_text": True,
-            "handle_chinese_chars": casing.tokenize_chinese_chars,
-            "strip_accents": casing.strip_accents,
-            "lowercase": casing.do_lower_case,
+            "handle_chinese_chars": chinese,
+            "strip_accents": strip_accents,
+            "lowercase": lowercase,
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": {

@@ -101,36 +101,39 @@ def download(repo: str, revision: str | None = None) -> Path:
         The snapshot's folder, named by its commit.
     """
     with checked_answers():
-        config = _first(repo, CONFIG_FILES, revision)
-        if config is None:
-            if fetch(repo, ADAPTER_CONFIG, revision):
-                raise UserError(adapter(repo))
-            raise _lacks(repo, "config.json")
+        config = _first(repo, CONFIG_FILES, revision, "config.json")
+        # A branch may move while files are fetched; its commit does not.
         commit = config.parent.name
         for name in TEXT_FILES:
             fetch(repo, name, commit)
         pooling = pooling_file(config.parent)
         if pooling and pooling not in TEXT_FILES:
             fetch(repo, pooling, commit)
-        weights = _first(repo, WEIGHT_FILES, commit)
-        if weights is None:
-            if fetch(repo, ADAPTER_CONFIG, commit):
-                raise UserError(adapter(repo))
-            raise _lacks(repo, " or ".join(WEIGHT_FILES[::2]))
+        weights = _first(repo, WEIGHT_FILES, commit, " or ".join(WEIGHT_FILES[::2]))
         if weights.name.endswith(".index.json"):
             for shard in sorted(set(shard_names(weights).values())):
-                if fetch(repo, shard, commit) is None:
-                    raise _lacks(repo, shard)
+                _first(repo, [shard], commit, shard)
     return config.parent
 
 
-def _first(repo: str, names: Sequence[str], revision: str | None) -> Path | None:
-    """The first of these files that the repository has."""
+def _first(repo: str, names: Sequence[str], revision: str | None, wanted: str) -> Path:
+    """The first of these files that the repository has. Raises UserError, where it has none, that calls them `wanted`."""
+    from huggingface_hub import constants
+
     for name in names:
         path = fetch(repo, name, revision)
         if path is not None:
             return path
-    return None
+    if fetch(repo, ADAPTER_CONFIG, revision):
+        raise UserError(adapter(repo))
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(
+            f"{repo}: {wanted} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch "
+            "it; unset HF_HUB_OFFLINE once, or copy the cache from a machine that has it"
+        )
+    raise UserError(
+        f"{repo}: has no {wanted} on {constants.ENDPOINT}; is it a checkpoint for transformers?"
+    )
 
 
 @contextlib.contextmanager
@@ -215,8 +218,9 @@ def fetch(repo: str, name: str, revision: str | None) -> Path | None:
             "the spelling, and for a private one set HF_TOKEN"
         ) from error
     except errors.LocalEntryNotFoundError as error:
-        # not in the cache, and the Hub could not be asked
-        if hub.constants.HF_HUB_OFFLINE or _known_absent(hub, repo, name, revision):
+        # not in the cache, and the Hub could not be asked; the cache may remember that there is no such file
+        known = hub.try_to_load_from_cache(repo, name, revision=revision)
+        if hub.constants.HF_HUB_OFFLINE or known is hub.file_download._CACHED_NO_EXIST:
             return None
         raise UserError(
             f"{repo}: there is no such folder here, {hub.constants.ENDPOINT} cannot be reached "
@@ -238,27 +242,6 @@ def fetch(repo: str, name: str, revision: str | None) -> Path | None:
     return path
 
 
-def _lacks(repo: str, name: str) -> UserError:
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return UserError(
-            f"{repo}: {name} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch "
-            "it; unset HF_HUB_OFFLINE once, or copy the cache from a machine that has it"
-        )
-    return UserError(
-        f"{repo}: has no {name} on {constants.ENDPOINT}; is it a checkpoint for transformers?"
-    )
-
-
-def _known_absent(hub, repo: str, name: str, revision: str | None) -> bool:
-    """Whether the cache remembers that the repository has no such file."""
-    return (
-        hub.try_to_load_from_cache(repo, name, revision=revision)
-        is hub.file_download._CACHED_NO_EXIST
-    )
-
-
 def _verify(repo: str, path: Path) -> None:
     """The cache names a file by the hash that the Hub gave: sha256 for large files, git's own for small ones."""
     stored = path.resolve()
@@ -267,7 +250,8 @@ def _verify(repo: str, path: Path) -> None:
     if len(stored.name) == 64:
         found = sha256(stored)
     else:
-        found = _git_hash(stored)
+        content = stored.read_bytes()
+        found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     if found != stored.name:
         path.unlink()
         stored.unlink(missing_ok=True)
@@ -275,9 +259,3 @@ def _verify(repo: str, path: Path) -> None:
             f"{repo}: {path.name} arrived damaged (its hash is {found[:12]}..., the Hub says "
             f"{stored.name[:12]}...); it was deleted, run the same command again"
         )
-
-
-def _git_hash(path: Path) -> str:
-    """As git names a file's content; of small files only, so it may be read at once."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

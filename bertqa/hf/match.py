@@ -62,6 +62,9 @@ class Misfits:
 def plan_conversion(raw: dict, weights: Weights, fresh_head) -> Plan:
     """Find a stored tensor for each of ours; `fresh_head` as for `convert`.
 
+    A tensor has a stored name, a plain name and a name of ours, or a part of one:
+    module.bert.encoder.layer.4.attention.self.key.bias, encoder.layer.4.attention.self.key.bias, encoder.layers.4.qkv.bias
+
     Raises:
         UserError: for an architecture or a head that we do not have; or one that lists all tensors that do not fit.
     """
@@ -74,10 +77,10 @@ def plan_conversion(raw: dict, weights: Weights, fresh_head) -> Plan:
         config = config.replace(type_vocab_size=2)
     record = {"architecture": dataclasses.asdict(config), "head": head, "labels": labels}
     plan = Plan(config, head, labels, build_empty(record).state_dict(), {}, [], [])
-    wrapped = sum(stored != _unwrapped(stored) for stored in weights.shapes)
+    wrapped = [stored for stored in weights.shapes if stored != _unwrapped(stored)]
     if wrapped:
         plan.remarks.append(
-            f"{wrapped} names without the prefixes that DataParallel, DDP or torch.compile left in them"
+            f"{len(wrapped)} names without the prefixes that DataParallel, DDP or torch.compile left in them"
         )
     if one_row:
         plan.remarks.append("it knows one segment only: its row stands for both")
@@ -86,6 +89,7 @@ def plan_conversion(raw: dict, weights: Weights, fresh_head) -> Plan:
 
 
 def _head_and_labels(raw: dict, weights: Weights, plain: dict[str, str], fresh_head):
+    """The head that the model gets, and the names of its classes, where it has any."""
     if fresh_head == "qa":
         return QA, None
     if fresh_head == "none":
@@ -128,7 +132,9 @@ def _match(plan: Plan, weights: Weights, plain: dict[str, str], fresh: bool, one
     used: set[str] = set()
     for ours, tensor in plan.empty.items():
         theirs = their_names(ours, plan.config.model_type)
-        if fresh and _belongs_to_fresh_head(ours, theirs, plan, plain):
+        # A fresh head is drawn, and so is the pooler that classes stand on where the checkpoint has none.
+        lacks_pooler = ours.startswith("encoder.pooler.") and theirs[0] not in plain
+        if fresh and (HEAD.match(ours) or (plan.head == CLASSES and lacks_pooler)):
             plan.rows.append(Row("fresh", None, ours, tuple(tensor.shape)))
             continue
         if one_row and ours.endswith(SEGMENT):
@@ -165,7 +171,8 @@ def _take(
     shape = (size, *whole.shape[1:])
     used = set()
     for i, wanted in enumerate(theirs):
-        name = _found_name(wanted, plain)
+        # its own name, or that of one that it is tied to
+        name = next((name for name in (wanted, *TIED.get(wanted, ())) if name in plain), None)
         if name is None:
             misfits.missing.append(wanted)
             continue
@@ -178,22 +185,6 @@ def _take(
         plan.rows.append(Row("renamed", stored, place, shape))
         plan.parts.setdefault(ours, []).append(stored)
     return used
-
-
-def _belongs_to_fresh_head(ours: str, theirs: list[str], plan: Plan, plain: dict[str, str]) -> bool:
-    """Whether this tensor of ours is drawn: all of a fresh head, and its pooler where the checkpoint has none."""
-    if HEAD.match(ours):
-        return True
-    pooler = plan.head == CLASSES and ours.startswith("encoder.pooler.")
-    return pooler and theirs[0] not in plain
-
-
-def _found_name(wanted: str, plain: dict[str, str]) -> str | None:
-    """The plain name under which a tensor is stored: its own, or of one that it is tied to."""
-    for name in (wanted, *TIED.get(wanted, ())):
-        if name in plain:
-            return name
-    return None
 
 
 def _problem(stored: str, weights: Weights, shape: tuple[int, ...]) -> str:
@@ -244,8 +235,8 @@ def _other_prefixes(plan: Plan, plain: dict[str, str], missing: list[str]) -> li
     """What the names of the whole encoder begin with, where nothing of it was found but behind something else."""
     encoder = set()
     for ours in plan.empty:
-        encoder.update(their_names(ours, plan.config.model_type))
-    encoder = {name for name in encoder if not HEAD.match(name)}
+        if not HEAD.match(ours):
+            encoder.update(their_names(ours, plan.config.model_type))
     if not encoder <= set(missing):
         return []
     found: Counter[str] = Counter()  # prefix -> how many tensors of the encoder stand behind it
@@ -254,25 +245,21 @@ def _other_prefixes(plan: Plan, plain: dict[str, str], missing: list[str]) -> li
         for place in range(1, len(parts)):
             if ".".join(parts[place:]) in encoder:
                 found[".".join(parts[:place]) + "."] += 1
-    # one tensor of that ending is chance; all of an encoder is a prefix
-    whole = [prefix for prefix, count in found.items() if count == len(encoder)]
-    return sorted(map(_without_stem, whole))
-
-
-def _without_stem(prefix: str) -> str:
-    """A prefix without the `bert.` at its end, which belongs to the names behind it; unless there is nothing else."""
-    for stem in ("distilbert.", "bert."):
-        if prefix.endswith(stem) and prefix != stem:
-            return prefix.removesuffix(stem)
-    return prefix
+    prefixes = []
+    for prefix, count in found.items():
+        if count < len(encoder):
+            continue  # one tensor of that ending is chance; all of an encoder is a prefix
+        # a `bert.` at its end belongs to the names behind it, unless there is nothing else
+        if prefix.endswith((".bert.", ".distilbert.")):
+            prefix = prefix[: prefix.rindex(".", 0, -1) + 1]
+        prefixes.append(prefix)
+    return sorted(prefixes)
 
 
 def _advice(misfits: Misfits) -> str:
     """What to do about them."""
-    foreign = []
-    for name in misfits.unexpected:
-        if not plain_name(_unwrapped(name)).startswith(INSIDE):
-            foreign.append(name)
+    plain = {name: plain_name(_unwrapped(name)) for name in misfits.unexpected}
+    foreign = [name for name in misfits.unexpected if not plain[name].startswith(INSIDE)]
     is_whole = all(HEAD.match(name) for name in misfits.missing)
     if misfits.misshapen or not is_whole or len(foreign) < len(misfits.unexpected):
         return "Is config.json of this checkpoint?"

@@ -115,12 +115,13 @@ class Report:
 
     def __str__(self) -> str:
         """A table, with one line for a tensor that all layers have, and then what else there is to say."""
-        counts = [f"{sum(row.what == what for row in self.rows)} {what}" for what in KINDS]
+        whats = [row.what for row in self.rows]
+        counts = ", ".join(f"{whats.count(what)} {what}" for what in KINDS)
         head = self.head or "no head"
         lines = [
             *_table(self.rows),
             "",
-            f"tensors: {', '.join(counts)}, 0 missing, 0 unexpected",
+            f"tensors: {counts}, 0 missing, 0 unexpected",
             f"model: {self.model_type}, {head}, {self.parameters:,} parameters, {self.dtype}",
             *self.remarks,
             f"sha256 of the source: {self.source_sha256}",
@@ -135,21 +136,16 @@ def _table(rows: list[Row]) -> list[str]:
     for row in rows:
         alike = (row.what, _any_layer(row.theirs), _any_layer(row.ours))
         groups.setdefault(alike, []).append(row)
-    lines = [_cells(group) for group in groups.values()]
+    lines = []
+    for group in groups.values():
+        first = group[0]
+        [theirs] = fold([row.theirs or "-" for row in group])
+        ours = f"({first.why})"
+        if first.ours:
+            [ours] = fold([row.ours for row in group])
+        lines.append((first.what, theirs, ours, "x".join(map(str, first.shape))))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = []
-    for line in lines:
-        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        table.append("  ".join(padded).rstrip())
-    return table
-
-
-def _cells(group: list[Row]) -> list[str]:
-    """What, theirs, ours or the reason why there is none, shape: of rows that differ in the layer only."""
-    first = group[0]
-    theirs = fold([row.theirs or "-" for row in group])
-    ours = fold([row.ours for row in group]) if first.ours else [f"({first.why})"]
-    return [first.what, "".join(theirs), "".join(ours), "x".join(map(str, first.shape))]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
 
 
 def _any_layer(name: str | None) -> str:

@@ -19,18 +19,7 @@ WEIGHT_FILES = (
 )
 """The names that weights have in a checkpoint; the first that is there is used."""
 
-OTHER_FORMATS = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".h5",
-    ".msgpack",
-    ".ckpt",
-    ".index",
-    ".onnx",
-    ".gguf",
-)
+OTHER_FORMATS = ".safetensors .bin .pt .pth .h5 .msgpack .ckpt .index .onnx .gguf".split()
 """Files that are weights but not under a name or in a format that is read; named in the error."""
 
 CONTAINERS = ("state_dict", "model_state_dict")

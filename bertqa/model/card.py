@@ -85,10 +85,6 @@ def threshold_rule(threshold: float | None) -> str:
     )
 
 
-def joined(lines: list[str]) -> str:
-    return "\n".join(lines)
-
-
 def without_folders(value: object) -> str:
     """A setting as a card may show it: of a path on this machine only the name, of a run's best/ the run's before it."""
     if isinstance(value, (list, tuple)):
@@ -99,18 +95,38 @@ def without_folders(value: object) -> str:
     return "/".join(path.parts[-2:]) if path.name in ("best", "last") else path.name
 
 
+CARD = """{front_matter}
+
+# {title}
+
+{about}
+
+## Where it comes from
+
+{lineage}
+
+## What it got on its dev set
+
+{measured}
+
+| measure | value |
+|---|---|
+{scores}
+
+{rule}
+
+## Recipe
+
+{recipe}
+
+## Limits
+
+{limits} Nothing was measured here on languages or kinds of text other than the dev set's.
+"""
+
+
 def card(
-    where: Path,
-    provenance: dict,
-    settings: dict,
-    metrics: dict,
-    *,
-    task: str,
-    tag: str,
-    about: str,
-    measured: str,
-    rule: str,
-    limits: str,
+    where: Path, provenance: dict, settings: dict, metrics: dict, task: str, tag: str, **texts: str
 ) -> str:
     """Markdown with Hugging Face metadata on top.
 
@@ -120,7 +136,7 @@ def card(
         settings: the run's settings that make the recipe.
         metrics: of the evaluation that these weights got.
         task: as the Hub's pipeline_tag names it.
-        measured, rule: sentences above and below the table of metrics.
+        texts: about and limits; measured and rule, which stand above and below the table of metrics.
     """
     title = where.resolve().parent.name
     scores = []
@@ -131,34 +147,14 @@ def card(
     for name, value in settings.items():
         if value is not None and name != "out":
             recipe.append(f"- {name}: {without_folders(value)}")
-    return f"""{joined(front_matter(title, provenance, settings, metrics, task, tag))}
-
-# {title}
-
-{about}
-
-## Where it comes from
-
-{joined(lineage(provenance))}
-
-## What it got on its dev set
-
-{measured}
-
-| measure | value |
-|---|---|
-{joined(scores)}
-
-{rule}
-
-## Recipe
-
-{joined(recipe)}
-
-## Limits
-
-{limits} Nothing was measured here on languages or kinds of text other than the dev set's.
-"""
+    return CARD.format(
+        title=title,
+        front_matter="\n".join(front_matter(title, provenance, settings, metrics, task, tag)),
+        lineage="\n".join(lineage(provenance)),
+        scores="\n".join(scores),
+        recipe="\n".join(recipe),
+        **texts,
+    )
 
 
 def front_matter(
@@ -175,9 +171,10 @@ def front_matter(
     trained_on = official(settings.get("train"), "train")
     if trained_on:
         found.append(f"datasets: [{trained_on}]")
-    named = [name for name in METRICS if isinstance(metrics.get(name), float)]
-    if named:
-        found += model_index(title, settings, {name: metrics[name] for name in named}, task)
+    scores = {name: metrics.get(name) for name in METRICS}
+    scores = {name: value for name, value in scores.items() if isinstance(value, float)}
+    if scores:
+        found += model_index(title, settings, scores, task)
     return [*found, "---"]
 
 
@@ -253,7 +250,8 @@ def plain_card(config: BertConfig, head: str | None, parameters: int, provenance
     """A model card that says what is known without having measured anything."""
     kind = "DistilBERT" if config.model_type == "distilbert" else "BERT"
     purpose = (head or "any task").replace("-", " ")
-    came_from = [f"- {name}: {value}" for name, value in provenance.items() if value is not None]
+    items = [f"- {name}: {value}" for name, value in provenance.items() if value is not None]
+    came_from = "\n".join(items)
     return f"""# {kind} for {purpose}
 
 {parameters:,} parameters: {config.num_hidden_layers} layers, hidden size {config.hidden_size}, \
@@ -261,7 +259,7 @@ def plain_card(config: BertConfig, head: str | None, parameters: int, provenance
 
 Where it came from:
 
-{joined(came_from)}
+{came_from}
 """
 
 
@@ -297,4 +295,4 @@ def exported_card(src: Path, model_type: str, task: str, provenance: dict) -> st
     for name, value in more.items():
         if value and not any(line.startswith(f"{name}:") for line in kept):
             lines.append(f"{name}: {value}")
-    return joined(["---", *lines, *kept, "---", "", body.strip(), ""])
+    return "\n".join(["---", *lines, *kept, "---", "", body.strip(), ""])

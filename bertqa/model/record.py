@@ -17,6 +17,15 @@ EMBEDDING = "embed.json"
 LARGEST = 1_000_000
 """No number of tokens in a file of settings is larger."""
 
+EXPECTED = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "an object",
+    bool: "true or false",
+}
+"""Types of the values, in words."""
+
 
 @dataclass
 class Answering:
@@ -92,14 +101,13 @@ def read_config(folder: str | Path) -> dict:
 def check_architecture(path: Path, shape: object) -> None:
     """Raise UserError where an "architecture" is not the fields of a BertConfig, of their types and in their bounds."""
     known = {field.name: type(field.default) for field in dataclasses.fields(BertConfig)}
+    strange = []
     if not isinstance(shape, dict):
         strange = ["it is no object"]
-    else:
-        strange = [
-            f"{name} {value!r}"
-            for name, value in shape.items()
-            if name not in known or not _is_of(value, known[name])
-        ]
+        shape = {}
+    for name, value in shape.items():
+        if name not in known or not _is_of(value, known[name]):
+            strange.append(f"{name} {value!r}")
     if strange:
         raise UserError(
             f'{path}: "architecture" does not describe a BERT: {", ".join(strange)}; known are '
@@ -140,12 +148,12 @@ def write_config(
 
 def read_qa(folder: str | Path) -> dict:
     """qa.json of a model folder, checked; {} where it has none yet. What is null is left out, but for the threshold."""
-    found = _read_typed(Path(folder) / "qa.json", Answering)
-    return {
-        name: value
-        for name, value in found.items()
-        if value is not None or name == "null_threshold"
-    }
+    qa = {}
+    for name, value in _read_typed(Path(folder) / "qa.json", Answering).items():
+        # null is a threshold too: every question gets an answer
+        if value is not None or name == "null_threshold":
+            qa[name] = value
+    return qa
 
 
 def write_qa(folder: str | Path, qa: dict) -> None:
@@ -183,9 +191,7 @@ def _problem(value: object, types: object) -> str:
     """What was expected in place of a value, by the types that a field states; "" where the value is fine."""
     kind = types.__args__[0]  # of `int | None`
     if not _is_of(value, kind):
-        return {int: "a whole number", float: "a number", str: "text", dict: "an object"}.get(
-            kind, "true or false"
-        )
+        return EXPECTED[kind]
     # not math.isfinite: a whole number of 400 digits is no float
     if kind is float and not abs(value) <= sys.float_info.max:
         return "a number that is not infinite"
