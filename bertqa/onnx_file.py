@@ -23,9 +23,9 @@ from bertqa.hf.convert import new_folder
 from bertqa.hf.export import write_beside
 from bertqa.model import folder
 from bertqa.model.attention import Layout
-from bertqa.model.config import BertConfig
+from bertqa.model.config import CLASSES, QA, BertConfig
 from bertqa.model.heads import SpanLogits
-from bertqa.model.record import CLASSES, QA, read_config, read_qa, with_defaults
+from bertqa.model.record import read_config, read_qa, with_defaults
 from bertqa.qa.answers import best_answers, null_odds
 from bertqa.qa.metrics import averages, score_answers
 from bertqa.qa.thresholds import abstain

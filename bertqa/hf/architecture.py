@@ -12,8 +12,8 @@ from pathlib import Path
 from bertqa.errors import UserError
 from bertqa.files import read_json, read_object, show
 from bertqa.hf.weights import ADAPTER_CONFIG, adapter
-from bertqa.model.config import BertConfig
-from bertqa.model.record import CLASSES, QA, Embedding, read_qa, write_embed, write_qa
+from bertqa.model.config import CLASSES, QA, BertConfig
+from bertqa.model.record import Embedding, read_qa, write_embed, write_qa
 
 CONFIG_FILES = ("config.json", "bert_config.json")
 """What the file is called: today, and in Google's and the oldest checkpoints."""

@@ -73,8 +73,9 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
     model_type_of(raw, ())
     weights = open_weights(place.weights)
     plan = plan_conversion(raw, weights, fresh_head)
-    dtypes = {name: _stored_dtype(weights, plan.parts.get(name, ())) for name in plan.empty}
-    tensors = _Tensors(plan, weights, dtypes, torch.Generator().manual_seed(seed))
+    for name, tensor in plan.empty.items():
+        plan.empty[name] = tensor.to(_stored_dtype(weights, plan.parts.get(name, ())))
+    tensors = _Tensors(plan, weights, torch.Generator().manual_seed(seed))
     provenance = {
         "source": place.source,
         "revision": place.revision,
@@ -84,7 +85,6 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
     if fresh_head not in (None, "none"):
         # these weights answer nothing before they are trained
         provenance["fresh_head"] = seed
-    shapes = {name: tuple(tensor.shape) for name, tensor in plan.empty.items()}
     parameters = sum(tensor.numel() for tensor in plan.empty.values())
 
     with staged(dest) as new:
@@ -95,7 +95,7 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
             remarks.append(
                 "its tokenizer gives no token types: the row of the first segment stands for both"
             )
-        written = write_safetensors(new / WEIGHTS, dtypes, shapes, tensors.get)
+        written = write_safetensors(new / WEIGHTS, plan.empty, tensors.get)
         tensors.check()
         remarks += take_settings(place.folder, new, plan.config, plan.head, fresh_head)
         # once more: what another process put there meanwhile is not ours to replace
@@ -108,7 +108,7 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
         model_type=plan.config.model_type,
         head=plan.head,
         parameters=parameters,
-        dtype=dtype_name(dtypes.values()),
+        dtype=dtype_name(tensor.dtype for tensor in plan.empty.values()),
         source_sha256=provenance["sha256"],
         sha256=written,
         rows=plan.rows,
@@ -122,7 +122,6 @@ class _Tensors:
 
     plan: Plan
     weights: Weights
-    dtypes: dict[str, torch.dtype]
     generator: torch.Generator
     one_segment: bool = False
     """Whether every segment gets the first one's row, as the model was never fed another."""
@@ -132,7 +131,7 @@ class _Tensors:
     def get(self, ours: str) -> Tensor:
         if ours not in self.plan.parts:
             # a head's: as BERT initialises, weights from a normal, biases zero
-            drawn = torch.zeros(self.plan.empty[ours].shape)
+            drawn = torch.zeros_like(self.plan.empty[ours], device="cpu")
             if not ours.endswith("bias"):
                 drawn.normal_(0.0, self.plan.config.initializer_range, generator=self.generator)
             return drawn
@@ -145,7 +144,7 @@ class _Tensors:
         whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         if self.one_segment and ours.endswith(SEGMENT):
             whole = whole[:1].expand_as(whole)
-        return whole.to(self.dtypes[ours])
+        return whole.to(self.plan.empty[ours].dtype)
 
     def check(self) -> None:
         """Raise UserError where what was read is not finite."""

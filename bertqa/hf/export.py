@@ -15,10 +15,10 @@ from bertqa.hf.convert import dtype_name, new_folder
 from bertqa.hf.names import HEAD, Report, Row, their_names
 from bertqa.model.build import build_empty
 from bertqa.model.card import eval_results, exported_card
-from bertqa.model.config import BertConfig
+from bertqa.model.config import CLASSES, QA, BertConfig
 from bertqa.model.disk import DTYPES, checked, write_safetensors
 from bertqa.model.folder import open_model_weights
-from bertqa.model.record import CLASSES, QA, read_config, read_qa, write_qa
+from bertqa.model.record import read_config, read_qa, write_qa
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
 """Ours -> what transformers calls it."""
@@ -64,16 +64,13 @@ def export(src: str | Path, dest: str | Path) -> Report:
     empty = build_empty(record).state_dict()
     weights = open_model_weights(src, empty)
     parts = _parts(empty, weights.dtypes, config.model_type, head)
-    dtypes = {name: part.dtype for name, part in parts.items()}
-    shapes = {name: part.shape for name, part in parts.items()}
-    dtype = dtype_name(dtypes.values())
+    dtype = dtype_name(part.dtype for part in parts.values())
 
     with staged(dest) as new, checked(src):
         remarks = write_beside(src, new, record, dtype)
         sha256 = write_safetensors(
             new / "model.safetensors",
-            dtypes,
-            shapes,
+            parts,
             lambda name: weights.get(parts[name].ours)[parts[name].rows],
         )
         card = exported_card(src, config.model_type, TASKS[head], record.get("provenance", {}))

@@ -67,26 +67,10 @@ def make_fast(vocab: list[str], lowercase: bool, strip_accents: bool | None, chi
     }
 
 
-def added_token(
-    number: int,
-    content: str,
-    *,
-    special: bool = False,
-    normalized: bool | None = None,
-    single_word: bool = False,
-    lstrip: bool = False,
-    rstrip: bool = False,
-) -> dict:
+def added_token(number: int, content: str, *, special: bool = False, **flags: bool) -> dict:
     """An entry of "added_tokens"; where not said, special ones are looked for in the raw text, others in the normalised."""
-    return {
-        "id": number,
-        "content": content,
-        "single_word": single_word,
-        "lstrip": lstrip,
-        "rstrip": rstrip,
-        "normalized": not special if normalized is None else normalized,
-        "special": special,
-    }
+    usual = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not special}
+    return {"id": number, "content": content, **usual, **flags, "special": special}
 
 
 def open_fast(path: Path, fast: dict):
@@ -272,7 +256,7 @@ def _content_and_flags(path: Path, token: object) -> tuple[str, dict]:
     if not isinstance(content, str) or not content:
         raise UserError(f"{path}: {show(token)} is no token")
     names = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    return content, {name: flags[name] for name in names if name in flags}
+    return content, {name: flags[name] for name in names if flags.get(name) is not None}
 
 
 def _id(path: Path, number: object) -> int:

@@ -10,9 +10,8 @@ from bertqa.errors import UserError
 from bertqa.hf.architecture import architecture_of, class_labels, find_head, refuse_other_losses
 from bertqa.hf.names import HEAD, Row, ignored, listed, plain_name, their_names
 from bertqa.model.build import build_empty
-from bertqa.model.config import BertConfig
+from bertqa.model.config import CLASSES, QA, BertConfig
 from bertqa.model.disk import DTYPES, Weights
-from bertqa.model.record import CLASSES, QA
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts of names that DataParallel, DistributedDataParallel, torch.compile and FSDP put in."""

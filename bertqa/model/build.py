@@ -16,10 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from bertqa.errors import UserError
 from bertqa.model.attention import own_name
-from bertqa.model.config import BertConfig, misfits
+from bertqa.model.config import CLASSES, QA, BertConfig, misfits
 from bertqa.model.encoder import BertEncoder
 from bertqa.model.heads import BertForQuestionAnswering, BertForSequenceClassification
-from bertqa.model.record import CLASSES, QA
 
 # The module that a config describes
 

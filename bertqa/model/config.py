@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 from bertqa.errors import UserError
 
+QA = "question-answering"
+CLASSES = "sequence-classification"
+"""The heads, as config.json names them; null is the encoder alone."""
+
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 
 LARGEST = {

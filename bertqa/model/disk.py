@@ -8,7 +8,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,49 +64,44 @@ def open_safetensors(path: Path, device: str | torch.device) -> Weights:
     return Weights([path], shapes, dtypes, file.get_tensor)
 
 
-def write_safetensors(
-    path: Path,
-    dtypes: dict[str, torch.dtype],
-    shapes: dict[str, tuple[int, ...]],
-    get: Callable[[str], Tensor],
-) -> str:
+def write_safetensors(path: Path, plan: Mapping, get: Callable[[str], Tensor]) -> str:
     """Write a safetensors file one tensor at a time and return its sha256.
 
-    By hand, because the library's own writers want all tensors in memory at once, and a conversion needs no more than
-    one. The format: 8 bytes with the length of a JSON header, the header (name -> dtype, shape, byte range), the bytes.
+    By hand, because the library's own writers want all tensors in memory at once, and a conversion needs no more than one.
 
     Args:
-        dtypes, shapes: of every tensor, by name.
+        plan: name -> what has the dtype and the shape of that tensor; one without memory (device "meta") will do.
         get: name -> tensor on any device, of that dtype and shape; called once each.
     """
     # wide numbers first keeps all of them aligned
-    names = sorted(dtypes, key=lambda name: -dtypes[name].itemsize)
+    names = sorted(plan, key=lambda name: -plan[name].dtype.itemsize)
     digest = hashlib.sha256()
     with open(path, "wb") as stream:
-
-        def write(block) -> None:
-            stream.write(block)
-            digest.update(block)
-
-        write(_header(names, dtypes, shapes))
+        header = _header(names, plan)
+        stream.write(header)
+        digest.update(header)
         for name in names:
             tensor = get(name).detach().to("cpu").contiguous()
-            assert tensor.dtype == dtypes[name] and tensor.shape == shapes[name], name
-            write(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+            assert tensor.dtype == plan[name].dtype and tensor.shape == plan[name].shape, name
+            numbers = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+            stream.write(numbers)
+            digest.update(numbers)
     return digest.hexdigest()
 
 
-def _header(names: list[str], dtypes: dict, shapes: dict) -> bytes:
-    """What stands before the numbers, its own length first."""
+def _header(names: list[str], plan: Mapping) -> bytes:
+    """What stands before the numbers: 8 bytes with the length of a JSON object, and that: name -> dtype, shape, byte range."""
     spelled = {dtype: name for name, dtype in DTYPES.items()}
     entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:
+        dtype = plan[name].dtype
+        shape = torch.Size(plan[name].shape)
         start = end
-        end += dtypes[name].itemsize * torch.Size(shapes[name]).numel()
+        end += dtype.itemsize * shape.numel()
         entries[name] = {
-            "dtype": spelled[dtypes[name]],
-            "shape": list(shapes[name]),
+            "dtype": spelled[dtype],
+            "shape": list(shape),
             "data_offsets": [start, end],
         }
     text = json.dumps(entries, separators=(",", ":")).encode()

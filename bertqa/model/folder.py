@@ -245,9 +245,10 @@ def save(
 def _write_weights(path: Path, model: nn.Module, dtype: torch.dtype | None) -> str:
     """Write a model's tensors, in this type or as they are; returns the sha256 of the file."""
     state = model.state_dict()
-    dtypes = {name: dtype or tensor.dtype for name, tensor in state.items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    return write_safetensors(path, dtypes, shapes, lambda name: state[name].to(dtypes[name]))
+    plan = {}
+    for name, tensor in state.items():
+        plan[name] = torch.empty_like(tensor, dtype=dtype or tensor.dtype, device="meta")
+    return write_safetensors(path, plan, lambda name: state[name].to(plan[name].dtype))
 
 
 def copy(source: str | Path, folder: str | Path, qa: dict) -> None:

@@ -69,26 +69,14 @@ class BertForQuestionAnswering(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        *,
-        inputs_embeds: Tensor | None = None,
-        lengths: Sequence[int] | Layout | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        **options,
     ) -> SpanLogits | SpanOutput:
-        """Span logits of a padded (B, L) or packed (N,) batch; arguments as BertEncoder's.
+        """Span logits of a padded (B, L) or packed (N,) batch; arguments, `options` among them, as BertEncoder's.
 
         Padding scores float32's minimum (not -inf, so that a sum of two of them stays a number). Returns SpanLogits, or a
         SpanOutput where hidden states or attentions are asked for.
         """
-        out = self.encoder(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            inputs_embeds=inputs_embeds,
-            lengths=lengths,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
+        out = self.encoder(input_ids, attention_mask, token_type_ids, **options)
         x = out.last_hidden_state  # (N, H) or (B, L, H)
         if self.config.model_type == "distilbert":
             x = dropout(x, self.config.hidden_dropout_prob, self.training)
@@ -97,7 +85,7 @@ class BertForQuestionAnswering(nn.Module):
             is_padding = ~attention_mask.bool()[..., None]  # (B, L, 1)
             logits = logits.masked_fill(is_padding, torch.finfo(torch.float32).min)
         start, end = logits.unbind(-1)
-        if output_hidden_states or output_attentions:
+        if out.hidden_states is not None or out.attentions is not None:
             return SpanOutput(start, end, out.hidden_states, out.attentions)
         return SpanLogits(start, end)
 
@@ -174,32 +162,20 @@ class BertForSequenceClassification(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        *,
-        inputs_embeds: Tensor | None = None,
-        lengths: Sequence[int] | Layout | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
+        **options,
     ) -> Tensor | ClassOutput:
-        """Class logits (S, C), float32 or wider; arguments as BertEncoder's.
+        """Class logits (S, C), float32 or wider; arguments, `options` among them, as BertEncoder's.
 
         Returns them alone, or a ClassOutput where hidden states or attentions are asked for.
         """
-        out = self.encoder(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            inputs_embeds=inputs_embeds,
-            lengths=lengths,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-        )
+        out = self.encoder(input_ids, attention_mask, token_type_ids, **options)
         pooled = out.pooled  # (S, H)
         if self.pre_classifier is not None:
-            first = self._first(out.last_hidden_state, attention_mask, lengths)
+            first = self._first(out.last_hidden_state, attention_mask, options.get("lengths"))
             pooled = torch.relu(in_float32(self.pre_classifier, first))  # (S, H)
         pooled = dropout(pooled, self.config.hidden_dropout_prob, self.training)
         logits = in_float32(self.classifier, pooled)  # (S, C)
-        if output_hidden_states or output_attentions:
+        if out.hidden_states is not None or out.attentions is not None:
             return ClassOutput(logits, out.hidden_states, out.attentions)
         return logits
 

@@ -7,10 +7,7 @@ from pathlib import Path
 
 from bertqa.errors import UserError
 from bertqa.files import read_object, show, write_json
-from bertqa.model.config import BertConfig
-
-QA, CLASSES = "question-answering", "sequence-classification"
-"""The heads, as config.json names them; null is the encoder alone."""
+from bertqa.model.config import CLASSES, QA, BertConfig
 
 EMBEDDING = "embed.json"
 
