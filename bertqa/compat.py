@@ -1,5 +1,4 @@
-"""`pipeline("question-answering")` as transformers 4 had it, over a `Reader`: old code needs
-another import only.
+"""`pipeline("question-answering")` as transformers 4 had it, over a `Reader`: old code needs another import only.
 
     from bertqa.compat import pipeline
 
@@ -46,8 +45,7 @@ class QuestionAnsweringPipeline:
 
         Args:
             args: a dictionary with question and context, or a list of them.
-            question, context: texts, or lists of texts of one length; one context serves several
-                questions.
+            question, context: texts, or lists of texts of one length; one context serves several questions.
             top_k: answers wanted; more than 1 gives a list of dictionaries for each question.
             handle_impossible_answer: whether "" may be the answer (False).
             max_answer_len: most tokens of an answer (15).

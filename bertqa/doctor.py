@@ -1,8 +1,7 @@
 """python -m bertqa.doctor FILE [OTHER]: what is wrong with data, and the best score they allow.
 
-That score is the ceiling (qa/ceiling.py): what a model would get that always gives the best answer
-it can give. What is counted is in qa/checkup.py, what is printed in reporting/, what --fix writes
-in data/repair.py.
+That score is the ceiling (qa/ceiling.py): what a model would get that always gives the best answer it can give. What
+is counted is in qa/checkup.py, what is printed in reporting/, what --fix writes in data/repair.py.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """python -m bertqa.report RUN [OTHER ...]: one self-contained HTML page about runs.
 
-Everything comes from the run folders and the dev file that they name; reporting/ reads, analyses
-and draws.
+Everything comes from the run folders and the dev file that they name; reporting/ reads, analyses and draws.
 """
 
 import sys

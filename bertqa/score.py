@@ -1,8 +1,7 @@
 """python -m bertqa.score DATA PREDICTIONS: the official SQuAD numbers, and more on request.
 
-Same flags and output as evaluate-v2.0.py, and for SQuAD v1.1 data as the v1.1 script. Everything
-else is asked for by a flag and has keys of its own, so what is printed without such a flag can be
-compared byte for byte.
+Same flags and output as evaluate-v2.0.py, and for SQuAD v1.1 data as the v1.1 script. Everything else is asked for by
+a flag and has keys of its own, so what is printed without such a flag can be compared byte for byte.
 """
 
 from __future__ import annotations
@@ -24,53 +23,50 @@ from bertqa.qa.metrics import Scores
 from bertqa.qa.predictions import Predictions, read_odds, read_predictions, threshold_of
 from bertqa.reporting.score_files import details, load_matplotlib, plot, write_details
 
-DATA_HELP = "questions with their answers, .gz or not; squad1 and squad2 are the official dev files, fetched once"
-PREDICTIONS_HELP = "JSON object {question id: answer text}; or records of id and prediction_text as JSON, JSONL or CSV"
-THRESHOLD_HELP = (
-    "an answer with odds > T counts as no answer [1.0, which suits probabilities and not log-odds]"
-)
-MISSING_HELP = "a question without a prediction scores 0, or is left out as the official v2 script intends [wrong]"
-CONFIDENCE_HELP = "add *_ci95: 95 %% intervals by bootstrap over questions, N resamples [1000]"
+HELP = {
+    "data_file": "questions with their answers, .gz or not; squad1 and squad2 are the official dev files, fetched once",
+    "pred_file": "JSON object {question id: answer text}; or records of id and prediction_text as JSON, JSONL or CSV",
+    "--out-file": "write the JSON there, not on stdout",
+    "--na-prob-file": "JSON object {question id: odds}",
+    "--na-prob-thresh": "an answer with odds > T counts as no answer [1.0, which suits probabilities and not log-odds]",
+    "--out-image-dir": "plot curves and histograms there",
+    "--verbose": "say on stderr what was read, by which rules",
+    "--v1": "the rules and keys of the SQuAD v1.1 script",
+    "--v2": "those of evaluate-v2.0.py [decided by the data]",
+    "--missing": "a question without a prediction scores 0, or is left out as the official v2 script intends [wrong]",
+    "--avna": "add avna: answer-versus-no-answer accuracy",
+    "--char-f1": "add char_f1: F1 for languages without spaces",
+    "--confidence": "add *_ci95: 95 %% intervals by bootstrap over questions, N resamples [1000]",
+    "--details": "one row per question, as .csv or .jsonl",
+}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = VerbParser(
         prog="python -m bertqa.score", description="Score answers as SQuAD's scripts do."
     )
-    add = parser.add_argument
-    add("data_file", metavar="DATA", type=Path, help=DATA_HELP)
-    add("pred_file", metavar="PREDICTIONS", type=Path, help=PREDICTIONS_HELP)
-    add_official_flags(parser.add_argument_group("as in evaluate-v2.0.py"))
-    add_own_flags(parser.add_argument_group("beyond it"))
+
+    def add(group, *names: str, **options) -> None:
+        group.add_argument(*names, help=HELP[names[-1]], **options)
+
+    add(parser, "data_file", metavar="DATA", type=Path)
+    add(parser, "pred_file", metavar="PREDICTIONS", type=Path)
+    official = parser.add_argument_group("as in evaluate-v2.0.py")
+    add(official, "-o", "--out-file", metavar="F", type=Path)
+    add(official, "-n", "--na-prob-file", metavar="F", type=Path)
+    add(official, "-t", "--na-prob-thresh", metavar="T", type=float)
+    add(official, "-p", "--out-image-dir", metavar="D", type=Path)
+    add(official, "-v", "--verbose", action="store_true")
+    own = parser.add_argument_group("beyond it")
+    rules = own.add_mutually_exclusive_group()
+    add(rules, "--v1", action="store_true")
+    add(rules, "--v2", action="store_true")
+    add(own, "--missing", choices=("wrong", "skip"), default="wrong")
+    add(own, "--avna", action="store_true")
+    add(own, "--char-f1", action="store_true")
+    add(own, "--confidence", metavar="N", type=int, nargs="?", const=1000)
+    add(own, "--details", metavar="F", type=Path)
     return parser.parse_args(argv)
-
-
-def add_official_flags(group) -> None:
-    """The flags of evaluate-v2.0.py, short names and all."""
-    add = group.add_argument
-    path = {"metavar": "F", "type": Path}
-    add("-o", "--out-file", **path, help="write the JSON there, not on stdout")
-    add("-n", "--na-prob-file", **path, help="JSON object {question id: odds}")
-    add("-t", "--na-prob-thresh", metavar="T", type=float, help=THRESHOLD_HELP)
-    add("-p", "--out-image-dir", metavar="D", type=Path, help="plot curves and histograms there")
-    add("-v", "--verbose", action="store_true", help="say on stderr what was read, by which rules")
-
-
-def add_own_flags(group) -> None:
-    """What no official script has."""
-    rules = group.add_mutually_exclusive_group()
-    rules.add_argument(
-        "--v1", action="store_true", help="the rules and keys of the SQuAD v1.1 script"
-    )
-    rules.add_argument(
-        "--v2", action="store_true", help="those of evaluate-v2.0.py [decided by the data]"
-    )
-    add = group.add_argument
-    add("--missing", choices=("wrong", "skip"), default="wrong", help=MISSING_HELP)
-    add("--avna", action="store_true", help="add avna: answer-versus-no-answer accuracy")
-    add("--char-f1", action="store_true", help="add char_f1: F1 for languages without spaces")
-    add("--confidence", metavar="N", type=int, nargs="?", const=1000, help=CONFIDENCE_HELP)
-    add("--details", metavar="F", type=Path, help="one row per question, as .csv or .jsonl")
 
 
 @dataclass
@@ -115,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = metrics.evaluate_v2(scores, na_probs, inputs.threshold, curves=with_curves)
     odds = metrics.odds_of(scores, na_probs)
     final = after_threshold(scores, odds, inputs.threshold)
-    result |= extras(args, final, odds, inputs.threshold, inputs.v1)
+    result.update(extras(args, final, odds, inputs))
     if args.details:
         rows = details(inputs.data.examples, final, odds, inputs.threshold, na_probs is not None)
         write_details(args.details, rows)
@@ -251,31 +247,28 @@ def few(ids: Sequence[str]) -> str:
 
 def after_threshold(scores: Scores, odds: list, threshold: float) -> Scores:
     """The scores once every answer with odds above the threshold is replaced by no answer."""
-
-    def applied(values: list[float]) -> list[float]:
-        return metrics.apply_threshold(values, scores, odds, threshold)
-
-    return replace(
-        scores,
-        exact=applied(scores.exact),
-        f1=applied(scores.f1),
-        char_f1=applied(scores.char_f1) if scores.char_f1 else [],
-    )
+    final = replace(scores)
+    for name in ("exact", "f1", "char_f1"):
+        values = getattr(scores, name)
+        if values:  # char_f1 only where it was asked for
+            setattr(final, name, metrics.apply_threshold(values, scores, odds, threshold))
+    return final
 
 
-def extras(args: argparse.Namespace, final: Scores, odds: list, threshold: float, v1: bool) -> dict:
+def extras(args: argparse.Namespace, final: Scores, odds: list, inputs: Inputs) -> dict:
     """The keys that no official script has. `final` is the scores after the threshold."""
     result = {}
     if args.avna:
-        result["avna"] = metrics.answer_vs_no_answer(final, odds, threshold)
+        result["avna"] = metrics.answer_vs_no_answer(final, odds, inputs.threshold)
     if args.char_f1:
         result["char_f1"] = 100.0 * sum(final.char_f1) / len(final.ids)
     if args.confidence:
-        columns = {"exact_match" if v1 else "exact": final.exact, "f1": final.f1}
-        if final.char_f1:
-            columns["char_f1"] = final.char_f1
         from bertqa.qa.thresholds import bootstrap  # numpy takes longer to start than to score
 
+        exact = "exact_match" if inputs.v1 else "exact"
+        columns = {exact: final.exact, "f1": final.f1}
+        if final.char_f1:
+            columns["char_f1"] = final.char_f1
         limits = bootstrap(list(zip(*columns.values(), strict=True)), args.confidence)
         for name, (low, high) in zip(columns, limits, strict=True):
             result[f"{name}_ci95"] = [100.0 * float(low), 100.0 * float(high)]

@@ -52,6 +52,7 @@ def convert(src: str | Path, dest: str | Path, *, fresh_head=None, seed: int = 0
     try:
         return _convert(place, dest, fresh_head, seed)
     except UserError as error:
+        # Most say which file they are about; what was only found when all is put together says which checkpoint.
         if str(place.folder) in str(error):
             raise
         raise UserError(f"{place.source if place.revision else place.folder}: {error}") from error
@@ -90,6 +91,7 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
     with staged(dest) as new:
         tokenizer = vocabulary.install(place.folder, new, plan.config.vocab_size)
         remarks = [*plan.remarks, *tokenizer.remarks]
+        # With a fresh head it is we who train it, and we feed token types.
         if not tokenizer.segments and plan.config.type_vocab_size and fresh_head is None:
             tensors.one_segment = True
             remarks.append(
@@ -141,7 +143,7 @@ class _Tensors:
             if not piece.isfinite().all():
                 self.broken.append(name)
             pieces.append(piece)
-        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)  # query, key, value: (3 H, H)
         if self.one_segment and ours.endswith(SEGMENT):
             whole = whole[:1].expand_as(whole)
         return whole.to(self.plan.empty[ours].dtype)
@@ -244,6 +246,7 @@ def _name_of_path(path: Path) -> str:
     if place.weights.name.endswith(".index.json"):
         names.append(place.weights.name)
     read = [place.folder / name for name in names if (place.folder / name).is_file()]
+    # By content and not by time or name: a checkpoint that is copied is not converted again, one that is changed is.
     lines = [f"format {FORMAT}"]
     for file in (*read, *open_weights(place.weights).files):
         lines.append(f"{file.relative_to(place.folder)} {sha256(file)}")

@@ -61,6 +61,7 @@ def export(src: str | Path, dest: str | Path) -> Report:
     head = record["head"]
     config = BertConfig(**record["architecture"])
     _refuse_inexpressible(config)
+    # Written from the file and not from a loaded model: nothing is rounded, and memory holds one tensor.
     empty = build_empty(record).state_dict()
     weights = open_model_weights(src, empty)
     parts = _parts(empty, weights.dtypes, config.model_type, head)
@@ -114,11 +115,12 @@ def write_beside(src: Path, new: Path, record: dict, dtype: str) -> list[str]:
 
 def _parts(empty: dict, stored_dtypes: dict, model_type: str, head: str | None) -> dict[str, _Part]:
     """Their tensors by name: one or three for each of ours."""
+    # BertModel has its tensors bare; a model with a head has them in its attribute `bert`
     stem = f"{model_type}." if head else ""
     parts = {}
     for ours, tensor in empty.items():
         names = their_names(ours, model_type)
-        size = len(tensor) // len(names)
+        size = len(tensor) // len(names)  # of qkv a third each: query's rows, key's, value's
         for i, name in enumerate(names):
             rows = slice(i * size, (i + 1) * size)
             place = f"{ours}[{rows.start}:{rows.stop}]" if len(names) > 1 else ours

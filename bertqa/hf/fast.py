@@ -19,6 +19,11 @@ from bertqa.files import read_object, show
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
+def read_optional(path: Path) -> dict:
+    """The object that a JSON file holds; {} where there is none."""
+    return read_object(path) if path.exists() else {}
+
+
 def make_fast(vocab: list[str], lowercase: bool, strip_accents: bool | None, chinese: bool) -> dict:
     """The tokenizer.json of a BERT WordPiece vocabulary (what transformers' BertTokenizer has always done).
 
@@ -143,9 +148,10 @@ def segments_given(path: Path, backend) -> bool:
     return True
 
 
+# Tokens that were added later
+
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 """Fields of a config that hold special tokens besides BERT's five; the second since transformers 5."""
-
 
 NAMES = ("bos_token", "eos_token", "pad_token", "mask_token")
 """Fields for one such token each. They are numbered before those of the lists; the others must be BERT's own."""
@@ -171,8 +177,8 @@ def add_later_tokens(source: Path, fast: dict, config: dict) -> list[str]:
     """
     vocab = fast["model"]["vocab"]
     entries = list(fast.get("added_tokens") or [])
-    ids = {**vocab, **{entry["content"]: entry["id"] for entry in entries}}
-    ready = {entry["content"] for entry in entries}
+    ready = {entry["content"]: entry["id"] for entry in entries}
+    ids = {**vocab, **ready}
     new = []
     for token in _later_tokens(source, config):
         known = ids.get(token.content)
@@ -181,13 +187,14 @@ def add_later_tokens(source: Path, fast: dict, config: dict) -> list[str]:
                 f"{source}: the token {show(token.content)} has the id {token.number} in {token.where}, but "
                 f"{known} elsewhere"
             )
+        # Only in the vocabulary, a token like [MASK] would be taken apart: it must be an added token too.
         if token.content in ready:
             continue
-        number = known if known is not None else token.number
+        number = ids.get(token.content, token.number)
         if number is None:
             number = max(ids.values()) + 1
         ids[token.content] = number
-        ready.add(token.content)
+        ready[token.content] = number
         new.append(added_token(number, token.content, **token.flags))
     # in the order of ids, for the tokenizers library numbers them by their place
     fast["added_tokens"] = sorted(entries + new, key=lambda entry: entry["id"])
@@ -198,65 +205,62 @@ def add_later_tokens(source: Path, fast: dict, config: dict) -> list[str]:
 
 def _later_tokens(source: Path, config: dict) -> list[Later]:
     """All of them; those with ids first, so that the others are numbered behind these."""
+    path = source / "tokenizer_config.json"
     special_map = source / "special_tokens_map.json"
-    more = read_object(special_map) if special_map.exists() else {}
-    listed = [
-        *_of_names(source / "tokenizer_config.json", {**more, **config}),
-        *_of_lists(source / "tokenizer_config.json", config),
-        *_of_lists(special_map, more),
-    ]
+    more = read_optional(special_map)
+    listed = []
+    stated = {**more, **config}
+    for name in NAMES:
+        if stated.get(name):
+            token = _later(path, stated[name], special=True)
+            if token.content not in SPECIAL:
+                listed.append(token)
+    listed += _of_lists(path, config)
+    listed += _of_lists(special_map, more)
+
     special = {token.content for token in listed}
-    return [
-        *_of_decoder(source / "tokenizer_config.json", config),
-        *_of_added_tokens(source / "added_tokens.json", special),
-        *listed,
-    ]
+    numbered = _of_decoder(path, config)
+    added = source / "added_tokens.json"
+    for content, number in read_optional(added).items():
+        numbered.append(_later(added, content, _id(added, number), special=content in special))
+    return numbered + listed
 
 
-def _of_added_tokens(path: Path, special: set[str]) -> Iterator[Later]:
-    if not path.exists():
-        return
-    for content, number in read_object(path).items():
-        yield Later(content, path.name, _id(path, number), {"special": content in special})
-
-
-def _of_decoder(path: Path, config: dict) -> Iterator[Later]:
+def _of_decoder(path: Path, config: dict) -> list[Later]:
+    """Those of "added_tokens_decoder"."""
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise UserError(f'{path}: "added_tokens_decoder" is no object of id to token')
+    found = []
     for number, token in decoder.items():
+        # a key of JSON is text: "30522" is an id, and what is no number is refused as it stands
         number = _id(path, int(number) if number.isdecimal() else number)
-        content, flags = _content_and_flags(path, token)
-        yield Later(content, path.name, number, flags=flags)
+        found.append(_later(path, token, number))
+    return found
 
 
-def _of_names(path: Path, stated: dict) -> Iterator[Later]:
-    for name in NAMES:
-        if stated.get(name):
-            content, flags = _content_and_flags(path, stated[name])
-            if content not in SPECIAL:
-                yield Later(content, path.name, flags={**flags, "special": True})
-
-
-def _of_lists(path: Path, config: dict) -> Iterator[Later]:
+def _of_lists(path: Path, config: dict) -> list[Later]:
+    """Those of the LISTS; transformers 5 writes objects of name to token."""
+    found = []
     for name in LISTS:
         tokens = config.get(name) or []
         if isinstance(tokens, dict):
             tokens = list(tokens.values())
         if not isinstance(tokens, list):
             raise UserError(f"{path}: {name} is {show(tokens)}, expected a list of tokens")
-        for token in tokens:
-            content, flags = _content_and_flags(path, token)
-            yield Later(content, path.name, flags={**flags, "special": True})
+        found += [_later(path, token, special=True) for token in tokens]
+    return found
 
 
-def _content_and_flags(path: Path, token: object) -> tuple[str, dict]:
-    flags = token if isinstance(token, dict) else {"content": token}
-    content = flags.get("content")
+def _later(path: Path, token: object, number: int | None = None, **more: bool) -> Later:
+    """A token as a file has it: its text, or an object with that and flags, to which `more` are added."""
+    given = token if isinstance(token, dict) else {"content": token}
+    content = given.get("content")
     if not isinstance(content, str) or not content:
         raise UserError(f"{path}: {show(token)} is no token")
     names = ("single_word", "lstrip", "rstrip", "normalized", "special")
-    return content, {name: flags[name] for name in names if flags.get(name) is not None}
+    flags = {name: given[name] for name in names if given.get(name) is not None}
+    return Later(content, path.name, number, {**flags, **more})
 
 
 def _id(path: Path, number: object) -> int:

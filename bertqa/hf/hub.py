@@ -105,7 +105,7 @@ def download(repo: str, revision: str | None = None) -> Path:
         # A branch may move while files are fetched; its commit does not.
         commit = config.parent.name
         for name in TEXT_FILES:
-            fetch(repo, name, commit)
+            fetch(repo, name, commit)  # none of them is in every repository
         pooling = pooling_file(config.parent)
         if pooling and pooling not in TEXT_FILES:
             fetch(repo, pooling, commit)
@@ -158,6 +158,7 @@ def checked_answers() -> Iterator[None]:
         hooks["response"].append(lambda answer, *_, **__: refuse_bad_names(answer))
         return client
 
+    # Every answer passes through a hook of the HTTP client, before huggingface_hub makes a path of what it states.
     configure(factory)
     try:
         yield
@@ -198,6 +199,7 @@ def fetch(repo: str, name: str, revision: str | None) -> Path | None:
     import huggingface_hub as hub
     from huggingface_hub import errors
 
+    # Narrow errors first: a gated repository is, to huggingface_hub, also one that is not found.
     try:
         path = Path(hub.hf_hub_download(repo, name, revision=revision))
     except UserError as error:

@@ -1,4 +1,9 @@
-"""Which stored tensors make which of ours: each is renamed, ignored for a stated reason, or an error."""
+"""Which stored tensors make which of ours: each is renamed, ignored for a stated reason, or an error.
+
+A tensor has a stored name, a plain name (today's spelling, without prefixes), and a place in a tensor of ours:
+
+    module.bert.encoder.layer.4.attention.self.key.bias -> encoder.layer.4.attention.self.key.bias -> encoder.layers.4.qkv.bias
+"""
 
 import dataclasses
 from collections import Counter
@@ -32,6 +37,16 @@ INSIDE = ("embeddings.", "encoder.", "transformer.", "pooler.")
 
 
 @dataclass
+class Stored:
+    """A tensor of the checkpoint."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors spells it."""
+
+
+@dataclass
 class Plan:
     """What becomes of a checkpoint."""
 
@@ -40,55 +55,63 @@ class Plan:
     labels: list[str] | None
     empty: dict[str, Tensor]
     """Our tensors by name, without memory."""
-    parts: dict[str, list[str]]
+    parts: dict[str, list[str]] = field(default_factory=dict)
     """Our tensor -> the stored tensors that it is made of; not there for one that is drawn fresh."""
-    rows: list[Row]
-    remarks: list[str]
-
-
-@dataclass
-class Misfits:
-    """Tensors that do not fit."""
-
+    rows: list[Row] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    """Plain names."""
+    """Plain names of tensors that the checkpoint lacks."""
     unexpected: list[str] = field(default_factory=list)
-    """Stored names."""
+    """Stored names of tensors for which there is no place."""
     misshapen: list[str] = field(default_factory=list)
-    """What is wrong with each, in words."""
+    """What is wrong with tensors that have a place and do not fit there, in words."""
 
 
 def plan_conversion(raw: dict, weights: Weights, fresh_head) -> Plan:
     """Find a stored tensor for each of ours; `fresh_head` as for `convert`.
 
-    A tensor has a stored name, a plain name and a name of ours, or a part of one:
-    module.bert.encoder.layer.4.attention.self.key.bias, encoder.layer.4.attention.self.key.bias, encoder.layers.4.qkv.bias
-
     Raises:
         UserError: for an architecture or a head that we do not have; or one that lists all tensors that do not fit.
     """
-    plain = _plain_names(weights)
-    head, labels = _head_and_labels(raw, weights, plain, fresh_head)
+    plain = _by_plain_name(weights)
+    head, labels = _head_and_labels(raw, plain, fresh_head)
     config = architecture_of(raw, plain, head)
     one_row = config.type_vocab_size == 1
     if one_row:
         # bertqa feeds 0 and 1: with the one row for both, a model that knows one segment sees no difference
         config = config.replace(type_vocab_size=2)
     record = {"architecture": dataclasses.asdict(config), "head": head, "labels": labels}
-    plan = Plan(config, head, labels, build_empty(record).state_dict(), {}, [], [])
-    wrapped = [stored for stored in weights.shapes if stored != _unwrapped(stored)]
+    plan = Plan(config, head, labels, build_empty(record).state_dict())
+    wrapped = sum(name != _unwrapped(name) for name in weights.shapes)
     if wrapped:
         plan.remarks.append(
-            f"{len(wrapped)} names without the prefixes that DataParallel, DDP or torch.compile left in them"
+            f"{wrapped} names without the prefixes that DataParallel, DDP or torch.compile left in them"
         )
     if one_row:
         plan.remarks.append("it knows one segment only: its row stands for both")
-    _match(plan, weights, plain, fresh_head is not None, one_row)
+    _match(plan, plain, fresh_head is not None, one_row)
     return plan
 
 
-def _head_and_labels(raw: dict, weights: Weights, plain: dict[str, str], fresh_head):
-    """The head that the model gets, and the names of its classes, where it has any."""
+def _by_plain_name(weights: Weights) -> dict[str, Stored]:
+    plain: dict[str, Stored] = {}
+    for stored, shape in weights.shapes.items():
+        name = plain_name(_unwrapped(stored))
+        if name in plain and not ignored(name):
+            raise UserError(
+                f"{plain[name].name} and {stored} are two tensors for one place; which is right cannot be told"
+            )
+        plain[name] = Stored(stored, shape, weights.dtypes[stored])
+    return plain
+
+
+def _unwrapped(stored: str) -> str:
+    """A stored name without what wrappers of the module put into it."""
+    return ".".join(part for part in stored.split(".") if part not in WRAPPERS)
+
+
+def _head_and_labels(raw: dict, plain: dict[str, Stored], fresh_head):
+    """The head that the model gets, and the names of its classes where it has any."""
     if fresh_head == "qa":
         return QA, None
     if fresh_head == "none":
@@ -98,36 +121,16 @@ def _head_and_labels(raw: dict, weights: Weights, plain: dict[str, str], fresh_h
     head = find_head(raw, plain)
     if head != CLASSES:
         return head, None
-    rows = None
-    if "classifier.weight" in plain:
-        shape = weights.shapes[plain["classifier.weight"]]
-        rows = shape[0] if shape else None
-    labels = ["score"] if rows == 1 else class_labels(raw, rows)
+    count = None  # as the tensor has it, for id2label may be missing
+    if "classifier.weight" in plain and plain["classifier.weight"].shape:
+        count = plain["classifier.weight"].shape[0]
+    labels = ["score"] if count == 1 else class_labels(raw, count)
     refuse_other_losses(raw, labels)
     return head, labels
 
 
-def _unwrapped(stored: str) -> str:
-    """A stored name without what wrappers of the module put into it."""
-    return ".".join(part for part in stored.split(".") if part not in WRAPPERS)
-
-
-def _plain_names(weights: Weights) -> dict[str, str]:
-    """Plain name -> stored name."""
-    plain: dict[str, str] = {}
-    for stored in weights.shapes:
-        name = plain_name(_unwrapped(stored))
-        if name in plain and not ignored(name):
-            raise UserError(
-                f"{plain[name]} and {stored} are two tensors for one place; which is right cannot be told"
-            )
-        plain[name] = stored
-    return plain
-
-
-def _match(plan: Plan, weights: Weights, plain: dict[str, str], fresh: bool, one_row: bool) -> None:
+def _match(plan: Plan, plain: dict[str, Stored], fresh: bool, one_row: bool) -> None:
     """Fill the plan's parts and rows; or one UserError that lists all that does not fit."""
-    misfits = Misfits()
     used: set[str] = set()
     for ours, tensor in plan.empty.items():
         theirs = their_names(ours, plan.config.model_type)
@@ -138,26 +141,20 @@ def _match(plan: Plan, weights: Weights, plain: dict[str, str], fresh: bool, one
             continue
         if one_row and ours.endswith(SEGMENT):
             theirs = theirs * 2
-        used |= _take(ours, theirs, plan, weights, plain, misfits)
+        used |= _take(ours, theirs, plan, plain)
     for name in sorted(plain.keys() - used):
         stored = plain[name]
         why = _why_unused(name, plan.config, fresh)
         if why:
-            plan.rows.append(Row("ignored", stored, None, weights.shapes[stored], why))
+            plan.rows.append(Row("ignored", stored.name, None, stored.shape, why))
         else:
-            misfits.unexpected.append(stored)
-    if misfits.missing or misfits.unexpected or misfits.misshapen:
-        raise UserError(_misfit(plan, plain, misfits))
+            plan.unexpected.append(stored.name)
+    # Only now: whoever has the wrong file wants to see all of it at once.
+    if plan.missing or plan.unexpected or plan.misshapen:
+        raise UserError(_what_does_not_fit(plan, plain))
 
 
-def _take(
-    ours: str,
-    theirs: list[str],
-    plan: Plan,
-    weights: Weights,
-    plain: dict[str, str],
-    misfits: Misfits,
-) -> set[str]:
+def _take(ours: str, theirs: list[str], plan: Plan, plain: dict[str, Stored]) -> set[str]:
     """Note for one tensor of ours the stored ones that make it, one below the other, and what is wrong with them.
 
     Our qkv of (96, 32) takes rows 0:32 from query, 32:64 from key, 64:96 from value, (32, 32) each.
@@ -170,29 +167,22 @@ def _take(
     shape = (size, *whole.shape[1:])
     used = set()
     for i, wanted in enumerate(theirs):
-        # its own name, or that of one that it is tied to
-        name = next((name for name in (wanted, *TIED.get(wanted, ())) if name in plain), None)
-        if name is None:
-            misfits.missing.append(wanted)
+        found = [name for name in (wanted, *TIED.get(wanted, ())) if name in plain]
+        if not found:
+            plan.missing.append(wanted)
             continue
-        used.add(name)
-        stored = plain[name]
-        problem = _problem(stored, weights, shape)
-        if problem:
-            misfits.misshapen.append(problem)
+        used.add(found[0])  # a tied one beside it is a copy, and ignored with its head
+        stored = plain[found[0]]
+        if stored.shape != shape:
+            plan.misshapen.append(f"{stored.name} is {stored.shape}, config.json asks for {shape}")
+        elif stored.dtype not in DTYPES:
+            plan.misshapen.append(
+                f"{stored.name} is stored as {stored.dtype}, which is no plain number type"
+            )
         place = f"{ours}[{i * size}:{(i + 1) * size}]" if len(theirs) > 1 else ours
-        plan.rows.append(Row("renamed", stored, place, shape))
-        plan.parts.setdefault(ours, []).append(stored)
+        plan.rows.append(Row("renamed", stored.name, place, shape))
+        plan.parts.setdefault(ours, []).append(stored.name)
     return used
-
-
-def _problem(stored: str, weights: Weights, shape: tuple[int, ...]) -> str:
-    """Why a stored tensor cannot be taken; "" where it can."""
-    if weights.shapes[stored] != shape:
-        return f"{stored} is {weights.shapes[stored]}, config.json asks for {shape}"
-    if weights.dtypes[stored] not in DTYPES:
-        return f"{stored} is stored as {weights.dtypes[stored]}, which is no plain number type"
-    return ""
 
 
 def _why_unused(name: str, config: BertConfig, fresh: bool) -> str:
@@ -207,9 +197,12 @@ def _why_unused(name: str, config: BertConfig, fresh: bool) -> str:
     return known
 
 
-def _misfit(plan: Plan, plain: dict[str, str], misfits: Misfits) -> str:
-    """All that does not fit, and what to do."""
-    behind = _other_prefixes(plan, plain, misfits.missing)
+# The one error
+
+
+def _what_does_not_fit(plan: Plan, plain: dict[str, Stored]) -> str:
+    """All of it, and what to do."""
+    behind = _other_prefixes(plan, plain)
     if behind:
         return (
             f"its tensors stand behind {' and '.join(map(repr, behind))}, a prefix that bertqa does not know; take it "
@@ -217,26 +210,26 @@ def _misfit(plan: Plan, plain: dict[str, str], misfits: Misfits) -> str:
         )
     said = []
     problems = {
-        "missing": misfits.missing,
-        "unexpected": misfits.unexpected,
-        "of the wrong shape or type": misfits.misshapen,
+        "missing": plan.missing,
+        "unexpected": plan.unexpected,
+        "of the wrong shape or type": plan.misshapen,
     }
     for what, names in problems.items():
         if names:
             said.append(f"{len(names)} {what} ({listed(names)})")
     return (
         f"the tensors are not those of a {plan.config.model_type} with {plan.head or 'no'} head: "
-        f"{'; '.join(said)}. {_advice(misfits)}"
+        f"{'; '.join(said)}. {_advice(plan)}"
     )
 
 
-def _other_prefixes(plan: Plan, plain: dict[str, str], missing: list[str]) -> list[str]:
+def _other_prefixes(plan: Plan, plain: dict[str, Stored]) -> list[str]:
     """What the names of the whole encoder begin with, where nothing of it was found but behind something else."""
     encoder = set()
     for ours in plan.empty:
         if not HEAD.match(ours):
             encoder.update(their_names(ours, plan.config.model_type))
-    if not encoder <= set(missing):
+    if not encoder <= set(plan.missing):
         return []
     found: Counter[str] = Counter()  # prefix -> how many tensors of the encoder stand behind it
     for name in plain:
@@ -255,12 +248,14 @@ def _other_prefixes(plan: Plan, plain: dict[str, str], missing: list[str]) -> li
     return sorted(prefixes)
 
 
-def _advice(misfits: Misfits) -> str:
-    """What to do about them."""
-    plain = {name: plain_name(_unwrapped(name)) for name in misfits.unexpected}
-    foreign = [name for name in misfits.unexpected if not plain[name].startswith(INSIDE)]
-    is_whole = all(HEAD.match(name) for name in misfits.missing)
-    if misfits.misshapen or not is_whole or len(foreign) < len(misfits.unexpected):
+def _advice(plan: Plan) -> str:
+    """What to do about tensors that do not fit."""
+    foreign = []
+    for name in plan.unexpected:
+        if not plain_name(_unwrapped(name)).startswith(INSIDE):
+            foreign.append(name)
+    is_whole = all(HEAD.match(name) for name in plan.missing)
+    if plan.misshapen or not is_whole or len(foreign) < len(plan.unexpected):
         return "Is config.json of this checkpoint?"
     if not foreign:
         return "It has no trained head: --fresh-head draws a new one"

@@ -78,7 +78,8 @@ def their_names(ours: str, model_type: str) -> list[str]:
     module, _, kind = ours.removeprefix("encoder.").rpartition(".")
     found = LAYER.search(module)
     layer = found[0] if found else ""
-    theirs = NAMES[_any_layer(module)][model_type == "distilbert"]
+    bert, distilbert = NAMES[_any_layer(module)]
+    theirs = distilbert if model_type == "distilbert" else bert
     return [f"{name.format(layer)}.{kind}" for name in theirs.split()]
 
 
@@ -159,7 +160,7 @@ def fold(names: Sequence[str]) -> list[str]:
     >>> fold(["layer.0.bias", "layer.1.bias", "layer.2.bias", "norm.bias"])
     ['layer.{0..2}.bias', 'norm.bias']
     """
-    layers: dict[str, list[int]] = {}
+    layers: dict[str, list[int]] = {}  # name without its number -> numbers, in the order of names
     for name in names:
         number = LAYER.search(name)
         found = layers.setdefault(_any_layer(name), [])

@@ -12,7 +12,14 @@ from pathlib import Path
 from bertqa.errors import UserError
 from bertqa.files import read_object, show, to_json, write_json, write_text
 from bertqa.hf import casing
-from bertqa.hf.fast import add_later_tokens, make_fast, normaliser, open_fast, segments_given
+from bertqa.hf.fast import (
+    add_later_tokens,
+    make_fast,
+    normaliser,
+    open_fast,
+    read_optional,
+    segments_given,
+)
 from bertqa.model.vocabulary import as_line, check_tokens, read_vocab, tokens_by_id, with_vocab
 
 CLASSES = re.compile(
@@ -53,8 +60,9 @@ def install(source: Path, dest: Path, vocab_size: int, complete: bool = False) -
     done = Installed()
     fast_path = source / "tokenizer.json"
     vocab = read_vocab(source / "vocab.txt") if (source / "vocab.txt").exists() else None
-    config = _read_optional(source / "tokenizer_config.json")
+    config = read_optional(source / "tokenizer_config.json")
     _check_config(source, config)
+    # tokenizer.json is what transformers itself opens where there is one, so it counts, and vocab.txt must agree
     if fast_path.exists():
         fast, vocab = _ready(source, vocab, done.remarks)
     elif vocab is not None:
@@ -79,14 +87,11 @@ def install(source: Path, dest: Path, vocab_size: int, complete: bool = False) -
             f"{count:,} tokens; the last {vocab_size - count} of the embedding's {vocab_size:,} rows are unused"
         )
     done.remarks += casing.check_vocabulary(source, vocab, traits, normaliser(backend))
+    # A model that was never fed token types has learned its first row only, whatever the tokenizer could say.
     fed = config.get("model_input_names")
     done.segments = segments_given(fast_path, backend) and (not fed or "token_type_ids" in fed)
     _write(dest, vocab, fast, config, traits, complete)
     return done
-
-
-def _read_optional(path: Path) -> dict:
-    return read_object(path) if path.exists() else {}
 
 
 def _ready(source: Path, vocab: list[str] | None, remarks: list[str]) -> tuple[dict, list[str]]:
@@ -151,7 +156,7 @@ def _check_config(source: Path, config: dict) -> None:
             wrong.append(f"{name} {config[name]!r}")
     if wrong:
         raise UserError(f"{path}: {', '.join(wrong)}; expected true, false or null")
-    model_config = _read_optional(source / "config.json")
+    model_config = read_optional(source / "config.json")
     kind = config.get("tokenizer_class") or model_config.get("tokenizer_class")
     problems = []
     if kind is not None and not CLASSES.fullmatch(str(kind)):
@@ -166,7 +171,7 @@ def _check_config(source: Path, config: dict) -> None:
             problems.append(f"{name} {show(config[name])}")
     if not (source / "tokenizer.json").exists():
         problems += _slow_problems(config)
-    stated = {**_read_optional(source / "special_tokens_map.json"), **config}
+    stated = {**read_optional(source / "special_tokens_map.json"), **config}
     for name, usual in SPECIAL_NAMES.items():
         token = stated.get(name)
         content = token.get("content") if isinstance(token, dict) else token

@@ -95,6 +95,7 @@ def _open_pickle(path: Path) -> Weights:
         raise UserError(
             f"{path}: holds a {type(tensors).__name__}, expected a dictionary of tensors by name"
         )
+    # a container may stand in a container, in this order
     for name in CONTAINERS:
         if isinstance(tensors.get(name), dict):
             tensors = tensors[name]
@@ -163,6 +164,7 @@ def _open_shards(index: Path) -> Weights:
             f"{index}: {len(missing)} of its {len(files)} shards are not beside it: "
             f"{', '.join(missing[:5])}; fetch them too"
         )
+    # opened is not read: many files take no more memory than one
     opened = {file: open_weights(index.parent / file) for file in files}
     lost = [name for name, file in placed.items() if name not in opened[file].shapes]
     if lost:

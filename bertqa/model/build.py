@@ -89,6 +89,7 @@ def config_record(model: nn.Module, head: str | None, labels, provenance: dict) 
     is_ours = type(model) in (BertForQuestionAnswering, BertForSequenceClassification, BertEncoder)
 
     problems = misfits(encoder.config, encoder)
+    # What stands beside the encoder in a model of one's own is its own business.
     if is_ours:
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         problems += differences(plain, shapes, "its config says")

@@ -145,6 +145,7 @@ def card(
             scores.append(f"| {name} | {value:.2f} |")
     recipe = []
     for name, value in settings.items():
+        # where it was written to means nothing on another machine
         if value is not None and name != "out":
             recipe.append(f"- {name}: {without_folders(value)}")
     return CARD.format(
@@ -281,6 +282,7 @@ def parts_of_card(folder: Path) -> tuple[str, str]:
 def exported_card(src: Path, model_type: str, task: str, provenance: dict) -> str:
     """The card of a model folder, with the metadata that the Hub reads: the card's, and what it does not say."""
     front, body = parts_of_card(src)
+    # library_name was bertqa: with it the Hub would show no code for transformers
     replaced = ("library_name:", "pipeline_tag:")
     kept = [line for line in front.splitlines() if not line.startswith(replaced)]
     source = str(provenance.get("source"))

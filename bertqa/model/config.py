@@ -60,6 +60,7 @@ class BertConfig:
 
     def __post_init__(self):
         problems = [*self._wrong_sizes(), *self._wrong_numbers()]
+        # only of numbers that are some: 768 % 0 and 768 % "12" would be errors of their own
         if not problems and self.hidden_size % self.num_attention_heads:
             problems.append(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "

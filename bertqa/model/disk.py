@@ -50,7 +50,7 @@ def open_safetensors(path: Path, device: str | torch.device) -> Weights:
     try:
         with open(path, "rb") as stream:
             refuse_lfs_pointer(stream.read(100))
-        file = safe_open(path, framework="pt", device=str(device))
+        file = safe_open(path, framework="pt", device=str(device))  # mapped, not read
         slices = {name: file.get_slice(name) for name in file.keys()}
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -149,6 +149,7 @@ def find_damage(folder: Path, needed: Sequence[str] = (), ignored: Sequence[str]
         sums = read_object(folder / CHECKSUMS)
     except UserError:
         return f"{CHECKSUMS} is damaged"
+    # Whoever cut the list short could change a file unseen.
     if not set(needed) <= {*sums, CHECKSUMS}:
         return f"{CHECKSUMS} is damaged"
     for name, expected in sums.items():
@@ -180,11 +181,13 @@ def checked(folder: str | Path) -> Iterator[None]:
     Raises:
         UserError: at the end, where they are not what was written; also in place of an error inside.
     """
+    # Hashing lets go of Python's lock, so that a second core hashes while the first one reads.
     with ThreadPoolExecutor(1) as pool:
         damage = pool.submit(find_damage, Path(folder), ignored=(*FOR_PEOPLE, "state.pt"))
         try:
             yield
         finally:
+            # A flipped bit may show as any error inside; that it is one explains the other.
             if damage.result():
                 raise UserError(
                     f"{folder}: {damage.result()}; copy it again, or delete {CHECKSUMS} there if it was changed on purpose"

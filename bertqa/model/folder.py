@@ -82,6 +82,7 @@ def load_encoder(
     """The encoder alone, in eval mode, whatever head the folder has; see `load`."""
     config = read_config(folder)
     refuse_own_attention(config, Path(folder), attention)
+    # a model of one's own is no matter here, as long as its encoder is ours
     encoder = build_empty({**config, "head": None}, attention)
     return _fill(folder, encoder, device, dtype, _encoder_prefix(config))
 
@@ -107,6 +108,7 @@ def load_into(model: nn.Module, folder: str | Path) -> list[str]:
     problems = []
     for full_name, shape in stored.shapes.items():
         name = full_name.removeprefix(prefix)
+        # heads of the folder, where only an encoder is filled
         if not full_name.startswith(prefix) or _is_unused_pooler(name, encoder):
             continue
         found.append(name)
@@ -215,6 +217,7 @@ def save(
         UserError: for what could not be loaded again: a model that its config does not describe, labels that are not as many
             as its classes, or that have no use, a tokenizer that does not fit the word embedding.
     """
+    # All that can be refused is, before anything is written.
     head = head_of(model)
     source = _source_of(model, folder, tokenizer_from)
     before = _same_kind(source, head)

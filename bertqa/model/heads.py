@@ -78,9 +78,12 @@ class BertForQuestionAnswering(nn.Module):
         """
         out = self.encoder(input_ids, attention_mask, token_type_ids, **options)
         x = out.last_hidden_state  # (N, H) or (B, L, H)
+        # DistilBERT's span head has dropout before it, BERT's has none, as in transformers.
         if self.config.model_type == "distilbert":
             x = dropout(x, self.config.hidden_dropout_prob, self.training)
-        logits = in_float32(self.span, x)  # (.., H) -> (.., 2)
+        logits = in_float32(
+            self.span, x
+        )  # (.., H) -> (.., 2): the first token of the answer, the last
         if attention_mask is not None:
             is_padding = ~attention_mask.bool()[..., None]  # (B, L, 1)
             logits = logits.masked_fill(is_padding, torch.finfo(torch.float32).min)

@@ -49,7 +49,8 @@ class Rows:
     def pad(self, packed: Tensor, value: float = 0.0) -> Tensor:
         """(N, ...) -> (B, L, ...), `value` on padding."""
         rows = packed.unflatten(0, self.keep.shape)
-        return rows.masked_fill(~_with_dims(self.keep, rows.dim()), value)
+        keep = self.keep.reshape(*self.keep.shape, *[1] * (rows.dim() - 2))  # (B, L, 1, ...)
+        return rows.masked_fill(~keep, value)
 
     def unpad(self, padded: Tensor) -> Tensor:
         """(B, L, ...) -> (N, ...)."""
@@ -105,6 +106,7 @@ class Packing:
         maps = maps.gather(2, asking)  # (B, A, L, L')
         asked = place[:, None, None, :].expand(-1, heads, columns, -1)
         maps = maps.gather(3, asked)  # (B, A, L, L)
+        # padding asks nothing and is asked nothing
         return maps * self.keep[:, None, :, None] * self.keep[:, None, None, :]
 
 
@@ -141,6 +143,7 @@ def _out_of_padding(shape: torch.Size, device: torch.device, mask: Tensor | None
             "they must be the same, nonzero on tokens and zero on padding"
         )
     keep = mask.bool()
+    # The number of tokens would be a shape that depends on data, which a compiled graph cannot have.
     if torch.compiler.is_compiling():
         return Packing(Rows(keep), shape, keep)
     # A GPU is waited for here, once in a call: the number of tokens is the shape of all that follows.
@@ -193,8 +196,3 @@ def first_columns(keep: Tensor) -> Tensor:
 def _places(keep: Tensor) -> Tensor:
     """(B, L) bool -> (B, L) int64: how many tokens of the row stand before each place; [0, 1, 0, 1] -> [0, 0, 0, 1]."""
     return (keep.cumsum(1) - 1).clamp(min=0)
-
-
-def _with_dims(keep: Tensor, dims: int) -> Tensor:
-    """(B, L) -> (B, L, 1, ...), with so many dimensions."""
-    return keep.reshape(*keep.shape, *[1] * (dims - 2))

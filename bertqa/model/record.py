@@ -83,6 +83,7 @@ def read_config(folder: str | Path) -> dict:
             f"weights/{folder.resolve().name}"
         )
     config.setdefault("head", None)
+    # A file that was edited by hand must not fail in the middle of a module: all of it is looked at here.
     check_architecture(path, config.get("architecture"))
     _check_head(path, config["head"], config.get("labels"))
     for name in ("attention", "model"):
@@ -203,6 +204,7 @@ def with_defaults(qa: dict, positions: int) -> dict:
     The defaults are those of transformers' pipeline, or what a model of so many positions can take.
     """
     qa = dict(qa)
+    # A window must have room for the question, and for more of the text than it shares with the next window.
     length = qa.setdefault("max_length", min(384, positions))
     asked = qa.setdefault("max_question", min(64, length // 2))
     if "step" not in qa:

@@ -3,7 +3,6 @@
 A model with a head, or an encoder. Each function says what is lost, through `say`.
 """
 
-import copy
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -93,7 +92,7 @@ def resize_vocabulary(
     old = encoder.embeddings.word
     new = nn.Embedding(len(tokens), old.embedding_dim).to(old.weight)
     init_weights(new, encoder.config.initializer_range)
-    kept = [row for row, token in enumerate(tokens) if token in before]
+    kept = [row for row, token in enumerate(tokens) if token in before]  # rows of the new matrix
     with torch.no_grad():
         new.weight[kept] = old.weight[[before[tokens[row]] for row in kept]]
     encoder.embeddings.word = new
@@ -106,7 +105,7 @@ def resize_vocabulary(
 
 
 def vocabulary(folder: str | Path) -> list[str]:
-    """The tokens of a folder's tokenizer, in the order of their ids; "[unused0]" and so on for ids that have none."""
+    """The tokens of a folder's tokenizer, in the order of their ids; "[no token 7]" and the like for ids that have none."""
     folder = Path(folder)
     ready = folder / "tokenizer.json"
     if not ready.exists():
@@ -122,39 +121,36 @@ def _is_special(token: str) -> bool:
 
 def _write_tokenizer(source: Path, out: Path, tokens: Sequence[str]) -> None:
     """The tokenizer's files of `source` with another vocabulary, as a folder `out`."""
-    ids = {token: row for row, token in enumerate(tokens)}
     with staged(out) as new:
         write_text(new / "vocab.txt", "".join(f"{token}\n" for token in tokens))
         if (source / "tokenizer_config.json").exists():
             shutil.copyfile(source / "tokenizer_config.json", new / "tokenizer_config.json")
         if (source / "tokenizer.json").exists():
-            write_json(
-                new / "tokenizer.json", _with_ids(read_object(source / "tokenizer.json"), ids)
-            )
+            fast = read_object(source / "tokenizer.json")
+            _renumber(fast, {token: row for row, token in enumerate(tokens)})
+            write_json(new / "tokenizer.json", fast)
 
 
-def _with_ids(fast: dict, ids: dict[str, int]) -> dict:
-    """A tokenizer.json with another vocabulary: in its model, its added tokens, and what it puts around a text."""
-    fast = copy.deepcopy(fast)
-    old = set(fast["model"]["vocab"])
+def _renumber(fast: dict, ids: dict[str, int]) -> None:
+    """Put another vocabulary into a tokenizer.json: into its model, its added tokens, and what it puts around a text."""
+    known = set(fast["model"]["vocab"])
     fast["model"]["vocab"] = ids
-    added = [
-        {**entry, "id": ids[entry["content"]]}
-        for entry in fast["added_tokens"]
-        if entry["content"] in ids
-    ]
-    known = {entry["content"] for entry in added}
+    added = []
+    for entry in fast["added_tokens"]:
+        token = entry["content"]
+        known.add(token)
+        if token in ids:
+            added.append({**entry, "id": ids[token]})
     for token, row in ids.items():
-        if _is_special(token) and token not in old | known:
-            flags = dict(
-                single_word=False, lstrip=False, rstrip=False, normalized=False, special=True
-            )
-            added.append({"id": row, "content": token, **flags})
+        # only a new one: a token in brackets that was none of the added ones before stays what it was
+        if _is_special(token) and token not in known:
+            flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+            added.append({"id": row, "content": token, **flags, "special": True})
     fast["added_tokens"] = sorted(added, key=lambda entry: entry["id"])
     around = fast.get("post_processor") or {}
     for token, entry in (around.get("special_tokens") or {}).items():  # TemplateProcessing
         entry["ids"] = [ids[token]]
-    for side in ("cls", "sep"):  # BertProcessing
+    for side in ("cls", "sep"):  # BertProcessing: ["[CLS]", 101]
         if side in around:
-            around[side] = [around[side][0], ids[around[side][0]]]
-    return fast
+            token, _ = around[side]
+            around[side] = [token, ids[token]]

@@ -114,6 +114,7 @@ def mcnemar(only_first: int, only_second: int) -> tuple[float, str]:
     """
     n = only_first + only_second
     if n < 25:
+        # two-sided: the probability that a fair coin is at least as uneven
         tail = sum(math.comb(n, i) for i in range(min(only_first, only_second) + 1)) / 2**n
         return min(1.0, 2 * tail), "exact"
     chi2 = max(0, abs(only_first - only_second) - 1) ** 2 / n
@@ -264,7 +265,7 @@ def _buckets(name: str, counts: Sequence[int], starts: tuple[int, ...]) -> Group
 def _without_empty(old: Group) -> Group:
     """The group without labels that no question has: of [0, 2, -1] with labels a, b, c is [0, 1, -1] with a, c."""
     used = np.unique(old.of[old.of >= 0])
-    place = np.full(len(old.labels) + 1, -1)  # the last entry serves -1
+    place = np.full(len(old.labels) + 1, -1)  # old label -> new one; the last entry serves -1
     place[used] = np.arange(len(used))
     return Group(old.name, [old.labels[i] for i in used], place[old.of])
 

@@ -34,6 +34,7 @@ def thin(most: int, *columns: Sequence[float]) -> list[list[float]]:
     n = len(columns[0])
     if n == 0:
         return [[] for _ in columns]
+    # of 5 points, 2 wanted: edges 0, 2, 5, and the means of rows 0:2 and 2:5
     edges = np.unique(np.linspace(0, n, min(n, most) + 1).astype(int))
     thinned = []
     for column in columns:
@@ -45,7 +46,7 @@ def thin(most: int, *columns: Sequence[float]) -> list[list[float]]:
 def pick(most: int, *columns: Sequence[float]) -> list[list[float]]:
     """At most `most` of the points, evenly spaced, both ends among them: for curves whose every point is exact."""
     n = len(columns[0])
-    rows = np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
+    rows = np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))  # no row twice
     return [[_short(value) for value in np.asarray(column, float)[rows]] for column in columns]
 
 

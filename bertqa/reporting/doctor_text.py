@@ -96,33 +96,25 @@ def problem_table(report: dict, most: int) -> Iterator[str]:
     if report["offsets_in"] != CHARACTERS:
         unit = f"the file counts in {report['offsets_in']}"
     yield row("offsets repaired", report["repaired"], unit)
-    yield row(
-        "answers without a place",
-        report["unplaced_answers"],
-        "they count in scores, but cannot be trained on",
-    )
+    unplaced = report["unplaced_answers"]
+    yield row("answers without a place", unplaced, "they count in scores, but cannot be trained on")
     yield row("questions rejected", len(rejected), "training leaves them out, scores do not")
-    for reason, count in Counter(map(kind_of_rejection, rejected)).most_common(5):
+    reasons: Counter[str] = Counter()
+    for question in rejected:
+        # without the answer that a reason quotes, so that equal reasons can be counted
+        quote = r'the answer ".*?(?= does not occur| occurs more)'
+        reasons[re.sub(quote, "an answer", question["reason"])] += 1
+    for reason, count in reasons.most_common(5):
         yield f"  {count:,} x {brief(reason, 85)}"
     for question in rejected[:most]:
         yield f"  {question['id']}   {brief(question['reason'], 60)}"
 
     again = sum(len(ids) - 1 for ids in report["duplicates"])
     yield row("asked again", again, "same question, same paragraph")
-    yield row(
-        "contradictions",
-        len(report["contradictions"]),
-        "such questions with answers that exclude each other",
-    )
-    for pair in report["contradictions"][:most]:
+    pairs = report["contradictions"]
+    yield row("contradictions", len(pairs), "such questions with answers that exclude each other")
+    for pair in pairs[:most]:
         yield f"  {brief(' '.join(pair['ids']), 66)}   {pair['kind']}"
-
-
-def kind_of_rejection(question: dict) -> str:
-    """The reason without the answer that it quotes, so that equal reasons can be counted."""
-    return re.sub(
-        r'the answer ".*?(?= does not occur| occurs more)', "an answer", question["reason"]
-    )
 
 
 def overlap_table(shared: dict) -> Iterator[str]:
@@ -131,11 +123,8 @@ def overlap_table(shared: dict) -> Iterator[str]:
     yield f"\nshared with {shared['file']}   ({shared['questions_in_it']:,} questions)"
     yield row("ids", len(shared["ids"]))
     yield row("articles", shared["articles"], "by title")
-    yield row(
-        "paragraphs",
-        shared["paragraphs"],
-        f"{shared['questions_on_them']:,} questions are about them",
-    )
+    about = f"{shared['questions_on_them']:,} questions are about them"
+    yield row("paragraphs", shared["paragraphs"], about)
     yield row("questions", len(shared["questions"]), f"{same:,} of them about the same paragraph")
 
 
@@ -151,11 +140,8 @@ def token_table(report: dict) -> Iterator[str]:
     yield ""
 
     stride = f"step {settings['step']}" if "step" in settings else f"overlap {settings['overlap']}"
-    yield row(
-        "windows",
-        windows["count"],
-        f"of {settings['max_length']} tokens, {stride}; {windows['filled']:.1%} filled",
-    )
+    note = f"of {settings['max_length']} tokens, {stride}; {windows['filled']:.1%} filled"
+    yield row("windows", windows["count"], note)
     yield row("questions with several", windows["questions_with_several"])
     yield row("questions cut", report["questions_cut"], f"after {settings['max_question']} tokens")
     yield row("distinct answers", report["answers"]["distinct"])
@@ -173,11 +159,8 @@ def ceiling_table(report: dict, most: int) -> Iterator[str]:
     figures = report["ceiling"]["figures"]
     below = report["ceiling"]["below"]
     exact = figures.get("exact_match", figures.get("exact"))
-    yield row(
-        "ceiling",
-        f"{exact:.3f}",
-        f"EM and {figures['f1']:.3f} F1: the best that any model could score",
-    )
+    note = f"EM and {figures['f1']:.3f} F1: the best that any model could score"
+    yield row("ceiling", f"{exact:.3f}", note)
     if "HasAns_exact" in figures:
         with_answer = f"{figures['HasAns_exact']:.3f}"
         yield row("  with answer", with_answer, f"EM and {figures['HasAns_f1']:.3f} F1")
@@ -242,7 +225,8 @@ def describe(
     if tokenizer:
         asked = tokenizer.encode([example.question for example in examples])
         cut = (asked.counts > settings["max_question"]).tolist()
-        options = {name: value for name, value in settings.items() if name != "max_answer_length"}
+        options = dict(settings)
+        del options["max_answer_length"]  # of spans, not of windows
         shown = list(views(build_windows(examples, tokenizer, **options)))
     for example, view, is_cut in zip(examples, shown, cut, strict=True):
         title = f"   ({example.title})" if example.title else ""
@@ -251,7 +235,10 @@ def describe(
         yield f"question  {printable(example.question)}{note}"
         yield from answer_lines(example)
         if view:
-            yield window_line(view)
+            line = f"windows   {len(view.first)} over {len(view.starts):,} tokens"
+            if len(view.first) > 1:
+                line += "; {2 begins the second, 1} ends the first"
+            yield line
         yield marked(example, view, marks) + "\n"
 
 
@@ -265,13 +252,6 @@ def answer_lines(example: Example) -> Iterator[str]:
         if times > 1:
             note += f", given {times} times"
         yield f"answer    {printable(text)}   ({note})"
-
-
-def window_line(view: View) -> str:
-    legend = ""
-    if len(view.first) > 1:
-        legend = "; {2 begins the second, 1} ends the first"
-    return f"windows   {len(view.first)} over {len(view.starts):,} tokens{legend}"
 
 
 def marked(example: Example, view: View | None, marks: Marks) -> str:

@@ -51,7 +51,7 @@ def lead(run: Run) -> str:
     """One sentence: what was trained, on what, how long."""
     started_from = data_name(run.setting("weights"))
     end = (run.of("end") or run.of("train") or [{}])[-1]
-    steps = end.get("steps", end.get("step"))
+    steps = end.get("steps", end.get("step"))  # the end's count, or how far the last record got
     trained = f"trained on {data_name(run.setting('train'))}"
     if steps:
         trained += f" for {counted(steps)} steps"
@@ -217,6 +217,7 @@ def hardware(run: Run) -> str:
     known = run.part("hardware")
     chosen = {name: known.get(name, run.setting(name)) for name in ("device", "precision")}
     parts = []
+    # "cores" and "gpu" today; what a later version notes is shown too
     for name, value in known.items():
         if name not in chosen:
             parts.append(f"{name.replace('_', ' ')} {value}")

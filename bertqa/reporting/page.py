@@ -52,8 +52,10 @@ def write_report(
     out = Path(out) if out else folders[0] / f"{name}.html"
     refuse_overwriting(out, runs, dev)
     page = collect(runs, dev)
-    verdict = [page["verdict"]["text"]] if page["verdict"] else []
-    for line in dict.fromkeys([*verdict, *page["notes"], *page["gaps"].values()]):
+    lines = [*page["notes"], *page["gaps"].values()]
+    if page["verdict"]:
+        lines.insert(0, page["verdict"]["text"])
+    for line in dict.fromkeys(lines):  # several gaps may have one reason
         say(line)
     with replacing(out) as fresh:
         fresh.write_text(render(page), encoding="utf-8", newline="")
@@ -107,6 +109,7 @@ def collect(runs: list[Run], dev: str | None) -> dict:
             page["families"] = analysis.family_rows(analysis.families(runs), fractions)
         return page
     if not why:
+        # the first so many questions, as the run was evaluated; a config.json that was edited may say anything
         limit = runs[0].setting("limit_dev")
         is_count = type(limit) is int and 0 < limit < 2**31
         fill(page, runs, read_examples(find_dev(runs[0], dev), limit if is_count else None))
@@ -145,23 +148,26 @@ def shared_notes(runs: list[Run]) -> list[str]:
     """The remarks about each run, with its name before what is not true of all."""
     said = [remarks(run) for run in runs]
     shared = set(said[0]).intersection(*said[1:])
-    notes = []
+    notes = {}  # a set that keeps its order
     for run, sentences in zip(runs, said, strict=True):
         for sentence in sentences:
-            notes.append(sentence if sentence in shared else f"{run.name}: {sentence}")
-    return list(dict.fromkeys(notes))
+            if sentence not in shared:
+                sentence = f"{run.name}: {sentence}"
+            notes[sentence] = None
+    return list(notes)
 
 
 def describe_run(run: Run) -> dict:
     """What the page shows of a run whether it was evaluated or not."""
-    settings = run.config["settings"]
     threshold = run.qa.get("null_threshold")
-    shown = {name: "none" if value is None else str(value) for name, value in settings.items()}
+    settings = {}
+    for name, value in run.config["settings"].items():
+        settings[name] = "none" if value is None else str(value)
     return {
         "name": run.name,
         "lead": lead(run),
         "facts": facts(run),
-        "settings": shown,
+        "settings": settings,
         "curves": training_curves(run),
         "threshold": threshold if is_number(threshold) else None,
     }
@@ -203,10 +209,10 @@ def fill(page: dict, runs: list[Run], data: Dataset) -> None:
     if len(runs) > 2:
         page["gaps"]["questions"] = "Single questions are shown for one run, or for two compared."
         return
-    answers = []
+    page["questions"] = scored.browser(examples)
+    page["questions"]["runs"] = []
     for run, one in zip(runs, found, strict=True):
-        answers.append(scored.columns(run, one, examples))
-    page["questions"] = {**scored.browser(examples), "runs": answers}
+        page["questions"]["runs"].append(scored.columns(run, one, examples))
 
 
 def beside(shown: list[dict], has_answer: np.ndarray) -> list[str]:

@@ -83,6 +83,7 @@ def read_run(folder: Path) -> Run:
     nbest = object_in(folder / "nbest_predictions.json") or {}
     for id, entries in nbest.items():
         check_entries(folder / "nbest_predictions.json", id, entries)
+    # A run of any age is read: what it lacks is empty, and the page says so.
     return Run(
         folder=folder,
         name=folder.resolve().name,
@@ -122,6 +123,7 @@ def object_in(path: Path, kind: type = object) -> dict | None:
 
 def is_number(value: object) -> bool:
     """Whether this is a finite number, and not True or False, or more than a float can hold."""
+    # NaN compares false; an int of 400 digits is fine to Python, and no float
     return type(value) in (int, float) and -1e300 < value < 1e300
 
 
@@ -141,7 +143,7 @@ def check_entries(path: Path, id: str, entries: object) -> None:
             and type(entry.get("start")) is int
             and type(entry.get("end")) is int
             and is_number(entry.get("probability"))
-            and abs(entry["probability"]) < 2
+            and abs(entry["probability"]) < 2  # rounding may pass 1
         )
         if not good:
             raise damaged(path, f"an entry of {id!r} is {show(entry)[:60]}")
@@ -164,8 +166,7 @@ def classes_in(path: Path) -> list[dict] | None:
 
 
 def read_journal(path: str | Path) -> Iterator[dict]:
-    """The events of a metrics.jsonl, in order. A last line that was cut off in the middle is left
-    out.
+    """The events of a metrics.jsonl, in order. A last line that was cut off in the middle is left out.
 
     Raises:
         UserError: where the file is missing or another line is not JSON.
@@ -207,6 +208,7 @@ def find_file(run: Run, setting: object) -> Path | None:
     name = Path(setting)
     named = official(name)  # squad2: where it was fetched to
     places = [named.path if named else name]
+    # a relative path was meant from where training was started, mostly above runs/
     places += [parent / name for parent in run.folder.resolve().parents[:3]]
     return next((place for place in places if place.is_file()), None)
 
@@ -224,9 +226,7 @@ def numbers(records: list[dict], *names: str) -> list[list[float]]:
 
 
 def moved_ends(config: dict) -> list[str]:
-    """A sentence for each time that --resume gave the run another end: its schedule is not that of
-    the settings alone.
-    """
+    """A sentence for each time that --resume gave the run another end: its schedule is not that of the settings alone."""
     sentences = []
     moves = config.get("moved_ends")
     for move in moves if isinstance(moves, list) else []:

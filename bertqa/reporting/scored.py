@@ -60,6 +60,7 @@ def count_windows(run: Run, examples: list[Example]) -> np.ndarray | None:
     from bertqa.data.tokenizer import WordPiece
     from bertqa.data.windows import build_windows
 
+    # by the model's qa.json and not the run's settings: these may leave a choice to training
     options = {}
     for name in ("max_length", "overlap", "step", "max_question"):
         if run.qa.get(name) is not None:
@@ -99,7 +100,7 @@ def browser(examples: list[Example]) -> dict:
     for number, example in enumerate(examples):
         row = contexts.setdefault(example.context, len(contexts))
         rows.append(row)
-        if row == len(titles):
+        if row == len(titles):  # a context that was not there before
             titles.append(example.title)
         at = utf16(example.context)
         ends: dict[tuple[int, int], None] = {}  # a set that keeps its order
@@ -130,7 +131,7 @@ def columns(run: Run, scored: Scored, examples: list[Example]) -> dict:
     for row, example in enumerate(examples):
         at = utf16(example.context)
         span = scored.spans[row]
-        odds = run.odds.get(example.id)
+        odds = run.odds.get(example.id)  # NO_SPAN_ODDS where no span was found: nothing to show
         result["kind"].append(names.index(scored.kinds[row]))
         result["f1"].append(round(100 * float(scored.f1[row])))
         result["odds"].append(None if odds is None or odds >= NO_SPAN_ODDS else round(odds, 2))
