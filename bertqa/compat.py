@@ -115,6 +115,7 @@ def pipeline(
 
 def pairs_of(args: tuple, options: dict) -> tuple[list[tuple[str, str]], bool]:
     """The (question, context) pairs of a call, taken out of its options, and whether it was one question."""
+    # as transformers 4 took them: a dictionary, a list of them, several of them, or question= and context=
     given = args[0] if len(args) == 1 else list(args)
     for name in ("data", "X"):  # names of the past for what stands first
         if name in options:
@@ -140,10 +141,10 @@ def with_contexts(questions: str | Sequence[str], contexts: str | Sequence[str])
         contexts = [contexts] * len(questions)
     if len(questions) != len(contexts):
         raise ValueError(f"there are {len(questions)} questions, but {len(contexts)} contexts")
-    return [
-        {"question": question, "context": context}
-        for question, context in zip(questions, contexts, strict=True)
-    ]
+    records = []
+    for question, context in zip(questions, contexts, strict=True):
+        records.append({"question": question, "context": context})
+    return records
 
 
 def name_the_meaningless(options: dict) -> None:

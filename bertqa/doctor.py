@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = vocabulary_folder(args)
     settings = window_settings(args, folder)
     tokenizer = WordPiece.load(folder) if folder else None
+    # gather: all that is wrong with a file is the report, where training would stop at the first of it
     data = read_examples(args.file, gather=True)
     other = read_examples(args.other, gather=True) if args.other else None
     fixed = write_repaired(data, args.fix) if args.fix else None

@@ -154,12 +154,14 @@ def read_inputs(args: argparse.Namespace) -> Inputs:
     """Read each file once, for it may be a pipe."""
     data = read_examples(args.data_file)
     predictions = read_predictions(args.pred_file)
+    # a threshold means nothing to the v1.1 script
     asks_for_v2 = args.v2 or args.na_prob_file or args.na_prob_thresh is not None
     v1 = args.v1 or (data.is_v1 and not asks_for_v2)
     threshold = 1.0 if args.na_prob_thresh is None else args.na_prob_thresh
     na_probs = None
     if args.na_prob_file:
         na_probs = read_odds(args.na_prob_file)
+    # records that carry odds with each answer, as predict writes them; some of them are not enough for a threshold
     elif not v1 and predictions.odds and len(predictions.odds) == len(predictions.texts):
         na_probs = predictions.odds
         if args.na_prob_thresh is None and not are_probabilities(na_probs):

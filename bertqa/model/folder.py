@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bertqa.errors import UserError
 from bertqa.files import write_json, write_text
 from bertqa.folders import staged
+from bertqa.model import disk
 from bertqa.model.build import (
     build,
     build_empty,
@@ -30,14 +31,6 @@ from bertqa.model.build import (
     refuse_own_model,
 )
 from bertqa.model.card import plain_card
-from bertqa.model.disk import (
-    CHECKSUMS,
-    Weights,
-    checked,
-    open_safetensors,
-    write_checksums,
-    write_safetensors,
-)
 from bertqa.model.encoder import BertEncoder
 from bertqa.model.record import CLASSES, EMBEDDING, QA, read_config, read_qa, write_qa
 from bertqa.model.vocabulary import check_tokenizer
@@ -109,7 +102,8 @@ def load_into(model: nn.Module, folder: str | Path) -> list[str]:
     for full_name, shape in stored.shapes.items():
         name = full_name.removeprefix(prefix)
         # heads of the folder, where only an encoder is filled
-        if not full_name.startswith(prefix) or _is_unused_pooler(name, encoder):
+        unused_pooler = encoder.pooler is None and "pooler." in name  # as for question answering
+        if unused_pooler or not full_name.startswith(prefix):
             continue
         found.append(name)
         if name not in state:
@@ -119,7 +113,7 @@ def load_into(model: nn.Module, folder: str | Path) -> list[str]:
     if problems:
         raise UserError(f"{folder}: does not fit the model: {listed(problems)}")
     # All of it before the first tensor: a model that is half filled would be neither the old one nor the new.
-    with checked(folder):
+    with disk.checked(folder):
         check_tokenizer(folder, encoder.config.vocab_size)
     with torch.no_grad():
         for name in found:
@@ -134,11 +128,6 @@ def _encoder_prefix(config: dict) -> str:
     return "" if is_encoder else "encoder."
 
 
-def _is_unused_pooler(name: str, encoder: BertEncoder) -> bool:
-    """Whether a tensor is a pooler's, and the model has none, as for question answering."""
-    return encoder.pooler is None and "pooler." in name
-
-
 def _fill(
     folder: str | Path, model: nn.Module, device, dtype: torch.dtype | None, prefix: str = ""
 ) -> nn.Module:
@@ -146,7 +135,7 @@ def _fill(
     names = model.state_dict()
     stored = open_model_weights(folder, names, device, prefix)
     tensors = {}
-    with checked(folder):
+    with disk.checked(folder):
         check_tokenizer(folder, getattr(model, "encoder", model).config.vocab_size)
         for name in names:
             tensor = stored.get(prefix + name)  # straight to the device
@@ -160,7 +149,7 @@ def _fill(
 
 def open_model_weights(
     folder: str | Path, wanted: dict[str, Tensor], device="cpu", prefix: str = ""
-) -> Weights:
+) -> disk.Weights:
     """The weights of a model folder, of which those that start with `prefix` must be the `wanted` ones, no more, no less.
 
     Raises:
@@ -180,13 +169,13 @@ def open_model_weights(
     return stored
 
 
-def _open_weights(folder: str | Path, device) -> Weights:
+def _open_weights(folder: str | Path, device) -> disk.Weights:
     path = Path(folder) / WEIGHTS
     if not path.exists():
         raise UserError(
             f"{path} is missing, so this is only half a model folder; convert or copy it again"
         )
-    return open_safetensors(path, device)
+    return disk.open_safetensors(path, device)
 
 
 def save(
@@ -241,7 +230,7 @@ def save(
         for name in copied:
             if (source / name).exists():
                 shutil.copyfile(source / name, new / name)
-        write_checksums(new, {WEIGHTS: sha256})  # of all that stands there now
+        disk.write_checksums(new, {WEIGHTS: sha256})  # of all that stands there now
     return sha256
 
 
@@ -251,7 +240,7 @@ def _write_weights(path: Path, model: nn.Module, dtype: torch.dtype | None) -> s
     plan = {}
     for name, tensor in state.items():
         plan[name] = torch.empty_like(tensor, dtype=dtype or tensor.dtype, device="meta")
-    return write_safetensors(path, plan, lambda name: state[name].to(plan[name].dtype))
+    return disk.write_safetensors(path, plan, lambda name: state[name].to(plan[name].dtype))
 
 
 def copy(source: str | Path, folder: str | Path, qa: dict) -> None:
@@ -259,10 +248,10 @@ def copy(source: str | Path, folder: str | Path, qa: dict) -> None:
     source = Path(source)
     with staged(folder) as new:
         for path in source.iterdir():
-            if path.is_file() and path.name not in (CHECKSUMS, "qa.json", "state.pt"):
+            if path.is_file() and path.name not in (disk.CHECKSUMS, "qa.json", "state.pt"):
                 shutil.copyfile(path, new / path.name)
         write_qa(new, qa)
-        write_checksums(new)
+        disk.write_checksums(new)
 
 
 def _source_of(model: nn.Module, folder: str | Path, tokenizer_from: str | Path | None) -> Path:

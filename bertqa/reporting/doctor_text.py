@@ -74,7 +74,9 @@ def data_table(report: dict) -> Iterator[str]:
     yield row("paragraphs", report["paragraphs"], articles)
 
     spread = Counter(report["answers_per_question"])
-    given = sum(answers * count for answers, count in spread.items())
+    given = sum(
+        answers * count for answers, count in spread.items()
+    )  # {3: 2} is two questions of three
     note = ""
     answerable = questions - impossible
     if answerable:
@@ -109,7 +111,7 @@ def problem_table(report: dict, most: int) -> Iterator[str]:
     for question in rejected[:most]:
         yield f"  {question['id']}   {brief(question['reason'], 60)}"
 
-    again = sum(len(ids) - 1 for ids in report["duplicates"])
+    again = sum(len(ids) - 1 for ids in report["duplicates"])  # the first of each is asked once
     yield row("asked again", again, "same question, same paragraph")
     pairs = report["contradictions"]
     yield row("contradictions", len(pairs), "such questions with answers that exclude each other")

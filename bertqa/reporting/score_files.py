@@ -98,6 +98,7 @@ def draw_curve(
     """Precision over recall; `area` under it in percent."""
     figure = load_matplotlib()()
     axes = figure.subplots()
+    # a step and not a slope: between two thresholds there is nothing
     axes.step(recalls, precisions, where="post")
     axes.fill_between(recalls, precisions, step="post", alpha=0.2)
     axes.set(xlim=(0, 1.05), ylim=(0, 1.05))
