@@ -29,11 +29,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 """What PEFT and AdapterHub put into the folder of an adapter."""
 
 
-def open_weights(path: Path, device: str | torch.device = "cpu") -> Weights:
+def open_weights(path: Path) -> Weights:
     """Open the weights of a folder, or one weight file or index.
-
-    Args:
-        device: where `get` puts the tensors of a safetensors file.
 
     Raises:
         UserError: nothing there is a weight file we read, a file is damaged, a shard is missing, the tensors are those
@@ -46,7 +43,7 @@ def open_weights(path: Path, device: str | torch.device = "cpu") -> Weights:
         path = found[0]
     if path.name.endswith(".index.json"):
         return _open_shards(path)
-    opened = open_safetensors(path, device) if path.suffix == ".safetensors" else _open_pickle(path)
+    opened = open_safetensors(path, "cpu") if path.suffix == ".safetensors" else _open_pickle(path)
     if not opened.shapes:
         raise UserError(f"{path}: holds no tensor at all; is it the right file?")
     if any(".lora_" in name or ".adapters." in name for name in opened.shapes):

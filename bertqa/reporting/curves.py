@@ -164,12 +164,10 @@ def odds_histogram(odds: np.ndarray, has_answer: np.ndarray, bins: int = 30) -> 
     }
 
 
-def reliability(
-    odds: np.ndarray, has_answer: np.ndarray, scale: float, bias: float, bins: int = 10
-) -> dict:
-    """Promised and actual share of questions without an answer, [mean probability, share, n] per bin that is used."""
+def reliability(odds: np.ndarray, has_answer: np.ndarray, scale: float, bias: float) -> dict:
+    """Promised and actual share of questions without an answer, [mean probability, share, n] per tenth that is used."""
     probability = no_answer_probability(odds, scale, bias)
-    place = np.minimum((probability * bins).astype(int), bins - 1)
+    place = np.minimum((probability * 10).astype(int), 9)  # 1.0 falls into the last
     points = []
     for index in np.unique(place):
         rows = place == index
