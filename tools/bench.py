@@ -12,6 +12,7 @@ Times are medians, ratios medians over rounds; F1 is at the threshold that is be
 """
 
 import argparse
+import gc
 import importlib.metadata
 import itertools
 import statistics
@@ -28,10 +29,10 @@ import torch
 from contestants import CONTESTANTS, Work
 
 from bertqa import BertConfig, BertForQuestionAnswering
-from bertqa.console import say, silent, verb
+from bertqa.console import say, silent
 from bertqa.data.examples import read_examples
 from bertqa.errors import UserError
-from bertqa.flags import run_verb
+from bertqa.flags import run_verb, verb
 from bertqa.model import folder
 from bertqa.qa.spans import SpanDecoder
 from bertqa.settings import SAMPLE, QuestionAnsweringSettings
@@ -78,7 +79,9 @@ def measure(work: Work, task: str, rounds: int) -> list[dict[str, str]]:
         lengths = work.task.store.lengths[np.concatenate(work.random_batches())]
         amount = len(lengths)
         passes = 3  # a backward pass is two of them
-    shortest = passes * operations(work.weights, lengths) / matrix_peak(work)
+    peak = matrix_peak(work)
+    say(f"{task} in {work.format}: plain matrix products reach {peak / 1e9:,.0f} GFLOP/s")
+    shortest = passes * operations(work.weights, lengths) / peak
     rows = []
     ours: list[float] = []
     for names in together:
@@ -96,6 +99,7 @@ def measure(work: Work, task: str, rounds: int) -> list[dict[str, str]]:
             rows.append(row)
             say(" | ".join(row.values()))
         del everyone
+        gc.collect()  # a step and its job hold each other, and the GPU's memory
     return rows
 
 

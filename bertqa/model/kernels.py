@@ -20,12 +20,8 @@ AT_ONCE = 8
 # The fastest of those that were tried on an H200. Rows of a tile, and warps of a program:
 NORM = 2, 2
 NORM_BACKWARD = 1, 4
-STAGES = 1
-"""How many tiles `norm_backward` has on their way at once."""
-# Rows and columns of a tile, and warps of a program.
-GELU = 4, 512, 4
-GELU_BACKWARD = 4, 512, 4
-STACK = 2, 1024, 4
+# Rows and columns of a tile, and warps of a program, of all other kernels.
+TILE = 2, 1024, 4
 
 
 def shares_of(tokens: int, rows: int, columns: int) -> int:
@@ -87,7 +83,7 @@ def norm_backward(
     sums = torch.empty(programs, 3, width, device=dy.device)
     _norm_backward[(programs,)](
         dy, z, statistics, gain, seed, dz, dproduct, sums, tokens, width, p,
-        DROP=p > 0, ROWS=rows, BLOCK=triton.next_power_of_2(width), STAGES=STAGES, **room_for(warps),
+        DROP=p > 0, ROWS=rows, BLOCK=triton.next_power_of_2(width), **room_for(warps),
     )  # fmt: skip
     return dz, dproduct, add_up(sums, gain.dtype)
 
@@ -142,7 +138,7 @@ def _norm(
 @triton.jit
 def _norm_backward(
     dy, z, statistics, gain, seed, dz, dproduct, sums, tokens, width, p,
-    DROP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    DROP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Every so-manieth tile of ROWS tokens, and the sums over these tokens."""
     program = tl.program_id(0)
@@ -153,7 +149,7 @@ def _norm_backward(
     dgain = tl.zeros((ROWS, BLOCK), tl.float32)
     dshift = tl.zeros((ROWS, BLOCK), tl.float32)
 
-    for tile in tl.range(program, tl.cdiv(tokens, ROWS), tl.num_programs(0), num_stages=STAGES):
+    for tile in range(program, tl.cdiv(tokens, ROWS), tl.num_programs(0)):
         rows = tile * ROWS + tl.arange(0, ROWS)
         is_row = rows < tokens
         inside = is_row[:, None] & is_column[None, :]
@@ -192,7 +188,7 @@ def _norm_backward(
 def gelu(wide: Tensor, bias: Tensor) -> Tensor:
     """GELU(wide + bias) of (N, F)."""
     tokens, width = wide.shape
-    rows, block, warps = GELU
+    rows, block, warps = TILE
     inner = torch.empty_like(wide)
     grid = (triton.cdiv(tokens, rows), triton.cdiv(width, block))
     _gelu[grid](wide, bias, inner, tokens, width, ROWS=rows, BLOCK=block, num_warps=warps)
@@ -202,7 +198,7 @@ def gelu(wide: Tensor, bias: Tensor) -> Tensor:
 def gelu_backward(dinner: Tensor, wide: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of `gelu`: of `wide` (N, F) and of the bias (F,)."""
     tokens, width = wide.shape
-    rows, block, warps = GELU_BACKWARD
+    rows, block, warps = TILE
     blocks = triton.cdiv(width, block)
     programs = shares_of(tokens, rows, blocks)
     dwide = torch.empty_like(wide)
@@ -273,7 +269,7 @@ def stack(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """(N, A, D) each, A * D = H -> (N, 3H), and its sum over tokens (3H,), added up in float32."""
     tokens = query.shape[0]
     width = query[0].numel()
-    rows, block, warps = STACK
+    rows, block, warps = TILE
     blocks = triton.cdiv(width, block)
     programs = shares_of(tokens, rows, 3 * blocks)
     stacked = torch.empty(tokens, 3 * width, dtype=query.dtype, device=query.device)

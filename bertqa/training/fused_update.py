@@ -19,8 +19,6 @@ BLOCK = 1024
 """Numbers of a weight that a program updates."""
 WARPS = 8
 """Of a program. Four numbers for a thread: 16 bytes, the most that it reads at once."""
-EVICTION = "evict_first"
-"""What is read once leaves the cache first."""
 
 
 class FusedUpdate:
@@ -76,7 +74,7 @@ class FusedUpdate:
             _adamw[(len(rows),)](
                 rows, rates, self.decays, scalars,
                 beta1, 1 - beta1, beta2, 1 - beta2, self.groups[0]["eps"],
-                COLUMNS=COLUMNS, BLOCK=BLOCK, WHOLE=is_whole, EVICTION=EVICTION, num_warps=WARPS,
+                COLUMNS=COLUMNS, BLOCK=BLOCK, WHOLE=is_whole, num_warps=WARPS,
             )  # fmt: skip
 
 
@@ -136,7 +134,7 @@ def rows_for_nothing(zeros: Tensor) -> np.ndarray:
 @triton.jit
 def _adamw(
     table, rates, decays, scalars, beta1, new1, beta2, new2, eps,
-    COLUMNS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, EVICTION: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """A row of the table: the gradient clipped, both moments, the weight, its copy."""
     row = table + tl.program_id(0).to(tl.int64) * COLUMNS
@@ -154,13 +152,13 @@ def _adamw(
         inside = here < tl.load(row + 5)
     if is_16_bit != 0:
         halves = tl.multiple_of(found.to(tl.pointer_type(tl.bfloat16)), 16)
-        gradient = tl.load(halves + here, inside, eviction_policy=EVICTION).to(tl.float32)
+        gradient = tl.load(halves + here, inside).to(tl.float32)
     else:
         floats = tl.multiple_of(found.to(tl.pointer_type(tl.float32)), 16)
-        gradient = tl.load(floats + here, inside, eviction_policy=EVICTION)
-    first = tl.load(firsts + here, inside, eviction_policy=EVICTION)
-    second = tl.load(seconds + here, inside, eviction_policy=EVICTION)
-    weight = tl.load(weights + here, inside, eviction_policy=EVICTION)
+        gradient = tl.load(floats + here, inside)
+    first = tl.load(firsts + here, inside)
+    second = tl.load(seconds + here, inside)
+    weight = tl.load(weights + here, inside)
     rate = tl.load(rates + group)
     decay = tl.load(decays + group)
     clipping = tl.load(scalars)
