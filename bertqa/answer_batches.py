@@ -95,6 +95,7 @@ class AnswerBatches:
             pairs.append((_plain(question), _plain(context)))
         found = self.reader.answer_many(pairs, self.top_k, on_error=self.on_error, **self.options)
         added = self._added(list(found))
+        # A DataFrame is no Mapping.
         if isinstance(batch, Mapping):
             return {**batch, **_like(columns[0], added)}
         return batch.assign(**added)

@@ -4,6 +4,7 @@ A program at the other end may wait for each answer, or send a million lines: li
 they come.
 """
 
+import os
 import queue
 import sys
 import threading
@@ -22,8 +23,6 @@ from bertqa.reader import Reader
 def stdin_lines() -> Iterable[str | bytes]:
     """The lines of standard input, from a file object of their own: when Python exits it closes sys.stdin, and aborts
     if the thread of `as_they_come` is still waiting in it."""
-    import os
-
     try:
         return open(os.dup(sys.stdin.fileno()), "rb")
     except OSError:  # not a real file: a program has put something else in its place
@@ -144,6 +143,7 @@ def as_they_come(lines: Iterable) -> Iterator[list]:
             came.put(error)
 
     threading.Thread(target=read, daemon=True).start()
+    # The reader ends with None, or with the exception that ended it.
     last: object = ""
     while isinstance(last, (str, bytes)):
         items = [came.get()]

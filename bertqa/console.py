@@ -81,6 +81,7 @@ def prepare_streams() -> None:
     Answers may hold characters that the encoding of stdout lacks, or half a surrogate pair. Into a
     pipe or a file goes UTF-8, whatever the locale says; a terminal shows what it lacks as \\u0141.
     """
+    # Python has None in the place of a stream that is closed, and the first isatty() would be a traceback.
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     for name in ("stdout", "stderr"):

@@ -61,6 +61,7 @@ def broken(settings) -> list[str]:
         if get_origin(annotation) is Literal and value not in get_args(annotation):
             choices = ", ".join(get_args(annotation))
             found.append(f"{name} is {value}, it must be one of {choices}")
+        # What stands behind the type in Annotated[type, rule].
         for rule in getattr(annotation, "__metadata__", ()):
             if value is not None and not rule.holds(value):
                 found.append(f"{name} is {value}, it must {rule.must}")
@@ -78,6 +79,7 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
     for field in dataclasses.fields(cls):
         flag = "--" + field.name.replace("_", "-")
         text = f"{docs[field.name]} [{shown_default(field)}]".replace("%", "%%")
+        # Not the default: what was not typed must leave room for a preset, or a file of settings.
         common = dict(dest=field.name, default=argparse.SUPPRESS, help=text)
         # bool, str, ... or, of `float | None`, the two types
         kinds = [hints[field.name]]

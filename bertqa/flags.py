@@ -124,6 +124,7 @@ def run_verb(main: Main) -> int:
 
 def full_disk(error: RuntimeError) -> str:
     """What torch.save's error means where the disk is full; "" for any other error."""
+    # A RuntimeError, and no OSError, since torch writes its archives by code of its own.
     words = str(error)
     if "unexpected pos" in words or "failed writing file" in words:
         return f"a file could not be written whole: the disk is full? ({words.splitlines()[0]})"
@@ -174,6 +175,7 @@ class VerbParser(argparse.ArgumentParser):
 
 def our_name(plain: str, known: Sequence[str]) -> str:
     """What run_qa's or run_squad's flag is called by a verb that has these flags; "" where it is nothing."""
+    # "--dev | --data": train has the one, predict the other.
     for ours in OTHER_NAMES.get(plain, "").split(" | "):
         first = ours.split(" ")[0].rstrip(",")
         if first in known or first == "not":

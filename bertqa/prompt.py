@@ -46,6 +46,7 @@ def ask_again(
         )
     if not typed:
         return answer_piped(reader, context, options, as_json)
+    # Not at the top: it changes what input() does in the whole process.
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 (gives `input` its history and line editing)
     print(
