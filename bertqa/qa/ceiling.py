@@ -158,6 +158,7 @@ def worth_scoring(
 
     for first in range(len(starts)):
         stop = min(first + most, view.reach(first))
+        # Spans from here on that reach behind a piece without a gold word can lose it: the shorter ones are scored.
         if behind[first] < stop and hopeless(starts[first], starts[behind[first]]):
             stop = behind[first]
         for last in range(first, stop):
@@ -171,8 +172,10 @@ def next_after_blank(context: str, starts: list[int]) -> list[int]:
     total = len(starts)
     behind = [total] * total
     for i in range(total - 2, -1, -1):
-        after_blank = context[starts[i + 1] - 1 : starts[i + 1]].isspace()
-        behind[i] = i + 1 if after_blank else behind[i + 1]
+        if context[starts[i + 1] - 1 : starts[i + 1]].isspace():
+            behind[i] = i + 1
+        else:
+            behind[i] = behind[i + 1]
     return behind
 
 
@@ -180,8 +183,10 @@ def last_before_blank(context: str, ends: list[int]) -> list[int]:
     """(T,) the last token before this one that a blank follows; -1 where there is none."""
     before = [-1] * len(ends)
     for j in range(1, len(ends)):
-        blank_follows = context[ends[j - 1] : ends[j - 1] + 1].isspace()
-        before[j] = j - 1 if blank_follows else before[j - 1]
+        if context[ends[j - 1] : ends[j - 1] + 1].isspace():
+            before[j] = j - 1
+        else:
+            before[j] = before[j - 1]
     return before
 
 
@@ -193,14 +198,9 @@ def ceiling(
     rows = zip(examples, placed, scores.texts, scores.exact, scores.f1, strict=True)
     for example, answers, text, exact, f1 in rows:
         if not exact:
-            below.append(
-                {
-                    "id": example.id,
-                    "question": example.question,
-                    "best": text,
-                    "f1": 100.0 * f1,
-                    "answers": [asdict(answer) for answer in answers],
-                }
-            )
-    figures = metrics.evaluate_v1(scores) if v1 else metrics.evaluate_v2(scores)
-    return {"rules": "v1.1" if v1 else "v2.0", "figures": figures, "below": below}
+            entry = {"id": example.id, "question": example.question, "best": text}
+            entry |= {"f1": 100.0 * f1, "answers": [asdict(answer) for answer in answers]}
+            below.append(entry)
+    if v1:
+        return {"rules": "v1.1", "figures": metrics.evaluate_v1(scores), "below": below}
+    return {"rules": "v2.0", "figures": metrics.evaluate_v2(scores), "below": below}

@@ -1,8 +1,4 @@
-"""What is wrong with a data set, counted: repeats, contradictions, and what tokens and windows
-allow.
-
-Everything is returned as what JSON has: dictionaries, lists, numbers, texts.
-"""
+"""What is wrong with a data set, counted: repeats, contradictions, and what tokens and windows allow; as what JSON has."""
 
 import sys
 from collections import Counter
@@ -30,6 +26,9 @@ def examine(
     examples = data.examples
     groups = repeated(examples)
     answers = Counter(len(example.answer_texts) for example in examples)
+    unplaced = 0  # accepted answers whose place in the paragraph is not known
+    for example in examples:
+        unplaced += example.answer_starts.count(-1)
     report = {
         "file": data.path,
         "format": data.format,
@@ -43,7 +42,7 @@ def examine(
         "faults": data.faults,
         "offsets_in": data.unit,
         "repaired": data.repaired,
-        "unplaced_answers": count_unplaced(examples),
+        "unplaced_answers": unplaced,
         "rejected": [{"id": question.id, "reason": question.reason} for question in data.rejected],
         "duplicates": [[example.id for example in group] for group in groups],
         "contradictions": contradictions(groups),
@@ -53,14 +52,6 @@ def examine(
     if tokenizer:
         report |= token_report(data, tokenizer, settings)
     return report
-
-
-def count_unplaced(examples: Sequence[Example]) -> int:
-    """Accepted answers whose place in the paragraph is not known."""
-    count = 0
-    for example in examples:
-        count += sum(start < 0 for start in example.answer_starts)
-    return count
 
 
 # Questions among themselves
@@ -111,28 +102,36 @@ def any_disjoint(sets: Sequence[set]) -> bool:
 
 def overlap(data: Dataset, other: Dataset) -> dict:
     """What `data` shares with `other`. Lists hold ids of `data`."""
-    ids = {example.id for example in other.examples}
-    titles = {example.title for example in other.examples}
-    paragraphs = {paragraph_key(example) for example in other.examples}
-    questions = {question_key(example.question) for example in other.examples}
-    pairs = {(question_key(example.question), paragraph_key(example)) for example in other.examples}
-    shared_titles = {example.title for example in data.examples if example.title in titles}
-    on_shared = [example for example in data.examples if paragraph_key(example) in paragraphs]
+    ids, titles, paragraphs, questions, pairs = set(), set(), set(), set(), set()
+    for example in other.examples:
+        question = question_key(example.question)
+        paragraph = paragraph_key(example)
+        ids.add(example.id)
+        titles.add(example.title)
+        paragraphs.add(paragraph)
+        questions.add(question)
+        pairs.add((question, paragraph))
+    same = {"ids": [], "questions": [], "questions_and_paragraphs": []}
+    on_shared = []  # the paragraph of each question that is on a shared one
+    for example in data.examples:
+        question = question_key(example.question)
+        paragraph = paragraph_key(example)
+        if example.id in ids:
+            same["ids"].append(example.id)
+        if question in questions:
+            same["questions"].append(example.id)
+        if (question, paragraph) in pairs:
+            same["questions_and_paragraphs"].append(example.id)
+        if paragraph in paragraphs:
+            on_shared.append(paragraph)
+    shared_titles = titles & {example.title for example in data.examples}
     return {
         "file": other.path,
         "questions_in_it": len(other.examples),
         "articles": len(shared_titles - {""}),
-        "paragraphs": len({paragraph_key(example) for example in on_shared}),
+        "paragraphs": len(set(on_shared)),
         "questions_on_them": len(on_shared),
-        "ids": [example.id for example in data.examples if example.id in ids],
-        "questions": [
-            example.id for example in data.examples if question_key(example.question) in questions
-        ],
-        "questions_and_paragraphs": [
-            example.id
-            for example in on_shared
-            if (question_key(example.question), paragraph_key(example)) in pairs
-        ],
+        **same,
     }
 
 
@@ -141,32 +140,31 @@ def overlap(data: Dataset, other: Dataset) -> dict:
 
 def token_report(data: Dataset, tokenizer: WordPiece, settings: dict) -> dict:
     """Lengths, windows, answers that the tokens do not allow, and the ceiling."""
-    settings = dict(settings)
-    window_settings = {
-        name: value for name, value in settings.items() if name != "max_answer_length"
-    }
+    window_settings = dict(settings)
+    most = window_settings.pop("max_answer_length")
     progress = "tokens" if sys.stderr.isatty() else None
     windows = build_windows(data.examples, tokenizer, progress=progress, **window_settings)
 
-    most = settings["max_answer_length"]
     # The ceiling: each question gets the best answer that a model could give it, and is scored.
     best: dict[str, str] = {}
     placed: list[list[Placed]] = []
+    tokens: list[int] = []  # of every answer that has any
     for example, view in zip(data.examples, views(windows), strict=True):
         answers = place(example, view, most)
         best[example.id] = best_answer(example, view, answers, most, data.is_v1)
         placed.append(answers)
+        tokens += [answer.tokens for answer in answers if answer.tokens]
     scores = metrics.score_answers(data.examples, best, v1=data.is_v1)
 
     lengths = {
         "question": windows.questions.counts,
         "paragraph": windows.contexts.counts,
-        "answer": [answer.tokens for answers in placed for answer in answers if answer.tokens],
+        "answer": tokens,
     }
     windows_of_question = np.bincount(windows.question)
     return {
         "vocabulary": str(tokenizer.folder),
-        "settings": settings,
+        "settings": dict(settings),
         "tokens": {name: percentiles(counts) for name, counts in lengths.items() if len(counts)},
         "windows": {
             "count": len(windows),
@@ -190,14 +188,9 @@ def faulty_answers(
     for example, answers in zip(examples, placed, strict=True):
         for answer in answers:
             if answer.fault:
-                faulty[answer.fault].append(
-                    {
-                        "id": example.id,
-                        "answer": answer.text,
-                        "tokens": answer.tokens,
-                        "nearest": answer.nearest,
-                    }
-                )
+                entry = {"id": example.id, "answer": answer.text}
+                entry |= {"tokens": answer.tokens, "nearest": answer.nearest}
+                faulty[answer.fault].append(entry)
     return faulty
 
 

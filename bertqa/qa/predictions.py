@@ -12,6 +12,7 @@ ODDS_KEYS.
 import math
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,11 +108,8 @@ def from_records(path: Path, records: Iterable[tuple[str, object]]) -> Predictio
 
 def number_in(cell: object) -> object:
     """The number that a CSV cell spells; anything else as it is."""
-    if isinstance(cell, str):
-        try:
-            return float(cell)
-        except ValueError:
-            return cell
+    with suppress(ValueError):
+        return float(cell) if isinstance(cell, str) else cell
     return cell
 
 
@@ -130,9 +128,7 @@ def checked_text(path: Path, id: str, value: object) -> str:
 
 
 def read_odds(path: Path) -> dict[str, float]:
-    """Read {question id: no-answer odds}, numbers that are not NaN. Raises UserError that names the
-    file.
-    """
+    """Read {question id: no-answer odds}, numbers that are not NaN. Raises UserError that names the file."""
     try:
         found = parse_json(decode(read_bytes(path)), allow_nan=True)
     except UserError as error:
@@ -152,8 +148,7 @@ def checked_odds(path: Path, id: str, value: object) -> float:
 
 
 def threshold_of(texts: Mapping[str, str], odds: Mapping[str, float]) -> float | None:
-    """The no-answer threshold at which these answers were made; None where no threshold explains
-    them.
+    """The no-answer threshold at which these answers were made; None where no threshold explains them.
 
     It does where every empty answer has higher odds than every other. With odds a -3, b 1.5, c 4
     and only c empty, thresholds from 1.5 up to 4 all give these answers, and 2.75 is returned.
@@ -162,5 +157,8 @@ def threshold_of(texts: Mapping[str, str], odds: Mapping[str, float]) -> float |
     silent = [odds[id] for id, text in texts.items() if not text and id in odds]
     if not given or not silent or max(given) >= min(silent):
         return None
+    # Rounded, for people read it, but not out of the range.
     middle = round((max(given) + min(silent)) / 2, 4)
-    return middle if max(given) <= middle < min(silent) else max(given)
+    if max(given) <= middle < min(silent):
+        return middle
+    return max(given)
