@@ -67,6 +67,7 @@ class WindowStore:
 
     def batch(self, rows: np.ndarray) -> Batch:
         """The windows `rows` (S,), packed in that order. Nothing here makes the host wait for the device."""
+        # Lengths are known on the host too: to ask the device for them would be to wait for it.
         lengths = tuple(self.lengths[rows].tolist())
         picked = to_device(rows.astype(np.int64), self.device)  # (S,)
         ends = self.window[picked, LENGTH].cumsum(0)  # (S,)
@@ -110,7 +111,9 @@ class WindowStore:
         position = place - begins[sequence]  # (N,)
 
         question_at, asked, context_at, _, _, length = fields[sequence].unbind(1)  # (N,) each
-        in_context = position - asked - 2  # [CLS] question [SEP] stand before it
+        # Of [CLS] q q [SEP] c c [SEP], which asks 2 tokens, positions 0 to 6 are -4 -3 -2 -1 0 1 2 in the context.
+        in_context = position - asked - 2
+        # The ids of [CLS] and [SEP] are the first two that there are.
         source = torch.where(in_context < 0, question_at + position - 1, context_at + in_context)
         is_separator = (in_context == -1) | (position == length - 1)
         source = torch.where(is_separator, 1, torch.where(position == 0, 0, source))
@@ -178,9 +181,12 @@ def split_evenly(rows: np.ndarray, lengths: np.ndarray, most: int) -> list[np.nd
 
     Windows of 4 4 4 4 4 tokens with most 16 are not 4 4 4 4 | 4 but 4 4 4 | 4 4.
     """
+    if not len(rows):
+        return []
     ends = lengths[rows].cumsum(dtype=np.int64)
-    if not len(rows) or ends[-1] <= most:
-        return [rows] if len(rows) else []
+    if ends[-1] <= most:
+        return [rows]
+    # As many parts as the tokens need, and more where a cut between windows makes one of them too large.
     count = -(-int(ends[-1]) // most)
     while True:
         shares = ends[-1] * np.arange(1, count) / count
@@ -203,11 +209,9 @@ def by_length(lengths: np.ndarray, most: int) -> Iterator[np.ndarray]:
 
 def padded(batch: Batch, pad_id: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """The same batch as people know it: input_ids, attention_mask, token_type_ids, each (S, L)."""
-    return tuple(
-        torch.nn.utils.rnn.pad_sequence(x.split(batch.lengths), True, fill)
-        for x, fill in (
-            (batch.input_ids, pad_id),
-            (torch.ones_like(batch.input_ids), 0),
-            (batch.token_type_ids, 0),
-        )
-    )
+
+    def rows(values: Tensor, fill: int) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence(values.split(batch.lengths), True, fill)
+
+    mask = rows(torch.ones_like(batch.input_ids), 0)
+    return rows(batch.input_ids, pad_id), mask, rows(batch.token_type_ids, 0)

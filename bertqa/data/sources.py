@@ -73,8 +73,8 @@ class Source:
         self.size = 0  # bytes on the disk, packed or not; 0: unknown
         if path.is_file():
             self.size = path.stat().st_size
+        # Names lie: the first bytes tell what is in the file. To peek does not take them from a pipe.
         self.head = self._raw.peek(64)[:64]
-        """The first bytes, which tell what is in the file: names lie."""
         if not self.head:
             raise UserError("is empty (0 bytes)")
         refuse_lfs_pointer(self.head)
@@ -179,7 +179,8 @@ def decoded(lines: Iterator[bytes]) -> Iterator[str]:
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError:
-            decode(line)  # says it well
+            # It fails too, and says why in words for people.
+            decode(line)
             raise
         yield text.removeprefix("\ufeff") if first else text
         first = False

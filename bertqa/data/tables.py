@@ -67,6 +67,7 @@ def stream_table(
     Raises:
         UserError: for a header with two columns of one name, and from `rows` where nothing behind a place can be read.
     """
+    # Lines, not the file, for csv: the first are looked at, and each row's place is known by the lines taken so far.
     lines = _at_every_return(lines)
     head, before, delimiter = head_of(lines, wanted)
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
@@ -131,9 +132,8 @@ def _at_every_return(lines: Iterator[str]) -> Iterator[str]:
 def _next_row(reader, before: int) -> list[str] | None:
     """The next row of a CSV, None behind the last; `before` lines of the file stand before what the reader was given."""
     begins = reader.line_num + 1 + before
-    usual = csv.field_size_limit(
-        2**31 - 1
-    )  # for cells over 128 KiB; that limit is one for the whole process
+    # Cells may be over 128 KiB. That limit is one for the whole process, so it is put back.
+    usual = csv.field_size_limit(2**31 - 1)
     try:
         return next(reader, None)
     except csv.Error as error:
@@ -156,6 +156,7 @@ def _rows(reader, header: list[str], before: int, keep_blank: bool) -> Iterator:
             continue
         if len(row) == len(header):
             yield where, dict(zip(header, row, strict=True))
+        # Spreadsheets leave rows of empty cells behind the last: these are none of the table's.
         elif any(row):
             cells = f"has {len(row)} cells, the header {len(header)}"
             yield where, UserError(f"{cells}; cut off, or a quote missing?")

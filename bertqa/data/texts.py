@@ -134,6 +134,7 @@ def is_table(name: str, text: str) -> bool:
     A list may well begin with the word "text": a header that tells a CSV by itself has "text" and
     other names, and stands in no file that is called .txt.
     """
+    # Of texts.csv.gz the suffix that counts is .csv.
     path = Path(name.lower())
     suffix = path.with_suffix("").suffix if path.suffix in PACKED else path.suffix
     if suffix in (".csv", ".tsv", ".json", ".jsonl"):
@@ -161,6 +162,7 @@ def _list(source: Source, text: str) -> Iterator[Row]:
 
 def _objects(rows: Iterator[Row], columns: Columns) -> Iterator[Row]:
     """Rows that are objects. The first one that is decides whether the file has the columns."""
+    # Others may lack a column: that is a mistake of theirs, which the caller says.
     decided = False
     for where, row in rows:
         if isinstance(row, dict):
@@ -174,10 +176,12 @@ def _objects(rows: Iterator[Row], columns: Columns) -> Iterator[Row]:
 
 def _cells(source: Source, lines: Iterator[str], columns: Columns) -> Iterator[Row]:
     """The rows of a CSV."""
-    quoted = True  # of a pipe nobody can know before it is read
+    # The file is read twice where need be; of a pipe nobody can know before it is read.
+    quoted = True
     if source.path != STDIN and source.path.is_file():
         with Source(source.path) as again:
             quoted = quotes_well(decoded(again.lines()), columns.wanted)
+    # An empty text has a vector, and so keeps its place; without a label it teaches nothing.
     keep_blank = columns.label is None
     table = stream_table(lines, columns.wanted, keep_blank=keep_blank, quoted=quoted)
     columns.require("the header", table.header)
@@ -251,7 +255,8 @@ def read_texts(
                     raise row
                 columns.require(where, row)
                 rows.append((where, row))
-            for _ in source.lines():  # behind the limit: the checksum is of all
+            # What is behind the limit is read all the same, for the checksum is of the whole file.
+            for _ in source.lines():
                 pass
         if not rows:
             raise UserError("has a header, but no rows")

@@ -35,7 +35,7 @@ class WordPiece:
         self.vocab_size = self.backend.get_vocab_size()
         self.cls_id = self._special("[CLS]")
         self.sep_id = self._special("[SEP]")
-        # without it the first unknown word would be an error of the library's
+        # Without it the first unknown word would be an error of the library's.
         self._special(getattr(backend.model, "unk_token", "[UNK]"))
         self.word_by_word = words_are_independent(backend)
 
@@ -128,7 +128,8 @@ class WordPiece:
         for i in range(0, len(words), WORDS_A_LINE):
             texts.append(" ".join(words[i : i + WORDS_A_LINE]))
         lines = self._encode_texts(texts, progress)
-        begins = running_sum([len(word) + 1 for word in words])  # all lines as one
+        # Lines are laid one behind the other as if a blank stood between them, for so words are counted.
+        begins = running_sum([len(word) + 1 for word in words])
         line_begins = np.repeat(begins[:-1:WORDS_A_LINE], lines.counts)  # (T,)
         word = np.searchsorted(begins, lines.starts + line_begins, side="right") - 1  # (T,)
         inside = (begins[word] - line_begins).astype(np.int32)

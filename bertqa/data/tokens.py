@@ -103,6 +103,7 @@ class TokenCache:
                 self.kept[text] = tokens
                 self.kept.move_to_end(text)
             size = sum(len(tokens.ids) for tokens in self.kept.values())
+            # A text larger than all the room is kept all the same: the next question is likely about it.
             while size > self.most and len(self.kept) > 1:
                 _, dropped = self.kept.popitem(last=False)
                 size -= len(dropped.ids)
@@ -111,6 +112,7 @@ class TokenCache:
         """(T,) bool: the token goes on with the word of the one before it, as "##ing" does."""
         backend = self.tokenizer.backend
         prefix = getattr(backend.model, "continuing_subword_prefix", None) or "##"
+        # A text has far fewer distinct tokens than tokens, and each costs a call of the library.
         distinct, where = np.unique(ids, return_inverse=True)
         goes_on = [backend.id_to_token(int(id)).startswith(prefix) for id in distinct]
         return np.array(goes_on, bool)[where]

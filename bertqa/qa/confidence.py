@@ -68,6 +68,7 @@ def evidence_of(spans: Spans, windows: Windows, examples: Sequence[Example]) -> 
                 rival[d] = score[d, column]
                 break
     best = score[:, 0]
+    # Where no span is valid both are -inf, whose difference is no number: such a question has margin 0.
     margin = np.zeros(len(best))
     np.subtract(best, rival, out=margin, where=found > 0)
     return Evidence(best, spans.null_score.astype(np.float64), margin, texts)
@@ -85,6 +86,7 @@ def of_questions(evidence: Evidence, begins: np.ndarray) -> Evidence:
     # With begins 0, 3 and best scores 5, 9, 4 | 7 the owners are 0 0 0 1 and the winners documents 1 and 3.
     holds_best = evidence.best == best[owner]
     winner = np.minimum.reduceat(np.where(holds_best, places, len(owner)), begins)  # (Q,)
+    # The same answer found in another document speaks for it, not against it.
     others = evidence.best.copy()
     others[evidence.texts == evidence.texts[winner][owner]] = -np.inf
     others = np.maximum.reduceat(others, begins)  # (Q,)
@@ -161,6 +163,7 @@ def inputs_of(evidence: Evidence, ranges: dict[str, list[float]]) -> np.ndarray:
     for name in NAMES:
         low, middle, high = ranges[name]
         values = np.clip(getattr(evidence, name), low, high)
+        # A number that was the same in all questions has no width, and says nothing.
         width = max(high - low, 1e-9)
         rows.append((values - low) / width)
         rows.append(np.maximum(values - middle, 0.0) / width)
@@ -175,7 +178,8 @@ def fit_confidence(evidence: Evidence, right: np.ndarray, has_answer: np.ndarray
         right: (Q,) how right the best spans are, as `how_right` says.
         has_answer: (Q,) whether the data has an answer.
     """
-    found = np.isfinite(evidence.best)  # a question without any span says nothing about spans
+    # A question without any span says nothing about spans.
+    found = np.isfinite(evidence.best)
     known = Evidence(evidence.best[found], evidence.null[found], evidence.margin[found])
     ranges = dict.fromkeys(NAMES, [0.0] * 3)
     if found.any():

@@ -118,10 +118,12 @@ def find_exact(block: Block, settings: SpanSettings) -> Found:
     best_from = start + _largest_within(end, reach)  # (B, L)
     promising = _columns_of_largest(best_from, settings.kept)  # (B, n)
 
+    # A view of `end` in which [b, t] is the `reach` ends from token t on: nothing is copied but the n rows picked.
     line = np.arange(B)[:, None]
     score = sliding_window_view(end, reach, axis=1)[line, promising]  # (B, n, reach)
     score += start[line, promising][:, :, None]
     pick, score = _best_columns(score.reshape(B, -1), settings.kept)  # (B, n)
+    # Of n x reach spans in one row, pick 43 with reach 30 is the promising token 1, and the span of 14 tokens from it on.
     first = promising[line, pick // reach]
     last = first + pick % reach
 

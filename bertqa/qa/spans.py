@@ -29,11 +29,8 @@ from bertqa.qa.search import Block, Found, SpanSettings, find_candidates, find_e
 BLOCK = 1 << 18
 """Candidates looked at in one go, by measurement: smaller wastes calls, larger leaves the processor's cache."""
 
-BUFFER = 1 << 17
-"""Tokens held back until they are worth searching: small batches then cost no more than large ones."""
-
-LARGEST_LOGIT = 1e30
-"""Beyond it a model has diverged, and the sum of two could leave float32."""
+BUFFER = 1 << 17  # tokens held back until they are worth searching: small batches then cost no more
+LARGEST_LOGIT = 1e30  # beyond it a model has diverged, and the sum of two could leave float32
 
 FIELDS = (("order", "i8"), ("first", "i4"), ("last", "i4"), ("start", "f4"), ("end", "f4"))
 """What is kept of a span beside its score."""
@@ -94,6 +91,7 @@ class SpanDecoder:
 
         Raises UserError naming a question whose logits are not finite.
         """
+        # Copies: they wait in the buffer, and the caller may use its arrays again.
         rows = np.array(rows, np.int64)
         start = np.array(start_logits, np.float32)
         end = np.array(end_logits, np.float32)
@@ -157,7 +155,8 @@ class SpanDecoder:
         rows, starts, ends, null = map(np.concatenate, zip(*self.buffer, strict=True))
         self.buffer = []
         self.buffered = 0
-        cls = self.lengths[rows].cumsum() - self.lengths[rows]  # (S,) where each sequence begins
+        # Lengths 5, 4, 7 begin at 0, 5, 9, where their [CLS] is.
+        cls = self.lengths[rows].cumsum() - self.lengths[rows]  # (S,)
         self._add_null(rows, starts[cls], ends[cls], null)
         # A block is as wide as its longest window: windows of one length waste none of it.
         find = find_exact if self.settings.mode == "exact" else find_candidates
@@ -257,13 +256,14 @@ class BestSpans:
         """
         own = np.unique(questions)  # (R,) each question once
         pool = np.concatenate([self.rows[own], records])  # (R + B,)
+        # In the example the pool has three lines of two spans, and all six are of line 0 of `own`.
         line = np.searchsorted(own, np.concatenate([own, questions]))
         line = line.repeat(self.settings.kept)  # whose each span is: a row of `own`
         field = {name: pool[name].ravel() for name in pool.dtype.names}  # a value a span
+        # From here on spans are numbers into `field`, so that one sort orders all of its columns.
         spans = np.flatnonzero(field["score"] > -np.inf)
-        if (
-            self.settings.mode == "exact"
-        ):  # the old scripts list a span once for each window that sees it
+        # The old scripts list a span once for each window that sees it.
+        if self.settings.mode == "exact":
             spans = _one_of_each(spans, line, field)
         spans, rank = _best_of_each_question(spans, line, field, self.settings.kept)
 
@@ -286,7 +286,8 @@ def _best_of_each_question(
     """The n best spans of each question, and their rank in it, 0 the best."""
     keys = (field["order"], -field["score"], line)
     spans = spans[np.lexsort([key[spans] for key in keys])]
-    begins = np.searchsorted(line[spans], line[spans])  # where the question's spans begin
+    # Sorted lines 0 0 0 2 2 begin at 0 0 0 3 3, so the ranks are 0 1 2 0 1.
+    begins = np.searchsorted(line[spans], line[spans])
     rank = np.arange(len(spans)) - begins
     return spans[rank < n], rank[rank < n]
 
