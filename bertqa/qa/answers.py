@@ -134,9 +134,14 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def _entry(text: str, start_logit: float, end_logit: float, start: int, end: int) -> dict:
-    logits = {"start_logit": start_logit, "end_logit": end_logit}
-    # The probability is known once the list is whole.
-    return {"text": text, "probability": 0.0, **logits, "start": start, "end": end}
+    return {
+        "text": text,
+        "probability": 0.0,  # known once the list is whole
+        "start_logit": start_logit,
+        "end_logit": end_logit,
+        "start": start,
+        "end": end,
+    }
 
 
 def prediction_files(
