@@ -15,8 +15,7 @@ from bertqa.errors import UserError
 from bertqa.flags import run_verb, verb
 from bertqa.reader import Reader
 from bertqa.settings import parts_of
-from bertqa.training.command_line import parse
-from bertqa.training.layers import PRESETS, settings_from
+from bertqa.training.command_line import PRESETS, parse, settings_from
 
 
 @verb
@@ -28,8 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked = parse(arguments)
         # Not before: torch takes seconds, and neither --help nor a mistyped flag needs it.
         from bertqa.training.run import run_training
-        from bertqa.training.run_config import check_free, check_new, run_folder
-        from bertqa.training.starting import job_of
+        from bertqa.training.starting import check_free, check_new, job_of, run_folder
 
         with run_folder(asked.resume or asked.settings.files.out, world) as run:
             # Before minutes are spent on reading data; run_training does it again.
@@ -76,8 +74,7 @@ def fine_tune(
         UserError: for data, weights and settings that cannot be used.
     """
     from bertqa.training.run import run_training
-    from bertqa.training.run_config import check_new, run_folder
-    from bertqa.training.starting import job_of
+    from bertqa.training.starting import check_new, job_of, run_folder
 
     if preset is not None and preset not in PRESETS:
         raise UserError(f"preset is {preset!r}, it must be one of {', '.join(PRESETS)}")

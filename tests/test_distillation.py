@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from copy import copy as shallow
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,7 +77,9 @@ def task(tiny_model, letters):
 
 def ask(task, *names, say=lambda line: None, **settings) -> Teaching:
     chosen = DistillationSettings(teacher=[str(name) for name in names], **settings)
-    return ask_teachers(chosen, task, torch.device("cpu"), torch.float32, say=say, progress=False)
+    task = shallow(task)
+    task.say = say
+    return ask_teachers(chosen, task, torch.float32)
 
 
 # The loss
@@ -292,15 +295,11 @@ def test_other_weights_windows_or_number_formats_are_asked_anew(task, teachers, 
     assert after.fingerprint != before.fingerprint
     assert not torch.equal(after.logits, before.logits)
 
-    fewer = SimpleNamespace(
-        **{name: getattr(task, name) for name in ("head", "labels", "tokenizer")}
-    )
+    fewer = shallow(task)
     fewer.windows = task.windows.select(np.arange(10))
     assert len(ask(fewer, copy).logits) == task.store.lengths[:10].sum()
     chosen = DistillationSettings(teacher=[str(copy)])
-    bf16 = ask_teachers(
-        chosen, task, torch.device("cpu"), torch.bfloat16, say=lambda line: None, progress=False
-    )
+    bf16 = ask_teachers(chosen, task, torch.bfloat16)
     assert bf16.fingerprint != after.fingerprint
 
 

@@ -31,7 +31,7 @@ from bertqa.model import checksums
 from bertqa.reporting.run_folder import read_journal
 from bertqa.train import main
 from bertqa.training import checkpoint
-from bertqa.training.journal import Journal
+from bertqa.training.progress import Journal
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
 

@@ -11,7 +11,8 @@ from bertqa.reporting.facts import facts, lead
 from bertqa.reporting.run_folder import find_dev, read_run
 from bertqa.settings import SAMPLE, FileSettings, LabelledFiles
 from bertqa.train import main
-from bertqa.training.questions import Questions, hold_out, warnings_of, with_dev
+from bertqa.training.question_answering import Questions, hold_out, warnings_of
+from bertqa.training.starting import with_dev
 
 
 def data(*articles: int, answers=("a",), sha="0", path="x.json") -> Dataset:

@@ -29,8 +29,7 @@ from bertqa.training.command_line import parse
 from bertqa.training.job import Job, Task
 from bertqa.training.question_answering import QuestionAnswering
 from bertqa.training.run import run_training
-from bertqa.training.run_config import run_folder
-from bertqa.training.starting import job_of, length_remarks
+from bertqa.training.starting import job_of, length_remarks, run_folder
 
 STEPS = ["--batch-size", "8", "--epochs", "2", "--eval-every", "3", "--save-every", "0"]
 

@@ -32,10 +32,9 @@ from bertqa.settings import LoopSettings, OptimSettings, broken
 from bertqa.training.capture import Plan, plan_of
 from bertqa.training.gradients import Gradients
 from bertqa.training.job import Job
-from bertqa.training.journal import Journal
 from bertqa.training.loop import train
 from bertqa.training.optim import freeze, lr_at
-from bertqa.training.progress import Progress
+from bertqa.training.progress import Journal, Progress
 from bertqa.training.step import Step, settle
 
 CPU = torch.device("cpu")

@@ -29,11 +29,10 @@ from bertqa.reporting.run_folder import read_journal
 from bertqa.settings import LoopSettings, OptimSettings, parts_of
 from bertqa.train import main
 from bertqa.training import checkpoint, loop, step
-from bertqa.training.command_line import parse
+from bertqa.training.command_line import PRESETS, parse
 from bertqa.training.job import total_steps
-from bertqa.training.journal import Journal
-from bertqa.training.layers import PRESETS
 from bertqa.training.optim import depth_of, freeze, lr_at, make_optimizer, set_lr
+from bertqa.training.progress import Journal
 
 SHORT = [
     "--max-length",

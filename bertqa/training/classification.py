@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bertqa.console import say
-from bertqa.data.batches import Batch, WindowStore
+from bertqa.data.batches import Batch
 from bertqa.data.text_windows import TextWindows, label_names, label_rows, split, text_windows
 from bertqa.data.texts import Texts, read_texts
-from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import to_json, write_text
 from bertqa.inference import class_logits
@@ -40,58 +38,27 @@ class Classification(FileTask):
     head = folder.CLASSES
     static_shapes = True
 
-    def __init__(
-        self,
-        train: str,
-        dev: str | None,
-        weights: Path,
-        settings: ClassificationSettings,
-        *,
-        seed: int,
-        device: torch.device,
-        say=say,
-        progress: bool = True,
-        world: World = World(),
-    ):
-        """Read, split and tokenise.
+    weight: Tensor | None = None
+    """(C,) how much an error on a text of each class weighs: N texts / (C classes * its texts)."""
+    evaluation: Evaluation | None = None
 
-        Args:
-            train, dev: files of texts with labels; without `dev` a part of the training texts is held out.
-            weights: the model folder whose tokenizer, and classes if it has any, are used.
-            say: takes a line at a time for people.
-            progress: whether to show bars.
-            world: its ranks share the evaluation.
-
-        Raises:
-            UserError: for files that cannot be read, a single class, and dev labels that training does not have.
-        """
-        super().__init__(weights, settings, device, say, progress, world)
-        config = folder.read_config(weights)
-        self.max_length = settings.max_length or config["architecture"]["max_position_embeddings"]
-
-        texts, self.dev = read_both(train, dev, settings, seed)
+    def read(self, train: str, dev: str | None, seed: int) -> None:
+        """Read, split, and leave out texts that are empty."""
+        config = folder.read_config(self.weights)
+        positions = config["architecture"]["max_position_embeddings"]
+        self.max_length = self.settings.max_length or positions
+        texts, self.dev = read_both(train, dev, self.settings, seed)
         self.labels = classes_of(texts, config.get("labels") or [])
         empty = set(texts.empty())
         self.rejected = [texts.where[row] for row in sorted(empty)]
         self.train = texts.select([row for row in range(len(texts)) if row not in empty])
         if dev and texts.sha256 == self.dev.sha256:
-            say(
+            self.say(
                 "warning: train and dev are the same file, so the scores say how well it was learned by heart; "
                 "without --dev a part is held out"
             )
-        self.windows = self._windows(self.train, "train")
-        self.dev_windows = self._windows(self.dev, "dev")
-        self.store = WindowStore(self.windows, device)
-        self.weight = self._class_weights() if settings.class_weights == "balanced" else None
-        self.evaluation: Evaluation | None = None
 
-    def _class_weights(self) -> Tensor:
-        """(C,) how much an error on a text of each class weighs: N texts / (C classes * its texts)."""
-        counts = np.bincount(self.windows.classes, minlength=len(self.labels))
-        weights = len(self.windows) / (len(self.labels) * np.maximum(1, counts))
-        return torch.from_numpy(weights).to(self.device, torch.float32)
-
-    def _windows(self, texts: Texts, name: str) -> TextWindows:
+    def cut(self, texts: Texts, name: str) -> TextWindows:
         """Tokenise texts, and say what they are like."""
         if not len(texts):
             raise UserError(
@@ -104,9 +71,13 @@ class Classification(FileTask):
             pairs=texts.pairs,
             labels=rows,
             max_length=self.max_length,
-            progress=name if self.progress else None,
+            progress=self.bar(name),
         )
-        counts = np.bincount(rows, minlength=len(self.labels)).tolist()
+        counts = np.bincount(rows, minlength=len(self.labels))  # (C,)
+        # Two classes with 30 and 10 texts weigh 40 / (2 * 30) = 0.67 and 40 / (2 * 10) = 2.
+        if name == "train" and self.settings.class_weights == "balanced":
+            weights = len(rows) / (len(self.labels) * np.maximum(1, counts))
+            self.weight = torch.from_numpy(weights).to(self.device, torch.float32)
         shares = [f"{count:,} {label}" for label, count in zip(self.labels, counts, strict=True)]
         parts = [
             f"{len(texts):,} texts ({', '.join(shares)})",
@@ -127,9 +98,8 @@ class Classification(FileTask):
 
     def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
         """Summed cross-entropy of a packed batch, each text's times the weight of its class; with what teachers say."""
-        logits = model(
-            batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout
-        )  # (S, C)
+        # (S, C)
+        logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
         losses = F.cross_entropy(logits, batch.classes, self.weight, reduction="none")
         loss = (losses * batch.weights).sum()
         if self.teaching is None:
@@ -138,14 +108,8 @@ class Classification(FileTask):
 
     def evaluate(self, model: nn.Module, autocast) -> dict[str, float]:
         """Accuracy and macro-F1 in percent, plain cross-entropy, and the confusion matrix, on dev."""
-        logits, loss = class_logits(
-            model,
-            self.dev_windows,
-            self.device,
-            autocast=autocast,
-            progress="dev" if self.progress else None,
-            world=self.world,
-        )
+        how = {"autocast": autocast, "progress": self.bar("dev"), "world": self.world}
+        logits, loss = class_logits(model, self.dev_windows, self.device, **how)
         matrix = confusion(self.dev_windows.classes, logits.argmax(1), len(self.labels))
         metrics = {**scores(matrix), "loss": loss, "confusion": matrix.tolist()}
         self.evaluation = Evaluation(logits, metrics)
@@ -189,12 +153,12 @@ class Classification(FileTask):
             self.dev.labels,
         )
 
-    def save_rejected(self, run: Path) -> int:
-        """rejected.jsonl: the training texts that could not be used. Returns how many."""
-        reason = "the text is empty"
-        lines = [to_json({"where": where, "reason": reason}) + "\n" for where in self.rejected]
+    def save_rejected(self, run: Path) -> None:
+        """rejected.jsonl: the training texts that could not be used."""
+        lines = []
+        for where in self.rejected:
+            lines.append(to_json({"where": where, "reason": "the text is empty"}) + "\n")
         write_text(run / "rejected.jsonl", "".join(lines))
-        return len(lines)
 
 
 def read_both(
@@ -231,6 +195,7 @@ def classes_of(texts: Texts, known: list[str]) -> list[str]:
 
 def confusion(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """(C, C) counts: row = the right class, column = the predicted one."""
+    # Each pair is the number of its cell, row by row: of 3 classes, right 1 and predicted 2 is cell 5.
     cells = gold.astype(np.int64) * classes + predicted
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
@@ -240,6 +205,7 @@ def scores(matrix: np.ndarray) -> dict[str, float]:
     right = matrix.diagonal()  # (C,)
     asked = matrix.sum(1)
     said = matrix.sum(0)
+    # A class that nobody asks for nor names has no F1; with 0 it would lower the mean.
     seen = asked + said > 0
     f1 = 2 * right[seen] / (asked + said)[seen]
     return {
@@ -268,6 +234,7 @@ def table(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
 
 def probabilities(logits: np.ndarray, labels: Sequence[str]) -> list[dict[str, float]]:
     """Of each row of logits (R, C): class -> probability, the most probable first."""
+    # Less the largest one, which a softmax does not see: no exp overflows.
     powers = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
     found = []
     for row in powers / powers.sum(1, keepdims=True):  # (C,)

@@ -22,7 +22,6 @@ from bertqa.console import say
 from bertqa.data.batches import Batch
 from bertqa.data.tokenizer import WordPiece, vocabulary_difference
 from bertqa.device import autocast
-from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import replacing, sha256
 from bertqa.folders import cache_folder
@@ -35,7 +34,7 @@ from bertqa.model.config import BertConfig
 from bertqa.model.copies import computing_in_16_bits
 from bertqa.model.heads import Ensemble, SpanLogits
 from bertqa.settings import DistillationSettings
-from bertqa.training.job import Task
+from bertqa.training.job import FileTask
 
 LOW = -1e30
 """Logit of padding: its probability is 0, and it is finite, so that 0 times a difference of two of them is 0."""
@@ -85,10 +84,11 @@ def span_divergence(
         logits: the student's, (N,) each.
         taught: (N, 2), the teachers' start and end logits of the same tokens.
     """
-    student = layout.pad(torch.stack(logits, 1) / temperature, LOW).log_softmax(1)  # (S, L, 2)
+    # One row a window, (S, L, 2), for a softmax over its tokens; of padding LOW leaves nothing.
+    student = layout.pad(torch.stack(logits, 1) / temperature, LOW).log_softmax(1)
     teacher = layout.pad(taught.float() / temperature, LOW).log_softmax(1)
-    both = F.kl_div(student, teacher, reduction="none", log_target=True)  # (S, L, 2)
-    return both.sum((1, 2)) / 2
+    both = F.kl_div(student, teacher, reduction="none", log_target=True)
+    return both.sum((1, 2)) / 2  # (S,)
 
 
 def class_divergence(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
@@ -98,59 +98,48 @@ def class_divergence(logits: Tensor, taught: Tensor, temperature: float) -> Tens
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
 
 
-def ask_teachers(
-    settings: DistillationSettings,
-    task: Task,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    world: World = World(),
-    say=say,
-    progress: bool = True,
-) -> Teaching:
+def ask_teachers(settings: DistillationSettings, task: FileTask, dtype: torch.dtype) -> Teaching:
     """The mean logits of the teachers on all training windows, out of the cache where it has them.
 
     Args:
         task: the student's: its head, classes, tokenizer and training windows decide who can teach it.
         dtype: of autocast while the teachers answer; float32 = none.
-        world: its ranks share the work.
-        say: takes one line at a time for people.
 
     Raises:
         UserError: for a teacher that cannot be found, has no such head, or another vocabulary.
     """
+    world = task.world
     found = world.in_turn(lambda: [Path(resolve_weights(name)) for name in settings.teacher])
     for name, where in zip(settings.teacher, found, strict=True):
         check_teacher(name, where, task)
+    # What a cached file may be used for: these windows, these teachers' weights, this number format.
     sums = [sha256(where / "config.json", where / "model.safetensors") for where in found]
     fingerprint = fingerprint_of(task, sums, dtype)
     path = cache_folder() / "teachers" / f"{fingerprint}.safetensors"
     logits = read_logits(path, fingerprint)
     # All or none: ranks that asked the teachers alone would share the work with nobody.
     if all(world.gather(logits is not None)):
-        say(f"teachers: their logits on {len(task.windows):,} windows are read from {path}")
+        task.say(f"teachers: their logits on {len(task.windows):,} windows are read from {path}")
     else:
         # In the order of their sums: the mean is the same to the last bit, however they are named.
         in_order = [where for _, where in sorted(zip(sums, found, strict=True))]
-        logits = _mean_logits(in_order, task, device, dtype, world, progress)
+        logits = _mean_logits(in_order, task, dtype)
         if world.local_rank == 0:
-            say(keep_logits(path, fingerprint, logits))
-    starts = _row_starts(task)
-    names = [
-        f"{without_folders(name)} (sha256 {digest[:16]})"
-        for name, digest in zip(settings.teacher, sums, strict=True)
-    ]
+            task.say(keep_logits(path, fingerprint, logits))
+    names = []
+    for name, digest in zip(settings.teacher, sums, strict=True):
+        names.append(f"{without_folders(name)} (sha256 {digest[:16]})")
     return Teaching(
         names=names,
         fingerprint=fingerprint,
-        logits=torch.from_numpy(logits).to(device),
-        first=torch.from_numpy(starts[:-1]).to(device),
+        logits=torch.from_numpy(logits).to(task.device),
+        first=torch.from_numpy(_row_starts(task)[:-1]).to(task.device),
         weight=settings.teacher_weight,
         temperature=settings.temperature,
     )
 
 
-def check_teacher(name: str, where: Path, task: Task) -> None:
+def check_teacher(name: str, where: Path, task: FileTask) -> None:
     """Refuse a model that cannot teach this student. Raises UserError that says why, and what would do."""
     config = folder.read_config(where)
     if config["head"] != task.head:
@@ -178,14 +167,16 @@ def check_teacher(name: str, where: Path, task: Task) -> None:
         )
 
 
-def fingerprint_of(task: Task, teachers: list[str], dtype: torch.dtype) -> str:
-    """32 digits: other windows, other teachers' weights or another number format give others. Their order does not
-    count, but that of the classes does, in which the logits stand."""
+def fingerprint_of(task: FileTask, teachers: list[str], dtype: torch.dtype) -> str:
+    """32 digits: other windows, other teachers' weights or another number format give others.
+
+    The order of the teachers does not count, but that of the classes does, in which the logits stand.
+    """
     parts = [task.windows.fingerprint(), str(dtype), *sorted(teachers), *(task.labels or [])]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _row_starts(task: Task) -> np.ndarray:
+def _row_starts(task: FileTask) -> np.ndarray:
     """(W+1,) int64: window w has the rows starts[w] : starts[w+1] of the logits; a row a token, or one a text."""
     rows = np.ones(len(task.windows), np.int64)
     if task.head == folder.QA:
@@ -195,19 +186,12 @@ def _row_starts(task: Task) -> np.ndarray:
     return starts
 
 
-def _mean_logits(
-    teachers: list[Path],
-    task: Task,
-    device: torch.device,
-    dtype: torch.dtype,
-    world: World,
-    progress: bool,
-) -> np.ndarray:
+def _mean_logits(teachers: list[Path], task: FileTask, dtype: torch.dtype) -> np.ndarray:
     """float16 (T, 2) or (W, C): the teachers' mean logits, each softmax's largest at 0.
 
     A softmax does not see the shift, and float16 is finest near 0: the likely tokens keep the most digits.
     """
-    model = Ensemble([load_teacher(where, task, device) for where in teachers]).eval()
+    model = Ensemble([load_teacher(where, task) for where in teachers]).eval()
 
     def compute(batch: Batch, layout: Layout) -> tuple[Tensor, ...]:
         logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
@@ -220,16 +204,17 @@ def _mean_logits(
     starts = _row_starts(task)
     width = len(task.labels) if task.labels else 2
     mean = np.empty((starts[-1], width), np.float16)
-    with computing_in_16_bits(model, autocast(device, dtype)) as cast:
+    with computing_in_16_bits(model, autocast(task.device, dtype)) as cast:
         parts = forward_all(
             compute,
             task.windows,
-            device,
+            task.device,
             autocast=cast,
-            progress="teachers" if progress else None,
-            world=world,
+            progress=task.bar("teachers"),
+            world=task.world,
         )
         for rows, (logits,) in parts:
+            # float16 ends at 65504; what is so unlikely is 0 in any softmax.
             mean[rows_of(rows, starts)] = logits.clip(-60000, 0)
     return mean
 
@@ -245,12 +230,13 @@ def rows_of(windows: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return np.arange(len(shift)) + shift
 
 
-def load_teacher(where: Path, task: Task, device: torch.device) -> nn.Module:
+def load_teacher(where: Path, task: FileTask) -> nn.Module:
     """The model of a folder, its classes in the student's order."""
-    model = folder.load(where, device=device)
+    model = folder.load(where, device=task.device)
     theirs = folder.read_config(where).get("labels")
+    # A teacher of "no", "yes" and a student of "yes", "no": rows 1, 0 of its classifier.
     if theirs and theirs != task.labels:
-        order = torch.tensor([theirs.index(label) for label in task.labels], device=device)
+        order = torch.tensor([theirs.index(label) for label in task.labels], device=task.device)
         model.classifier.weight = nn.Parameter(model.classifier.weight[order])
         model.classifier.bias = nn.Parameter(model.classifier.bias[order])
     return model

@@ -21,7 +21,7 @@ from bertqa.model import folder
 from bertqa.model.attention import Layout
 from bertqa.model.card import fine_tuned
 from bertqa.settings import LoopSettings, OptimSettings
-from bertqa.training.journal import Journal
+from bertqa.training.progress import Journal
 
 
 class Task:
@@ -74,19 +74,19 @@ class Task:
             folder.save(where, model, tokenizer_from=self.weights, provenance={})
             return
         where.mkdir(parents=True, exist_ok=True)
+        # Clones: a model of one's own may share a tensor between two names, which safetensors refuses.
         state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         save_file(state, where / "model.safetensors")
 
     def save_predictions(self, run: Path) -> None:
         """Write the predictions of the last evaluation into the run folder."""
 
-    def save_rejected(self, run: Path) -> int:
-        """Write what could not be trained on to rejected.jsonl. Returns how much that is."""
-        return 0
+    def save_rejected(self, run: Path) -> None:
+        """Write what could not be trained on to rejected.jsonl."""
 
 
 class FileTask(Task):
-    """A task that reads its windows from files, and that teachers may help to teach."""
+    """A task that reads its windows from files, and that teachers may help to teach: `read` and `cut` are its own."""
 
     train: Any
     """What was read to train on: it has a path and a sha256; so has `dev`."""
@@ -97,7 +97,31 @@ class FileTask(Task):
     teaching = None
     """What teachers say about the training windows (distillation.Teaching), where there are any."""
 
-    def __init__(self, weights: Path, settings, device: torch.device, say, progress: bool, world):
+    def __init__(
+        self,
+        train,
+        dev,
+        weights: str | Path,
+        settings,
+        *,
+        seed: int,
+        device: torch.device,
+        say: Callable[[str], None] = say,
+        progress: bool = True,
+        world: World = World(),
+    ):
+        """Read and tokenise.
+
+        Args:
+            train, dev: files; without `dev` a part of the training data, drawn by `seed`, is held out.
+            weights: the model folder whose tokenizer, and classes if it has any, are used.
+            say: takes a line at a time for people.
+            progress: whether to show bars.
+            world: its ranks share evaluations.
+
+        Raises:
+            UserError: for files that cannot be read or hold nothing to train or evaluate on.
+        """
         self.weights = Path(weights)
         self.settings = settings
         self.device = device
@@ -105,9 +129,27 @@ class FileTask(Task):
         self.progress = progress
         self.world = world
         self.tokenizer = WordPiece.load(weights)
+        # Both now: a mistake in the dev set must not show after the first epoch.
+        self.read(train, dev, seed)
+        self.windows = self.cut(self.train, "train")
+        self.dev_windows = self.cut(self.dev, "dev")
+        self.store = WindowStore(self.windows, device)
+
+    def read(self, train, dev, seed: int) -> None:
+        """Set `train`, `dev` and `labels`."""
+        raise NotImplementedError
+
+    def cut(self, data, name: str) -> Windows | TextWindows:
+        """The windows of `train` or `dev`, of which people are told what they are like."""
+        raise NotImplementedError
+
+    def bar(self, name: str) -> str | None:
+        """The name of a progress bar; None where none is to be seen."""
+        return name if self.progress else None
 
     def fingerprints(self) -> dict[str, str]:
         """What a resumed run must have in common with this one."""
+        # The windows too: other settings, or another tokenizer, make others of the same file.
         found = {
             "train windows": self.windows.fingerprint(),
             "dev windows": self.dev_windows.fingerprint(),

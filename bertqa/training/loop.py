@@ -24,9 +24,7 @@ import torch
 from bertqa.data.batches import epoch_order, step_rows
 from bertqa.device import autocast
 from bertqa.distributed import StopEvaluation
-from bertqa.errors import UserError, first_sentence
-from bertqa.folders import staged
-from bertqa.model.disk import write_checksums
+from bertqa.errors import UserError
 from bertqa.training import checkpoint
 from bertqa.training.job import Job, total_steps
 from bertqa.training.optim import freeze, lr_at
@@ -86,17 +84,67 @@ class Trainer:
         self.take_step = Step(job)
         if job.device.type == "cuda" and job.world.first:
             job.say(f"steps: {self.take_step.plan}")
-        self.progress = self.restore() if job.resumed else Progress()
+        self.progress = Progress()
+        if job.resumed:
+            self.progress = checkpoint.restore(self.take_step, job.resumed, job)
         self.logs = Logs(job, self.progress, self.total, self.steps_per_epoch)
 
+        # The windows in the order of an epoch, made when its first step is taken.
         self.order = np.zeros(0, np.int64)
         self.order_of_epoch = -1
-        self.last_metrics: dict = {}
+
+        # This sitting: a run that is stopped and resumed has several.
+        self.began = time.monotonic()
         self.first_step = self.progress.step
+        self.last_metrics: dict = {}
+
+        # Of a new run not even step 0 is saved.
         self.saved_step = self.progress.step if job.resumed else -1
         self.saved_at = time.monotonic()
-        self.began = time.monotonic()
         job.model.train()
+
+    # ---- a step ----
+
+    def step(self) -> None:
+        """One optimizer step: its windows, its learning rate, the step itself, and what is counted."""
+        job = self.job
+        progress = self.progress
+        rows = self.next_rows()
+        # A function of the step: there is no scheduler whose state would have to be saved.
+        lr = lr_at(progress.step, self.total, job.optim)
+        result = self.take_step(rows, lr, progress)
+        self.count_skip(result)
+
+        progress.step += 1
+        progress.windows += len(rows)
+        progress.tokens += int(job.task.store.lengths[rows].sum())
+        self.logs.step(lr, result.numbers, result.scale)
+
+    def next_rows(self) -> np.ndarray:
+        """The windows of the next step, (batch_size,) or fewer at the end of an epoch; each rank takes its share of them."""
+        # The place in the data is one number, the step, so a resumed run finds it without replaying anything:
+        # with 7 steps an epoch, step 15 is the second one (1) of the third epoch (2).
+        epoch, step_in_epoch = divmod(self.progress.step, self.steps_per_epoch)
+        if epoch != self.order_of_epoch:
+            self.order = epoch_order(len(self.job.task.store), self.job.settings.seed, epoch)
+            self.order_of_epoch = epoch
+        return step_rows(self.order, step_in_epoch, self.job.settings.batch_size)
+
+    def count_skip(self, result: StepResult) -> None:
+        """Count a step that the loss scaler skipped. Raises UserError after too many in a row."""
+        # Each skip halves the scale. One now and then is how the scaler finds it; a row of them is a run that has diverged.
+        progress = self.progress
+        if not result.skipped:
+            progress.skipped_in_row = 0
+            return
+        progress.skipped += 1
+        progress.skipped_in_row += 1
+        if progress.skipped_in_row >= SKIPS:
+            raise UserError(
+                f"fp16: {SKIPS} steps in a row had gradients that are not finite; the loss scale is down to "
+                f"{result.scale:g} and the last good step was {progress.step - SKIPS + 1}. The last sound state is in "
+                f"{self.job.run / 'last'}. Try --precision bf16 or fp32, or a lower --lr"
+            )
 
     # ---- what is due ----
 
@@ -119,12 +167,13 @@ class Trainer:
     def evaluation_due(self) -> bool:
         """At the end always; before it by steps where `eval_every` says so, else behind every epoch."""
         every = self.job.settings.eval_every
-        step = self.progress.step
-        if step == 0:
+        if self.progress.step == 0:
             return self.job.evaluate_first
-        if self.all_steps_taken or not every:
-            return self.all_steps_taken or self.epoch_over
-        return step % every == 0
+        if self.all_steps_taken:
+            return True
+        if every:
+            return self.progress.step % every == 0
+        return self.epoch_over
 
     @property
     def evaluation_owed(self) -> bool:
@@ -155,7 +204,7 @@ class Trainer:
 
         A signal comes first: who sends one may send SIGKILL soon, and an evaluation can be made by the resumed run.
         """
-        # One exchange for the three: it is made between any two steps.
+        # Clocks and signals differ between ranks. One exchange for the three: it is made between any two steps.
         interrupted, late, due = self.world.any(
             bool(signals), self.out_of_time, self.checkpoint_due
         )
@@ -170,46 +219,7 @@ class Trainer:
             return Decision(save=unsaved, stop=f"the time limit of {minutes:g} minutes")
         return Decision(save=due and unsaved)
 
-    # ---- what it does ----
-
-    def step(self) -> None:
-        """One optimizer step: its windows, its learning rate, the step itself, and the books."""
-        job = self.job
-        progress = self.progress
-        everyone = self.next_rows()
-        # A function of the step: there is no scheduler whose state would have to be saved.
-        lr = lr_at(progress.step, self.total, job.optim)
-        result = self.take_step(everyone, lr, progress)
-        self.count_skip(result)
-
-        progress.step += 1
-        progress.windows += len(everyone)
-        progress.tokens += int(job.task.store.lengths[everyone].sum())
-        self.logs.step(result.numbers, lr, result.scale)
-
-    def next_rows(self) -> np.ndarray:
-        """The windows of the next step, over all ranks."""
-        # The place in the data is one number, the step, so a resumed run finds it without replaying anything.
-        epoch, step_in_epoch = divmod(self.progress.step, self.steps_per_epoch)
-        if epoch != self.order_of_epoch:
-            self.order = epoch_order(len(self.job.task.store), self.job.settings.seed, epoch)
-            self.order_of_epoch = epoch
-        return step_rows(self.order, step_in_epoch, self.job.settings.batch_size)
-
-    def count_skip(self, result: StepResult) -> None:
-        """Book a step that the loss scaler skipped. Raises UserError after too many in a row."""
-        progress = self.progress
-        if not result.skipped:
-            progress.skipped_in_row = 0
-            return
-        progress.skipped += 1
-        progress.skipped_in_row += 1
-        if progress.skipped_in_row >= SKIPS:
-            raise UserError(
-                f"fp16: {SKIPS} steps in a row had gradients that are not finite; the loss scale is down to "
-                f"{result.scale:g} and the last good step was {progress.step - SKIPS + 1}. The last sound state is in "
-                f"{self.job.run / 'last'}. Try --precision bf16 or fp32, or a lower --lr"
-            )
+    # ---- evaluating, saving ----
 
     def evaluate(self, request: StopRequest) -> None:
         """Evaluate the (averaged) weights, and keep them in run/best where they are the best so far.
@@ -217,7 +227,7 @@ class Trainer:
         A signal breaks an evaluation off, which is then still owed.
         """
         job = self.job
-        self.logs.flush()
+        self.logs.flush()  # the lines of the steps before it stand before it in the journal
         with self.logs.paused(), self.take_step.weights_to_keep():
             try:
                 with request.breaking_off(job.world):
@@ -237,18 +247,7 @@ class Trainer:
             progress.best = score
             progress.best_step = progress.step
             if self.world.first:
-                self.keep_best()
-
-    def keep_best(self) -> None:
-        """Write run/best and the predictions of the last evaluation."""
-        run = self.job.run
-        best = run / "best"
-        with checkpoint.writing(best):
-            # Written beside and renamed: best/ is whole at every moment, also where the process is killed here.
-            with staged(best) as fresh:
-                self.job.task.save_model(self.job.model, fresh, evaluated=True)
-                write_checksums(fresh)
-            self.job.task.save_predictions(run)
+                checkpoint.keep_best(self.job)
 
     def save(self) -> None:
         """Write run/last: the model as it is trained, not averaged, and everything else that the next step depends on."""
@@ -262,7 +261,7 @@ class Trainer:
                 state = {
                     **self.take_step.state_dict(),
                     "progress": asdict(self.progress),
-                    "rng": generators,
+                    "rng": generators,  # of every rank
                     "world": self.world.size,
                     "fingerprints": job.fingerprints,
                     # What was written to the journal behind this, a resumed run cuts off and writes again.
@@ -272,27 +271,6 @@ class Trainer:
                 checkpoint.save_checkpoint(job.run, save_model, state)
         self.saved_step = self.progress.step
         self.saved_at = time.monotonic()
-
-    def restore(self) -> Progress:
-        """Put a checkpoint's state into optimizer, scaler, average and generators; returns where the run stood.
-
-        Raises:
-            UserError: where it is not the state of such a run.
-        """
-        saved = self.job.resumed
-        counted = saved["progress"]
-        # Older versions also counted what nothing asks for any more, and made every evaluation before they saved.
-        known = {**asdict(Progress()), "evaluated": counted["step"]}
-        try:
-            self.take_step.load_state_dict(saved)
-            checkpoint.check_moments(self.take_step.optimizer)
-            checkpoint.set_rng_state(saved["rng"][self.world.rank], self.job.device)
-            return Progress(**{name: counted.get(name, known[name]) for name in known})
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{self.job.run}: its checkpoint is not of such a run ({first_sentence(error)}); start a new run "
-                "with another --out"
-            ) from None
 
     def outcome(self, stopped_by: str = "") -> Outcome:
         """How the run ended."""

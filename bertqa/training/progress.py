@@ -1,6 +1,7 @@
-"""How far a run has come and how it ended: what it counts, and how that is told to the journal and to the person who waits."""
+"""How far a run has come and how it ended: what it counts, its journal, and what the person who waits is told."""
 
 import math
+import os
 import time
 from collections import deque
 from contextlib import contextmanager
@@ -9,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from bertqa.console import progress_bar
+from bertqa.console import progress_bar, say
 from bertqa.device import OnItsWay, peak_memory
 from bertqa.errors import UserError
-from bertqa.training.job import Job
+from bertqa.files import to_json
 
 
 @dataclass
@@ -67,24 +68,91 @@ def summary(outcome: Outcome, key: str, device: torch.device) -> dict:
     }
 
 
+class Journal:
+    """metrics.jsonl: one JSON object a line, the only record of a run; console, report and plots are read from it.
+
+    With no path (ranks other than the first) it writes nothing.
+    """
+
+    def __init__(self, path: Path | None, keep_bytes: int | None = None):
+        """Open for appending.
+
+        Args:
+            keep_bytes: of a run that goes on, how much was written at its checkpoint: what is behind
+                that is cut off; what is missing of it is said.
+        """
+        self.path = path
+        self.file = None
+        if path is None:
+            return
+        if keep_bytes is not None:
+            self._cut(keep_bytes)
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
+
+    def _cut(self, keep_bytes: int) -> None:
+        there = self.path.stat().st_size if self.path.exists() else 0
+        if there > keep_bytes:
+            os.truncate(self.path, keep_bytes)
+        elif there < keep_bytes:
+            say(
+                f"warning: {self.path}: {keep_bytes - there:,} bytes of it are lost, so the curves of the "
+                "report have a gap; the training itself goes on as it would have"
+            )
+
+    def write(self, event: str, **fields) -> None:
+        """Add one line {"event", "time", fields...}; numbers that JSON does not know (NaN, infinity) become strings.
+
+        Raises UserError where the disk is full.
+        """
+        record = {"event": event, "time": round(time.time(), 3)}
+        for name, value in fields.items():
+            finite = not isinstance(value, float) or math.isfinite(value)
+            record[name] = value if finite else str(value)
+        if self.file:
+            self._append((to_json(record) + "\n").encode())
+
+    def _append(self, line: bytes) -> None:
+        try:
+            # A disk that fills up takes fewer bytes than it was given; the next write then says why.
+            while line:
+                line = line[self.file.write(line) :]
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: could not be written ({error}); make room, then go on from the last "
+                "checkpoint with --resume"
+            ) from None
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far, all of them on the disk."""
+        if not self.file:
+            return 0
+        # A checkpoint relies on these bytes: after a power cut they must be there.
+        os.fsync(self.file.fileno())
+        return os.fstat(self.file.fileno()).st_size
+
+    def close(self) -> None:
+        """Close the file; writing later is an error."""
+        if self.file:
+            self.file.close()
+
+
 @dataclass
 class StepRecord:
-    """A step's numbers, until they are written."""
+    """A step, until its numbers are written."""
 
     at: Progress
     """Where the run stood behind the step."""
-    numbers: OnItsWay
-    """This rank's share of the mean loss over the step's windows, the gradient's norm before clipping, and the share of
-    each part of the loss, where the task has parts."""
     lr: float
+    numbers: OnItsWay
+    """As in step.StepResult, and so is the scale."""
     scale: float | None
-    """fp16's loss scale; None in other formats."""
 
 
 class Logs:
-    """Journal and progress bar. On a GPU, losses are read one step late so that the host never waits for a step."""
+    """Journal and progress bar of a `Job`. On a GPU, losses are read one step late, so that the host never waits for a step."""
 
-    def __init__(self, job: Job, progress: Progress, total: int, steps_per_epoch: int):
+    def __init__(self, job, progress: Progress, total: int, steps_per_epoch: int):
         self.journal = job.journal
         self.loss_parts = job.loss_parts
         self.world = job.world
@@ -103,23 +171,29 @@ class Logs:
             smoothing=0.1,
         )
         self.clock = time.perf_counter()
-        # The speed that is shown is that of the last 49 steps.
+        # Where the run stood behind each of the last 50 steps: the speed that is shown is that of these steps.
         self.recent = deque([replace(progress)], maxlen=50)
 
-    def step(self, numbers: OnItsWay, lr: float, scale: float | None) -> None:
+    def step(self, lr: float, numbers: OnItsWay, scale: float | None) -> None:
         """Take a step's numbers; those on the GPU are written when the next step's arrive."""
         now = time.perf_counter()
         self.progress.seconds += now - self.clock
         self.clock = now
         # A copy: by the time it is written, the run may be a step further.
-        self.waiting.append(StepRecord(replace(self.progress), numbers, lr, scale))
-        while len(self.waiting) > self.late:
+        self.waiting.append(StepRecord(replace(self.progress), lr, numbers, scale))
+        self.flush(but=self.late)
+
+    def flush(self, but: int = 0) -> None:
+        """Write all that is waiting, but the last so many."""
+        while len(self.waiting) > but:
             self._write(self.waiting.popleft())
 
     def _write(self, record: StepRecord) -> None:
         at = record.at
         share, norm, *parts = record.numbers.read().tolist()
+        # Every rank has divided by the windows of all of them, so that the sum is the mean.
         loss = self.world.sum(share)
+        # In fp16 such a step was skipped, and the loop counts how many are in a row.
         if record.scale is None:
             require_finite(loss, norm, at.step - 1, self.run)
         then = self.recent[0]
@@ -127,7 +201,7 @@ class Logs:
         took = max(1e-9, at.seconds - then.seconds)
         line = {
             "step": at.step,
-            "epoch": round(at.step / self.steps_per_epoch, 4),
+            "epoch": self.epoch_of(at),
             "loss": loss,
             "lr": record.lr,
             "grad_norm": norm,
@@ -148,23 +222,21 @@ class Logs:
         )
         self.bar.update(1)
 
+    def epoch_of(self, progress: Progress) -> float:
+        """1.5 where the second epoch is half over."""
+        return round(progress.step / self.steps_per_epoch, 4)
+
     def evaluation(self, metrics: dict) -> None:
         """Write an evaluation and show its numbers above the bar."""
         step = self.progress.step
-        epoch = round(step / self.steps_per_epoch, 4)
-        self.journal.write("eval", step=step, epoch=epoch, **metrics)
-        if self.world.first:
-            shown = [
-                f"{name} {value:.2f}"
-                for name, value in metrics.items()
-                if isinstance(value, float) and not name.endswith("_total")
-            ]
-            self.say(f"step {step}: {', '.join(shown)}")
-
-    def flush(self) -> None:
-        """Write all that is waiting."""
-        while self.waiting:
-            self._write(self.waiting.popleft())
+        self.journal.write("eval", step=step, epoch=self.epoch_of(self.progress), **metrics)
+        if not self.world.first:
+            return
+        shown = []
+        for name, value in metrics.items():
+            if isinstance(value, float) and not name.endswith("_total"):
+                shown.append(f"{name} {value:.2f}")
+        self.say(f"step {step}: {', '.join(shown)}")
 
     @contextmanager
     def paused(self):

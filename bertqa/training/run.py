@@ -2,10 +2,17 @@
 
 import contextlib
 import math
+import os
+import platform
 import shlex
 import signal
+import subprocess
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
 
 from bertqa.errors import UserError, first_sentence
 from bertqa.files import write_json
@@ -14,13 +21,12 @@ from bertqa.model.disk import find_damage
 from bertqa.reporting.page import write_report
 from bertqa.reporting.run_folder import read_journal
 from bertqa.settings import ENDS, MOVABLE, RESUMABLE, broken
-from bertqa.training.checkpoint import check_same, load_checkpoint, load_weights
+from bertqa.training import checkpoint
 from bertqa.training.job import Job, total_steps
-from bertqa.training.journal import Journal
 from bertqa.training.loop import train
 from bertqa.training.optim import freeze
-from bertqa.training.progress import Outcome, summary
-from bertqa.training.run_config import LOCK, check_new, move_end, read_run_config, write_run_config
+from bertqa.training.progress import Journal, Outcome, summary
+from bertqa.training.starting import LOCK, check_new
 from bertqa.training.step import settle
 
 
@@ -59,20 +65,21 @@ def run_training(job: Job, *, resume: bool = False) -> Trained:
     if problems:
         raise UserError("; ".join(problems))
     freeze(job.model, job.optim.freeze)
+    # The lock lies in the folder, so the folder comes first.
     if job.world.first and not resume:
         check_new(job.run)
         try:
             job.run.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"{job.run}: cannot be made ({error.strerror}); give another --out"
-            ) from None
-    with lock_of(job):
+            why = error.strerror
+            raise UserError(f"{job.run}: cannot be made ({why}); give another --out") from None
+    lock = held(job.run / LOCK) if job.world.first else contextlib.nullcontext()
+    with lock:
         if resume:
             restore(job)
         else:
             begin(job)
-        job.say(opening_line(job))
+        say_what_is_about_to_run(job)
         outcome = train(job)
         trained = finish(job, outcome)
     if job.command is None:
@@ -81,11 +88,9 @@ def run_training(job: Job, *, resume: bool = False) -> Trained:
 
 
 def pass_on(stopped_by: str, run: Path) -> None:
-    """Give a signal that stopped the run to whom it was meant for: a training that was called from Python must not
-    keep "Run all" in a notebook going on, or a service alive.
+    """Give a signal that stopped the run to whom it was meant for; Ctrl-C is raised as KeyboardInterrupt.
 
-    Raises:
-        KeyboardInterrupt: where it was Ctrl-C.
+    A training that was called from Python must not keep "Run all" in a notebook going on, or a service alive.
     """
     if stopped_by == "SIGINT":
         raise KeyboardInterrupt(f"saved in {run}")
@@ -93,11 +98,7 @@ def pass_on(stopped_by: str, run: Path) -> None:
         signal.raise_signal(signal.Signals[stopped_by])
 
 
-def lock_of(job: Job) -> contextlib.AbstractContextManager:
-    """The run folder's lock, which the first process of a run has."""
-    if not job.world.first:
-        return contextlib.nullcontext()
-    return held(job.run / LOCK)
+# ---- a run that begins, one that goes on ----
 
 
 def begin(job: Job) -> None:
@@ -107,40 +108,77 @@ def begin(job: Job) -> None:
     if job.world.first:
         check_new(job.run)  # again, now that nobody else can
         job.task.save_rejected(job.run)
-        write_run_config(job, fingerprints)  # from here on it is a run, which --resume goes on with
+        # From here on it is a run, which --resume goes on with.
+        write_run_config(job, fingerprints)
         job.journal = Journal(job.run / "metrics.jsonl", keep_bytes=0)
     job.fingerprints = fingerprints | lasting_settings(job)
 
 
+def write_run_config(job: Job, fingerprints: dict) -> None:
+    """Write config.json: every setting, versions, commit, fingerprints, and the device and format that were chosen."""
+    hardware = {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    hardware |= {"device": str(job.device), "precision": str(job.dtype).removeprefix("torch.")}
+    if job.device.type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(job.device)
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions["platform"] = platform.platform()
+    config = {
+        "settings": job.all_settings,
+        "fingerprints": fingerprints,
+        "command": job.command,
+        "steps": total_steps(len(job.task.store), job.settings),
+        "commit": git_commit(),
+        "versions": versions,
+        "hardware": hardware,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    write_json(job.run / "config.json", config)
+
+
+def git_commit() -> str | None:
+    """The commit of this source tree, with + where it has changes; None outside of a checkout."""
+    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    here = Path(__file__).parent
+    try:
+        said = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return said.stdout.strip() or None
+
+
 def restore(job: Job) -> None:
     """Put the last checkpoint of the run folder into the job, if it goes on where the run left off."""
-    config = read_run_config(job.run)
-    last, state = load_checkpoint(job.run, job.world)
+    config = checkpoint.read_run_config(job.run)
+    last, state = checkpoint.load_checkpoint(job.run, job.world)
     if job.settings.micro_tokens == "auto":
         # As the run has settled it, whatever this device would; a job made in Python still says "auto".
         settled = config["settings"].get("micro_tokens", "auto")
         job.settings = replace(job.settings, micro_tokens=settled)
     job.settings = settle(job.settings, job.model, job.device, job.dtype)
-    fingerprints = fingerprints_of(job)
-    # A run that was stopped before its first checkpoint has them in config.json alone.
-    saved = state or config
-    check_same(saved["fingerprints"], fingerprints | lasting_settings(job), job.run)
-    job.fingerprints = fingerprints | lasting_settings(job)
+    saved = state
+    if state is None:
+        # Stopped before its first checkpoint, the run is where it began.
+        saved = {
+            "progress": {"step": 0},
+            "journal_bytes": 0,
+            "fingerprints": config["fingerprints"],
+        }
     job.resumed = state
-    step = state["progress"]["step"] if state else 0
-    moves = move_end(job, step)
+    job.fingerprints = fingerprints_of(job) | lasting_settings(job)
+    check_same(saved["fingerprints"], job.fingerprints, job.run)
+    # Its settings may name another end than the run had so far.
+    moves = checkpoint.move_end(job, saved["progress"]["step"])
     for sentence in moves:
         job.say(sentence)
     job.task.recipe = {**job.task.recipe, "moved_ends": " ".join(moves) or None}
     if last:
         # Until here the model has the weights that the run began with.
-        load_weights(job.model, last)
+        job.model.load_state_dict(load_file(last / "model.safetensors"))
         check_best(job, state)
     if job.world.first:
         if state is None:
             job.task.save_rejected(job.run)
-        kept = state["journal_bytes"] if state else 0
-        job.journal = Journal(job.run / "metrics.jsonl", keep_bytes=kept)
+        job.journal = Journal(job.run / "metrics.jsonl", keep_bytes=saved["journal_bytes"])
 
 
 def fingerprints_of(job: Job) -> dict:
@@ -154,26 +192,40 @@ def lasting_settings(job: Job) -> dict:
     return {name: value for name, value in job.all_settings.items() if name not in changing}
 
 
+def check_same(saved: dict, now: dict, run: Path) -> None:
+    """Refuse to resume on other ground: every fingerprint and setting that was saved must be what it was.
+
+    Raises UserError listing each difference with both values.
+    """
+    differ = []
+    for name, value in now.items():
+        if name in saved and saved[name] != value:
+            differ.append(f"{name} was {saved[name]!r}, now {value!r}")
+    if differ:
+        raise UserError(
+            f"{run}: cannot resume, because {'; '.join(differ)}. Give what the run was started with, "
+            "or start a new run with another --out"
+        )
+
+
 def check_best(job: Job, state: dict) -> None:
     """See to it that best/ of a resumed run holds what the run thinks it does.
 
-    Where it is damaged or gone, the run forgets it, so that the next evaluation writes a new one.
-
-    Raises:
-        UserError: where no evaluation is to come.
+    Where it is damaged or gone, the run forgets it, so that the next evaluation writes a new one; where none is to
+    come, that is a UserError.
     """
     best = job.run / "best"
     progress = state["progress"]
     if progress["best"] == -math.inf:
         return
+    # The first process looks; all of them must go on, or fail, together.
     found = find_damage(best, ("model.safetensors",)) if job.world.first else ""
     problem = job.world.gather(found)[0]
     if not problem:
         return
-    lost = (
-        f"{best}: {problem}; the best weights so far, of step {progress['best_step']:,}, are lost"
-    )
     step = progress["step"]
+    kept_at = progress["best_step"]
+    lost = f"{best}: {problem}; the best weights so far, of step {kept_at:,}, are lost"
     all_made = progress.get("evaluated", step) == step
     if all_made and step >= total_steps(len(job.task.store), job.settings):
         raise UserError(
@@ -183,18 +235,20 @@ def check_best(job: Job, state: dict) -> None:
     job.say(f"warning: {lost}; the next evaluation makes new ones")
     progress["best"] = -math.inf
     progress["best_step"] = 0
-    if job.world.first and best.exists():
-        aside = job.run / "damaged-best"
-        if not aside.exists():
-            best.rename(aside)
+    # Kept for whoever wants to look at it, and out of the way of the next one.
+    aside = job.run / "damaged-best"
+    if job.world.first and best.exists() and not aside.exists():
+        best.rename(aside)
 
 
-def opening_line(job: Job) -> str:
-    """What is about to run, for people."""
-    trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
+# ---- what people are told ----
+
+
+def say_what_is_about_to_run(job: Job) -> None:
+    trained = sum(weight.numel() for weight in job.model.parameters() if weight.requires_grad)
     steps = total_steps(len(job.task.store), job.settings)
     dtype = str(job.dtype).removeprefix("torch.")
-    return (
+    job.say(
         f"{trained:,} weights to train on {job.device}, {dtype}, {steps:,} steps of "
         f"{job.settings.batch_size} windows; run folder {job.run}"
     )
@@ -228,19 +282,19 @@ def say_report(job: Job) -> None:
 
 def closing_lines(job: Job, outcome: Outcome, figures: dict) -> list[str]:
     """The last lines for people."""
-    speed = (
+    lines = [
         f"{figures['steps']:,} steps, {figures['windows']:,} windows in {figures['seconds']:,.0f} s of training: "
         f"{figures['windows_per_s']:.1f} windows/s, {figures['tokens_per_s']:,.0f} useful tokens/s, peak memory "
         f"{figures['peak_memory_mb']:,} MB"
-    )
+    ]
+    key = job.task.key
+    best = outcome.progress.best
     if not outcome.finished:
         command = f"python -m bertqa.train --resume {shlex.quote(str(job.run))}"
-        return [speed, f"stopped by {outcome.stopped_by}; go on with: {command}"]
-    progress = outcome.progress
-    lines = [speed]
+        return [*lines, f"stopped by {outcome.stopped_by}; go on with: {command}"]
     if outcome.last:
         lines.append(f"last evaluation: {job.task.describe(outcome.last)}")
-    if progress.best == -math.inf:
-        return [*lines, f"no evaluation found a {job.task.key}, so nothing is kept in best/"]
-    kept = f"kept in {job.run / 'best'}"
-    return [*lines, f"best {job.task.key} {progress.best:.2f} at step {progress.best_step}, {kept}"]
+    if best == -math.inf:
+        return [*lines, f"no evaluation found a {key}, so nothing is kept in best/"]
+    at = f"at step {outcome.progress.best_step}, kept in {job.run / 'best'}"
+    return [*lines, f"best {key} {best:.2f} {at}"]

@@ -35,6 +35,7 @@ class StopRequest:
     def break_off(self) -> None:
         """Leave the evaluation: a single process at once, several where they next meet, between two batches."""
         if self.evaluating.size > 1:
+            # A rank that left alone would have the others wait for its share of the evaluation.
             self.evaluating.leave.set()
             return
         self.evaluating = None
@@ -42,6 +43,7 @@ class StopRequest:
 
     def note(self, number: int, frame) -> None:
         """The handler of all these signals."""
+        # Whoever presses Ctrl-C twice does not want to wait for the end of the step.
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received.append(signal.Signals(number).name)
@@ -57,7 +59,8 @@ class StopRequest:
         line = f"{self.received[0]}: {doing}{again}"
         try:
             logger.warning("%s", line)
-        except RuntimeError:  # it was a print, which cannot be entered twice
+        except RuntimeError:
+            # The signal came in the middle of a print, which cannot be entered twice.
             with contextlib.suppress(OSError):
                 os.write(2, f"\n{line}\n".encode())
 
