@@ -27,7 +27,7 @@ from processes import (
 
 from bertqa import Reader, UserError, load
 from bertqa.files import sha256
-from bertqa.model import checksums
+from bertqa.model import disk
 from bertqa.reporting.run_folder import read_journal
 from bertqa.train import main
 from bertqa.training import checkpoint
@@ -411,7 +411,7 @@ def test_a_folder_that_is_loaded_again_is_not_read_again(tmp_path, tiny_model, m
     """Nor is it believed once a file was written anew."""
     mine = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     read = []
-    monkeypatch.setattr(checksums, "sha256", lambda path: read.append(path.name) or sha256(path))
+    monkeypatch.setattr(disk, "sha256", lambda path: read.append(path.name) or sha256(path))
     load(mine)
     assert "model.safetensors" in read and len(read) == len(set(read))
     read.clear()
