@@ -62,6 +62,7 @@ def read_hf_config(folder: Path) -> dict:
             f"{folder}: has no config.json, so the shape of the model is unknown; fetch it too"
         )
     raw = read_object(found[0])
+    # our own config.json has "architecture", theirs "architectures"
     if "architecture" in raw and "model_type" not in raw:
         raise UserError(
             f"{folder}: is a model folder of bertqa already; use it as it is, or add --to-hf to export it"
@@ -159,11 +160,7 @@ def _refuse_other_kinds(raw: dict, activation: str, model_type: str) -> None:
 
 
 def find_head(raw: dict, plain_names: Collection[str]) -> str | None:
-    """The head that a checkpoint brings.
-
-    Raises:
-        UserError: for a head over single tokens or choices, whose tensors are named like a classification head's.
-    """
+    """The head that a checkpoint brings. Raises UserError for one over single tokens or choices."""
     named = class_name(raw)
     has_span = any(name.startswith("qa_outputs.") for name in plain_names)
     if has_span or named.endswith("ForQuestionAnswering"):
@@ -171,6 +168,7 @@ def find_head(raw: dict, plain_names: Collection[str]) -> str | None:
     has_classes = any(name.startswith("classifier.") for name in plain_names)
     if not has_classes and not named.endswith("ForSequenceClassification"):
         return None
+    # their tensors have the names of a classification head's
     if named.endswith(("ForTokenClassification", "ForMultipleChoice")):
         raise UserError(
             f"its head is {named}, which bertqa does not have; --fresh-head takes the encoder and draws a "
@@ -184,7 +182,7 @@ def class_labels(raw: dict, count: int | None) -> list[str]:
     named = raw.get("id2label")
     if not isinstance(named, dict) or not named or not all(str(key).isdecimal() for key in named):
         return [f"LABEL_{i}" for i in range(count or 2)]
-    numbers = sorted(named, key=int)
+    numbers = sorted(named, key=int)  # keys of JSON are text, and "10" stands before "2"
     labels = [str(named[number]) for number in numbers]
     if list(map(int, numbers)) != list(range(len(numbers))) or len(set(labels)) < len(labels):
         raise UserError(
@@ -252,6 +250,7 @@ def _embedding_of(folder: Path, modules: dict, positions: int, remarks: list[str
             remarks.append(
                 "warning: its Pooling is neither mean nor cls alone: embed uses its own default"
             )
+    # a Dense, say: other vectors, which is said and not refused, for the encoder is of use without it
     others = sorted(set(modules) - {"Transformer", "Pooling", "Normalize"})
     if others:
         remarks.append(

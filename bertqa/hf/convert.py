@@ -29,8 +29,7 @@ from bertqa.hf.match import SEGMENT, Plan, plan_conversion
 from bertqa.hf.names import Report, fold
 from bertqa.hf.weights import WEIGHT_FILES, open_weights
 from bertqa.model.card import plain_card, read_license
-from bertqa.model.disk import DTYPES, Weights, write_checksums, write_safetensors
-from bertqa.model.folder import WEIGHTS
+from bertqa.model.disk import DTYPES, WEIGHTS, Weights, write_checksums, write_safetensors
 from bertqa.model.record import write_config
 
 

@@ -16,7 +16,7 @@ from bertqa.hf.names import HEAD, Report, Row, their_names
 from bertqa.model.build import build_empty
 from bertqa.model.card import eval_results, exported_card
 from bertqa.model.config import CLASSES, QA, BertConfig
-from bertqa.model.disk import DTYPES, checked, write_safetensors
+from bertqa.model.disk import DTYPES, WEIGHTS, checked, write_safetensors
 from bertqa.model.folder import open_model_weights
 from bertqa.model.record import read_config, read_qa, write_qa
 
@@ -70,7 +70,7 @@ def export(src: str | Path, dest: str | Path) -> Report:
     with staged(dest) as new, checked(src):
         remarks = write_beside(src, new, record, dtype)
         sha256 = write_safetensors(
-            new / "model.safetensors",
+            new / WEIGHTS,
             parts,
             lambda name: weights.get(parts[name].ours)[parts[name].rows],
         )

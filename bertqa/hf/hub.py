@@ -62,6 +62,7 @@ def locate(source: str | Path) -> Place:
     """
     path = Path(source)
     if path.is_dir() or path.is_file():
+        # config.json, say: named by whoever took it for the model
         if path.suffix in (".json", ".txt", ".md") and not path.name.endswith(".index.json"):
             raise UserError(f"{path}: is no weight file; name the folder that it stands in")
         folder = path if path.is_dir() else path.parent

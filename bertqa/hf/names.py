@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# ours -> (BERT's, DistilBERT's), each followed by .weight or .bias; {} is the layer. Our qkv stacks three of theirs.
+# ours -> (BERT's, DistilBERT's), each followed by .weight or .bias; {} is the layer. Our qkv stacks three of theirs: one
+# product of (N, H) with (H, 3 H) in place of three. None: that model has no such part.
 NAMES = {
     "embeddings.word": ("embeddings.word_embeddings", "embeddings.word_embeddings"),
     "embeddings.position": ("embeddings.position_embeddings", "embeddings.position_embeddings"),
@@ -75,6 +76,7 @@ def their_names(ours: str, model_type: str) -> list[str]:
     >>> their_names("encoder.layers.4.ffn_in.bias", "distilbert")
     ['transformer.layer.4.ffn.lin1.bias']
     """
+    # encoder.layers.4.ffn_in.bias -> layers.4.ffn_in, bias -> layers.{}.ffn_in, and 4 for theirs
     module, _, kind = ours.removeprefix("encoder.").rpartition(".")
     found = LAYER.search(module)
     layer = found[0] if found else ""

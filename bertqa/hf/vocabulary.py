@@ -107,6 +107,7 @@ def _ready(source: Path, vocab: list[str] | None, remarks: list[str]) -> tuple[d
         vocab = [as_line(i, plain.get(i)) for i in range(max(plain) + 1)]
         remarks.append("vocab.txt made from tokenizer.json")
     with_vocab(source, vocab, tokens)
+    # left by whoever saved it; every text would be cut and padded, unseen
     dropped = [name for name in ("truncation", "padding") if fast.get(name)]
     if dropped:
         remarks.append(

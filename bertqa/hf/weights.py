@@ -46,6 +46,7 @@ def open_weights(path: Path) -> Weights:
     opened = open_safetensors(path, "cpu") if path.suffix == ".safetensors" else _open_pickle(path)
     if not opened.shapes:
         raise UserError(f"{path}: holds no tensor at all; is it the right file?")
+    # as PEFT and AdapterHub name their tensors, in a file that was renamed to a model's
     if any(".lora_" in name or ".adapters." in name for name in opened.shapes):
         raise UserError(adapter(path))
     return opened
@@ -163,6 +164,7 @@ def _open_shards(index: Path) -> Weights:
         )
     # opened is not read: many files take no more memory than one
     opened = {file: open_weights(index.parent / file) for file in files}
+    # an index and shards of two versions of a model have the same file names
     lost = [name for name, file in placed.items() if name not in opened[file].shapes]
     if lost:
         raise UserError(

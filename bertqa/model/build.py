@@ -42,6 +42,7 @@ def build_empty(config: dict, attention=None) -> nn.Module:
 @contextmanager
 def empty() -> Iterator[None]:
     """Modules that are made inside have names and shapes but no memory, and nothing is drawn at random for them."""
+    # a tensor on the meta device has a shape and a type, and no numbers
     with torch.device("meta"), _NoInit():
         yield
 
@@ -98,7 +99,9 @@ def config_record(model: nn.Module, head: str | None, labels, provenance: dict) 
             f"this {type(model).__name__} is not what its config says, so nobody could load it: {listed(problems)}. Change "
             "both together, as bertqa.model.surgery does, or give the model a class of its own"
         )
-    attention = own_name(encoder.attention)
+    attention = own_name(
+        encoder.attention
+    )  # None for BERT's own bodies, which all compute the same
     if attention:
         record["attention"] = attention
     # A class of ours with parameters of one's own (adapters) is no plain model either.

@@ -22,9 +22,7 @@ METRICS = {
 
 
 def fine_tuned(provenance: dict, weights: Path, data: str) -> dict:
-    """The provenance of what was trained further on `data`, every step included that it came by: that of the folder
-    `weights`, from which training started, and one more.
-    """
+    """The provenance of what was trained further on `data`, from the folder `weights`: every step before, and this one."""
     found = {**provenance, "fine_tuned_on": data}
     # Who taught the weights that training started from is a step of their past, not of this training.
     teachers = found.pop("taught_by", None)
@@ -221,6 +219,7 @@ def eval_results(card: str) -> dict[str, str]:
     files: dict[str, str] = {}
     dataset = ""
     for line in card.splitlines():
+        # lines as model_index writes them; a card that was written by hand has no such lines, or the same
         named = re.match(r'    dataset: .*type: "([^"]*)"', line)
         if named:
             dataset = named[1]

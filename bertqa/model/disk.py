@@ -20,6 +20,8 @@ from torch import Tensor
 from bertqa.errors import UserError, first_sentence
 from bertqa.files import read_object, refuse_lfs_pointer, sha256, write_json
 
+WEIGHTS = "model.safetensors"
+
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """safetensors' names of the number types that weights may have."""
 

@@ -37,7 +37,6 @@ from bertqa.model.vocabulary import check_tokenizer
 
 __all__ = ["CLASSES", "QA", "build", "load", "load_encoder", "load_into", "save"]
 
-WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -164,13 +163,13 @@ def open_model_weights(
     problems += [f"{name} is not of this architecture" for name in found if name not in wanted]
     if problems:
         raise UserError(
-            f"{Path(folder) / WEIGHTS}: does not fit its config.json: {listed(problems)}"
+            f"{Path(folder) / disk.WEIGHTS}: does not fit its config.json: {listed(problems)}"
         )
     return stored
 
 
 def _open_weights(folder: str | Path, device) -> disk.Weights:
-    path = Path(folder) / WEIGHTS
+    path = Path(folder) / disk.WEIGHTS
     if not path.exists():
         raise UserError(
             f"{path} is missing, so this is only half a model folder; convert or copy it again"
@@ -221,7 +220,7 @@ def save(
     if isinstance(model, BertEncoder):
         copied.append(EMBEDDING)
     with staged(folder) as new:
-        sha256 = _write_weights(new / WEIGHTS, model, dtype)
+        sha256 = _write_weights(new / disk.WEIGHTS, model, dtype)
         write_json(new / "config.json", record)
         parameters = sum(tensor.numel() for tensor in model.state_dict().values())
         write_text(new / "README.md", card or plain_card(config, head, parameters, provenance))
@@ -230,7 +229,7 @@ def save(
         for name in copied:
             if (source / name).exists():
                 shutil.copyfile(source / name, new / name)
-        disk.write_checksums(new, {WEIGHTS: sha256})  # of all that stands there now
+        disk.write_checksums(new, {disk.WEIGHTS: sha256})  # of all that stands there now
     return sha256
 
 

@@ -28,7 +28,7 @@ def keep_layers(model: nn.Module, layers: Sequence[int], say: Callable = print) 
     layers = [int(layer) for layer in layers]
     if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(count)):
         raise UserError(f"layers to keep are {layers}; give each once, of 0 to {count - 1}")
-    size = sum(p.numel() for p in encoder.layers[0].parameters())
+    size = sum(p.numel() for p in encoder.layers[0].parameters())  # all layers are of one size
     encoder.layers = nn.ModuleList(encoder.layers[layer] for layer in layers)
     if isinstance(encoder.attention, Iterable):  # a body for each layer goes with its layer
         bodies = list(encoder.attention)

@@ -89,7 +89,9 @@ def with_vocab(where: Path, vocab: list[str], tokens: dict[int, str]) -> dict[in
     Raises:
         UserError: the two files are of different vocabularies.
     """
-    last = {token: number for number, token in enumerate(vocab)}
+    last = {
+        token: number for number, token in enumerate(vocab)
+    }  # of a token that stands twice, its last id
     for number, token in enumerate(vocab):
         stands_twice = number not in tokens and last[token] > number
         if token != as_line(number, tokens.get(number)) and not stands_twice:
@@ -151,6 +153,7 @@ def check_tokenizer(folder: str | Path, vocab_size: int) -> None:
     if ready.exists():
         fast = read_object(ready)
         tokens = tokens_by_id(ready, fast)
+        # the tokenizers library would raise at the first word that it does not know, in the middle of a job
         unknown = fast["model"].get("unk_token", "[UNK]")
         if unknown not in fast["model"]["vocab"]:
             raise UserError(

@@ -10,13 +10,13 @@ from bertqa.reporting.run_folder import Run, has_numbers, is_number, moved_ends,
 def remarks(run: Run) -> list[str]:
     """What a reader must know to read the numbers rightly, a sentence each."""
     notes = moved_ends(run.config)
-    ends = run.of("end")
-    if run.events and not ends:
+    end = run.last("end")
+    if run.events and not end:
         notes.append(
             "The run has not ended: it is still being trained, or was killed. Curves go as far as it got."
         )
-    elif ends and ends[-1].get("finished") is False:
-        step = counted(ends[-1].get("steps", 0))
+    elif end.get("finished") is False:
+        step = counted(end.get("steps", 0))
         command = f"python -m bertqa.train --resume {shlex.quote(str(run.folder))}"
         notes.append(f"The run was stopped at step {step}, before its end; {command} goes on.")
     return notes + tuning_remarks(run)
@@ -50,7 +50,7 @@ def counted(value: object) -> str:
 def lead(run: Run) -> str:
     """One sentence: what was trained, on what, how long."""
     started_from = data_name(run.setting("weights"))
-    end = (run.of("end") or run.of("train") or [{}])[-1]
+    end = run.last("end") or run.last("train")
     steps = end.get("steps", end.get("step"))  # the end's count, or how far the last record got
     trained = f"trained on {data_name(run.setting('train'))}"
     if steps:
@@ -103,7 +103,6 @@ def duration(seconds: float) -> str:
 def facts(run: Run) -> dict[str, str]:
     """Label -> value of what was run, for people; what is not known is left out."""
     config = run.config
-    end = (run.of("end") or [{}])[-1]
     versions = dict(run.part("versions"))
     versions.pop("platform", None)  # stands with the hardware
     command = config.get("command")
@@ -116,13 +115,14 @@ def facts(run: Run) -> dict[str, str]:
         "Windows": window_fact(run),
         "Recipe": recipe_fact(run),
         "Best weights": best_fact(run),
-        **effort_facts(end),
+        **effort_facts(run.last("end")),
         "Hardware": hardware(run),
         "Software": ", ".join(f"{name} {value}" for name, value in versions.items()),
         "Commit": config.get("commit"),
         "Begun": config.get("started"),
         "Command": shlex.join(map(str, words)),
     }
+    # everything read from config.json may be of any type, for it may have been edited
     return {label: str(value) for label, value in found.items() if value}
 
 
@@ -155,7 +155,7 @@ def file_fact(run: Run, part: str) -> str:
     limit = run.setting(f"limit_{part}")
     if limit:
         text += f", first {counted(limit)} questions"
-    mark = run.part("fingerprints").get(f"{part} file")
+    mark = run.part("fingerprints").get(f"{part} file")  # the beginning of its sha256
     if mark:
         text += f" (sha256 {mark}…)"
     return text
@@ -173,7 +173,7 @@ def window_fact(run: Run) -> str:
 
 def recipe_fact(run: Run) -> str:
     """What really ran: the steps, and the epochs that they are, not those that were asked for."""
-    last = (run.of("train") or [{}])[-1]
+    last = run.last("train")
     length = f"{run.setting('epochs')} epochs planned"
     if is_number(last.get("step")):
         length = f"{counted(last['step'])} steps"

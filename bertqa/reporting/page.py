@@ -160,7 +160,7 @@ def shared_notes(runs: list[Run]) -> list[str]:
 def describe_run(run: Run) -> dict:
     """What the page shows of a run whether it was evaluated or not."""
     threshold = run.qa.get("null_threshold")
-    settings = {}
+    settings = {}  # as text, for the page shows where two runs differ
     for name, value in run.config["settings"].items():
         settings[name] = "none" if value is None else str(value)
     return {

@@ -40,6 +40,11 @@ class Run:
         """The journal's records of this event."""
         return [record for record in self.events if record.get("event") == event]
 
+    def last(self, event: str) -> dict:
+        """The last record of this event; empty where there is none."""
+        records = self.of(event)
+        return records[-1] if records else {}
+
     def setting(self, name: str):
         """The run's value of a setting; None also for one it did not know."""
         return self.config["settings"].get(name)
@@ -74,6 +79,7 @@ def read_run(folder: Path) -> Run:
         raise UserError(
             f"{folder}: {what}; give the folder that python -m bertqa.train --out FOLDER made"
         )
+    # a run that was started and not evaluated has this much: config.json, and a journal soon after
     journal = folder / "metrics.jsonl"
     events = list(read_journal(journal)) if journal.exists() else []
     weights = None
