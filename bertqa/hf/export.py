@@ -70,9 +70,7 @@ def export(src: str | Path, dest: str | Path) -> Report:
     with staged(dest) as new, checked(src):
         remarks = write_beside(src, new, record, dtype)
         sha256 = write_safetensors(
-            new / WEIGHTS,
-            parts,
-            lambda name: weights.get(parts[name].ours)[parts[name].rows],
+            new / WEIGHTS, parts, lambda name: weights.get(parts[name].ours)[parts[name].rows]
         )
         card = exported_card(src, config.model_type, TASKS[head], record.get("provenance", {}))
         write_text(new / "README.md", card)
@@ -132,7 +130,7 @@ def _parts(empty: dict, stored_dtypes: dict, model_type: str, head: str | None) 
 
 
 def write_architecture(config: BertConfig, record: dict, dtype: str, pad_id: int) -> dict:
-    """The config.json that transformers reads, for a config that it can express (`refuse_inexpressible`).
+    """The config.json that transformers reads, for a config that it can express (`_refuse_inexpressible`).
 
     Args:
         record: config.json of the model folder, with the head and its labels.

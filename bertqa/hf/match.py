@@ -54,7 +54,7 @@ class Plan:
     head: str | None
     labels: list[str] | None
     empty: dict[str, Tensor]
-    """Our tensors by name, without memory."""
+    """Our tensors by name, without memory: shapes, and once that is decided the types in which they are written."""
     parts: dict[str, list[str]] = field(default_factory=dict)
     """Our tensor -> the stored tensors that it is made of; not there for one that is drawn fresh."""
     rows: list[Row] = field(default_factory=list)

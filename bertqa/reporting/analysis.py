@@ -257,7 +257,8 @@ def _buckets(name: str, counts: Sequence[int], starts: tuple[int, ...]) -> Group
     """Counts by the bucket they fall in: (1, 2, 4) gives "1", "2–3" and "4+"."""
     labels = []
     for low, next_low in itertools.pairwise(starts):
-        labels.append(f"{low}" if next_low - low == 1 else f"{low}–{next_low - 1}")
+        high = next_low - 1
+        labels.append(f"{low}" if low == high else f"{low}–{high}")
     labels.append(f"{starts[-1]}+")
     return Group(name, labels, np.searchsorted(starts, counts, side="right") - 1)
 

@@ -157,11 +157,7 @@ def odds_histogram(odds: np.ndarray, has_answer: np.ndarray, bins: int = 30) -> 
     inside = np.clip(odds, low, high)
     has, _ = np.histogram(inside[has_answer], edges)
     none, _ = np.histogram(inside[~has_answer], edges)
-    return {
-        "edges": [_short(edge) for edge in edges],
-        "has": has.tolist(),
-        "none": none.tolist(),
-    }
+    return {"edges": [_short(edge) for edge in edges], "has": has.tolist(), "none": none.tolist()}
 
 
 def reliability(odds: np.ndarray, has_answer: np.ndarray, scale: float, bias: float) -> dict:

@@ -212,8 +212,8 @@ def find_file(run: Run, setting: object) -> Path | None:
     if not isinstance(setting, str) or not setting:
         return None
     name = Path(setting)
-    named = official(name)  # squad2: where it was fetched to
-    places = [named.path if named else name]
+    fetched = official(name)  # squad2: where it was fetched to
+    places = [fetched.path if fetched else name]
     # a relative path was meant from where training was started, mostly above runs/
     places += [parent / name for parent in run.folder.resolve().parents[:3]]
     return next((place for place in places if place.is_file()), None)
@@ -235,7 +235,9 @@ def moved_ends(config: dict) -> list[str]:
     """A sentence for each time that --resume gave the run another end: its schedule is not that of the settings alone."""
     sentences = []
     moves = config.get("moved_ends")
-    for move in moves if isinstance(moves, list) else []:
+    if not isinstance(moves, list):
+        return []
+    for move in moves:
         if has_numbers(move, "step", "from", "to"):
             sentences.append(
                 f"At step {move['step']:,} the run's end was moved from step {move['from']:,} to "

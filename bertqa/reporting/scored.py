@@ -131,11 +131,17 @@ def columns(run: Run, scored: Scored, examples: list[Example]) -> dict:
     for row, example in enumerate(examples):
         at = utf16(example.context)
         span = scored.spans[row]
-        odds = run.odds.get(example.id)  # NO_SPAN_ODDS where no span was found: nothing to show
+        answer = scored.texts[row]
+        if span:
+            answer = [at(span[0]), at(span[1])]
+        odds = run.odds.get(
+            example.id, NO_SPAN_ODDS
+        )  # which stands for a question without any span
+        shown = round(odds, 2) if odds < NO_SPAN_ODDS else None
         result["kind"].append(names.index(scored.kinds[row]))
         result["f1"].append(round(100 * float(scored.f1[row])))
-        result["odds"].append(None if odds is None or odds >= NO_SPAN_ODDS else round(odds, 2))
-        result["answer"].append([at(span[0]), at(span[1])] if span else scored.texts[row])
+        result["odds"].append(shown)
+        result["answer"].append(answer)
         best = []
         for entry in run.nbest.get(example.id, ())[: RUNNERS_UP + 1]:
             per_mille = round(1000 * entry["probability"])
