@@ -9,7 +9,12 @@ QA = "question-answering"
 CLASSES = "sequence-classification"
 """The heads, as config.json names them; null is the encoder alone."""
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
+CHOICES = {
+    "hidden_act": ("gelu", "gelu_tanh", "relu"),
+    "position_embedding_type": ("absolute", "none"),
+    "model_type": ("bert", "distilbert"),
+}
+"""Fields that are one of a few words."""
 
 LARGEST = {
     "vocab_size": 10_000_000,
@@ -66,16 +71,10 @@ class BertConfig:
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                 f"{self.num_attention_heads}"
             )
-        if self.hidden_act not in ACTIVATIONS:
-            problems.append(
-                f"hidden_act is {self.hidden_act!r}, known are {', '.join(ACTIVATIONS)}"
-            )
-        if self.position_embedding_type not in ("absolute", "none"):
-            problems.append(
-                f"position_embedding_type is {self.position_embedding_type!r}, known are absolute, none"
-            )
-        if self.model_type not in ("bert", "distilbert"):
-            problems.append(f"model_type is {self.model_type!r}, known are bert, distilbert")
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                problems.append(f"{name} is {value!r}, known are {', '.join(known)}")
         if problems:
             raise UserError("model configuration: " + "; ".join(problems))
 
