@@ -23,9 +23,7 @@ from bertqa.data.formats import (
     shape_of_columns,
     shape_of_records,
 )
-from bertqa.data.records import Records as FoundRecords
-from bertqa.data.records import alone, line_values
-from bertqa.data.records import records_in as found_records
+from bertqa.data.records import Records, alone, line_values, records_in
 from bertqa.data.sources import Source, Stream, decoded, look_at
 from bertqa.data.tables import PARQUET, parquet_rows, stream_table
 from bertqa.errors import UserError
@@ -65,7 +63,7 @@ def question_stream(paths: Sequence[Path], tally: Counter | None = None) -> Stre
 
 def questions_in(ids: "Ids", tally: Counter, source: Source) -> Iterator[Question]:
     """The questions of a file, checked. `ids` knows those of the files before it."""
-    for where, record in records_in(source):
+    for where, record in rows_in(source):
         tally["records"] += 1
         tally["unlabelled"] += isinstance(record, dict) and record.keys().isdisjoint(LABELS)
         where = f"{source.name}: {where}"
@@ -99,23 +97,23 @@ def question_in(record: object) -> tuple[str, tuple[str, ...]]:
     return question, tuple(documents)
 
 
-Records = Iterator[tuple[str, object]]
+Rows = Iterator[tuple[str, object]]
 """Where a record stands in its file, and the record; a UserError in its place says why it could not be read."""
 
 
-def records_in(source: Source) -> Records:
+def rows_in(source: Source) -> Rows:
     """The flat records of a file, whatever its format: the content tells."""
     if source.head.startswith(PARQUET):
-        found = FoundRecords("parquet", parquet_rows(source))
+        found = Records("parquet", parquet_rows(source))
         shape = shape_of_records(found)
         refuse_for_answering(shape)
         for where, row in found.items:
-            yield from flat_records(where, row, shape)
+            yield from flat_rows(where, row, shape)
         return
     first, lines = look_at(source.lines(), SNIFFED)
     start = b"".join(first).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start not in (b"{", b"["):
-        yield from csv_records(lines)
+        yield from csv_rows(lines)
         return
     # One damaged line must not make JSON of JSONL, whose other lines could be answered.
     objects = objects_in(first)
@@ -123,11 +121,11 @@ def records_in(source: Source) -> Records:
     if shape:
         refuse_for_answering(shape)
         for where, value in line_values(lines):
-            yield from flat_records(where, alone(value), shape)
+            yield from flat_rows(where, alone(value), shape)
     elif len(objects) > 1:
         raise UserError(f"wrong shape: found {show(list(objects[0]))}; accepted are {ACCEPTED}")
     else:
-        yield from json_records(source, decode(b"".join(first) + source.read()))
+        yield from json_rows(source, decode(b"".join(first) + source.read()))
 
 
 def objects_in(lines: list[bytes]) -> list[dict]:
@@ -141,9 +139,9 @@ def objects_in(lines: list[bytes]) -> list[dict]:
     return found
 
 
-def json_records(source: Source, text: str) -> Records:
+def json_rows(source: Source, text: str) -> Rows:
     """A JSON file, whatever holds its records."""
-    found = found_records(text, KNOWN, Faults())
+    found = records_in(text, KNOWN, Faults())
     shape = shape_of_records(found)
     refuse_for_answering(shape)
     items = list(found.items)
@@ -151,7 +149,7 @@ def json_records(source: Source, text: str) -> Records:
         raise UserError("has no questions in it, though its shape is right")
     for number, (where, item) in enumerate(items):
         source.tell_share((number + 1) / len(items))
-        yield from flat_records(where, item, shape)
+        yield from flat_rows(where, item, shape)
 
 
 def refuse_for_answering(shape: Shape) -> None:
@@ -160,7 +158,7 @@ def refuse_for_answering(shape: Shape) -> None:
         refuse(shape)
 
 
-def flat_records(where: str, value: object, shape: Shape) -> Records:
+def flat_rows(where: str, value: object, shape: Shape) -> Rows:
     """The questions in a record of this shape: its own, or those of its paragraphs. Mistakes stand in their place."""
     if isinstance(value, UserError):
         yield where, value
@@ -179,7 +177,7 @@ def flat_records(where: str, value: object, shape: Shape) -> Records:
     yield from _mistakes(faults)
 
 
-def _mistakes(faults: Faults) -> Records:
+def _mistakes(faults: Faults) -> Rows:
     """What was noted since the last question, each with its place."""
     while faults.found:
         where, _, what = faults.found.pop(0).partition(": ")
@@ -197,13 +195,13 @@ def renamed(record: object) -> object:
     return record
 
 
-def csv_records(lines: Iterator[bytes]) -> Records:
+def csv_rows(lines: Iterator[bytes]) -> Rows:
     """The rows of a CSV, as objects of its cells."""
     table = stream_table(decoded(lines), KNOWN, lower=True)
     shape = shape_of_columns(table.header, table.head)
     refuse_for_answering(shape)
     for where, row in table.rows:
-        yield from flat_records(where, row, shape)
+        yield from flat_rows(where, row, shape)
 
 
 # The names of records: their own ids, each of which stands once, or their numbers

@@ -64,8 +64,7 @@ def stream_table(
         keep_blank: keep rows whose cells are all blank.
         quoted: whether a quotation mark begins a quoted cell; else it is a character like others.
 
-    Raises:
-        UserError: for a header with two columns of one name, and from `rows` where nothing behind a place can be read.
+    Raises UserError for a header with two columns of one name, and from `rows` where nothing behind a place can be read.
     """
     # Lines, not the file, for csv: the first are looked at, and each row's place is known by the lines taken so far.
     lines = _at_every_return(lines)

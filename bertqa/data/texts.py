@@ -106,9 +106,7 @@ def _texts_in(columns: Columns, numbers: Iterator[int], source: Source) -> Itera
 def rows_in(source: Source, columns: Columns) -> Iterator[Row]:
     """The rows of a file; in the place of one that cannot be read a UserError.
 
-    Raises:
-        UserError: where the file, or the first of its rows, has none of the columns, and where nothing behind a place
-            can be read.
+    Raises UserError where the file, or the first of its rows, lacks a column, and where nothing behind a place can be read.
     """
     if source.head.startswith(PARQUET):
         yield from _objects(parquet_rows(source), columns)
@@ -237,12 +235,8 @@ def read_texts(
 ) -> Texts:
     """Read the columns named, and "id"; `limit` keeps the first so many rows.
 
-    Without `text_column` the column is "text", and what is no table is read as lines (see `is_table`).
-
-    Raises:
-        UserError: one line that names the file and what is wrong with it: missing, not UTF-8, cut off, without one of
-            the columns (its own are listed), with two columns of one name, without rows, a text that is no text, a
-            label that is empty.
+    Without `text_column` the column is "text", and what is no table is read as lines (see `is_table`). Raises UserError,
+    one line that names the file and what is wrong with it, or with the first row that cannot be read.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1 text")

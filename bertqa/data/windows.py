@@ -168,7 +168,6 @@ def build_windows(
     """Tokenise each distinct paragraph once and lay windows of at most `max_length` tokens over it for each question.
 
     Overlap is 128 where neither `overlap` nor `step` is given. The label is the first accepted answer of each example.
-
     Raises UserError for settings under which a window could not advance.
     """
     if overlap is None and step is None:

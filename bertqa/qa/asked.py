@@ -63,10 +63,7 @@ def asked_of_pair(name: int | str, pair: object) -> Asked:
 
 
 def pairs_in(given: object) -> Iterable:
-    """What was given as (question, context) pairs, one by one: an iterable of them, or a DataFrame's two columns.
-
-    Raises UserError for what is no such thing.
-    """
+    """(question, context) pairs one by one: of an iterable, or a DataFrame's two columns. Raises UserError for others."""
     if hasattr(given, "itertuples"):  # a DataFrame, which would give the names of its columns
         names = list(given.columns)
         if len(names) != 2:

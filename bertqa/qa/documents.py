@@ -16,8 +16,7 @@ from bertqa.data.examples import Example
 from bertqa.data.windows import Windows
 from bertqa.qa.answers import add_probabilities, insert_null, n_best, null_entry, null_odds
 from bertqa.qa.confidence import Confidence, evidence_of, of_questions
-from bertqa.qa.search import SpanSettings
-from bertqa.qa.spans import Spans
+from bertqa.qa.spans import Spans, SpanSettings
 from bertqa.qa.thresholds import abstain
 
 
@@ -151,11 +150,7 @@ def rank(
         lists.append(best_of_documents(list(islice(every, size))))
     none, right = _chances(reading, begins, lists, confidence)
     for question, entries in enumerate(lists):
-        answers = []
-        for entry, chance in zip(entries, right[question], strict=True):
-            share = probability(score_of(entry), log_sum[question])
-            place = (entry["start"], entry["end"], entry["document"])
-            answers.append(Answer(entry["text"], share, *place, chance))
+        answers = _answers_of(entries, right[question], log_sum[question])
         if threshold is not None or not answers:
             null = float(null_score[question])
             # The threshold decides whether "" comes first; if not, it stands behind those that score no less.
@@ -174,6 +169,16 @@ def rank(
             null_score=float(null_score[question]),
             more=bool(full[question]),
         )
+
+
+def _answers_of(entries: list[dict], chances: list, log_sum: float) -> list[Answer]:
+    """The answers that these entries are, each with its probabilities."""
+    answers = []
+    for entry, chance in zip(entries, chances, strict=True):
+        share = probability(score_of(entry), log_sum)
+        place = (entry["start"], entry["end"], entry["document"])
+        answers.append(Answer(entry["text"], share, *place, chance))
+    return answers
 
 
 def _chances(

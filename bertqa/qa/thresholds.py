@@ -41,13 +41,12 @@ class Sweep:
 def tune_threshold(
     odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answer: np.ndarray
 ) -> Sweep:
-    """The no-answer threshold that scores best, given each question's raw best non-null answer. All arrays are (Q,).
+    """The no-answer threshold that scores best, given the scores of raw best non-null answers: of answers that a threshold
+    has emptied no sweep can see what a higher one would have earned.
 
-    `exact` and `f1` score the raw answers (`score_answers` of the best non-null texts): once a threshold has emptied
-    some of them, no sweep can see what a higher threshold would have earned. The official sweep has more to correct: it
-    takes points between questions of equal odds, which no threshold can reach; it charges an unanswerable question for
-    an answer without words, which scores as no answer; and where answering nothing is best it reports 0.0, which still
-    answers whatever has odds below 0.
+    The official sweep has more to correct: it takes points between questions of equal odds, which no threshold can
+    reach; it charges an unanswerable question for an answer without words, which scores as no answer; and where answering
+    nothing is best it reports 0.0, which still answers whatever has odds below 0.
 
     A threshold lies midway between neighbouring odds, 1 below the lowest (nothing is answered) or 1 above the highest
     (everything is). Of equally good ones the lowest is taken. Raises UserError without questions or with infinite odds.
@@ -107,14 +106,11 @@ def _curve(values: np.ndarray, has_answer: np.ndarray, answered: np.ndarray) -> 
 def tune(
     odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answer: np.ndarray
 ) -> dict[str, object]:
-    """The threshold of best F1 and the calibration of the null odds, as entries for qa.json.
+    """The threshold of best F1 and the calibration of the null odds, as entries for qa.json, and what they are worth on the
+    same questions, which flatters them a little ("tuning").
 
-    Both are fitted and reported on the same questions, which flatters them a little.
-
-    Returns:
-        null_threshold, and no_answer_scale and no_answer_bias for `no_answer_probability`. All three are None for data
-        without impossible questions; scale and bias also where no question has an answer.
-        tuning: {"tuned": what `_report` says}.
+    null_threshold, and no_answer_scale and no_answer_bias for `no_answer_probability`, are None for data without
+    impossible questions; scale and bias also where no question has an answer.
     """
     odds = np.asarray(odds, np.float64)
     exact = np.asarray(exact, np.float64)
@@ -197,8 +193,7 @@ def fit_probability(odds: np.ndarray, has_answer: np.ndarray) -> tuple[float, fl
 def fit_logistic(
     inputs: np.ndarray, target: np.ndarray, weights: np.ndarray, *, strength: float
 ) -> np.ndarray:
-    """(F,) weights with which sigmoid(weights @ inputs) explains the targets best: Newton's method, halving steps that
-    overshoot.
+    """(F,) weights with which sigmoid(weights @ inputs) explains the targets best, by Newton's method.
 
     Args:
         inputs: (F, Q).
@@ -219,6 +214,7 @@ def fit_logistic(
         gradient = inputs @ (target - p) - strength * (weights - start)
         hessian = (inputs * (p * (1 - p))) @ inputs.T + strength * np.eye(len(weights))
         step = np.linalg.solve(hessian, gradient)
+        # A step may overshoot where the curve is not the parabola that Newton takes it for: half of it does not.
         while loss(weights + step) > loss(weights) and np.abs(step).max() > enough:
             step /= 2
         weights = weights + step
@@ -260,8 +256,8 @@ def bootstrap(
 ) -> np.ndarray:
     """Percentile confidence intervals of column means (Efron 1979): values (Q, K) -> low and high (K, 2).
 
-    Questions are drawn with replacement, and all columns see the same draws. So the columns are paired by question: to
-    compare two systems, give their difference as a column and see whether its interval holds 0.
+    All columns see the same draws of questions: to compare two systems, give their difference as a column and see whether
+    its interval holds 0.
     """
     values = np.asarray(values, np.float64)
     questions = len(values)
