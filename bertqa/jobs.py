@@ -156,7 +156,8 @@ def answer_stream(
     size: int,
     device: str,
 ) -> None:
-    """Answer the records of a stream that are not yet done. The processes of the job's world take turns.
+    """Answer the records of a stream that are not yet done, or raise UserError where it holds nothing. The processes of the
+    job's world take turns.
 
     Args:
         stream: of records with id, where, error and characters; it says how much of it is read.
@@ -166,9 +167,6 @@ def answer_stream(
         noun: what a record is.
         size: most records of a share.
         device: the type of what answers.
-
-    Raises:
-        UserError: also where the stream holds nothing.
     """
     stop_on_sigterm()
     began = time.perf_counter()
@@ -201,9 +199,8 @@ def answer_stream(
 
 def shares_of(records: Iterable, size: int, device: str) -> Iterator[Share]:
     """The shares of a stream. They depend on nothing but the records, so that each is answered alike by whoever it is."""
-    small, larger = FIRST
-    first = chain(repeat(min(small, size), OF_EACH), repeat(min(larger, size), OF_EACH))
-    sizes = chain(first, repeat(size))
+    first = [repeat(min(small, size), OF_EACH) for small in FIRST]
+    sizes = chain(*first, repeat(size))
     most = CHARACTERS.get(device, 1 << 21)
     start = 0
     share: list = []
@@ -225,8 +222,8 @@ def shares_of(records: Iterable, size: int, device: str) -> Iterator[Share]:
 
 def not_done(shares: Iterator[Share], job: Job) -> Iterator[Share]:
     """The shares that are not answered whole. Raises UserError where the answers so far are to other records."""
-    done = job.done
     ids = iter(())
+    done = job.done
     if done and job.world.first:
         ids = (row.get("id") for row in job.rows())
     for share in shares:

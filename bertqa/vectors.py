@@ -79,7 +79,6 @@ def embed_texts(
     if layer == "all":
         shape.insert(1, config.num_hidden_layers + 1)
     vectors = np.empty(shape, np.float32)
-
     compute = partial(_compute, encoder, pool, layer, normalize)
     cast = autocast(device, dtype or torch.float32)
     batches = forward_all(
