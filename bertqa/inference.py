@@ -23,6 +23,9 @@ from bertqa.qa.spans import SpanDecoder, Spans, SpanSettings
 
 TOKENS = {"cpu": 1536, "cuda": 65536}
 """Tokens in an inference batch: on a CPU what stays near its caches, on a GPU what fills it."""
+if torch.cpu._is_amx_tile_supported():
+    # Its units are filled by larger products: on a Xeon bf16 is 1.25 times as fast as with 1,536, int8 the same.
+    TOKENS["cpu"] = 4096
 
 
 def forward_all(
