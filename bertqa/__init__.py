@@ -13,6 +13,7 @@ answers       Reader: answers of a model folder, or of Reader(model, tokenizer),
 vectors       embed_texts; pooled: an EncoderOutput to a vector for each sequence
 training      fine_tune: files or records to a Reader;
               run_training(Job(...)), with a Task of your own or QuestionAnswering; LoopSettings, OptimSettings
+speed         calibrate_int8: what int8 needs to be fast, measured once a model; SpeedHint: the warning that says what is faster
 errors        UserError: a mistake of the caller's, in one line
 """
 
@@ -23,11 +24,12 @@ __version__ = "0.1.0"
 # For type checkers and editors, which do not run what stands below.
 if TYPE_CHECKING:
     from bertqa.answer_batches import AnswerBatches as AnswerBatches
+    from bertqa.calibrate import calibrate_int8 as calibrate_int8
     from bertqa.data.batches import Batch as Batch, WindowStore as WindowStore
     from bertqa.data.examples import Example as Example, read_examples as read_examples
     from bertqa.data.tokenizer import WordPiece as WordPiece
     from bertqa.data.windows import build_windows as build_windows
-    from bertqa.errors import UserError as UserError
+    from bertqa.errors import SpeedHint as SpeedHint, UserError as UserError
     from bertqa.inference import find_spans as find_spans
     from bertqa.loading import load as load, load_encoder as load_encoder
     from bertqa.model.attention import Layout as Layout
@@ -74,11 +76,13 @@ _PUBLIC = {
     "Reader": "bertqa.reader",
     "SpanLogits": "bertqa.model.heads",
     "SpanSettings": "bertqa.qa.search",
+    "SpeedHint": "bertqa.errors",
     "Task": "bertqa.training.job",
     "UserError": "bertqa.errors",
     "WindowStore": "bertqa.data.batches",
     "WordPiece": "bertqa.data.tokenizer",
     "build_windows": "bertqa.data.windows",
+    "calibrate_int8": "bertqa.calibrate",
     "embed_texts": "bertqa.vectors",
     "fine_tune": "bertqa.train",
     "find_spans": "bertqa.inference",

@@ -13,6 +13,7 @@ VERBS = {
     "score": "the official SQuAD numbers of a predictions file",
     "doctor": "what is wrong with a data set, and the best score it allows",
     "embed": "vectors of texts: [CLS], the mean, or every token",
+    "calibrate": "measure what --int8 needs to be fast, once a model",
     "report": "one HTML page for a run, or for several compared",
     "convert": "Hugging Face checkpoints in and out",
 }
@@ -24,7 +25,7 @@ def main() -> int:
     if name in VERBS:
         del sys.argv[1]  # the verb sees what it would see as `python -m bertqa.VERB`
         return run_verb(importlib.import_module(f"bertqa.{name}").main)
-    shown = "\n".join(f"  {verb:8}  {text}" for verb, text in VERBS.items())
+    shown = "\n".join(f"  {verb:9}  {text}" for verb, text in VERBS.items())
     text = f"usage: python -m bertqa VERB [...]      (--help after the verb tells more)\n\n{shown}"
     if name in ("-h", "--help"):
         print(text)

@@ -48,7 +48,7 @@ def answer_file(
     depends = {}
     if world.first:  # checksums of the data cost a second a gigabyte: once is enough
         models = [args.model, *args.others]
-        others = {"int8": args.int8, "n_best": args.n_best, **asdict(how)}
+        others = {"n_best": args.n_best, **asdict(how)}
         depends = depends_on(args, paths, models, reader.device, reader.dtype, **others)
     job = Job(args.out, depends, args.resume, world)
     tally: Counter = Counter()

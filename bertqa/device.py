@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bertqa.console import say
+from bertqa.console import BF16_ANSWERS, BF16_TRAINS, INT8_ANSWERS, say
 from bertqa.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -68,6 +68,36 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu" and name != "fp32":
         bound_kernel_caches(each_thread=256, all_threads=256)  # a training step needs some 250
     return DTYPES[name]
+
+
+HINTS = {
+    "training": f"--precision bf16 trains {BF16_TRAINS} as fast as fp32",
+    "answering": (
+        f'--precision bf16 (in Python dtype="bf16") answers {BF16_ANSWERS} as fast as fp32, '
+        f"--int8 (int8=True) {INT8_ANSWERS} where the model's ranges were measured"
+    ),
+}
+_said: set[str] = set()
+
+
+def faster_here(what: str, device: torch.device) -> str | None:
+    """What would be faster on this processor, for who has chosen no precision; None where nothing would be, and where it
+    was said before in this process.
+
+    Args:
+        what: "training" or "answering".
+    """
+    first_process = os.environ.get("RANK", "0") == "0"  # of those that torchrun has started
+    if device.type != "cpu" or what in _said or not first_process or not has_bf16_units():
+        return None
+    _said.add(what)
+    return f"this processor has units for bf16: {HINTS[what]}; --precision fp32 says nothing"
+
+
+def has_bf16_units() -> bool:
+    """Whether this processor multiplies bf16 faster than float32: AVX512-BF16 or AMX."""
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return torch.cpu._is_avx512_bf16_supported() or bool(amx and amx())
 
 
 def as_device(device: str | torch.device | None) -> torch.device:

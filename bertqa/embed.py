@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bertqa.console import INT8, PRECISION
 from bertqa.data.sources import STDIN, expand
 from bertqa.embed_files import refuse_bad, texts_of, write_at_once, write_npy
 from bertqa.errors import UserError
@@ -125,18 +126,20 @@ class Embedder:
         from bertqa.data.tokenizer import WordPiece
         from bertqa.device import pick_device, pick_precision, set_threads
         from bertqa.hf.convert import resolve_weights
+        from bertqa.loading import device_for_int8, for_int8
         from bertqa.model import folder, prepack
         from bertqa.model.record import read_embed
 
         set_threads(args.threads)
         where = Path(resolve_weights(args.model))
-        self.device = pick_device(args.device)
+        self.device = pick_device(device_for_int8(args.device) if args.int8 else args.device)
         self.model = args.model
         self.folder = where
         self.texts = self.tokens = self.cut = self.empty = 0
         self.dtype = pick_precision(args.precision, self.device)
         self.tokenizer = WordPiece.load(where)
-        self.encoder = prepack.pack(folder.load_encoder(where, device=self.device), self.dtype)
+        encoder = folder.load_encoder(where, device=self.device)
+        self.encoder = for_int8(encoder, where) if args.int8 else prepack.pack(encoder, self.dtype)
         # What a model of sentence-transformers says of itself: with another pool its vectors are worth little.
         made = read_embed(where)
         positions = self.encoder.config.max_position_embeddings

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """
 
 
+class SpeedHint(UserWarning):
+    """Something faster is at hand: said once, and silenced by warnings.filterwarnings("ignore", category=bertqa.SpeedHint)."""
+
+
 def first_sentence(error: BaseException) -> str:
     """As much of what an error says as fits into a message of ours."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from bertqa.console import prepare_streams, said_on_stderr
-from bertqa.errors import UserError
+from bertqa.errors import SpeedHint, UserError
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -90,8 +90,7 @@ def run_verb(main: Main) -> int:
     refuses, and where memory or the disk is full.
     """
     prepare_streams()
-    # Without the file and the line of ours that Python shows: they tell the user nothing.
-    warnings.formatwarning = lambda message, *where: f"warning: {message}\n"
+    warnings.formatwarning = one_line
     try:
         with said_on_stderr():
             return main(sys.argv[1:])
@@ -120,6 +119,12 @@ def run_verb(main: Main) -> int:
         return 130
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def one_line(message, category, *where) -> str:
+    """A warning for the terminal, without the file and the line of ours that Python shows: they tell the user nothing."""
+    kind = "hint" if issubclass(category, SpeedHint) else "warning"
+    return f"{kind}: {message}\n"
 
 
 def full_disk(error: RuntimeError) -> str:
@@ -193,8 +198,8 @@ def add_machine_flags(group) -> None:
         help="where to run: cpu, cuda, cuda:1, mps [auto]",
     )
     kinds = ["auto", "fp32", "bf16", "fp16"]
-    says = "number format [auto: 16 bits on a GPU, fp32 elsewhere]"
-    add("--precision", default="auto", choices=kinds, help=says)
+    add("--precision", default="auto", choices=kinds, help=PRECISION)
+    add("--int8", action="store_true", help=INT8)
     add("--threads", type=int, default=0, help="CPU threads; 0 = torch's own choice [0]")
 
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,14 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertqa.console import progress_bar
-from bertqa.data.batches import Batch, WindowStore, by_length
+from bertqa.data.batches import Batch, WindowStore, by_length, split_by_tokens
 from bertqa.data.examples import Example
 from bertqa.data.windows import Windows
 from bertqa.device import OnItsWay
+from bertqa.errors import UserError
 from bertqa.model.attention import Layout
 from bertqa.model.copies import computing_in_16_bits
+from bertqa.model.folder import load_encoder
 from bertqa.model.heads import span_loss
 from bertqa.model.prepack import can_be_shared
+from bertqa.model.ranges import misfit, watched, write_ranges
 from bertqa.qa.documents import Reading, log_mass
 from bertqa.qa.spans import SpanDecoder, Spans, SpanSettings
 
@@ -235,3 +239,32 @@ def class_logits(
             total += float(loss)
     model.train(training)
     return logits, total / max(1, len(windows))
+
+
+def calibrate(folder: str | Path, store: WindowStore, most: int, seed: int) -> int:
+    """Measure on windows drawn by seed how far the inputs of a model's products reach, and keep that in its folder: int8
+    inference needs it (model/ranges.py).
+
+    The folder's own encoder reads them, in float32 on the store's device: not a model whose layers are compiled or watched.
+
+    Args:
+        most: how many windows to read, all where there are fewer.
+
+    Returns:
+        How many were read.
+    """
+    encoder = load_encoder(folder, device=store.device, dtype=torch.float32)
+    count = min(most, len(store))
+    drawn = np.random.default_rng(seed).choice(len(store), count, replace=False)
+    drawn = drawn[np.argsort(-store.lengths[drawn], kind="stable")]
+    tokens = TOKENS.get(store.device.type, 16384)
+    with torch.inference_mode(), watched(encoder) as ranges:
+        for rows in split_by_tokens(drawn, store.lengths, tokens):
+            batch = store.batch(rows)
+            layout = Layout.of_batch(batch)
+            encoder(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
+    problem = misfit(ranges, encoder)
+    if problem:
+        raise UserError(f"{folder}: its int8 ranges cannot be measured: {problem}")
+    write_ranges(folder, ranges, count)
+    return count

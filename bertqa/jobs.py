@@ -22,6 +22,7 @@ from bertqa.data.sources import chunks
 from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import parse_json, read_object, sha256, to_json, write_json
+from bertqa.model.record import RANGES
 
 LINES = "predictions.jsonl"
 ABOUT = "job.json"
@@ -268,20 +269,24 @@ def depends_on(
         if path.is_file():  # of standard input there is only the name
             entry["sha256"] = sha256(path)[:16]
         data.append(entry)
+    precision = "int8" if args.int8 else str(dtype)
+    fingerprints = [model_fingerprint(folder, args.int8) for folder in models]
     return {
         "bertqa": __version__,
         "data": data,
-        "model": " ".join(map(model_fingerprint, models)),
+        "model": " ".join(fingerprints),
         "device": device.type,
-        "precision": str(dtype),
+        "precision": precision,
         "limit": args.limit,
         **others,
     }
 
 
-def model_fingerprint(folder: Path) -> str:
+def model_fingerprint(folder: Path, int8: bool) -> str:
     """Of all that a model folder's answers depend on."""
-    names = ("model.safetensors", "config.json", "qa.json", "vocab.txt", "tokenizer.json")
+    names = ["model.safetensors", "config.json", "qa.json", "vocab.txt", "tokenizer.json"]
+    if int8:
+        names.append(RANGES)
     return sha256(*(folder / name for name in names if (folder / name).is_file()))[:16]
 
 

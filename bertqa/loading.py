@@ -1,5 +1,7 @@
 """What a name given in Python stands for: a model, an encoder, or all that a Reader is made of, on a device."""
 
+import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +10,14 @@ import torch
 from torch import nn
 
 from bertqa.data.tokenizer import WordPiece
-from bertqa.device import as_device, as_dtype, bound_kernel_caches
-from bertqa.errors import UserError
+from bertqa.device import as_device, as_dtype, bound_kernel_caches, faster_here
+from bertqa.errors import SpeedHint, UserError
 from bertqa.folders import bundled_reader
 from bertqa.hf.convert import resolve_weights
 from bertqa.model import folder, prepack
 from bertqa.model.encoder import BertEncoder
+from bertqa.model.products import has_calibrated_products
+from bertqa.model.ranges import command, read_ranges
 from bertqa.qa.confidence import of_qa
 
 
@@ -35,13 +39,7 @@ def load_parts(name, device, dtype, int8: bool, attention) -> Parts:
     """The parts that the arguments of `Reader.load` stand for. Raises UserError as it does."""
     where = folder_of(name)
     arguments = (str(where.resolve()), device, dtype, int8, attention)
-    if int8 and device in (None, "auto"):
-        device = "cpu"
-    device = as_device(device)
-    if int8 and device.type != "cpu":
-        raise UserError(
-            f"int8 runs on the CPU only, and the device is {device}; use device cpu, or bf16 on a GPU"
-        )
+    device = as_device(device_for_int8(device) if int8 else device)
     config = folder.read_config(where)
     if config["head"] != folder.QA:
         raise UserError(
@@ -50,12 +48,56 @@ def load_parts(name, device, dtype, int8: bool, attention) -> Parts:
         )
     if device.type == "cpu":
         bound_kernel_caches(each_thread=8, all_threads=128)  # a batch has a few shapes
+    tell_what_is_faster(dtype, int8, device)
     dtype = as_dtype(dtype, device)
     model = folder.load(where, device=device, attention=attention)
-    model = prepack.int8(model) if int8 else prepack.pack(model, dtype)
+    model = for_int8(model, where) if int8 else prepack.pack(model, dtype)
     qa = folder.read_qa(where)
     of_qa(qa, where / "qa.json")  # refused here, and not at the first question
     return Parts(model, WordPiece.load(where), qa, device, dtype, arguments)
+
+
+def tell_what_is_faster(precision, int8: bool, device: torch.device) -> None:
+    """Warn once a process, where this processor answers faster in formats of which nobody has chosen one."""
+    if int8 or precision not in (None, "auto"):
+        return
+    hint = faster_here("answering", device)
+    if hint:
+        warnings.warn(hint, SpeedHint, stacklevel=4)  # of Reader.load's caller
+
+
+def device_for_int8(device: str | torch.device | None) -> str | torch.device:
+    """The CPU, where nothing else was asked for. Raises UserError where it was."""
+    if device in (None, "auto"):
+        return "cpu"
+    if str(device).startswith("cpu"):
+        return device
+    raise UserError(
+        f"int8 runs on the CPU only, and the device is {device}; use device cpu, or bf16 on a GPU"
+    )
+
+
+def for_int8(model: nn.Module, where: Path) -> nn.Module:
+    """A copy of a folder's model in int8, by the ranges that the folder keeps; token by token where it has none, which is
+    said.
+
+    Raises:
+        UserError: where they are damaged, or of other weights.
+    """
+    ranges = read_ranges(where, getattr(model, "encoder", model))
+    if ranges is None and has_calibrated_products():
+        _tell_unmeasured(where)
+    return prepack.int8(model, ranges)
+
+
+@functools.cache  # once a model
+def _tell_unmeasured(where: Path) -> None:
+    warnings.warn(
+        f"int8: {where} has no measured ranges, so each token is scaled by itself, which takes twice as long; "
+        f"measure them once: {command(where)}",
+        SpeedHint,
+        stacklevel=2,
+    )
 
 
 def load(

@@ -4,10 +4,11 @@ the model is a classifier. `bertqa.Reader` is the same thing in Python.
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from bertqa.errors import UserError
+from bertqa.errors import SpeedHint, UserError
 from bertqa.files import read_text
 from bertqa.flags import VerbParser, add_machine_flags, run_verb, verb
 from bertqa.folders import bundled_reader
@@ -66,8 +67,9 @@ def threshold_of(args: argparse.Namespace, qa: dict) -> float | None:
 def load_reader(args: argparse.Namespace) -> Reader:
     """The Reader that the flags ask for, of one model or of several."""
     from bertqa.device import pick_device
+    from bertqa.loading import device_for_int8
 
-    device = pick_device(args.device)
+    device = pick_device(device_for_int8(args.device) if args.int8 else args.device)
     readers = []
     for name in (args.model, *args.others):
         readers.append(Reader.load(name, device, args.precision, int8=args.int8))
@@ -111,7 +113,10 @@ def answer_files(args: argparse.Namespace, world) -> int:
     status = answer_file(args, reader, threshold, world)
     if args.int8 and world.first:
         args.int8 = False  # the same questions, by the model as it is
-        print(int8_cost(args, load_reader(args), threshold), file=sys.stderr)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SpeedHint)  # who chose int8 knows
+            exact = load_reader(args)
+        print(int8_cost(args, exact, threshold), file=sys.stderr)
     return status
 
 

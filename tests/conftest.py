@@ -15,6 +15,14 @@ def own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def told_already():
+    """What is faster on this processor was said before; tests of what is said are those of test_int8.py."""
+    from bertqa import device
+
+    device._said.update(device.HINTS)
+
+
 @pytest.fixture
 def aloud():
     """What the library says is shown on stderr, as it is in a verb."""

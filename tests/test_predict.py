@@ -576,7 +576,7 @@ def test_int8_says_what_it_costs(tmp_path, capsys, monkeypatch):
         float(said[1]) >= 80 and abs(float(said[2]) - float(said[3])) < 10 and float(said[3]) > 30
     )
     monkeypatch.setattr(
-        prepack, "int8", lambda model: type(model)(model.config)
+        prepack, "int8", lambda model, ranges: type(model)(model.config)
     )  # weights drawn at random
     assert main([*ask, "--threshold", "none", "--out", str(tmp_path / "drawn")]) == 0
     assert float(re.search(r"questions (.*)% have", capsys.readouterr().err)[1]) < 50

@@ -36,8 +36,10 @@ from trainings import Bench, Training, open_bench, say
 from bertqa.data.download import locate
 from bertqa.files import read_json, write_json
 from bertqa.flags import run_verb
+from bertqa.inference import calibrate
 from bertqa.model import folder
 from bertqa.model.heads import Ensemble
+from bertqa.model.record import WINDOWS_FOR_RANGES
 
 OTHER = Path(__file__).resolve().parents[1] / "weights" / "out_of_domain.jsonl"
 """Questions about texts that are not Wikipedia: reported, they choose nothing."""
@@ -247,6 +249,7 @@ def make_reader(args: argparse.Namespace, bench: Bench, results: Results, best: 
             provenance=lineage(results, best),
             card=reader_card(results, best),
         )
+        calibrate(bench.out / "reader", bench.task.store, WINDOWS_FOR_RANGES, seed=0)
 
     save()  # before anything else can go wrong
     logged = [example for example in held if example.title in LOGGED]

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bertqa.errors import UserError, first_sentence
 from bertqa.files import read_object, refuse_lfs_pointer, sha256, write_json
+from bertqa.model.record import RANGES
 
 WEIGHTS = "model.safetensors"
 
@@ -37,6 +38,8 @@ class Weights:
     """"F32", "F16" ... as safetensors spells them, also for PyTorch files."""
     get: Callable[[str], Tensor]
     """Name -> tensor, as stored."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """What a safetensors file says of itself."""
 
     def sha256(self) -> str:
         """Of all files in order, as `cat FILES | sha256sum` prints it."""
@@ -63,10 +66,15 @@ def open_safetensors(path: Path, device: str | torch.device) -> Weights:
         ) from error
     shapes = {name: tuple(entry.get_shape()) for name, entry in slices.items()}
     dtypes = {name: str(entry.get_dtype()) for name, entry in slices.items()}
-    return Weights([path], shapes, dtypes, file.get_tensor)
+    return Weights([path], shapes, dtypes, file.get_tensor, file.metadata() or {})
 
 
-def write_safetensors(path: Path, plan: Mapping, get: Callable[[str], Tensor]) -> str:
+def write_safetensors(
+    path: Path,
+    plan: Mapping,
+    get: Callable[[str], Tensor],
+    metadata: dict[str, str] | None = None,
+) -> str:
     """Write a safetensors file one tensor at a time and return its sha256.
 
     By hand, because the library's own writers want all tensors in memory at once, and a conversion needs no more than one.
@@ -74,12 +82,13 @@ def write_safetensors(path: Path, plan: Mapping, get: Callable[[str], Tensor]) -
     Args:
         plan: name -> what has the dtype and the shape of that tensor; one without memory (device "meta") will do.
         get: name -> tensor on any device, of that dtype and shape; called once each.
+        metadata: what the file says of itself.
     """
     # wide numbers first keeps all of them aligned
     names = sorted(plan, key=lambda name: -plan[name].dtype.itemsize)
     digest = hashlib.sha256()
     with open(path, "wb") as stream:
-        header = _header(names, plan)
+        header = _header(names, plan, metadata or {})
         stream.write(header)
         digest.update(header)
         for name in names:
@@ -91,10 +100,10 @@ def write_safetensors(path: Path, plan: Mapping, get: Callable[[str], Tensor]) -
     return digest.hexdigest()
 
 
-def _header(names: list[str], plan: Mapping) -> bytes:
+def _header(names: list[str], plan: Mapping, metadata: dict[str, str]) -> bytes:
     """What stands before the numbers: 8 bytes with the length of a JSON object, and that: name -> dtype, shape, byte range."""
     spelled = {dtype: name for name, dtype in DTYPES.items()}
-    entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, dict] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     for name in names:
         dtype = plan[name].dtype
@@ -117,6 +126,9 @@ CHECKSUMS = "checksums.json"
 FOR_PEOPLE = ("README.md", "qa.json")
 """Files that one may change by hand: a card, a threshold."""
 
+READ_ALONE = ("state.pt", RANGES)
+"""Files that are of no use to a model; who reads them sees whether they are whole."""
+
 
 def write_checksums(folder: Path, known: dict[str, str] | None = None) -> None:
     """Add the checksum of every file to checksums.json.
@@ -131,6 +143,27 @@ def write_checksums(folder: Path, known: dict[str, str] | None = None) -> None:
         if path.name != CHECKSUMS and path.name not in sums:
             sums[path.name] = sha256(path)
     write_json(folder / CHECKSUMS, sums)
+
+
+@contextlib.contextmanager
+def rewritten(folder: Path, name: str) -> Iterator[None]:
+    """Inside, a file of a model folder is written anew. A process that is killed here leaves no checksum of another file."""
+    path = folder / CHECKSUMS
+    if not path.exists():
+        yield
+        return
+    sums = read_object(path)
+    sums.pop(name, None)
+    write_json(path, sums)
+    yield
+    write_json(path, {**sums, name: sha256(folder / name)})
+
+
+def is_damaged(folder: Path, name: str) -> bool:
+    """Whether a file is not what checksums.json says, where that tells of it."""
+    path = folder / CHECKSUMS
+    sums = read_object(path) if path.exists() else {}
+    return name in sums and sums[name] != sha256_of(folder / name)
 
 
 def find_damage(folder: Path, needed: Sequence[str] = (), ignored: Sequence[str] = ()) -> str:
@@ -159,8 +192,7 @@ def find_damage(folder: Path, needed: Sequence[str] = (), ignored: Sequence[str]
         if name in ignored:
             continue
         try:
-            state = path.stat()
-            found = _sha256_in_state(path, state.st_ino, state.st_size, state.st_mtime_ns)
+            found = sha256_of(path)
         except OSError as error:
             return f"{name} is unreadable ({error.strerror})"
         except ValueError:  # a name that no file can have
@@ -168,6 +200,12 @@ def find_damage(folder: Path, needed: Sequence[str] = (), ignored: Sequence[str]
         if found != expected:
             return f"{name} is damaged (its checksum differs)"
     return ""
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of a file, which is read once in a process as long as it stays what it is. Raises OSError."""
+    state = path.stat()
+    return _sha256_in_state(path, state.st_ino, state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -185,7 +223,7 @@ def checked(folder: str | Path) -> Iterator[None]:
     """
     # Hashing lets go of Python's lock, so that a second core hashes while the first one reads.
     with ThreadPoolExecutor(1) as pool:
-        damage = pool.submit(find_damage, Path(folder), ignored=(*FOR_PEOPLE, "state.pt"))
+        damage = pool.submit(find_damage, Path(folder), ignored=(*FOR_PEOPLE, *READ_ALONE))
         try:
             yield
         finally:

@@ -6,6 +6,7 @@ config.json           "architecture" (BertConfig), "head", "labels", "provenance
 vocab.txt, tokenizer.json, tokenizer_config.json
 qa.json               no-answer threshold and window settings, once they are known
 embed.json            how the encoder's maker pools its vectors, where that is known
+int8_ranges.safetensors   how far the inputs of its products reach, where that was measured (ranges.py)
 README.md             the model card
 checksums.json        sha256 of these files, by which a flipped bit is noticed
 """
@@ -32,7 +33,17 @@ from bertqa.model.build import (
 )
 from bertqa.model.card import plain_card
 from bertqa.model.encoder import BertEncoder
-from bertqa.model.record import CLASSES, EMBEDDING, QA, read_config, read_qa, write_qa
+from bertqa.model.ranges import weights_of_ranges
+from bertqa.model.record import (
+    CLASSES,
+    EMBEDDING,
+    QA,
+    RANGES,
+    WEIGHTS,
+    read_config,
+    read_qa,
+    write_qa,
+)
 from bertqa.model.vocabulary import check_tokenizer
 
 __all__ = ["CLASSES", "QA", "build", "load", "load_encoder", "load_into", "save"]
@@ -226,6 +237,8 @@ def save(
         write_text(new / "README.md", card or plain_card(config, head, parameters, provenance))
         if qa is not None:
             write_qa(new, qa)
+        if weights_of_ranges(source) == sha256:
+            copied.append(RANGES)  # of other weights they would be wrong
         for name in copied:
             if (source / name).exists():
                 shutil.copyfile(source / name, new / name)

@@ -2,20 +2,39 @@
 
 A range is (2, C): least and largest value; of each of C channels where the product can be smoothed, else of all of them
 (C = 1). By name: layers.0.qkv, layers.0.attention_out, layers.0.ffn_in, layers.0.ffn_out, layers.1.qkv, ...
+
+A model folder keeps them in int8_ranges.safetensors, whose metadata say which weights they are of.
 """
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from bertqa.errors import UserError
+from bertqa.files import replacing
+from bertqa.model.disk import (
+    Weights,
+    is_damaged,
+    open_safetensors,
+    rewritten,
+    sha256_of,
+    write_safetensors,
+)
 from bertqa.model.encoder import BertEncoder, Layer
+from bertqa.model.record import RANGES, WEIGHTS
 
 PRODUCTS = ("qkv", "attention_out", "ffn_in", "ffn_out")
 SMOOTHED = ("qkv", "ffn_in")
 """The products whose inputs come out of a LayerNorm, where a few channels are much larger than the others."""
 Ranges = dict[str, Tensor]
+
+ABOUT = {"content": "bertqa int8 ranges", "version": "1"}
+"""What every file of ranges says of itself; beside it "windows", how many were read, and "weights", the sha256 of
+model.safetensors."""
 
 
 def products_of(encoder: BertEncoder) -> Iterator[tuple[str, nn.Linear]]:
@@ -68,3 +87,71 @@ def misfit(ranges: Ranges, encoder: BertEncoder) -> str | None:
         if not torch.isfinite(reach).all() or (reach[0] > reach[1]).any():
             return f"{name} is no least and largest value"
     return None
+
+
+# ---- in a model folder ----
+
+
+def write_ranges(folder: str | Path, ranges: Ranges, windows: int) -> None:
+    """Write or replace a model folder's int8_ranges.safetensors.
+
+    Args:
+        windows: how many were read.
+    """
+    folder = Path(folder)
+    about = {**ABOUT, "windows": str(windows), "weights": sha256_of(folder / WEIGHTS)}
+    with rewritten(folder, RANGES), replacing(folder / RANGES) as fresh:
+        write_safetensors(fresh, ranges, ranges.__getitem__, about)
+
+
+def read_ranges(folder: str | Path, encoder: BertEncoder) -> Ranges | None:
+    """The ranges that a model folder keeps for its encoder; None where it has none.
+
+    Raises:
+        UserError: where they are damaged, or of other weights.
+    """
+    folder = Path(folder)
+    path = folder / RANGES
+    if not path.exists():
+        return None
+    try:
+        if is_damaged(folder, RANGES):
+            raise UserError(f"{path}: is damaged (its checksum differs)")
+        stored = open_safetensors(path, "cpu")
+        ranges = {name: stored.get(name) for name in stored.shapes}
+        problem = _not_of(stored, sha256_of(folder / WEIGHTS)) or misfit(ranges, encoder)
+        if problem:
+            raise UserError(f"{path}: {problem}")
+    except UserError as error:
+        raise UserError(
+            f"{error}; measure anew: {command(folder)}, or delete the file (int8 then takes twice as long)"
+        ) from None
+    return ranges
+
+
+def _not_of(stored: Weights, weights: str) -> str | None:
+    """Why a file does not hold the ranges of weights with this sha256; None where it says that it does."""
+    about = stored.metadata
+    if about.get("content") != ABOUT["content"]:
+        return "holds no int8 ranges"
+    if about.get("version") != ABOUT["version"]:
+        return f"is of version {about.get('version')}, and only {ABOUT['version']} is known here"
+    if about.get("weights") != weights:
+        return f"was measured on other weights (sha256 {str(about.get('weights'))[:16]}) than {WEIGHTS} ({weights[:16]})"
+    return None
+
+
+def weights_of_ranges(folder: Path) -> str | None:
+    """The sha256 of the weights that a folder's ranges are of; None where it has none that can be read."""
+    path = folder / RANGES
+    try:
+        if path.exists() and not is_damaged(folder, RANGES):
+            return open_safetensors(path, "cpu").metadata.get("weights")
+    except UserError:
+        pass  # they are not needed here, and measured anew where they are
+    return None
+
+
+def command(folder: str | Path) -> str:
+    """What measures the ranges of a model folder."""
+    return f"python -m bertqa.calibrate {shlex.quote(str(folder))} DATA"

@@ -10,6 +10,10 @@ from bertqa.files import read_object, show, write_json
 from bertqa.model.config import CLASSES, QA, BertConfig
 
 EMBEDDING = "embed.json"
+WEIGHTS = "model.safetensors"
+RANGES = "int8_ranges.safetensors"
+WINDOWS_FOR_RANGES = 256
+"""Windows that these are measured on, where nobody says how many."""
 
 LARGEST = 1_000_000
 """No number of tokens in a file of settings is larger."""

@@ -23,7 +23,7 @@ from bertqa.folders import staged
 from bertqa.model.disk import CHECKSUMS, find_damage, write_checksums
 from bertqa.reporting.run_folder import moved_ends
 from bertqa.settings import ENDS, MOVABLE, LoopSettings
-from bertqa.training.job import Job, total_steps
+from bertqa.training.job import Job, measure_ranges, total_steps
 from bertqa.training.progress import Progress
 
 NEEDED = ("state.pt", "model.safetensors", CHECKSUMS)
@@ -132,6 +132,7 @@ def keep_best(job: Job) -> None:
         # Written beside and renamed: best/ is whole at every moment, also where the process is killed here.
         with staged(best) as fresh:
             job.task.save_model(job.model, fresh, evaluated=True)
+            measure_ranges(job, fresh)
             write_checksums(fresh)
         job.task.save_predictions(job.run)
 

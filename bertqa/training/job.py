@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +18,13 @@ from bertqa.data.text_windows import TextWindows
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import Windows
 from bertqa.distributed import World
+from bertqa.errors import UserError, first_sentence
+from bertqa.files import read_object
+from bertqa.inference import calibrate
 from bertqa.model import folder
 from bertqa.model.attention import Layout
 from bertqa.model.card import fine_tuned
+from bertqa.model.record import WINDOWS_FOR_RANGES
 from bertqa.settings import LoopSettings, OptimSettings
 from bertqa.training.progress import Journal
 
@@ -232,3 +237,23 @@ def total_steps(windows: int, settings: LoopSettings) -> int:
     # The product may be a hair above a whole number: 2.2 * 25 = 55.00000000000001 are 55 steps.
     steps = math.ceil(settings.epochs * math.ceil(windows / settings.batch_size) - 1e-9)
     return max(1, min(steps, settings.max_steps or steps))
+
+
+def measure_ranges(job: Job, best: Path) -> None:
+    """Add to a model folder that the job's task has just saved what int8 needs to be fast (model/ranges.py), measured on
+    training windows drawn by seed."""
+    if getattr(job.task, "head", None) is None:
+        return
+    config = read_object(best / "config.json")
+    # Of a model or an attention of one's own nobody but its maker knows how it is loaded.
+    if "model" in config or "attention" in config:
+        return
+    began = time.monotonic()
+    try:
+        count = calibrate(best, job.task.store, WINDOWS_FOR_RANGES, job.settings.seed)
+    except (UserError, RuntimeError) as error:
+        # Such as a GPU without room for a second model: a training is worth more than what can be measured later.
+        job.say(f"warning: best/ has no ranges for int8: {first_sentence(error)}")
+        return
+    took = time.monotonic() - began
+    job.say(f"best/: ranges for int8 measured on {count:,} training windows in {took:.1f} s")

@@ -16,7 +16,7 @@ from torch import nn
 
 from bertqa.console import say
 from bertqa.data.download import official
-from bertqa.device import pick_device, pick_precision
+from bertqa.device import faster_here, pick_device, pick_precision
 from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import sha256
@@ -146,6 +146,10 @@ def job_of(
     if is_fresh:
         of_weights = config["head"] or "none"
         say(f"a head for {task.head} is drawn at random; that of the weights: {of_weights}")
+    if settings.loop.precision == "auto":
+        hint = faster_here("training", device)
+        if hint:
+            say(f"hint: {hint}")
     for line in length_remarks(len(task.store), settings.loop, settings.optim, typed):
         say(line)
     return Job(
