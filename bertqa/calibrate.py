@@ -197,7 +197,8 @@ def drawn(records: Iterable, most: int, seed: int) -> list:
     kept = []
     for number, record in enumerate(records):
         if record.error:
-            raise UserError(record.error)
+            where = "" if record.where in record.error else f"{record.where}: "
+            raise UserError(where + record.error)
         if number < most:
             kept.append(record)
             continue

@@ -18,12 +18,6 @@ BF16_TRAINS = "about 1.8 times"
 BF16_ANSWERS = "about 1.6 times"
 INT8_ANSWERS = "about 2.5 times"
 """As fast as float32, on CPUs with units for these formats: README's table of speeds, in words."""
-PRECISION = f"number format [auto: 16 bits on a GPU, fp32 elsewhere]; on CPUs with bf16 units bf16 is {BF16_ANSWERS} as fast as fp32"
-INT8 = (
-    f"matrix products in 8 bits, on CPUs only: {INT8_ANSWERS} as fast as fp32, where the model's ranges were measured "
-    "(training does it, and bertqa calibrate)"
-)
-"""What --help says of these flags."""
 
 
 def say(line: str) -> None:

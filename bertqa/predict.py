@@ -197,7 +197,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--model", "--weights", nargs="+", default=[bundled], metavar="MODEL", help=says)
     add_machine_flags(parser)
-    add("--int8", action="store_true", help="matrix products in 8 bits; answering on the CPU only")
     add_file_flags(parser)
     add_question_flags(parser)
     args = parser.parse_args(argv)
