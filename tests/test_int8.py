@@ -310,7 +310,9 @@ def test_a_vector_does_not_depend_on_the_texts_beside_it(tiny, tiny_model, forma
 
 def windows_of(tiny_model, texts):
     examples = [Example(str(n), QUESTION, text, (), ()) for n, text in enumerate(texts)]
-    return build_windows(examples, WordPiece.load(tiny_model), max_length=48, overlap=8, max_question=12)
+    return build_windows(
+        examples, WordPiece.load(tiny_model), max_length=48, overlap=8, max_question=12
+    )
 
 
 def logits_by_window(model, dtype, windows, tokens: int | None = None) -> dict:
