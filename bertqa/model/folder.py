@@ -39,7 +39,6 @@ from bertqa.model.record import (
     EMBEDDING,
     QA,
     RANGES,
-    WEIGHTS,
     read_config,
     read_qa,
     write_qa,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bertqa.errors import UserError
 from bertqa.files import replacing
 from bertqa.model.disk import (
+    WEIGHTS,
     Weights,
     is_damaged,
     open_safetensors,
@@ -25,7 +26,7 @@ from bertqa.model.disk import (
     write_safetensors,
 )
 from bertqa.model.encoder import BertEncoder, Layer
-from bertqa.model.record import RANGES, WEIGHTS
+from bertqa.model.record import RANGES
 
 PRODUCTS = ("qkv", "attention_out", "ffn_in", "ffn_out")
 SMOOTHED = ("qkv", "ffn_in")

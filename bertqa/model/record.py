@@ -10,7 +10,6 @@ from bertqa.files import read_object, show, write_json
 from bertqa.model.config import CLASSES, QA, BertConfig
 
 EMBEDDING = "embed.json"
-WEIGHTS = "model.safetensors"
 RANGES = "int8_ranges.safetensors"
 WINDOWS_FOR_RANGES = 256
 """Windows that these are measured on, where nobody says how many."""
