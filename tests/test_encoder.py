@@ -138,6 +138,17 @@ def test_attention_written_out_is_torchs_own():
     assert dropped.std() > 0.1 and abs(dropped.mean() - 1) < 0.2
 
 
+def test_sixteen_bit_attention_has_the_gradient_of_its_formula():
+    """The gradient written by hand, against differences in float64, where rounding hides nothing."""
+    draw = torch.Generator().manual_seed(1)
+    qkv = torch.randn(3, 2, 3, 5, 4, generator=draw, dtype=torch.float64)
+    query, key, value = qkv.requires_grad_().unbind(0)
+    exact = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    assert torch.allclose(attention._in_sixteen_bits(query, key, value, 0.0), exact)
+    by_hand = attention._in_sixteen_bits
+    assert torch.autograd.gradcheck(lambda q, k, v: by_hand(q, k, v, 0.0), (query, key, value))
+
+
 def test_attention_is_within_a_sequence(model):
     ids, _ = packed()
     before = model(ids, lengths=LENGTHS).start
