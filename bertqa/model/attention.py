@@ -68,9 +68,7 @@ class Layout:
         positions = torch.arange(len(sequence)) - cu_seqlens[sequence]  # (N,)
         # What the host does next need not wait for these copies: a GPU does its work in order.
         move = functools.partial(torch.Tensor.to, device=device, non_blocking=True)
-        cu_seqlens = move(
-            cu_seqlens.to(torch.int32)
-        )  # the type that the variable-length kernel takes
+        cu_seqlens = move(cu_seqlens.to(torch.int32))  # what the variable-length kernel takes
         return cls(lengths, cu_seqlens, move(positions), move(sequence), max(lengths))
 
     @property
