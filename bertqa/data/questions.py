@@ -182,21 +182,14 @@ def _answer(where: str, answer: object) -> Gold:
     if isinstance(answer, str):
         return Gold(answer)
     refuse_doubles(where, answer, {"text", *STARTS})
-    text = field(where, answer, "text", str)
-    name = name_among(answer, STARTS)
-    start = _offset(where, name, answer.get(name))
-    keys = () if name in answer else tuple(answer)
-    return Gold(text, start, keys=keys)
+    return _gold(
+        where, answer, field(where, answer, "text", str), answer.get(name_among(answer, STARTS))
+    )
 
 
 def _single(where: str, record: dict) -> Gold:
     """The one answer of a record that has it beside its question."""
-    name = name_among(record, STARTS)
-    text = record["answer_text"]
-    if not isinstance(text, str):
-        raise UserError(f'{where}: "text" must be text, not {show(text)}')
-    keys = () if name in record else tuple(record)
-    return Gold(text, _offset(where, name, record.get(name)), keys=keys)
+    return _gold(where, record, record["answer_text"], record.get(name_among(record, STARTS)))
 
 
 def _columns(where: str, answers: dict) -> list[Gold]:
@@ -209,14 +202,19 @@ def _columns(where: str, answers: dict) -> list[Gold]:
         raise UserError(
             f"{where}: {len(texts)} in text but {len(starts)} in {name}; they must pair up"
         )
-    keys = () if name in answers else tuple(answers)
     found = []
     for number, (text, start) in enumerate(zip(texts, starts, strict=True)):
-        here = f"{where}[{number}]"
-        if not isinstance(text, str):
-            raise UserError(f'{here}: "text" must be text, not {show(text)}')
-        found.append(Gold(text, _offset(here, name, start), keys=keys))
+        found.append(_gold(f"{where}[{number}]", answers, text, start))
     return found
+
+
+def _gold(where: str, record: dict, text: object, start: object) -> Gold:
+    """An answer, checked; `record` is what its offset has a name in, or lacks one under any known name."""
+    if not isinstance(text, str):
+        raise UserError(f'{where}: "text" must be text, not {show(text)}')
+    name = name_among(record, STARTS)
+    keys = () if name in record else tuple(record)
+    return Gold(text, _offset(where, name, start), keys=keys)
 
 
 def _column(where: str, answers: dict, name: str) -> list:

@@ -124,8 +124,7 @@ def write_repaired(data: Dataset, path: Path) -> dict:
 
 
 def with_own_ids(data: Dataset) -> list[Example]:
-    """The usable questions whose id an earlier one has, as "ID-2", "ID-3", ...: the next that is
-    free.
+    """The usable questions whose id an earlier one has, as "ID-2", "ID-3", ...: the next that is free.
 
     A question that is an earlier one over again, answers and all, is left out.
     """
@@ -151,19 +150,11 @@ def squad_document(examples: list[Example]) -> dict:
     for example in examples:
         paragraphs = articles.setdefault(example.title, {})
         paragraphs.setdefault(example.context, []).append(squad_question(example))
-    return {
-        "version": "v2.0",
-        "data": [
-            {
-                "title": title,
-                "paragraphs": [
-                    {"context": context, "qas": questions}
-                    for context, questions in paragraphs.items()
-                ],
-            }
-            for title, paragraphs in articles.items()
-        ],
-    }
+    data = []
+    for title, paragraphs in articles.items():
+        written = [{"context": text, "qas": questions} for text, questions in paragraphs.items()]
+        data.append({"title": title, "paragraphs": written})
+    return {"version": "v2.0", "data": data}
 
 
 def squad_question(example: Example) -> dict:

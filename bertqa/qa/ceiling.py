@@ -16,9 +16,8 @@ import numpy as np
 
 from bertqa.data.examples import Example
 from bertqa.data.windows import Windows
-from bertqa.qa import metrics
 from bertqa.qa.agreement import normalise_answer, token_f1
-from bertqa.qa.metrics import Scores
+from bertqa.qa.metrics import Scores, evaluate_v1, evaluate_v2
 
 UNPLACED = "not found in its paragraph"
 NO_TOKEN = "has no token"
@@ -202,5 +201,5 @@ def ceiling(
             entry |= {"f1": 100.0 * f1, "answers": [asdict(answer) for answer in answers]}
             below.append(entry)
     if v1:
-        return {"rules": "v1.1", "figures": metrics.evaluate_v1(scores), "below": below}
-    return {"rules": "v2.0", "figures": metrics.evaluate_v2(scores), "below": below}
+        return {"rules": "v1.1", "figures": evaluate_v1(scores), "below": below}
+    return {"rules": "v2.0", "figures": evaluate_v2(scores), "below": below}

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bertqa.data.fields import name_among
 from bertqa.data.tables import whole_table
 from bertqa.errors import UserError
 from bertqa.files import decode, json_lines, parse_json, read_bytes, show
@@ -87,15 +88,15 @@ def from_records(path: Path, records: Iterable[tuple[str, object]]) -> Predictio
     for where, record in records:
         if not isinstance(record, dict):
             raise UserError(f"{path}: {where}: must be an object, not {show(record)}")
-        id_key = next((key for key in ID_KEYS if key in record), None)
-        text_key = next((key for key in TEXT_KEYS if key in record), None)
-        if text_key is None and "error" in record:
+        id_key = name_among(record, ID_KEYS)
+        text_key = name_among(record, TEXT_KEYS)
+        if text_key not in record and "error" in record:
             continue  # predict could not read that question
-        if id_key is None or text_key is None:
-            missing = "prediction_text" if id_key else "id"
-            raise UserError(
-                f'{path}: {where}: has no "{missing}", its keys are {show(list(record))}'
-            )
+        for key in (id_key, text_key):
+            if key not in record:
+                raise UserError(
+                    f'{path}: {where}: has no "{key}", its keys are {show(list(record))}'
+                )
         id = str(record[id_key])
         if id in found.texts:
             raise UserError(f"{path}: {where}: question {id!r} is answered a second time")
