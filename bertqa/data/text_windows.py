@@ -43,6 +43,7 @@ class TextWindows:
         """The texts as a model reads them; the first label is the class, the second is not used."""
         seconds = self.seconds or no_tokens()
         second_at = seconds.rows[:-1] if self.seconds else np.zeros(len(self), np.int64)
+        # As in windows.py: [CLS] and [SEP] come first, then all first texts, then all second ones.
         columns = [
             2 + self.texts.rows[:-1],
             self.texts.counts,
@@ -92,6 +93,7 @@ def text_windows(
         )
     room = max_length - 3
     seconds = tokenizer.encode(pairs, progress)
+    # A first text keeps what the second leaves, and half of the room at least; a second one gets the rest.
     kept = np.minimum(whole.counts, np.maximum(room - seconds.counts, (room + 1) // 2))  # (R,)
     return TextWindows(
         texts=whole.cut(kept),

@@ -96,9 +96,8 @@ class WordPiece:
 
         word = np.array(words, np.int64)  # (w,) over all texts
         sizes = np.array([len(part) + 1 for part in known], np.int64)  # with the space behind it
-        begins = running_sum(
-            sizes[word]
-        )  # (w+1,) where words begin, all texts on one line: 0 3 5 8 10
+        # With all texts on one line, the words of the example begin at 0 3 5 8, and the line ends at 10.
+        begins = running_sum(sizes[word])  # (w+1,)
         text_rows = running_sum(counts)  # (R+1,) text r owns words text_rows[r] : text_rows[r+1]
         text_begins = np.repeat(begins[text_rows[:-1]], counts)  # (w,) where the word's text begins
         shift = begins[:-1] - text_begins  # (w,) where the word begins in its text

@@ -55,6 +55,7 @@ def views(windows: Windows) -> Iterator[View]:
     """One for each question, in order."""
     contexts = windows.contexts
     stop = windows.first + windows.count
+    # Windows stand by question: of questions 0 0 1 1 1 2 the first windows are 0, 2, 5, and 6 is the end.
     rows = np.searchsorted(windows.question, np.arange(len(windows.question_context) + 1))
     for question, context in enumerate(windows.question_context):
         tokens = slice(contexts.rows[context], contexts.rows[context + 1])

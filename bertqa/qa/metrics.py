@@ -56,6 +56,7 @@ def score_answers(
     assert missing in ("wrong", "skip"), missing
     normalise = functools.cache(normalise_answer)  # answers repeat; the cache dies with this call
     examples = list(examples)
+    # The v2 script keeps answers in a dictionary by id, where the last record of an id wins.
     if not v1:
         examples = list({example.id: example for example in examples}.values())
     if not any(example.id in predictions for example in examples):
