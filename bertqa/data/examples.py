@@ -185,9 +185,8 @@ def _fill(data: Dataset, found: Sequence[Checked]) -> None:
 def _units(data: Dataset, found: Sequence[Checked]) -> dict[str, str]:
     """paragraph -> the unit of its offsets, where any answer is not at its offset; `data.unit` becomes the file's."""
     paragraphs: dict[str, list[Gold]] = {}
-    missed = (
-        set()
-    )  # paragraphs with an answer that is not where the file says, counted in characters
+    # Paragraphs with an answer that is not where the file says, counted in characters.
+    missed = set()
     for checked in found:
         paragraphs.setdefault(checked.context, []).extend(checked.golds)
         for gold in checked.golds:

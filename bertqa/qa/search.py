@@ -84,9 +84,8 @@ class Found:
     """The best spans of B windows, best first: (B, n) each. A score of -inf: the window has no more."""
 
     score: np.ndarray
-    order: (
-        np.ndarray
-    )  # int64: of equal scores the lowest comes first; in exact mode equal for the same span
+    order: np.ndarray
+    """int64: of equal scores the lowest comes first; in exact mode equal for the same span."""
     first: np.ndarray  # first token of the span, counted in the paragraph
     last: np.ndarray  # last token, inclusive
     start: np.ndarray  # start logit of the first token
