@@ -88,10 +88,8 @@ def run_training(job: Job, *, resume: bool = False) -> Trained:
 
 
 def pass_on(stopped_by: str, run: Path) -> None:
-    """Give a signal that stopped the run to whom it was meant for; Ctrl-C is raised as KeyboardInterrupt.
-
-    A training that was called from Python must not keep "Run all" in a notebook going on, or a service alive.
-    """
+    """Give a signal that stopped a run to whom it was meant for; Ctrl-C is raised as KeyboardInterrupt."""
+    # Saved and silent, a training called from Python would let "Run all" in a notebook go on, or a service stay alive.
     if stopped_by == "SIGINT":
         raise KeyboardInterrupt(f"saved in {run}")
     if stopped_by in ("SIGTERM", "SIGHUP"):
@@ -245,6 +243,7 @@ def check_best(job: Job, state: dict) -> None:
 
 
 def say_what_is_about_to_run(job: Job) -> None:
+    """The first line for people."""
     trained = sum(weight.numel() for weight in job.model.parameters() if weight.requires_grad)
     steps = total_steps(len(job.task.store), job.settings)
     dtype = str(job.dtype).removeprefix("torch.")
@@ -287,13 +286,13 @@ def closing_lines(job: Job, outcome: Outcome, figures: dict) -> list[str]:
         f"{figures['windows_per_s']:.1f} windows/s, {figures['tokens_per_s']:,.0f} useful tokens/s, peak memory "
         f"{figures['peak_memory_mb']:,} MB"
     ]
-    key = job.task.key
-    best = outcome.progress.best
     if not outcome.finished:
         command = f"python -m bertqa.train --resume {shlex.quote(str(job.run))}"
         return [*lines, f"stopped by {outcome.stopped_by}; go on with: {command}"]
     if outcome.last:
         lines.append(f"last evaluation: {job.task.describe(outcome.last)}")
+    key = job.task.key
+    best = outcome.progress.best
     if best == -math.inf:
         return [*lines, f"no evaluation found a {key}, so nothing is kept in best/"]
     at = f"at step {outcome.progress.best_step}, kept in {job.run / 'best'}"
