@@ -12,7 +12,7 @@ from bertqa import (
     BertForSequenceClassification,
     UserError,
 )
-from bertqa.model import attention
+from bertqa.model import attention, cpu_attention
 from bertqa.model.attention import Layout
 from bertqa.model.dropout import dropout
 from bertqa.model.heads import SpanLogits, span_loss
@@ -130,9 +130,9 @@ def test_sixteen_bits_on_a_cpu(dtype):
 def test_attention_written_out_is_torchs_own():
     q, k, v = torch.randn(3, 2, 4, 7, 8, generator=torch.Generator().manual_seed(1))
     fused = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    assert torch.allclose(attention.written_out(q, k, v, 0.0), fused, atol=1e-6)
+    assert torch.allclose(cpu_attention.written_out(q, k, v, 0.0), fused, atol=1e-6)
     torch.manual_seed(0)
-    dropped = attention.written_out(
+    dropped = cpu_attention.written_out(
         q, k, torch.ones_like(v), 0.5
     )  # a row's kept weights, twice: 1 only on average
     assert dropped.std() > 0.1 and abs(dropped.mean() - 1) < 0.2
@@ -144,8 +144,8 @@ def test_sixteen_bit_attention_has_the_gradient_of_its_formula():
     qkv = torch.randn(3, 2, 3, 5, 4, generator=draw, dtype=torch.float64)
     query, key, value = qkv.requires_grad_().unbind(0)
     exact = torch.nn.functional.scaled_dot_product_attention(query, key, value)
-    assert torch.allclose(attention._in_sixteen_bits(query, key, value, 0.0), exact)
-    by_hand = attention._in_sixteen_bits
+    assert torch.allclose(cpu_attention._in_sixteen_bits(query, key, value, 0.0), exact)
+    by_hand = cpu_attention._in_sixteen_bits
     assert torch.autograd.gradcheck(lambda q, k, v: by_hand(q, k, v, 0.0), (query, key, value))
 
 

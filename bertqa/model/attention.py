@@ -9,17 +9,15 @@ each layer. A body that also has maps to show returns `(mixed, maps)`.
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bertqa.errors import UserError
-from bertqa.model.dropout import dropout as cheap_dropout
+from bertqa.model.cpu_attention import fastest_call, runs
 
 
 @dataclass(frozen=True)
@@ -132,72 +130,19 @@ def per_sequence_attention(
         raise UserError(
             "attention sequence by sequence needs a Layout that knows its lengths on the host; use padded_attention"
         )
-    runs = [(length, len(list(same))) for length, same in itertools.groupby(layout.lengths)]
-    tokens = [length * count for length, count in runs]  # of each run
-    attend = _fastest_call(query, dropout)
+    attend = fastest_call(query, dropout)
+    equal = runs(layout.lengths)
+    # Split at once: a slice of each would have its gradient as a whole tensor of zeros around it.
+    tokens = [length * count for length, count in equal]
+    parts = zip(equal, query.split(tokens), key.split(tokens), value.split(tokens), strict=True)
 
     mixed = []
-    parts = zip(runs, query.split(tokens), key.split(tokens), value.split(tokens), strict=True)
     for (length, count), *qkv in parts:
         # (count * length, A, D) -> (count, A, length, D): what torch's attention takes
         q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)
         rows = attend(q, k, v, dropout_p=dropout)
         mixed.append(rows.transpose(1, 2).flatten(0, 1))  # back to (count * length, A, D)
     return torch.cat(mixed)  # (N, A, D)
-
-
-def _fastest_call(query: Tensor, dropout: float) -> Callable[..., Tensor]:
-    """What attends within a run, `attend(query, key, value, dropout_p=...)`: torch's fused attention, but for some on CPUs.
-
-    With dropout there is no fused body for CPUs, and one random number is drawn for each weight. In 16 bits the fused body
-    does not use the units for such products: its backward takes 4 times as long.
-    """
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention
-    if dropout > 0:
-        return written_out
-    if query.dtype in (torch.bfloat16, torch.float16):
-        return _in_sixteen_bits
-    return F.scaled_dot_product_attention
-
-
-def written_out(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
-    """`F.scaled_dot_product_attention` of (S, A, L, D) tensors, step by step."""
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (S, A, L, L)
-    weights = cheap_dropout(scores.softmax(-1), dropout_p, True)
-    return weights @ value  # (S, A, L, D)
-
-
-def _in_sixteen_bits(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
-    """`written_out` without dropout, its gradient by hand."""
-    assert dropout_p == 0
-    # Contiguous here, once: each of the six products of forward and backward would copy what is not.
-    scaled = (query * query.shape[-1] ** -0.5).contiguous()
-    return _SixteenBits.apply(scaled, key.contiguous(), value.contiguous())
-
-
-class _SixteenBits(torch.autograd.Function):
-    """softmax(Q K^T) V of (S, A, L, D) tensors, Q scaled; autograd would make more passes over memory."""
-
-    @staticmethod
-    def forward(ctx, query, key, value):
-        weights = query @ key.transpose(-1, -2)  # (S, A, L, L), as yet scores
-        torch.softmax(weights, -1, out=weights)
-        ctx.save_for_backward(query, key, value, weights)
-        return weights @ value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient):
-        query, key, value, weights = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        of_weights = gradient @ value.transpose(-1, -2)  # (S, A, L, L)
-        # weights * (of_weights - sum of weights * of_weights over the row), the sum in float32
-        of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        of_query = of_scores @ key
-        of_key = of_scores.transpose(-1, -2) @ query
-        of_value = weights.transpose(-1, -2) @ gradient
-        return of_query, of_key, of_value
 
 
 def padded_attention(

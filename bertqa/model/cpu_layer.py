@@ -1,21 +1,17 @@
 """A layer of the encoder for inference on a CPU: the arithmetic of encoder.Layer, with products that are faster there.
 
-N tokens, H hidden size, A heads, D head size, L tokens of a sequence, S sequences of equal length side by side.
+N tokens, H hidden size, A heads, D head size.
 """
 
 import copy
-import itertools
-from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from bertqa.errors import UserError
 from bertqa.model.attention import Attention, Layout, choose_attention
+from bertqa.model.cpu_attention import forward_in_16_bits
 from bertqa.model.encoder import Layer
-
-SCORES = 2**20
-"""Most attention scores that are made at once, in 16 bits: what stays in a core's cache."""
 
 
 class CpuLayer(nn.Module):
@@ -53,7 +49,7 @@ class CpuLayer(nn.Module):
         """(N, 3H) -> (N, H), by the fastest attention where none is given."""
         qkv = qkv.unflatten(1, (3, self.heads, -1))  # (N, 3, A, D)
         if attention is None and layout.lengths is not None and qkv.dtype == torch.bfloat16:
-            return attention_in_16_bits(qkv, layout.lengths, self.dtype).flatten(1)
+            return forward_in_16_bits(qkv, layout.lengths, self.dtype).flatten(1)
         body = attention or choose_attention(
             qkv.device, qkv.dtype, 0.0, layout.lengths is not None, isinstance(layout, Layout)
         )
@@ -61,43 +57,6 @@ class CpuLayer(nn.Module):
         if isinstance(mixed, tuple):
             mixed, _ = mixed  # maps that nobody asked for
         return mixed.flatten(1)
-
-
-def attention_in_16_bits(qkv: Tensor, lengths: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """(N, 3, A, D) bf16 -> (N, A, D) of `dtype`: attention written out, for a few sequences of equal length at a time.
-
-    Its products run on the processor's bf16 units, which torch's fused attention does not use. Scores become weights in
-    place: a second tensor of their size would push the first out of the cache.
-    """
-    tokens, _, heads, size = qkv.shape
-    mixed = torch.empty(tokens, heads, size, dtype=dtype)
-    for here, count in runs(lengths, heads):
-        # (S*L, 3, A, D) -> (3, S*A, L, D): a copy that oneDNN would make of each operand otherwise
-        rows = qkv[here].unflatten(0, (count, -1)).permute(2, 0, 3, 1, 4)  # (3, S, A, L, D)
-        query, key, value = rows.flatten(1, 2).contiguous()  # (S*A, L, D) each
-        scores = torch.empty(*key.shape[:2], key.shape[1], dtype=qkv.dtype)  # (S*A, L, L)
-        torch.baddbmm(scores, query, key.mT, beta=0, alpha=size**-0.5, out=scores)
-        torch.softmax(scores, -1, out=scores)
-        found = torch.bmm(scores, value).unflatten(0, (count, heads))  # (S, A, L, D)
-        mixed[here].unflatten(0, (count, -1)).copy_(found.transpose(1, 2))
-    return mixed
-
-
-def runs(lengths: Sequence[int], heads: int) -> Iterator[tuple[slice, int]]:
-    """The tokens of neighbours of equal length, and how many sequences they are: as many as SCORES allow, at least one.
-
-    Lengths 9, 9, 9, 4 are tokens 0 to 27, three sequences, and tokens 27 to 31, one.
-    """
-    begin = 0
-    for length, same in itertools.groupby(lengths):
-        left = len(list(same))
-        most = max(1, SCORES // (heads * length**2))
-        while left:
-            count = min(left, most)
-            end = begin + count * length
-            yield slice(begin, end), count
-            begin = end
-            left -= count
 
 
 class _ForwardOnly(torch.autograd.Function):
