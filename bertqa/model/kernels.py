@@ -140,7 +140,7 @@ def _norm_backward(
     dy, z, statistics, gain, seed, dz, dproduct, sums, tokens, width, p,
     DROP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Every so-manieth tile of ROWS tokens, and the sums over these tokens."""
+    """Its share of the tiles of ROWS tokens, and the sums over these tokens."""
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     is_column = columns < width
@@ -244,7 +244,7 @@ def _gelu(wide, bias, inner, tokens, width, ROWS: tl.constexpr, BLOCK: tl.conste
 def _gelu_backward(
     dinner, wide, bias, dwide, sums, tokens, width, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """BLOCK columns of every so-manieth tile of rows, and their sum."""
+    """BLOCK columns of its share of the tiles of rows (program, program + P, program + 2 P, ...), and their sum."""
     program = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     offset = tl.load(bias + columns, columns < width, 0.0).to(tl.float32)
@@ -284,7 +284,7 @@ def stack(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 def _stack(
     query, key, value, stacked, sums, tokens, width, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """BLOCK columns of every so-manieth tile of rows of one of the three, copied, and their sum."""
+    """BLOCK columns of its share of the tiles of rows of one of the three, copied, and their sum."""
     program = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     which = tl.program_id(2)
