@@ -182,14 +182,15 @@ def _answer(where: str, answer: object) -> Gold:
     if isinstance(answer, str):
         return Gold(answer)
     refuse_doubles(where, answer, {"text", *STARTS})
-    return _gold(
-        where, answer, field(where, answer, "text", str), answer.get(name_among(answer, STARTS))
-    )
+    text = field(where, answer, "text", str)
+    name = name_among(answer, STARTS)
+    return _gold(where, answer, text, name, answer.get(name))
 
 
 def _single(where: str, record: dict) -> Gold:
     """The one answer of a record that has it beside its question."""
-    return _gold(where, record, record["answer_text"], record.get(name_among(record, STARTS)))
+    name = name_among(record, STARTS)
+    return _gold(where, record, record["answer_text"], name, record.get(name))
 
 
 def _columns(where: str, answers: dict) -> list[Gold]:
@@ -204,15 +205,14 @@ def _columns(where: str, answers: dict) -> list[Gold]:
         )
     found = []
     for number, (text, start) in enumerate(zip(texts, starts, strict=True)):
-        found.append(_gold(f"{where}[{number}]", answers, text, start))
+        found.append(_gold(f"{where}[{number}]", answers, text, name, start))
     return found
 
 
-def _gold(where: str, record: dict, text: object, start: object) -> Gold:
-    """An answer, checked; `record` is what its offset has a name in, or lacks one under any known name."""
+def _gold(where: str, record: dict, text: object, name: str, start: object) -> Gold:
+    """An answer, checked; `record` is what has its offset under this `name`, or lacks it under any known one."""
     if not isinstance(text, str):
         raise UserError(f'{where}: "text" must be text, not {show(text)}')
-    name = name_among(record, STARTS)
     keys = () if name in record else tuple(record)
     return Gold(text, _offset(where, name, start), keys=keys)
 
