@@ -101,7 +101,8 @@ class Reader:
             device: "cuda", "cuda:1", "cpu", "mps" or a torch.device; None or "auto" takes the fastest that is there.
             dtype: "fp32", "bf16", "fp16", torch's names ("bfloat16") or its dtypes; None or "auto" what is fastest there
                 without loss.
-            int8: run the matrix products in 8 bits, on the CPU.
+            int8: run the matrix products in 8 bits, on the CPU, by ranges that the folder keeps; where it has none,
+                `bertqa.calibrate_int8` measures them, and until then it takes twice as long.
             attention: of your own, where the model was trained with it.
 
         Raises:

@@ -415,7 +415,7 @@ def test_who_stops_early_leaves_no_thread(tiny, tiny_model, two_threads):
         computed.append(len(batch.lengths))
         return span_scores(model(batch.input_ids, lengths=layout))
 
-    windows = windows_of(tiny_model, others(400))
+    windows = windows_of(tiny_model, others(120))
     before = workers()
     parts = forward_all(compute, windows, torch.device("cpu"), model=model, tokens=48)
     next(parts)
