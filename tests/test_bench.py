@@ -166,6 +166,12 @@ def test_on_a_gpu_one_comes_after_the_other(work, monkeypatch):
     assert rows[0]["time, ours = 1"] == "1"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_measured_on_one():
+    with pytest.raises(bench.UserError, match="cuda"):
+        bench.main(["--device", "cuda"])
+
+
 def test_on_a_gpu_more_is_measured():
     args = bench.parse_args(["--device", "cuda", "--windows", "32"])
     assert args.models == list(bench.SHAPES) and args.precision == ["bf16"]

@@ -31,6 +31,7 @@ from contestants import CONTESTANTS, Work
 from bertqa import BertConfig, BertForQuestionAnswering
 from bertqa.console import say, silent
 from bertqa.data.examples import read_examples
+from bertqa.device import pick_device
 from bertqa.errors import UserError
 from bertqa.flags import run_verb, verb
 from bertqa.model import folder
@@ -251,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
         READER,
         QuestionAnsweringSettings(),
         seed=0,
-        device=torch.device(args.device),
+        device=pick_device(args.device),
         say=silent,
         progress=False,
     )
