@@ -96,7 +96,7 @@ def _tell_unmeasured(where: Path) -> None:
         f"int8: {where} has no measured ranges, so each token is scaled by itself, which takes twice as long; "
         f"measure them once: {command(where)}",
         SpeedHint,
-        stacklevel=2,
+        stacklevel=5,  # of Reader.load's caller
     )
 
 

@@ -112,6 +112,7 @@ def test_data_qa_reporting_and_files_never_name_torch(path):
         "bertqa.predict",
         "bertqa.prompt",
         "bertqa.embed",
+        "bertqa.calibrate",
         "bertqa.reader",
         "bertqa.compat",
         "bertqa.training.command_line",

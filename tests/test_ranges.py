@@ -165,6 +165,7 @@ def test_without_ranges_it_is_said_once_a_model(model, tmp_path, recwarn):
         f"int8: {other}",
     ]
     assert str(said[1].message).endswith(f"python -m bertqa.calibrate '{other}' DATA")
+    assert {hint.filename for hint in said} == {__file__}  # of who called
 
 
 @needs_vnni
@@ -407,6 +408,30 @@ def test_training_measures_on_its_windows_drawn_by_seed(tiny_model, letters, tmp
         fine_tune(letters, weights=tiny_model, out=tmp_path / "run", **settings)
     windows = about(tmp_path / "run" / "best")["windows"]
     assert f"best/: ranges for int8 measured on {windows} training windows in " in caplog.text
+
+
+def test_a_resumed_run_makes_damaged_ranges_anew(trained):
+    from bertqa import train
+
+    best = trained / "best"
+    content = bytearray((best / RANGES).read_bytes())
+    content[-1] ^= 1
+    (best / RANGES).write_bytes(content)
+    assert train.main(["--resume", str(trained), "--max-steps", "6"]) == 0
+    assert find_damage(best) == "" and read_ranges(best, encoder_of(best)) is not None
+
+
+def test_a_training_is_worth_more_than_its_ranges(
+    tiny_model, letters, tmp_path, monkeypatch, caplog
+):
+    def full(*args):
+        raise RuntimeError("CUDA out of memory. Tried to allocate")
+
+    monkeypatch.setattr("bertqa.training.job.calibrate", full)
+    settings = dict(max_steps=1, batch_size=8, max_length=48, max_question=12, overlap=8)
+    fine_tune(letters, weights=tiny_model, out=tmp_path / "run", **settings)
+    assert "warning: best/ has no ranges for int8: CUDA out of memory" in caplog.messages
+    assert find_damage(tmp_path / "run" / "best") == ""
 
 
 # ---- what is said of speed ----
