@@ -29,13 +29,13 @@ from bertqa.model.copies import WeightCopies
 from bertqa.model.heads import BertForSequenceClassification, span_loss
 from bertqa.reporting.run_folder import read_journal
 from bertqa.settings import LoopSettings, OptimSettings, broken
-from bertqa.training.capture import Plan, plan_of
+from bertqa.training.capture import Plan, plan_of, settle
 from bertqa.training.gradients import Gradients
 from bertqa.training.job import Job
 from bertqa.training.loop import train
 from bertqa.training.optim import freeze, lr_at
 from bertqa.training.progress import Journal, Progress
-from bertqa.training.step import Step, settle
+from bertqa.training.step import Step
 
 CPU = torch.device("cpu")
 CPU_FLOAT = torch.float32

@@ -22,12 +22,12 @@ from bertqa.reporting.page import write_report
 from bertqa.reporting.run_folder import read_journal
 from bertqa.settings import ENDS, MOVABLE, RESUMABLE, broken
 from bertqa.training import checkpoint
+from bertqa.training.capture import settle
 from bertqa.training.job import Job, total_steps
 from bertqa.training.loop import train
 from bertqa.training.optim import freeze
 from bertqa.training.progress import Journal, Outcome, summary
 from bertqa.training.starting import LOCK, check_new
-from bertqa.training.step import settle
 
 
 @dataclass

@@ -11,7 +11,7 @@ nothing in it knows whether it is. So inside `_add_gradients` and `_update` noth
 import math
 import warnings
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,7 @@ from bertqa.distributed import without_sync
 from bertqa.errors import UserError
 from bertqa.model.attention import Layout
 from bertqa.model.copies import WeightCopies
-from bertqa.settings import LoopSettings
-from bertqa.training.capture import FusedLayers, Graphs, Plan, plan_of
+from bertqa.training.capture import FusedLayers, Graphs, Plan, plan_of, settle
 from bertqa.training.gradients import Gradients
 from bertqa.training.job import Job
 from bertqa.training.optim import Average, load_optimizer, make_optimizer, set_lr
@@ -276,30 +275,3 @@ class Step:
             f"--micro-tokens {self.micro_tokens // 2} or less (gradients are added up, so the result is the same), "
             "or --recompute"
         )
-
-
-def settle(
-    settings: LoopSettings, model: nn.Module, device: torch.device, dtype: torch.dtype
-) -> LoopSettings:
-    """The settings with `micro_tokens` as a number, where it was "auto".
-
-    It is decided once, when a run begins, and written to its config.json: a resumed run, perhaps on another card, must
-    add up the same micro-batches. 8,192 on CPUs; on a GPU what fills it (32,768), or what 40 % of its memory hold: a
-    captured step lies in memory of its own, and is computed once outside of it before it is captured.
-    """
-    if settings.micro_tokens != "auto":
-        return replace(settings, micro_tokens=int(settings.micro_tokens))
-    if device.type != "cuda":
-        return replace(settings, micro_tokens=8192)
-    config = model.config
-    # What a layer keeps of a token for the backward pass. Measured with BERT-large in bf16: 1.4 MB in 24 layers.
-    bytes_per_token = config.num_hidden_layers * (
-        20 * config.hidden_size + 10 * config.intermediate_size
-    )
-    if dtype == torch.float32:
-        bytes_per_token *= 2
-    weights = sum(weight.numel() for weight in model.parameters())
-    # Weights, gradients, two moments and an average in float32, copies and their gradients in 16 bits.
-    room = 0.4 * torch.cuda.get_device_properties(device).total_memory - 24 * weights
-    tokens = max(1024, int(room / bytes_per_token))
-    return replace(settings, micro_tokens=min(32768, 2 ** (tokens.bit_length() - 1)))
