@@ -103,9 +103,8 @@ def _forward_by_threads(compute, store, batches, autocast, progress, unit):
             results = compute(batch, Layout.of_batch(batch))
         return rows, [result.float().numpy() for result in results]
 
-    pool = ThreadPoolExecutor(
-        torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
-    )
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     total = sum(map(len, batches))
     shown = progress is not None
     with progress_bar(total=total, desc=progress, unit=unit, shown=shown, leave=False) as bar:
@@ -115,6 +114,8 @@ def _forward_by_threads(compute, store, batches, autocast, progress, unit):
                 bar.update(len(rows))
         finally:
             pool.shutdown(cancel_futures=True)
+            # What any thread has set last is what new threads begin with, those of others too.
+            torch.set_num_threads(threads)
 
 
 def _arrived(rows: np.ndarray, results: list[OnItsWay]) -> tuple[np.ndarray, list[np.ndarray]]:

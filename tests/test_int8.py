@@ -2,6 +2,7 @@
 
 import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +157,10 @@ def test_rounding_to_eight_bits(monkeypatch, without):
     if without:
         monkeypatch.delattr(torch, "quantize_per_tensor")
     x = torch.tensor([[-9.0, -1.0, 0.0], [0.019, 4.1, 77.0]])
-    assert to_uint8(x, 0.02, 50).tolist() == [[0, 0, 50], [51, 255, 255]]
+    want = [[0, 0, 50], [51, 255, 255]]
+    assert to_uint8(x, 0.02, 50).tolist() == want
+    # with gaps between its rows, as an attention that gives back its values leaves them
+    assert to_uint8(x.repeat(1, 3)[:, :3], 0.02, 50).tolist() == want
 
 
 # ---- processors and builds that lack something ----
@@ -422,6 +426,15 @@ def test_who_stops_early_leaves_no_thread(tiny, tiny_model, two_threads):
     assert len(workers()) > len(before)
     parts.close()
     assert workers() == before
+
+
+@needs_packing
+def test_threads_of_others_keep_their_number(tiny, tiny_model, two_threads):
+    """torch begins each new thread with the number that was set last, in whichever thread."""
+    model = prepack.pack(tiny[0])
+    logits_by_window(model, torch.float32, windows_of(tiny_model, others()), tokens=64)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
 
 
 def test_a_model_that_is_not_packed_is_called_by_one_thread(tiny, tiny_model, two_threads):

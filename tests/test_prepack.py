@@ -97,6 +97,39 @@ def test_packed_in_bf16_is_as_near_as_its_eight_bits(encoder, ids):
     assert 0 < (got - exact).abs().max() < 0.03
 
 
+def in_two_formats(query, key, value, layout, dropout):
+    """Attention whose softmax is in float32, and which leaves a product of two formats to autocast."""
+    rows = [layout.pad(x).transpose(1, 2) for x in (query, key, value)]  # (S, A, L, D) each
+    scores = (rows[0] @ rows[1].transpose(-1, -2)).float()
+    scores = scores.masked_fill(~layout.mask()[:, None, None], float("-inf"))
+    return layout.unpad((scores.softmax(-1) @ rows[2]).transpose(1, 2)).float()
+
+
+@needs_packing
+@pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(), reason="this processor has no bf16 units"
+)
+def test_attention_of_ones_own_may_mix_formats_in_bf16(ids):
+    torch.manual_seed(0)
+    encoder = BertEncoder(SHAPE, attention=in_two_formats).eval()
+    packed = prepack.pack(encoder, torch.bfloat16)
+    with torch.inference_mode():
+        exact = encoder(ids, lengths=LENGTHS).last_hidden_state
+        got = packed(ids, lengths=LENGTHS).last_hidden_state
+    assert 0 < (got - exact).abs().max() < 0.03
+
+
+@pytest.mark.slow
+@needs_packing
+def test_packed_products_are_compiled_as_plain_calls_and_not_exported():
+    product = PackedLinear(torch.randn(4, 8), torch.randn(4), torch.float32)
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        assert torch.equal(torch.compile(product)(x), product(x))
+    with pytest.raises(UserError, match=r"cannot be exported; export bertqa.load\(FOLDER\)"):
+        torch.export.export(product, (x,), strict=False)
+
+
 def test_int8_scales_each_token_by_itself():
     """A token of large values leaves the others what they are alone."""
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from bertqa.device import autocast
 from bertqa.errors import UserError
 from bertqa.model.attention import Attention, Layout, choose_attention
 from bertqa.model.cpu_attention import forward_in_16_bits
@@ -53,10 +54,12 @@ class CpuLayer(nn.Module):
         body = attention or choose_attention(
             qkv.device, qkv.dtype, 0.0, layout.lengths is not None, isinstance(layout, Layout)
         )
-        mixed = body(*qkv.to(self.dtype).unbind(1), layout, 0.0)  # (N, A, D)
+        # One's own may mix number formats, as it may in training.
+        with autocast(qkv.device, self.dtype):
+            mixed = body(*qkv.to(self.dtype).unbind(1), layout, 0.0)  # (N, A, D)
         if isinstance(mixed, tuple):
             mixed, _ = mixed  # maps that nobody asked for
-        return mixed.flatten(1)
+        return mixed.flatten(1).to(self.dtype)
 
 
 class _ForwardOnly(torch.autograd.Function):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bertqa.errors import UserError
 from bertqa.model.encoder import gelu_tanh
 
 FUSED = {
@@ -47,6 +48,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """(N, in) -> (N, out), all of `dtype`."""
+        _refuse_compilers()
         product = torch.ops.mkldnn._linear_pointwise
         if onto is not None:
             return product.binary(x, onto, self.weight, self.bias, "add")
@@ -57,6 +59,15 @@ class PackedLinear(nn.Module):
         """Copied and pickled by its plain weights: the blocks cannot be."""
         weight = narrow(self.weight.to_dense())
         return PackedLinear, (weight, narrow(self.bias), self.dtype, self.activation)
+
+
+def _refuse_compilers() -> None:
+    """Raises UserError in torch.export. What raises torch.compile leaves to Python, and goes on behind it."""
+    if torch.compiler.is_compiling():
+        raise UserError(
+            "this model is packed for inference (as Reader.load, pack and int8 do), and cannot be exported; export "
+            "bertqa.load(FOLDER)"
+        )
 
 
 # ---- int8 ----
@@ -110,6 +121,7 @@ class CalibratedLinear(nn.Module):
 
     def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
         """(N, in) float32, or uint8 as the product before has written it -> (N, out)."""
+        _refuse_compilers()
         if x.dtype != torch.uint8:
             x = self.rounded(x)
         quantised = x, self.scale, self.zero, self.weight, self.row_scale, self.no_zeros
@@ -161,7 +173,7 @@ def to_uint8(x: Tensor, scale: float, zero: int) -> Tensor:
     # taken, where they lie (its own `int_repr` would take six times as long as the rounding).
     rounded = torch.quantize_per_tensor(x, scale, zero, torch.quint8)
     bytes_alone = torch.empty(0, dtype=torch.uint8)
-    return bytes_alone.set_(rounded.untyped_storage(), 0, x.shape, x.stride())
+    return bytes_alone.set_(rounded.untyped_storage(), 0, x.shape, rounded.stride())
 
 
 @functools.cache
