@@ -96,8 +96,7 @@ def faster_here(what: str, device: torch.device) -> str | None:
 
 def has_bf16_units() -> bool:
     """Whether this processor multiplies bf16 faster than float32: AVX512-BF16 or AMX."""
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return torch.cpu._is_avx512_bf16_supported() or bool(amx and amx())
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def as_device(device: str | torch.device | None) -> torch.device:

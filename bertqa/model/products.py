@@ -62,11 +62,11 @@ class PackedLinear(nn.Module):
 
 
 def _refuse_compilers() -> None:
-    """Raises UserError in torch.export. What raises torch.compile leaves to Python, and goes on behind it."""
+    """Raises UserError in torch.export and old versions of torch.compile; new ones leave to Python what raises."""
     if torch.compiler.is_compiling():
         raise UserError(
-            "this model is packed for inference (as Reader.load, pack and int8 do), and cannot be exported; export "
-            "bertqa.load(FOLDER)"
+            "this model is packed for inference (as Reader.load, pack and int8 do), and cannot be compiled or exported; "
+            "take bertqa.load(FOLDER)"
         )
 
 
