@@ -3,6 +3,7 @@ queue that answers the questions of many threads together, those that came while
 """
 
 import copy
+import functools
 import inspect
 import operator
 import os
@@ -42,14 +43,24 @@ class Options(TypedDict, total=False):
 
 
 def with_options(method: Method) -> Method:
-    """Have help() and notebooks show a method's `**options` as what they are: each by its name, type and default."""
+    """Have help() and notebooks show a method's `**options` as what they are: each by its name, type and default; others
+    are refused in the method's name."""
     # Written out in every method they would be three lists of the same; as a dictionary they would be hidden.
     signature = inspect.signature(method)
     known = inspect.signature(how_of).parameters
     named = [known[name] for name in Options.__annotations__]
     others = list(signature.parameters.values())[:-1]  # all but **options
-    method.__signature__ = signature.replace(parameters=[*others, *named])
-    return method
+    shown = signature.replace(parameters=[*others, *named])
+
+    @functools.wraps(method)
+    def checked(*given, **options):
+        for name in options.keys() - shown.parameters.keys():
+            # Python's own words: `how_of`, which would say them, is no function that the caller knows.
+            raise TypeError(f"{method.__qualname__}() got an unexpected keyword argument {name!r}")
+        return method(*given, **options)
+
+    checked.__signature__ = shown
+    return checked
 
 
 def answer_pairs(reader, pairs: Iterable, how: How, on_error: str) -> Iterator:

@@ -198,11 +198,18 @@ class Reader:
         return answering.rank_chunk(self, chunk, how, done)
 
     def spans(
-        self, examples: Sequence[Example], progress: str | None = None, **settings
+        self,
+        examples: Sequence[Example],
+        n: int = 20,
+        max_answer_length: int | None = None,
+        progress: str | None = None,
+        *,
+        mode: str = "exact",
+        max_context: bool = False,
     ) -> tuple[Spans, Windows]:
-        """(Spans, Windows) of examples: what decoding, scoring and files are made from; `settings` are of SpanSettings."""
-        length = answer_length(self.qa, settings.pop("max_answer_length", None))
-        asked = SpanSettings(max_answer_length=length, **settings)
+        """(Spans, Windows) of examples: what decoding, scoring and files are made from; modes as those of SpanSettings."""
+        length = answer_length(self.qa, max_answer_length)
+        asked = SpanSettings(n, length, mode, max_context)
         reading = answering.read_documents(self, examples, asked, progress=progress)
         return reading.spans, reading.windows
 

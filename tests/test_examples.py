@@ -136,6 +136,7 @@ def fails(path, message, **options):
         (CSV, "csv"),
         (CSV.replace("\n", "\r\n"), "csv"),
         (CSV.replace("\n", "\r"), "csv"),
+        (",,,,\r\n" + CSV, "csv"),  # a sheet may begin with empty rows
     ],
 )
 def test_one_file_in_every_format(write, content, kind):

@@ -56,6 +56,14 @@ def test_mypy_passes_a_users_script():
     assert len(script.read_text().splitlines()) >= 30
 
 
+@pytest.mark.parametrize("name", ["answer", "answer_many", "submit"])
+def test_an_option_that_there_is_not_is_refused_in_the_methods_name(reader, name):
+    for option in ("treshold", "mode"):  # `mode` is an option of `how`, which the method calls
+        said = rf"^Reader\.{name}\(\) got an unexpected keyword argument '{option}'$"
+        with pytest.raises(TypeError, match=said):
+            list(getattr(reader, name)([("where is a?", "a b")], 1, **{option: 1}))
+
+
 # ---- loading ----
 
 

@@ -175,6 +175,8 @@ def test_the_answer_length_of_the_training_is_kept_to(reader):
         spans, _ = made.spans([Example("1", "is a?", "a b c", (), ())])
         assert spans.settings.max_answer_length == length
         assert spans.last[0, 0] == length - 1
+        spans, _ = made.spans([Example("1", "is a?", "a b c", (), ())], 4, 2, mode="hf")
+        assert spans.settings == SpanSettings(4, 2, "hf")
     with pytest.raises(UserError, match="max_answer_length is 0"):
         made.spans([Example("1", "is a?", "a b c", (), ())], max_answer_length=0)
 

@@ -43,6 +43,7 @@ FORMS = {
     "csv": CSV,
     "csv with semicolons": CSV.replace(",", ";"),
     "csv of Excel": "sep=;\n" + CSV.replace(",", ";"),
+    "csv behind empty rows of a sheet": ',,\r\n"",,\r\n' + CSV,
     "tsv": CSV.replace(",", "\t"),
     "csv with other columns": CSV.replace("id,q", "Id,Q").replace("q1,", "q1,"),
 }

@@ -20,6 +20,9 @@ from bertqa.files import show
 
 DELIMITERS = ",;\t"
 
+BLANK = DELIMITERS + '" \r\n'
+"""What a row without a cell is made of: a sheet may begin with some, before its header."""
+
 PARQUET = b"PAR1"
 """How a Parquet file begins: what the Hub has of most data sets."""
 
@@ -98,7 +101,7 @@ def head_of(lines: Iterator[str], wanted: Collection[str]) -> tuple[str, int, st
         excel = re.match(r'\s*"?sep=([,;\t])', line)
         if excel:
             said = excel[1]
-        elif line.strip():
+        elif line.strip(BLANK):
             return line, number, said or best_delimiter(line, wanted)
     raise UserError("holds no rows" if said else "holds only white space")
 
