@@ -69,21 +69,31 @@ class BertForQuestionAnswering(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        **options,
+        *,
+        inputs_embeds: Tensor | None = None,
+        lengths: Sequence[int] | Layout | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
     ) -> SpanLogits | SpanOutput:
-        """Span logits of a padded (B, L) or packed (N,) batch; arguments, `options` among them, as BertEncoder's.
+        """Span logits of a padded (B, L) or packed (N,) batch; arguments as BertEncoder's.
 
         Padding scores float32's minimum (not -inf, so that a sum of two of them stays a number). Returns SpanLogits, or a
         SpanOutput where hidden states or attentions are asked for.
         """
-        out = self.encoder(input_ids, attention_mask, token_type_ids, **options)
+        out = self.encoder(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds=inputs_embeds,
+            lengths=lengths,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
         x = out.last_hidden_state  # (N, H) or (B, L, H)
         # DistilBERT's span head has dropout before it, BERT's has none, as in transformers.
         if self.config.model_type == "distilbert":
             x = dropout(x, self.config.hidden_dropout_prob, self.training)
-        logits = in_float32(
-            self.span, x
-        )  # (.., H) -> (.., 2): the first token of the answer, the last
+        logits = in_float32(self.span, x)  # (.., H) -> (.., 2): as first, and as last of the answer
         if attention_mask is not None:
             is_padding = ~attention_mask.bool()[..., None]  # (B, L, 1)
             logits = logits.masked_fill(is_padding, torch.finfo(torch.float32).min)
@@ -165,16 +175,28 @@ class BertForSequenceClassification(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        **options,
+        *,
+        inputs_embeds: Tensor | None = None,
+        lengths: Sequence[int] | Layout | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
     ) -> Tensor | ClassOutput:
-        """Class logits (S, C), float32 or wider; arguments, `options` among them, as BertEncoder's.
+        """Class logits (S, C), float32 or wider; arguments as BertEncoder's.
 
         Returns them alone, or a ClassOutput where hidden states or attentions are asked for.
         """
-        out = self.encoder(input_ids, attention_mask, token_type_ids, **options)
+        out = self.encoder(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds=inputs_embeds,
+            lengths=lengths,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
         pooled = out.pooled  # (S, H)
         if self.pre_classifier is not None:
-            first = self._first(out.last_hidden_state, attention_mask, options.get("lengths"))
+            first = self._first(out.last_hidden_state, attention_mask, lengths)
             pooled = torch.relu(in_float32(self.pre_classifier, first))  # (S, H)
         pooled = dropout(pooled, self.config.hidden_dropout_prob, self.training)
         logits = in_float32(self.classifier, pooled)  # (S, C)
