@@ -15,8 +15,8 @@ from contextlib import contextmanager
 logger = logging.getLogger("bertqa")
 
 BF16_TRAINS = "about 1.8 times"
-BF16_ANSWERS = "about 1.6 times"
-INT8_ANSWERS = "about 2.5 times"
+BF16_ANSWERS = "about 1.7 times"
+INT8_ANSWERS = "about 2.3 times"
 """As fast as float32, on CPUs with units for these formats: README's table of speeds, in words."""
 
 
