@@ -116,7 +116,8 @@ def main() -> None:
         question = input(f"Ask it something [{QUESTION}]: ").strip() or QUESTION
     print(f"\nText:     {CONTEXT}\nQuestion: {question}\nAnswer:   ", end="", flush=True)
     ask = ["--question", question, "--context", CONTEXT]
-    run(python, "-m", "bertqa.predict", "--model", f"{out}/best", *ask)
+    # fp32 is the default; said, so that no hint at faster formats comes between question and answer.
+    run(python, "-m", "bertqa.predict", "--model", f"{out}/best", "--precision", "fp32", *ask)
     print(f"\nThe run, its curves and its mistakes: {ROOT / out / 'report.html'}")
 
 
