@@ -64,35 +64,44 @@ def forward_all(
     ):
         forward = _forward_by_threads
     if world is None or world.size == 1:
-        yield from forward(compute, store, batches, autocast, progress, unit)
+        parts = forward(compute, store, batches, autocast)
+        yield from _counted(parts, batches, progress, unit)
         return
-    mine = forward(compute, store, batches[world.rank :: world.size], autocast, progress, unit)
+    batches_of_rank = batches[world.rank :: world.size]
+    parts = forward(compute, store, batches_of_rank, autocast)
+    mine = _counted(parts, batches_of_rank, progress, unit)
     for _ in batches[:: world.size]:
         yield from (part for part in world.gather(next(mine, None)) if part is not None)
 
 
-@torch.inference_mode()
-def _forward(compute, store: WindowStore, batches: list[np.ndarray], autocast, progress, unit):
-    """What `forward_all` yields, for these batches."""
-    waiting = None
+def _counted(parts, batches: list[np.ndarray], progress: str | None, unit: str):
+    """The parts as they come, with a progress bar of that name over the rows of all batches; none where it is None."""
     total = sum(map(len, batches))
     shown = progress is not None
     with progress_bar(total=total, desc=progress, unit=unit, shown=shown, leave=False) as bar:
-        for rows in batches:
-            batch = store.batch(rows)
-            layout = Layout.of_batch(batch)
-            with autocast or torch.autocast(store.device.type, enabled=False):
-                results = compute(batch, layout)
-            # One batch late: while the device computes this batch, the caller works on the one before.
-            if waiting is not None:
-                yield _arrived(*waiting)
-            waiting = (rows, [OnItsWay(result.float()) for result in results])
+        for rows, results in parts:
             bar.update(len(rows))
+            yield rows, results
+
+
+@torch.inference_mode()
+def _forward(compute, store: WindowStore, batches: list[np.ndarray], autocast):
+    """What `forward_all` yields, for these batches."""
+    waiting = None
+    for rows in batches:
+        batch = store.batch(rows)
+        layout = Layout.of_batch(batch)
+        with autocast or torch.autocast(store.device.type, enabled=False):
+            results = compute(batch, layout)
+        # One batch late: while the device computes this batch, the caller works on the one before.
         if waiting is not None:
             yield _arrived(*waiting)
+        waiting = (rows, [OnItsWay(result.float()) for result in results])
+    if waiting is not None:
+        yield _arrived(*waiting)
 
 
-def _forward_by_threads(compute, store, batches, autocast, progress, unit):
+def _forward_by_threads(compute, store: WindowStore, batches: list[np.ndarray], autocast):
     """What `_forward` yields, each batch computed by one of as many threads as torch would use for it."""
 
     def work(rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -105,17 +114,12 @@ def _forward_by_threads(compute, store, batches, autocast, progress, unit):
 
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    total = sum(map(len, batches))
-    shown = progress is not None
-    with progress_bar(total=total, desc=progress, unit=unit, shown=shown, leave=False) as bar:
-        try:
-            for rows, results in pool.map(work, batches):
-                yield rows, results
-                bar.update(len(rows))
-        finally:
-            pool.shutdown(cancel_futures=True)
-            # What any thread has set last is what new threads begin with, those of others too.
-            torch.set_num_threads(threads)
+    try:
+        yield from pool.map(work, batches)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        # What any thread has set last is what new threads begin with, those of others too.
+        torch.set_num_threads(threads)
 
 
 def _arrived(rows: np.ndarray, results: list[OnItsWay]) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -105,7 +105,7 @@ class CalibratedLinear(nn.Module):
             weight = weight * factor
             self.shrink = 1 / factor
         self.scale, self.zero = scale_of(reach)
-        self.row_scale = weight.abs().amax(1).clamp(min=1e-8) / 127  # (out,)
+        self.row_scale = scale_of_rows(weight)  # (out,)
         rounded = (weight / self.row_scale[:, None]).round().to(torch.int8)
         self.no_zeros = torch.zeros(len(weight), dtype=torch.int32)
         self.plain = rounded
@@ -152,6 +152,11 @@ def smoothing(reach: Tensor, weight: Tensor) -> Tensor:
     """
     largest = reach.abs().amax(0).clamp(min=1e-5)
     return (largest / weight.abs().amax(0).clamp(min=1e-5)).sqrt()
+
+
+def scale_of_rows(weight: Tensor) -> Tensor:
+    """(out, in) -> (out,) what to divide each row by, so that its largest value becomes 127 or -127."""
+    return weight.abs().amax(1).clamp(min=1e-8) / 127
 
 
 def scale_of(reach: Tensor) -> tuple[float, int]:
@@ -229,8 +234,8 @@ class TokenwiseLinear(nn.Module):
 
 
 def _rounded(weight: Tensor) -> Tensor:
-    """(out, in) float32 -> int8, each row divided by a scale of its own that takes its largest value to 127."""
-    scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127  # (out,)
+    """(out, in) float32 -> int8, each row divided by a scale of its own."""
+    scale = scale_of_rows(weight.double())  # (out,)
     zero = torch.zeros(len(weight), dtype=torch.int64)
     with warnings.catch_warnings():
         # torch plans to move these tensor types elsewhere, and says so every time

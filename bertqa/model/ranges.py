@@ -38,6 +38,11 @@ ABOUT = {"content": "bertqa int8 ranges", "version": "1"}
 model.safetensors."""
 
 
+def is_smoothed(name: str) -> bool:
+    """Whether the product of this name, as layers.0.qkv, needs the range of each channel."""
+    return name.rpartition(".")[2] in SMOOTHED
+
+
 def products_of(encoder: BertEncoder) -> Iterator[tuple[str, nn.Linear]]:
     """Each product of the encoder's layers and its name."""
     for number, layer in enumerate(encoder.layers):
@@ -55,7 +60,7 @@ def watched(encoder: BertEncoder) -> Iterator[Ranges]:
         def widen(module, inputs: tuple) -> None:
             x = inputs[0].detach().float().flatten(0, -2)  # (N, C)
             reach = torch.stack([x.amin(0), x.amax(0)]).cpu()  # (2, C)
-            if name.rpartition(".")[2] not in SMOOTHED:
+            if not is_smoothed(name):
                 reach = torch.stack([reach[0].min(), reach[1].max()])[:, None]  # (2, 1)
             if name in ranges:
                 before = ranges[name]
@@ -77,7 +82,7 @@ def misfit(ranges: Ranges, encoder: BertEncoder) -> str | None:
     """Why these are not the ranges of such an encoder; None where they may be."""
     wanted = {}
     for name, linear in products_of(encoder):
-        channels = linear.in_features if name.rpartition(".")[2] in SMOOTHED else 1
+        channels = linear.in_features if is_smoothed(name) else 1
         wanted[name] = (2, channels)
     for name in sorted(wanted.keys() ^ ranges.keys()):
         return f"{name} is {'missing' if name in wanted else 'of no layer of this model'}"
