@@ -1,7 +1,7 @@
-"""Reading and writing files, one way for each: bytes, text and JSON from outside; files written whole.
+"""Reading and writing files: bytes, text and JSON from outside, and files that appear whole or not at all.
 
-Readers raise UserError that says what is wrong, where, and what to do. Those that take bytes or text do not know the
-name of the file: their caller puts it before the message.
+Readers raise UserError that says what is wrong, where, and what to do. read_text, read_json and read_object name the
+file in the message; after the others the caller puts the name before it.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from bertqa.errors import UserError
+from bertqa.errors import UserError, show
 
 
 def read_bytes(path: Path) -> bytes:
-    """What is in a file, unpacked where it is gzipped."""
+    """Return the content of a file, unpacked if it is gzipped."""
     if path.is_dir():
         raise UserError("is a folder; name a file in it")
     try:
@@ -38,7 +38,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def unpacked(content: bytes) -> bytes:
-    """The content of a file, however it came here: unpacked where it is gzipped, refused where nothing is in it."""
+    """Return the content of a file, unpacked if it is gzipped. Raise UserError if it is empty or a Git LFS pointer."""
     try:
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
@@ -59,7 +59,7 @@ def unpacked(content: bytes) -> bytes:
 
 
 def refuse_lfs_pointer(content: bytes) -> None:
-    """Raise UserError where the content is what Git LFS leaves in the place of a file."""
+    """Raise UserError if the content is a Git LFS pointer, which stands in for a file that was not fetched."""
     if content.startswith(b"version https://git-lfs.github.com/spec/"):
         raise UserError(
             "is a Git LFS pointer: the file itself was not fetched; run git lfs pull in its repository"
@@ -67,7 +67,7 @@ def refuse_lfs_pointer(content: bytes) -> None:
 
 
 def decode(content: bytes) -> str:
-    """The text that these bytes are in UTF-8, without its byte order mark; line ends stay as they are."""
+    """Decode UTF-8 and drop the byte order mark; line ends stay as they are."""
     try:
         text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -80,7 +80,7 @@ def decode(content: bytes) -> str:
 
 
 def _why_not_utf8(content: bytes, error: UnicodeDecodeError) -> str:
-    """Where UTF-8 ends, which encoding the bytes may be in, and how to convert them."""
+    """Word the message for bytes that are not UTF-8: the first wrong one, the likely encoding, how to convert the file."""
     line = content.count(b"\n", 0, error.start) + 1
     where = f"byte {content[error.start]:#04x} at offset {error.start} (line {line})"
     if error.reason == "unexpected end of data":
@@ -106,7 +106,7 @@ def _why_not_utf8(content: bytes, error: UnicodeDecodeError) -> str:
 
 
 def read_text(path: str | Path) -> str:
-    """A file of text, or standard input where the path is "-". Raises UserError that names it."""
+    """Read a text file, or standard input if the path is "-". Raise UserError that names it."""
     try:
         if str(path) == "-":
             path = "standard input"
@@ -117,14 +117,14 @@ def read_text(path: str | Path) -> str:
 
 
 class RepeatedKey(UserError):
-    """A key stands twice in an object of JSON."""
+    """A key that stands twice in one JSON object."""
 
 
 def parse_json(text: str, line: int | None = None, *, allow_nan: bool = False) -> object:
-    """The value of a JSON text: a whole file, or what begins on this line of it.
+    """Parse a JSON text: a whole file, or line number `line` of one.
 
-    A key that stands twice in an object is refused: of two values one would be lost. So are NaN
-    and infinities, which JSON does not have, unless `allow_nan` (pandas writes them into data).
+    A key that stands twice in an object is refused, since one of its values would be lost. NaN and infinities are not JSON
+    and are refused too, unless `allow_nan`: pandas writes them into data.
     """
     checks: dict = {"object_pairs_hook": _without_repeats}
     if not allow_nan:
@@ -148,7 +148,7 @@ def parse_json(text: str, line: int | None = None, *, allow_nan: bool = False) -
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
-    """An object of JSON, from its keys and values."""
+    """Make a dict of a JSON object's keys and values. Raise RepeatedKey if a key stands twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
@@ -157,7 +157,7 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
 
 
 def _finite(number: str) -> float:
-    """A number of JSON with a point or an exponent, or NaN and the like, which are refused."""
+    """Read a JSON number with a point or an exponent. Raise UserError for NaN and infinities."""
     value = float(number)
     if not math.isfinite(value):
         raise UserError(f"JSON has no {number}; write a number of usual size, or null")
@@ -165,7 +165,7 @@ def _finite(number: str) -> float:
 
 
 def _ends_early(message: str, rest: str) -> bool:
-    """Whether the text stops in the middle of a literal, an escape or a string: more was to come."""
+    """Return whether the text stops in the middle of a literal, an escape or a string, as a truncated file does."""
     literals = ("true", "false", "null", "NaN", "-Infinity", "Infinity")
     for word in literals:
         if word.startswith(rest):
@@ -176,7 +176,7 @@ def _ends_early(message: str, rest: str) -> bool:
 
 
 def json_lines(text: str, *, allow_nan: bool = False) -> Iterator[tuple[str, object]]:
-    """-> "line 3" and the value on it, for each line that is not blank."""
+    """Yield "line 3" and the JSON value of that line, for each line that is not blank."""
     # not splitlines: U+2028 may stand inside a JSON string
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -184,7 +184,7 @@ def json_lines(text: str, *, allow_nan: bool = False) -> Iterator[tuple[str, obj
 
 
 def read_json(path: str | Path, *, allow_nan: bool = False) -> object:
-    """The value that a JSON file holds. Raises UserError that names the file."""
+    """Return the value in a JSON file. Raise UserError that names the file."""
     try:
         return parse_json(decode(read_bytes(Path(path))), allow_nan=allow_nan)
     except UserError as error:
@@ -192,32 +192,20 @@ def read_json(path: str | Path, *, allow_nan: bool = False) -> object:
 
 
 def read_object(path: str | Path) -> dict:
-    """The object that a JSON file holds. Raises UserError that names the file."""
+    """Return the object in a JSON file. Raise UserError that names the file, also if it holds another value."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a JSON {type(value).__name__}, expected an object")
     return value
 
 
-def show(value: object) -> str:
-    """The value as JSON, on one line that any terminal can print, cut to 80 characters."""
-    try:
-        text = json.dumps(value, ensure_ascii=False, default=repr)
-    except (TypeError, ValueError, RecursionError):  # keys that are no text; too large; too deep
-        text = f"a {type(value).__name__} that JSON cannot show"
-    text = text.encode("utf-8", "backslashreplace").decode()
-    if len(text) > 80:
-        return text[:77] + "..."
-    return text
-
-
 def same_file(one: Path, other: Path) -> bool:
-    """Whether two names are those of one file that exists."""
+    """Return whether both paths exist and are the same file."""
     return one.exists() and other.exists() and one.samefile(other)
 
 
 def sha256(*paths: Path) -> str:
-    """Of the content of files, one behind the other, as `cat FILES | sha256sum` prints it."""
+    """Return the checksum that `cat FILES | sha256sum` prints, as hexadecimal digits."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as stream:
@@ -232,13 +220,13 @@ def sha256(*paths: Path) -> str:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A new name beside `path` to write to, which takes its place if the block ends well.
+    """Yield a temporary file beside `path`, and rename it to `path` if the block ends without an exception.
 
-    The name is nobody else's, so that several processes can write the same file: each writes it
-    whole, and the last one wins. A device or a pipe (/dev/stdout) is written to, and stays what it is.
+    Its name is unique, so several processes may write the same `path`: each writes a whole file, and the last rename
+    wins. If `path` is a device or a pipe (/dev/stdout), the content is copied into it instead.
 
     Raises:
-        UserError: where `path` is a folder, or is to be in one that is not there.
+        UserError: if `path` is a folder, or its folder does not exist.
     """
     path = Path(path)
     if path.is_dir():
@@ -258,7 +246,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     fresh = Path(name)
     try:
         yield fresh
-        fresh.chmod(0o666 & ~umask())  # mkstemp's files are for their owner alone
+        fresh.chmod(0o666 & ~umask())  # mkstemp makes files that only their owner may read
         flush_to_disk(fresh)
         os.replace(fresh, path)
     except BaseException:
@@ -267,24 +255,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole, in UTF-8 with \\n at line ends."""
+    """Write a text file atomically, in UTF-8; line ends stay as they are."""
     with replacing(path) as fresh:
         fresh.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Write a JSON file whole."""
+    """Write a JSON file atomically."""
     write_text(path, to_json(value, indent=1) + "\n")
 
 
 def to_json(value: object, indent: int | None = None) -> str:
-    """JSON that can be read and be written in UTF-8: half a surrogate pair is escaped."""
+    """Return the value as JSON that UTF-8 can encode: lone surrogates are escaped, other characters are not."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def flush_to_disk(path: Path) -> None:
-    """Have the system put a file on the disk before the rename that makes it count."""
+    """Call fsync on a file: without it, a crash after the rename could leave an empty file."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -293,7 +281,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def umask() -> int:
-    """The permissions that this process withholds from new files."""
+    """Return this process's umask: the permissions that its new files lack."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bertqa.errors import UserError
+from bertqa.errors import UserError, show
 from bertqa.files import (
     decode,
     json_lines,
@@ -22,7 +22,6 @@ from bertqa.files import (
     read_text,
     replacing,
     sha256,
-    show,
     to_json,
     write_json,
     write_text,

@@ -8,8 +8,8 @@ import math
 import re
 from collections.abc import Iterator, Sequence, Set
 
-from bertqa.errors import UserError
-from bertqa.files import parse_json, show
+from bertqa.errors import UserError, show
+from bertqa.files import parse_json
 
 CONTEXTS = ("context", "context_text")
 QUESTIONS = ("question", "query_text")

@@ -23,8 +23,8 @@ from bertqa.data.fields import (
 )
 from bertqa.data.records import Records, look_ahead, records_in
 from bertqa.data.tables import PARQUET, parquet_records
-from bertqa.errors import UserError
-from bertqa.files import decode, show
+from bertqa.errors import UserError, show
+from bertqa.files import decode
 
 ACCEPTED = (
     'SQuAD JSON ("data", "paragraphs", "qas"); records with id, question, context and answers as a JSON list, under '

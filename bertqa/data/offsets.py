@@ -21,7 +21,7 @@ from itertools import accumulate
 
 from bertqa.data.characters import extends, inside_word, only_place, whole_words
 from bertqa.data.questions import Gold
-from bertqa.files import show
+from bertqa.errors import show
 
 NEARBY = 20  # characters; offsets slip by a few through stripped blanks and byte order marks
 MARKS = 3  # hyphens, quotation marks, zero width spaces: most of them in a row that a text may lack

@@ -30,8 +30,7 @@ from bertqa.data.fields import (
     refuse_doubles,
 )
 from bertqa.data.formats import Question
-from bertqa.errors import UserError
-from bertqa.files import show
+from bertqa.errors import UserError, show
 
 PRINTED = ("[", "{", "array(", "np.array(")
 """How a text begins that is printed answers."""

@@ -9,8 +9,8 @@ from itertools import islice
 
 from bertqa.data.fields import STARTS, Faults, parse_printed, refuse_doubles
 from bertqa.data.tables import refuse_doubled_columns, whole_table
-from bertqa.errors import UserError
-from bertqa.files import RepeatedKey, decode, parse_json, show
+from bertqa.errors import UserError, show
+from bertqa.files import RepeatedKey, decode, parse_json
 
 Located = tuple[str, object]
 """Where a record stands, for messages, and the record."""

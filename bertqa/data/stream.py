@@ -26,8 +26,8 @@ from bertqa.data.formats import (
 from bertqa.data.records import Records, alone, line_values, records_in
 from bertqa.data.sources import Source, Stream, decoded, look_at
 from bertqa.data.tables import PARQUET, parquet_rows, stream_table
-from bertqa.errors import UserError
-from bertqa.files import decode, show
+from bertqa.errors import UserError, show
+from bertqa.files import decode
 
 RECENT = 1 << 16
 """Ids kept in a set before they are sorted into the array."""

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bertqa.data.sources import STDIN, Source
-from bertqa.errors import UserError
-from bertqa.files import show
+from bertqa.errors import UserError, show
 
 DELIMITERS = ",;\t"
 

@@ -14,8 +14,7 @@ from bertqa.data.texts import Texts
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.tokens import Tokens, no_tokens
 from bertqa.data.windows import Sequences, fingerprint
-from bertqa.errors import UserError
-from bertqa.files import show
+from bertqa.errors import UserError, show
 
 
 @dataclass

@@ -29,8 +29,8 @@ from bertqa.data.tables import (
     quotes_well,
     stream_table,
 )
-from bertqa.errors import UserError
-from bertqa.files import parse_json, show
+from bertqa.errors import UserError, show
+from bertqa.files import parse_json
 
 Row = tuple[str, dict | UserError]
 """Where a row stands in its file, for messages, and its values by column; or what is wrong with it, and where."""

@@ -9,8 +9,8 @@ import numpy as np
 
 from bertqa.console import progress_bar
 from bertqa.data.tokens import Tokens, running_sum, whole_characters
-from bertqa.errors import UserError
-from bertqa.files import read_object, show
+from bertqa.errors import UserError, show
+from bertqa.files import read_object
 
 TEXTS_A_CALL = 256
 """Texts handed to the tokenizer at once: enough for its threads, few enough for a live progress bar."""

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from bertqa.data.examples import Dataset, Example, read_examples
-from bertqa.errors import UserError
-from bertqa.files import replacing, show, to_json, write_text
+from bertqa.errors import UserError, show
+from bertqa.files import replacing, to_json, write_text
 
 
 def examples_of(data: object) -> Dataset:

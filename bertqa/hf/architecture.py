@@ -9,8 +9,8 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from bertqa.errors import UserError
-from bertqa.files import read_json, read_object, show
+from bertqa.errors import UserError, show
+from bertqa.files import read_json, read_object
 from bertqa.hf.weights import ADAPTER_CONFIG, adapter
 from bertqa.model.config import CLASSES, QA, BertConfig
 from bertqa.model.record import Embedding, read_qa, write_embed, write_qa

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bertqa.errors import UserError
-from bertqa.files import show
+from bertqa.errors import UserError, show
 
 CASED_SHARE = 0.02
 """A vocabulary with a larger share of tokens with capitals in them was made without lower-casing (bert-base-cased: 0.28;

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bertqa.errors import UserError, first_sentence
-from bertqa.files import read_object, show
+from bertqa.errors import UserError, first_sentence, show
+from bertqa.files import read_object
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bertqa.errors import UserError, first_sentence
-from bertqa.files import sha256, show
+from bertqa.errors import UserError, first_sentence, show
+from bertqa.files import sha256
 from bertqa.hf.architecture import CONFIG_FILES, pooling_file
 from bertqa.hf.weights import ADAPTER_CONFIG, WEIGHT_FILES, adapter, shard_names
 

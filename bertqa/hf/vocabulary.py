@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bertqa.errors import UserError
-from bertqa.files import read_object, show, to_json, write_json, write_text
+from bertqa.errors import UserError, show
+from bertqa.files import read_object, to_json, write_json, write_text
 from bertqa.hf import casing
 from bertqa.hf.fast import (
     add_later_tokens,

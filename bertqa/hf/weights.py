@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from bertqa.errors import UserError, first_sentence
-from bertqa.files import read_object, refuse_lfs_pointer, show
+from bertqa.errors import UserError, first_sentence, show
+from bertqa.files import read_object, refuse_lfs_pointer
 from bertqa.model.disk import DTYPES, Weights, open_safetensors
 
 WEIGHT_FILES = (

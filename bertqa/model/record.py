@@ -5,8 +5,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bertqa.errors import UserError
-from bertqa.files import read_object, show, write_json
+from bertqa.errors import UserError, show
+from bertqa.files import read_object, write_json
 from bertqa.model.config import CLASSES, QA, BertConfig
 
 EMBEDDING = "embed.json"

@@ -6,8 +6,8 @@ at all. Only the files are read here; data/tokenizer.py puts them to use.
 
 from pathlib import Path
 
-from bertqa.errors import UserError
-from bertqa.files import decode, read_bytes, read_object, show
+from bertqa.errors import UserError, show
+from bertqa.files import decode, read_bytes, read_object
 
 NEEDED = ("[UNK]", "[CLS]", "[SEP]")
 """BERT's special tokens that bertqa puts into every text."""

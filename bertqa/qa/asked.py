@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from bertqa.data.examples import Example
-from bertqa.errors import UserError
-from bertqa.files import show
+from bertqa.errors import UserError, show
 from bertqa.qa.search import SpanSettings
 
 MAX_ANSWER_LENGTH = 30

@@ -20,8 +20,7 @@ import numpy as np
 
 from bertqa.data.examples import Example
 from bertqa.data.windows import Windows
-from bertqa.errors import UserError
-from bertqa.files import show
+from bertqa.errors import UserError, show
 from bertqa.qa.answers import best_answers, characters
 from bertqa.qa.metrics import score_answers
 from bertqa.qa.spans import Spans

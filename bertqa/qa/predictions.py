@@ -18,8 +18,8 @@ from pathlib import Path
 
 from bertqa.data.fields import name_among
 from bertqa.data.tables import whole_table
-from bertqa.errors import UserError
-from bertqa.files import decode, json_lines, parse_json, read_bytes, show
+from bertqa.errors import UserError, show
+from bertqa.files import decode, json_lines, parse_json, read_bytes
 
 ID_KEYS = ("id", "question_id", "qid", "query_id", "guid", "_id")
 TEXT_KEYS = ("prediction_text", "answer_text", "answer", "prediction", "text")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bertqa.data.download import official
-from bertqa.errors import UserError
-from bertqa.files import decode, json_lines, parse_json, read_bytes, read_json, show
+from bertqa.errors import UserError, show
+from bertqa.files import decode, json_lines, parse_json, read_bytes, read_json
 
 FILES = ("config.json", "metrics.jsonl", "predictions.json", "predictions.jsonl")
 FILES += ("nbest_predictions.json", "null_odds.json", "confidence.json", "summary.json")

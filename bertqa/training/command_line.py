@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from bertqa.console import say
-from bertqa.errors import UserError
+from bertqa.errors import UserError, show
 from bertqa.fields import add_fields
-from bertqa.files import read_object, show
+from bertqa.files import read_object
 from bertqa.flags import CompactHelp, DocStride, VerbParser
 from bertqa.settings import ENDS, MOVABLE, RESUMABLE, ClassificationSettings, RunSettings, parts_of
 
