@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TextIO
 
 from bertqa.data.examples import read_examples
+from bertqa.data.question_stream import Question, question_stream
 from bertqa.data.sources import expand
-from bertqa.data.stream import Question, question_stream
 from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import read_object, replacing

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from bertqa.console import say
 from bertqa.data.examples import Example
+from bertqa.data.question_stream import question_stream
 from bertqa.data.sources import expand
-from bertqa.data.stream import question_stream
 from bertqa.data.text_windows import TextWindows, text_windows
 from bertqa.data.texts import text_stream
 from bertqa.data.tokenizer import WordPiece

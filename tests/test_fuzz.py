@@ -13,8 +13,8 @@ from shapes_read import READ
 from shapes_refused import REFUSED
 
 from bertqa.data.examples import read_examples
+from bertqa.data.question_stream import question_stream
 from bertqa.data.sources import expand
-from bertqa.data.stream import question_stream
 from bertqa.data.text_windows import label_rows
 from bertqa.data.texts import read_texts
 from bertqa.data.tokenizer import WordPiece

@@ -11,8 +11,8 @@ from shapes_read import READ
 from shapes_refused import REFUSED
 
 from bertqa.data.examples import read_examples
+from bertqa.data.question_stream import Ids, Seen, question_stream
 from bertqa.data.sources import Source, expand
-from bertqa.data.stream import Ids, Seen, question_stream
 from bertqa.errors import UserError
 
 ROWS = [{"id": f"q{n}", "question": f"who is {n}?", "context": f"{n} is é."} for n in range(5)]
@@ -176,7 +176,7 @@ def test_how_much_has_been_read(tmp_path):
 
 
 def test_ids_seen_before_are_known_whether_recent_or_old(monkeypatch):
-    monkeypatch.setattr("bertqa.data.stream.RECENT", 10)
+    monkeypatch.setattr("bertqa.data.question_stream.RECENT", 10)
     seen = Seen()
     assert [seen.add(str(n)) for n in range(95)] == [False] * 95
     assert len(seen.old) == 90 and len(seen.recent) == 5

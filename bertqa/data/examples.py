@@ -31,7 +31,6 @@ from itertools import islice
 from pathlib import Path
 
 from bertqa.data.download import locate
-from bertqa.data.fields import Faults
 from bertqa.data.formats import questions_in
 from bertqa.data.offsets import (
     CHARACTERS,
@@ -42,6 +41,7 @@ from bertqa.data.offsets import (
     why_unplaced,
 )
 from bertqa.data.questions import Checked, Gold, checked_questions
+from bertqa.data.record_fields import Faults
 from bertqa.errors import UserError
 from bertqa.files import read_bytes
 

@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from bertqa.data.fields import (
+from bertqa.data.record_fields import (
     CONTEXTS,
     KNOWN,
     QUESTIONS,

@@ -14,7 +14,8 @@ forms in which files write them:
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bertqa.data.fields import (
+from bertqa.data.formats import Question
+from bertqa.data.record_fields import (
     ANSWERS,
     IDS,
     KNOWN,
@@ -29,7 +30,6 @@ from bertqa.data.fields import (
     parse_printed,
     refuse_doubles,
 )
-from bertqa.data.formats import Question
 from bertqa.errors import UserError, show
 
 PRINTED = ("[", "{", "array(", "np.array(")

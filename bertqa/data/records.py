@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from bertqa.data.fields import STARTS, Faults, parse_printed, refuse_doubles
+from bertqa.data.record_fields import STARTS, Faults, parse_printed, refuse_doubles
 from bertqa.data.tables import refuse_doubled_columns, whole_table
 from bertqa.errors import UserError, show
 from bertqa.files import RepeatedKey, decode, parse_json

@@ -18,7 +18,7 @@ from functools import partial
 from itertools import count, islice
 from pathlib import Path
 
-from bertqa.data.fields import EMPTY, field, refuse_doubles
+from bertqa.data.record_fields import EMPTY, field, refuse_doubles
 from bertqa.data.records import line_values
 from bertqa.data.sources import STDIN, Source, Stream, decoded, look_at
 from bertqa.data.tables import (

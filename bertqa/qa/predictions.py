@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bertqa.data.fields import name_among
+from bertqa.data.record_fields import name_among
 from bertqa.data.tables import whole_table
 from bertqa.errors import UserError, show
 from bertqa.files import decode, json_lines, parse_json, read_bytes

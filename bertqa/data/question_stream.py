@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from bertqa.data.fields import ANSWERS, CONTEXTS, IDS, KNOWN, QUESTIONS, Faults, name_among
 from bertqa.data.formats import (
     ACCEPTED,
     NO_CONTEXT,
@@ -23,6 +22,7 @@ from bertqa.data.formats import (
     shape_of_columns,
     shape_of_records,
 )
+from bertqa.data.record_fields import ANSWERS, CONTEXTS, IDS, KNOWN, QUESTIONS, Faults, name_among
 from bertqa.data.records import Records, alone, line_values, records_in
 from bertqa.data.sources import Source, Stream, decoded, look_at
 from bertqa.data.tables import PARQUET, parquet_rows, stream_table
