@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bertqa.data.texts import Text, text_stream
-from bertqa.errors import UserError
+from bertqa.errors import UserError, no_data
 from bertqa.files import flush_to_disk, replacing, to_json
 from bertqa.folders import take_place
 from bertqa.jobs import Job, answer_stream, depends_on
@@ -42,7 +42,7 @@ def refuse_bad(texts: Iterable[Text], names: Sequence[str]) -> None:
             raise UserError(text.error)
         count += 1
     if not count:
-        raise UserError(f"{', '.join(names)}: has a header, but no rows")
+        raise no_data(f"{', '.join(names)}: has a header, but no rows")
 
 
 def write_npy(args: argparse.Namespace, paths: Sequence[Path], embed) -> tuple[int, ...]:

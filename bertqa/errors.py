@@ -18,6 +18,11 @@ class SpeedHint(UserWarning):
     """
 
 
+def no_data(what: str) -> UserError:
+    """Return the error for an input without data: `what` is found in its place, and what to do."""
+    return UserError(f"{what}; fetch it or write it again, or give another file")
+
+
 def show(value: object) -> str:
     """Return the value as JSON to quote in a message: one line, at most 80 characters, printable on any terminal."""
     try:

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from bertqa.errors import UserError, show
+from bertqa.errors import UserError, no_data, show
 
 
 def read_bytes(path: Path) -> bytes:
@@ -53,7 +53,7 @@ def unpacked(content: bytes) -> bytes:
     except MemoryError:
         raise UserError("does not fit into memory") from None
     if not content:
-        raise UserError("is empty (0 bytes)")
+        raise no_data("is empty (0 bytes)")
     refuse_lfs_pointer(content)
     return content
 
@@ -73,7 +73,7 @@ def decode(content: bytes) -> str:
     except UnicodeDecodeError as error:
         raise UserError(_why_not_utf8(content, error)) from None
     if not text.strip():
-        raise UserError("holds only white space")
+        raise no_data("holds only white space")
     if text[1:4:2] == "\0\0":
         raise UserError("UTF-16, not UTF-8; save it as UTF-8 (iconv -f utf-16le -t utf-8)")
     return text

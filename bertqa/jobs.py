@@ -20,7 +20,7 @@ from bertqa import __version__
 from bertqa.console import progress_bar, stop_on_sigterm
 from bertqa.data.sources import chunks
 from bertqa.distributed import World
-from bertqa.errors import UserError
+from bertqa.errors import UserError, no_data
 from bertqa.files import parse_json, read_object, sha256, to_json, write_json
 from bertqa.model.record import RANGES
 
@@ -195,7 +195,7 @@ def answer_stream(
         raise
     job.took = time.perf_counter() - began
     if not job.done:
-        raise UserError(f"{', '.join(args.data)}: there is no {noun} in it")
+        raise no_data(f"{', '.join(args.data)}: there is no {noun} in it")
 
 
 def shares_of(records: Iterable, size: int, device: str) -> Iterator[Share]:

@@ -815,15 +815,16 @@ ACCEPTED = (
     'list, under "data" or one per line; MRQA lines ("context", "qas"); CSV with the columns id, question, context and '
     "answers"
 )
+WHAT_TO_DO = "; fetch it or write it again, or give another file"
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "is empty (0 bytes)"),
-        (gzip.compress(b""), "is empty (0 bytes)"),
-        (b" \n\t\n", "holds only white space"),
-        (b"\xef\xbb\xbf\n", "holds only white space"),
+        (b"", "is empty (0 bytes)" + WHAT_TO_DO),
+        (gzip.compress(b""), "is empty (0 bytes)" + WHAT_TO_DO),
+        (b" \n\t\n", "holds only white space" + WHAT_TO_DO),
+        (b"\xef\xbb\xbf\n", "holds only white space" + WHAT_TO_DO),
         (
             '{"data": [\n  {"title": x}]}',
             'not JSON: line 2, column 13: Expecting value, near "x}]}"',
@@ -857,14 +858,20 @@ ACCEPTED = (
             "[]".encode("utf-16"),
             "not text in UTF-8: byte 0xff at offset 0 (line 1); UTF-16, or packed? Needed is UTF-8, plain or .gz",
         ),
-        ([], "has no questions in it, though its shape is right (flat json)"),
-        ({"data": []}, "has no questions in it, though its shape is right (flat json)"),
+        ([], f"has no questions in it, though its shape is right (flat json){WHAT_TO_DO}"),
+        (
+            {"data": []},
+            f"has no questions in it, though its shape is right (flat json){WHAT_TO_DO}",
+        ),
         (
             {"data": [{"paragraphs": []}]},
-            "has no questions in it, though its shape is right (squad)",
+            f"has no questions in it, though its shape is right (squad){WHAT_TO_DO}",
         ),
-        ({"header": {}}, "has no questions in it, though its shape is right (mrqa)"),
-        ("id,question,context\n", "has no questions in it, though its shape is right (csv)"),
+        ({"header": {}}, f"has no questions in it, though its shape is right (mrqa){WHAT_TO_DO}"),
+        (
+            "id,question,context\n",
+            f"has no questions in it, though its shape is right (csv){WHAT_TO_DO}",
+        ),
         ({"train": [], "dev": []}, f'wrong shape: found ["train", "dev"]; {ACCEPTED}'),
         ([{"text": "a"}], f'wrong shape: found ["text"]; {ACCEPTED}'),
         ([1, 2], f"wrong shape: found 1; {ACCEPTED}"),
@@ -877,7 +884,10 @@ ACCEPTED = (
             "question,id\n",
             'the CSV has no column "context"; its columns are "question", "id"',
         ),
-        ("question,context\n", "has no questions in it, though its shape is right (csv)"),
+        (
+            "question,context\n",
+            f"has no questions in it, though its shape is right (csv){WHAT_TO_DO}",
+        ),
         (
             "first,second\n",
             f'wrong shape: neither JSON nor a CSV header: "first,second"; {ACCEPTED}',

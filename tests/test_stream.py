@@ -13,6 +13,7 @@ from shapes_refused import REFUSED
 from bertqa.data.examples import read_examples
 from bertqa.data.question_stream import Ids, Seen, question_stream
 from bertqa.data.sources import Source, expand
+from bertqa.data.texts import read_texts, text_stream
 from bertqa.errors import UserError
 
 ROWS = [{"id": f"q{n}", "question": f"who is {n}?", "context": f"{n} is é."} for n in range(5)]
@@ -153,6 +154,32 @@ def test_files_that_cannot_be_read_are_named(tmp_path, content, says):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(UserError, match=f"file: .*({says})"):
         read(tmp_path / "file")
+
+
+def texts_of(path):
+    return list(text_stream([path]))
+
+
+NOTHING = (b"", gzip.compress(b""), b" \n\n", b"\xef\xbb\xbf", b"sep=;\n")
+NO_RECORDS = (b"id,question,context,text\n", b"[]", b'{"data": []}')
+"""Of these a stream gives no record, and the verbs say what to do where all files together give none."""
+
+
+@pytest.mark.parametrize(
+    ("reads", "contents"),
+    [
+        (read, NOTHING),
+        (texts_of, NOTHING),
+        (read_examples, NOTHING + NO_RECORDS),
+        (read_texts, NOTHING + NO_RECORDS[:2]),
+    ],
+)
+def test_a_file_without_data_is_refused_with_what_to_do(tmp_path, reads, contents):
+    for content in contents:
+        path = tmp_path / "file.csv"
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="file.csv: .*; fetch it or write it again, or give"):
+            reads(path)
 
 
 def test_records_without_ids_are_numbered_over_all_files(tmp_path):

@@ -118,7 +118,9 @@ def test_excel_says_what_separates_its_cells(write):
     path = write("x.csv", "sep=;\r\nid;text\r\n7;a,b\r\n")
     found = read_texts(path)
     assert (found.texts, found.ids, found.where) == (["a,b"], ["7"], ["line 3"])
-    assert refusal(write("x.csv", "sep=;\n")) == "holds no rows"
+    assert refusal(write("x.csv", "sep=;\n")) == (
+        "holds no rows; fetch it or write it again, or give another file"
+    )
 
 
 def test_a_header_of_any_length(write):

@@ -42,7 +42,7 @@ from bertqa.data.offsets import (
 )
 from bertqa.data.questions import Checked, Gold, checked_questions
 from bertqa.data.record_fields import Faults
-from bertqa.errors import UserError
+from bertqa.errors import UserError, no_data
 from bertqa.files import read_bytes
 
 
@@ -154,7 +154,7 @@ def read_examples(path: str | Path, limit: int | None = None, *, gather: bool = 
             more = f" (and {len(others):,} more)" if others else ""
             raise UserError(f"not one question is whole: {first}{more}")
         if not data.examples:
-            raise UserError(f"has no questions in it, though its shape is right ({kind})")
+            raise no_data(f"has no questions in it, though its shape is right ({kind})")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     finally:

@@ -26,7 +26,7 @@ from bertqa.data.record_fields import ANSWERS, CONTEXTS, IDS, KNOWN, QUESTIONS, 
 from bertqa.data.records import Records, alone, line_values, records_in
 from bertqa.data.sources import Source, Stream, decoded, look_at
 from bertqa.data.tables import PARQUET, parquet_rows, stream_table
-from bertqa.errors import UserError, show
+from bertqa.errors import UserError, no_data, show
 from bertqa.files import decode
 
 RECENT = 1 << 16
@@ -146,7 +146,7 @@ def json_rows(source: Source, text: str) -> Rows:
     refuse_for_answering(shape)
     items = list(found.items)
     if not items:
-        raise UserError("has no questions in it, though its shape is right")
+        raise no_data("has no questions in it, though its shape is right")
     for number, (where, item) in enumerate(items):
         source.tell_share((number + 1) / len(items))
         yield from flat_rows(where, item, shape)

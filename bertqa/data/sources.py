@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bertqa.data.download import locate
-from bertqa.errors import UserError
+from bertqa.errors import UserError, no_data
 from bertqa.files import decode, refuse_lfs_pointer
 
 STDIN = Path("-")
@@ -76,7 +76,7 @@ class Source:
         # Names lie: the first bytes tell what is in the file. To peek does not take them from a pipe.
         self.head = self._raw.peek(64)[:64]
         if not self.head:
-            raise UserError("is empty (0 bytes)")
+            raise no_data("is empty (0 bytes)")
         refuse_lfs_pointer(self.head)
         self.stream = _unpacked(self._raw, self.head)
         self.digest = hashlib.sha256()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bertqa.data.sources import STDIN, Source
-from bertqa.errors import UserError, show
+from bertqa.errors import UserError, no_data, show
 
 DELIMITERS = ",;\t"
 
@@ -102,7 +102,7 @@ def head_of(lines: Iterator[str], wanted: Collection[str]) -> tuple[str, int, st
             said = excel[1]
         elif line.strip(BLANK):
             return line, number, said or best_delimiter(line, wanted)
-    raise UserError("holds no rows" if said else "holds only white space")
+    raise no_data("holds no rows" if said else "holds only white space")
 
 
 def best_delimiter(head: str, wanted: Collection[str]) -> str:

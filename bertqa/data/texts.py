@@ -29,7 +29,7 @@ from bertqa.data.tables import (
     quotes_well,
     stream_table,
 )
-from bertqa.errors import UserError, show
+from bertqa.errors import UserError, no_data, show
 from bertqa.files import parse_json
 
 Row = tuple[str, dict | UserError]
@@ -114,7 +114,7 @@ def rows_in(source: Source, columns: Columns) -> Iterator[Row]:
     first, lines = look_at(decoded(source.lines()), 1)
     head = "".join(first)
     if not head.strip():
-        raise UserError("holds only white space")
+        raise no_data("holds only white space")
     if columns.text is None and not is_table(source.name, head):
         for number, line in enumerate(lines, 1):
             yield f"line {number}", {"text": line.removesuffix("\n").removesuffix("\r")}
@@ -253,7 +253,7 @@ def read_texts(
             for _ in source.lines():
                 pass
         if not rows:
-            raise UserError("has a header, but no rows")
+            raise no_data("has a header, but no rows")
         found = Texts(
             path=str(path),
             sha256=source.digest.hexdigest(),
