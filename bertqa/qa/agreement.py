@@ -1,4 +1,4 @@
-"""One answer against another: normalisation and F1, as SQuAD's official scripts define them, and F1 over characters."""
+"""Compare two answers: SQuAD's normalisation and F1, and an F1 over characters for languages without spaces."""
 
 import re
 import string
@@ -6,12 +6,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-# ASCII only, as the official scripts have it.
+# ASCII punctuation only, as in the official scripts.
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
-# Thai to Myanmar, Khmer, kana, ideographs: scripts without spaces between words. Hangul has them.
+# Scripts without spaces between words: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Chinese characters. Hangul has spaces.
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
@@ -20,16 +20,16 @@ CHARACTERS = re.compile(f"[{UNSPACED}]|[^\\s{UNSPACED}]+")
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, no ASCII punctuation, no a/an/the, single spaces: in that order, as both official scripts have it."""
+    """Normalise as both official scripts do: lower case, then no ASCII punctuation, no a/an/the, single spaces."""
     plain = text.lower().translate(NO_PUNCTUATION)
     return " ".join(ARTICLES.sub(" ", plain).split())
 
 
 def char_tokens(normalised: str) -> list[str]:
-    """Cut a normalised answer for `char_f1`: each character of a script without spaces alone, other words whole.
+    """Split a normalised answer for `char_f1`: scripts without spaces into characters, everything else into words.
 
-    Punctuation of every script goes, not only ASCII's. Text in a language with spaces gives its words, so its ordinary
-    F1 but for such punctuation.
+    Punctuation of all scripts is removed, not only ASCII's. That apart, text in a language with spaces gives its words,
+    and so the ordinary F1.
     """
     if not normalised.isascii():
         normalised = "".join(" " if unicodedata.category(c)[0] == "P" else c for c in normalised)
@@ -37,14 +37,14 @@ def char_tokens(normalised: str) -> list[str]:
 
 
 def token_f1(gold: Sequence[str], guess: Sequence[str], v1: bool = False) -> float:
-    """Harmonic mean of precision and recall of the tokens, counted as multisets.
+    """Return the harmonic mean of precision and recall of the guess's tokens, counted as multisets.
 
-    Of "big old mill", 2 tokens of 3 are in "old mill town", and 2 of its 3 are found: F1 is 2/3. With no tokens on either
-    side it is 1 when both are empty, else 0; v1.1 has no such rule and gives 0 for both.
+    The guess "big old mill" has 2 of its 3 tokens in "old mill town", and finds 2 of its 3: F1 is 2/3. If either has no
+    tokens, F1 is 1 where both have none, else 0; by v1.1's rules always 0.
     """
     if not gold or not guess:
         return 0 if v1 else int(gold == guess)
-    # Most pairs have no word in common, and to see that is much faster than counting.
+    # Most pairs share no token, and seeing that is much faster than counting.
     if set(gold).isdisjoint(guess):
         return 0
     same = sum((Counter(gold) & Counter(guess)).values())

@@ -1,10 +1,10 @@
-"""Scores of a predictions file: exact match, F1, no-answer thresholds, precision-recall curves, as SQuAD's own scripts.
+"""Score a predictions file as SQuAD's scripts do: exact match, F1, no-answer thresholds, precision-recall curves.
 
-Sources: the official evaluate-v2.0.py (Rajpurkar, Jia and Liang 2018) and the v1.1 script (Rajpurkar et al. 2016).
-Their numbers come out to the last digit, so everything is added up as they do it: the same values, of the same types,
-in the same order, by `sum` or by a loop as the script has it (since Python 3.12 the two round differently).
+The scripts are evaluate-v2.0.py (Rajpurkar, Jia and Liang 2018) and that of v1.1 (Rajpurkar et al. 2016). Results equal
+theirs to the last digit, so values are summed as they sum them: of the same types, in the same order, by `sum` or by a
+loop (since Python 3.12 the two round differently).
 
-Scores are fractions (0 to 1) per question, and percentages (0 to 100) once averaged.
+Scores of single questions are fractions (0 to 1), averages are percentages (0 to 100).
 """
 
 import functools
@@ -16,19 +16,19 @@ from bertqa.data.examples import Example
 from bertqa.errors import UserError
 from bertqa.qa.agreement import char_tokens, normalise_answer, token_f1
 
-# ---- one predictions file: a row per question ----
+# ---- Single questions ----
 
 
 @dataclass(slots=True)
 class Scores:
-    """Scores of a predictions file: a row per question in the order of the data, as plain lists (see above).
+    """Scores of a predictions file before any no-answer threshold, a row per question in the order of the data.
 
-    exact and f1 are the best over the accepted answers, before any threshold; so is char_f1, empty unless asked for.
+    exact, f1 and char_f1 are the best over the accepted answers; char_f1 is empty unless asked for.
     """
 
     ids: list[str] = field(default_factory=list)
-    has_answer: list[bool] = field(default_factory=list)  # at least one, even one without words
-    texts: list[str | None] = field(default_factory=list)  # none: missing, and counted as wrong
+    has_answer: list[bool] = field(default_factory=list)  # any in the data, even one without words
+    texts: list[str | None] = field(default_factory=list)  # None: no prediction, counts as wrong
     exact: list[int] = field(default_factory=list)
     f1: list[float] = field(default_factory=list)
     char_f1: list[float] = field(default_factory=list)
@@ -42,22 +42,27 @@ def score_answers(
     v1: bool = False,
     characters: bool = False,
 ) -> Scores:
-    """Score each question's prediction against all its accepted answers; predictions of unknown ids are ignored.
+    """Score the prediction for each question against its accepted answers; predictions of unknown ids are ignored.
 
-    v2 rules: accepted answers without words are dropped, and where none is left only an empty answer is right; a
-    repeated id counts once, its last record. v1.1 rules: every answer and every record counts, and "" never earns F1.
+    By the rules of v2, accepted answers without words are dropped, and where none is left only an empty answer is
+    right; of records with the same id the last one counts. By those of v1.1, all answers and records count, and ""
+    has F1 0.
 
-    `missing` says what becomes of a question without a prediction. "wrong": it scores 0 whatever the threshold, as in
-    the v1.1 script. "skip": it is left out, as if the data did not have it (where the v2 script dies of a KeyError).
+    Args:
+        missing: what to do with a question without a prediction. "wrong": it scores 0 at any threshold, as in the v1.1
+            script. "skip": it is left out, as if it were not in the data (the v2 script stops with a KeyError).
+        v1: use the rules of v1.1.
+        characters: fill `Scores.char_f1` too.
 
-    Raises UserError where v1.1 rules meet a question without answers (they have no score for it), and where no question
-    has a prediction at all (the files do not belong together).
+    Raises:
+        UserError: for a question without answers under the rules of v1.1, which cannot score it, and where no question
+            has a prediction: the two files do not belong together.
     """
     assert missing in ("wrong", "skip"), missing
-    normalise = functools.cache(normalise_answer)  # answers repeat; the cache dies with this call
+    normalise = functools.cache(normalise_answer)  # answers repeat
     examples = list(examples)
-    # The v2 script keeps answers in a dictionary by id, where the last record of an id wins.
     if not v1:
+        # The v2 script has a dictionary by id, in which the last record of an id wins.
         examples = list({example.id: example for example in examples}.values())
     if not any(example.id in predictions for example in examples):
         ids = [example.id for example in examples]
@@ -87,7 +92,7 @@ def score_answers(
 
 
 def _accepted(golds: Iterable[str], v1: bool) -> list[str]:
-    """The normalised answers that count, each once; where v2 rules leave none, only "" is right."""
+    """Return the distinct normalised answers that count; [""] where v2 rules leave none."""
     distinct = dict.fromkeys(golds)
     if not v1:
         distinct.pop("", None)
@@ -95,25 +100,27 @@ def _accepted(golds: Iterable[str], v1: bool) -> list[str]:
 
 
 def _some(ids: Iterable[str]) -> str:
+    """Return the first three ids, for a message."""
     return ", ".join(map(repr, itertools.islice(ids, 3))) or "nothing"
 
 
 def _best_f1(
     golds: list[str], guess: str | None, tokens: Callable[[str], list[str]], v1: bool
 ) -> float:
+    """Return the highest F1 of a normalised prediction over the normalised answers; 0 for no prediction."""
     if guess is None:
         return 0
-    if guess and guess in golds:  # by far the commonest way to score
+    if guess and guess in golds:  # only to save time: most predictions that score at all are exact
         return 1.0
     guess = tokens(guess)
     return max(token_f1(tokens(gold), guess, v1) for gold in golds)
 
 
-# ---- the whole file ----
+# ---- The whole file ----
 
 
 def evaluate_v1(scores: Scores) -> dict[str, float]:
-    """The keys of the v1.1 script: exact_match and f1. `scores` must have been made with `v1=True`."""
+    """Return what the v1.1 script prints, exact_match and f1. `scores` must have been made with `v1=True`."""
     f1 = 0
     for value in scores.f1:  # not sum(): see the module's docstring
         f1 += value
@@ -129,13 +136,18 @@ def evaluate_v2(
     threshold: float = 1.0,
     curves: bool = False,
 ) -> dict[str, float]:
-    """The keys of evaluate-v2.0.py, in its order; `na_probs` is its --na-prob-file, `curves` adds --out-image-dir's.
+    """Return what evaluate-v2.0.py prints, with its keys in its order.
 
-    HasAns_* or NoAns_* are absent when there is no such question, pr_*_ap when no question has an answer. Ids in
-    `na_probs` that the data does not have are left out of the curves. The best_* keys are the script's own sweep; to
-    choose a threshold use `thresholds.tune_threshold`, which says what is wrong with them.
+    HasAns_* and NoAns_* are there only if such questions are, pr_*_ap only if some question has an answer. The best_*
+    keys come from the script's own sweep; to choose a threshold use `thresholds.tune_threshold`, which says why.
 
-    Raises UserError where `na_probs` lacks a question that has a prediction.
+    Args:
+        na_probs: no-answer odds by question id, the script's --na-prob-file. Other ids than the data's are ignored.
+        threshold: the script's --na-prob-thresh.
+        curves: add the average precisions that the script adds with --out-image-dir.
+
+    Raises:
+        UserError: where `na_probs` lacks a question that has a prediction.
     """
     odds = odds_of(scores, na_probs)
     exact = apply_threshold(scores.exact, scores, odds, threshold)
@@ -155,7 +167,10 @@ def evaluate_v2(
 
 
 def odds_of(scores: Scores, na_probs: Mapping[str, float] | None) -> list[float | None]:
-    """No-answer odds of each row, all 0.0 without `na_probs`; None where a missing prediction has (and needs) none."""
+    """Return the no-answer odds of each row, 0.0 without `na_probs`; None where a question without prediction has none.
+
+    Raises UserError where `na_probs` lacks a question that has a prediction.
+    """
     if na_probs is None:
         return [0.0] * len(scores.ids)
     predicted = [id for id, text in zip(scores.ids, scores.texts, strict=True) if text is not None]
@@ -171,7 +186,7 @@ def odds_of(scores: Scores, na_probs: Mapping[str, float] | None) -> list[float 
 def apply_threshold(
     values: Sequence[float], scores: Scores, odds: Sequence[float | None], threshold: float
 ) -> list[float]:
-    """Scores after every answer with odds > threshold is replaced by no answer. A missing prediction stays at 0."""
+    """Return the scores once answers with odds > threshold are replaced by "". Missing predictions stay at 0."""
     result = []
     for value, text, odd, has in zip(values, scores.texts, odds, scores.has_answer, strict=True):
         silent = text is not None and odd > threshold
@@ -182,10 +197,10 @@ def apply_threshold(
 def averages(
     exact: Sequence[float], f1: Sequence[float], has_answer: Sequence[bool]
 ) -> dict[str, float]:
-    """exact, f1 and total, over all questions and under HasAns_ and NoAns_ over the two kinds (a kind must occur)."""
+    """Return exact, f1 and total of all questions, and as HasAns_* and NoAns_* of each kind that occurs."""
     result = {}
-    for prefix, kind in (("", (True, False)), ("HasAns_", (True,)), ("NoAns_", (False,))):
-        rows = [row for row, has in enumerate(has_answer) if has in kind]
+    for prefix, kinds in (("", (True, False)), ("HasAns_", (True,)), ("NoAns_", (False,))):
+        rows = [row for row, has in enumerate(has_answer) if has in kinds]
         if rows:
             result[prefix + "exact"] = 100.0 * sum(exact[row] for row in rows) / len(rows)
             result[prefix + "f1"] = 100.0 * sum(f1[row] for row in rows) / len(rows)
@@ -194,21 +209,24 @@ def averages(
 
 
 def answered(scores: Scores, odds: Sequence[float | None], threshold: float) -> list[bool | None]:
-    """Whether each question got an answer: a text that is not empty, with odds up to the threshold. None: missing."""
+    """Return whether each question gets an answer: a text other than "", with odds <= threshold. None: missing."""
     result: list[bool | None] = []
     for text, odd in zip(scores.texts, odds, strict=True):
-        result.append(None if text is None else text != "" and odd <= threshold)
+        if text is None:
+            result.append(None)
+        else:
+            result.append(text != "" and odd <= threshold)
     return result
 
 
 def answer_vs_no_answer(scores: Scores, odds: Sequence[float | None], threshold: float) -> float:
-    """Percentage of questions for which giving or withholding an answer was right, whatever the answer says."""
+    """Return the percentage of questions rightly given any answer at all, or rightly given none."""
     rows = zip(answered(scores, odds, threshold), scores.has_answer, strict=True)
     return 100.0 * sum(given is has for given, has in rows) / len(scores.ids)
 
 
 def ranking(scores: Scores, na_probs: Mapping[str, float]) -> list[int]:
-    """Rows by rising no-answer odds. Ties stay in the order of `na_probs`: the official sweep depends on it."""
+    """Return the rows by ascending no-answer odds; ties in the order of `na_probs`, as the official sweep has them."""
     row = {id: number for number, id in enumerate(scores.ids)}
     return [row[id] for id in sorted(na_probs, key=na_probs.__getitem__) if id in row]
 
@@ -216,7 +234,10 @@ def ranking(scores: Scores, na_probs: Mapping[str, float]) -> list[int]:
 def find_best_thresh(
     values: Sequence[float], scores: Scores, odds: Sequence[float | None], order: Sequence[int]
 ) -> tuple[float, float]:
-    """The official sweep, for its numbers only: (best score in percent, threshold). Use `thresholds.tune_threshold`."""
+    """Return the best score in percent and its threshold by the official sweep.
+
+    This is only for the script's numbers: to choose a threshold use `thresholds.tune_threshold`.
+    """
     score = 0  # answering nothing is right for the questions without an answer
     for text, has in zip(scores.texts, scores.has_answer, strict=True):
         score += text is not None and not has
@@ -225,7 +246,7 @@ def find_best_thresh(
     for row in order:
         if scores.texts[row] is None:
             continue
-        # One more question is answered. A wrong answer costs 1, an empty one nothing: the script's own rule.
+        # One more question is answered. To an unanswerable one any text costs 1, and "" costs nothing.
         if scores.has_answer[row]:
             score += values[row]
         elif scores.texts[row]:
@@ -237,7 +258,7 @@ def find_best_thresh(
 
 
 def curve_values(scores: Scores) -> dict[str, Sequence[float]]:
-    """What each of the three curves credits an answered question with; "oracle" asks only whether it has an answer."""
+    """Return what an answered question counts in each of the three curves; in "oracle" 1 if it has an answer at all."""
     oracle = [float(has) for has in scores.has_answer]
     return {"exact": scores.exact, "f1": scores.f1, "oracle": oracle}
 
@@ -248,9 +269,10 @@ def precision_recall(
     odds: Sequence[float | None],
     order: Sequence[int],
 ) -> tuple[list[float], list[float], float]:
-    """Precisions, recalls (fractions, starting at 1 and 0) and average precision in percent, answering down `order`.
+    """Return precisions and recalls (fractions, from 1 and 0 on) and the average precision in percent.
 
-    A point stands wherever a threshold can: not between questions of equal odds. Some question must have an answer.
+    Questions are answered in the order of `order`. There is a point for each possible threshold, so none between
+    questions of equal odds. At least one question must have an answer.
     """
     possible = sum(has_answer)
     right = 0.0

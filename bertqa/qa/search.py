@@ -1,6 +1,6 @@
-"""The best spans of each window: how `spans` looks for answers, in three ways (its docstring says which).
+"""Find the best spans of single windows, in the three modes that spans.py describes.
 
-Windows are searched many at a time, in blocks of similar size, so that numpy does the work.
+Windows of similar length are searched together as a block, so that numpy does the work.
 B windows in a block, L paragraph tokens in the longest of them, n spans kept, K candidates.
 """
 
@@ -15,19 +15,19 @@ from bertqa.errors import UserError
 MODES = ("exact", "hf", "google")
 
 SPARE = 4
-"""Google skips repeated texts while it fills its n-best list. Texts are not known here: its table is so much wider."""
+"""Times n_best spans are kept in google mode: its script drops spans with repeated texts, which are not known here."""
 
 
 @dataclass(frozen=True)
 class SpanSettings:
-    """How spans are searched. Raises UserError for values without meaning."""
+    """How to search for spans. Raises UserError for invalid values."""
 
     n_best: int = 20
-    """Spans kept for each question; in the compatible modes also the starts and ends tried in a window."""
+    """Spans kept for each question; in the modes hf and google also the starts and the ends tried in each window."""
     max_answer_length: int = 30  # tokens
     mode: str = "exact"  # exact, hf or google
     max_context: bool = False
-    """A span counts only in the window that shows most context around its first token; google implies it."""
+    """Take a span only from the window that shows most context around its first token. Always on in google mode."""
 
     def __post_init__(self):
         problems = []
@@ -44,159 +44,159 @@ class SpanSettings:
 
     @property
     def kept(self) -> int:
-        """Spans to keep of a question."""
+        """Number of spans kept for each question, the n of all shapes."""
         return self.n_best * SPARE if self.mode == "google" else self.n_best
 
     @property
     def score_type(self) -> type:
-        """Google's Python adds up two numbers of double precision."""
+        """Number format in which logits are summed. Google's script sums Python floats, which are float64."""
         return np.float64 if self.mode == "google" else np.float32
 
 
 @dataclass(frozen=True)
 class Block:
-    """B windows, and the logits among which theirs stand."""
+    """B windows, with the packed logits in which theirs are found."""
 
     windows: Windows
     rows: np.ndarray  # (B,) int64, rows of `windows`
-    cls: np.ndarray  # (B,) int64, place of [CLS] in the logits
-    starts: np.ndarray  # (N,) start logits
+    cls: np.ndarray  # (B,) int64, position of each window's [CLS] in the logits
+    starts: np.ndarray  # (N,) start logits of these windows and others
     ends: np.ndarray  # (N,) end logits
 
     @property
     def count(self) -> np.ndarray:
-        """(B,) tokens of the paragraph in the window."""
+        """(B,) number of paragraph tokens in the window."""
         return self.windows.count[self.rows]
 
     @property
-    def question(self) -> np.ndarray:
-        """(B,) tokens before the paragraph: [CLS] question [SEP]."""
+    def prefix(self) -> np.ndarray:
+        """(B,) number of tokens before the paragraph: [CLS] question [SEP]."""
         return self.windows.questions.counts[self.windows.question[self.rows]] + 2
 
     @property
-    def ahead(self) -> np.ndarray:
-        """(B, 1) int64, tokens of the paragraph before the window."""
+    def first(self) -> np.ndarray:
+        """(B, 1) int64, first paragraph token of the window, counted within the paragraph."""
         return self.windows.first[self.rows, None].astype(np.int64)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Found:
-    """The best spans of B windows, best first: (B, n) each. A score of -inf: the window has no more."""
+    """The best spans of B windows, best first, (B, n) each; where a window has fewer, the score is -inf."""
 
-    score: np.ndarray
-    order: np.ndarray
-    """int64: of equal scores the lowest comes first; in exact mode equal for the same span."""
-    first: np.ndarray  # first token of the span, counted in the paragraph
+    score: np.ndarray  # start + end
+    order: np.ndarray  # int64, sorts equal scores; in exact mode the same number for the same span
+    first: np.ndarray  # first token of the span, counted within the paragraph
     last: np.ndarray  # last token, inclusive
     start: np.ndarray  # start logit of the first token
     end: np.ndarray  # end logit of the last token
 
 
 def find_exact(block: Block, settings: SpanSettings) -> Found:
-    """The true n best spans of each window. The best span from a token has the largest end logit within reach. The n tokens of which that
-    best span scores most own n spans that no span from another token can beat: so only their
-    spans are scored, n x max_answer_length of them. With n = 2 and at most 2 tokens an answer:
+    """Return the true n best spans of each window.
+
+    The best span that starts at a token has the largest end logit within reach. Take the n tokens whose best spans
+    score most. These are already n spans that none from any other token can beat, so only the spans that start at
+    these n tokens are scored, max_answer_length of each. With n = 2 and answers of at most 2 tokens:
 
         token                           0    1    2    3
         start logit                     1    5    0    2
         end logit                       4    1    3    2
         largest end within reach        4    3    3    2
-        best score from here            5    8    3    4      so tokens 0 and 1 are enough
+        best score from here            5    8    3    4      the 2 best are tokens 0 and 1
         their spans                     0-0: 5    0-1: 2    1-1: 6    1-2: 8
         the n best                      1-2: 8    1-1: 6
     """
     B = len(block.rows)
-    L = max(1, int(block.count.max()))  # a paragraph without tokens has one column of -inf
+    L = max(1, int(block.count.max()))  # a paragraph without tokens gets one column of -inf
     reach = min(settings.max_answer_length, L)
-    start, end = _side_by_side(block, L, reach)  # (B, L), (B, L + reach - 1)
+    start, end = _padded(block, L, reach)  # (B, L), (B, L + reach - 1)
     if settings.max_context:
         tokens = np.broadcast_to(np.arange(L), (B, L))
         start[~has_max_context(block.windows, block.rows, tokens)] = -np.inf
 
-    # Rounding is monotone, so this is bit for bit the score of the best span from a token.
+    # Floating-point addition is monotone, so this equals the best span's own score to the last bit.
     best_from = start + _largest_within(end, reach)  # (B, L)
-    promising = _columns_of_largest(best_from, settings.kept)  # (B, n)
+    promising = _columns_of_largest(best_from, settings.kept)  # (B, n) first tokens
 
-    # A view of `end` in which [b, t] is the `reach` ends from token t on: nothing is copied but the n rows picked.
-    line = np.arange(B)[:, None]
-    score = sliding_window_view(end, reach, axis=1)[line, promising]  # (B, n, reach)
-    score += start[line, promising][:, :, None]
-    pick, score = _best_columns(score.reshape(B, -1), settings.kept)  # (B, n)
-    # Of n x reach spans in one row, pick 43 with reach 30 is the promising token 1, and the span of 14 tokens from it on.
-    first = promising[line, pick // reach]
-    last = first + pick % reach
+    # [b, t] of this view is the `reach` end logits from token t on. Only the n rows that are picked get copied.
+    ends_from = sliding_window_view(end, reach, axis=1)  # (B, L, reach)
+    b = np.arange(B)[:, None]
+    scores = ends_from[b, promising]  # (B, n, reach)
+    scores += start[b, promising][:, :, None]
+    column, score = _best_columns(scores.reshape(B, -1), settings.kept)  # (B, n)
+    # With reach 30, column 43 is the span of 14 tokens that starts at promising token 1.
+    first = promising[b, column // reach]  # in the window's part of the paragraph
+    last = first + column % reach
 
-    first_in_paragraph = first + block.ahead
-    last_in_paragraph = last + block.ahead
     return Found(
         score=score,
-        # Earlier first token, then earlier last token; and one number for one span.
-        order=first_in_paragraph << 32 | last_in_paragraph,
-        first=first_in_paragraph,
-        last=last_in_paragraph,
-        start=start[line, first],
-        end=end[line, last],
+        order=(first + block.first) << 32 | (last + block.first),  # by first token, then by last
+        first=first + block.first,
+        last=last + block.first,
+        start=start[b, first],
+        end=end[b, last],
     )
 
 
 def find_candidates(block: Block, settings: SpanSettings) -> Found:
-    """What the old scripts look at: the n best starts x the n best ends of each window, in their order.
+    """Return the best spans of each window among the candidates of the old scripts.
 
-    Positions of the question and [SEP] are among these starts and ends, and take up their places.
+    The candidates are the n_best starts x the n_best ends of each window. As in the scripts, tokens of the question
+    and [SEP] may be among these starts and ends, and take the places of others.
     """
     n = settings.n_best
-    line = np.arange(len(block.rows))[:, None]
-    question = block.question[:, None]
+    b = np.arange(len(block.rows))[:, None]
+    prefix = block.prefix[:, None]
     start_at = _best_positions(block.starts, block, settings)  # (B, n) in the sequence
     end_at = _best_positions(block.ends, block, settings)
     start = block.starts[block.cls[:, None] + start_at]
     end = block.ends[block.cls[:, None] + end_at]
 
-    first = start_at - question  # (B, n) in the window's part of the paragraph
-    last = end_at - question
-    good_start = first >= 0
+    first = start_at - prefix  # (B, n) in the window's part of the paragraph
+    last = end_at - prefix
+    valid_start = first >= 0
     if settings.max_context:
-        good_start &= has_max_context(block.windows, block.rows, first)
-    good_end = last < block.count[:, None]
-    size = last[:, None, :] - first[:, :, None] + 1  # (B, n, n)
-    valid = good_start[:, :, None] & good_end[:, None, :]
+        valid_start &= has_max_context(block.windows, block.rows, first)
+    valid_end = last < block.count[:, None]
+    size = last[:, None, :] - first[:, :, None] + 1  # (B, n, n) tokens of each pair's span
+    valid = valid_start[:, :, None] & valid_end[:, None, :]
     valid &= (size >= 1) & (size <= settings.max_answer_length)
 
-    score = start[:, :, None].astype(settings.score_type) + end[:, None, :]  # (B, n, n)
-    score = np.where(valid, score, -np.inf)
-    pick, score = _best_columns(score.reshape(len(block.rows), -1), settings.kept)
-    nth_start = pick // n  # of n x n pairs in one row, pick 43 with n = 20 is start 2 and end 3
-    nth_end = pick % n
+    scores = start[:, :, None].astype(settings.score_type) + end[:, None, :]  # (B, n, n)
+    scores = np.where(valid, scores, -np.inf)
+    column, score = _best_columns(scores.reshape(len(block.rows), -1), settings.kept)
+    nth_start = column // n  # with n = 20, column 43 is the pair of start 2 and end 3
+    nth_end = column % n
     return Found(
         score=score,
-        order=block.rows[:, None] << 32 | pick,  # window by window, start by start, end by end
-        first=first[line, nth_start] + block.ahead,
-        last=last[line, nth_end] + block.ahead,
-        start=start[line, nth_start],
-        end=end[line, nth_end],
+        order=block.rows[:, None] << 32 | column,  # window by window, start by start, end by end
+        first=first[b, nth_start] + block.first,
+        last=last[b, nth_end] + block.first,
+        start=start[b, nth_start],
+        end=end[b, nth_end],
     )
 
 
-def _side_by_side(block: Block, L: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of the paragraph's tokens, a window a line, -inf behind its end: (B, L), (B, L + reach - 1).
+def _padded(block: Block, L: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return start logits (B, L) and end logits (B, L + reach - 1) of paragraph tokens, padded with -inf.
 
-    Ends have room behind them, so that every start sees `reach` of them.
+    End logits get more padding, so that `reach` of them follow every start.
     """
-    # A place behind the last logit is clipped to it, and then overwritten: it is outside of its window.
     column = np.arange(L + reach - 1)
-    where = (block.cls + block.question)[:, None] + column  # (B, L + reach - 1)
-    outside = column >= block.count[:, None]
-    start = block.starts.take(where[:, :L], mode="clip")
-    end = block.ends.take(where, mode="clip")
-    np.copyto(start, -np.inf, where=outside[:, :L])
-    np.copyto(end, -np.inf, where=outside)
+    place = (block.cls + block.prefix)[:, None] + column  # (B, L + reach - 1) in the logits
+    padding = column >= block.count[:, None]
+    # "clip": the last window's padding may lie beyond the last logit.
+    start = block.starts.take(place[:, :L], mode="clip")
+    end = block.ends.take(place, mode="clip")
+    np.copyto(start, -np.inf, where=padding[:, :L])
+    np.copyto(end, -np.inf, where=padding)
     return start, end
 
 
 def _largest_within(values: np.ndarray, reach: int) -> np.ndarray:
-    """(B, L + reach - 1) -> (B, L): the largest of the `reach` values from each on.
+    """(B, L + reach - 1) -> (B, L): the largest of the `reach` values from each column on.
 
-    Widths double: the largest of 4 is that of two pairs, and of 5 that of two overlapping fours.
+    The width doubles: the largest of 4 values is that of two pairs, the largest of 5 that of two overlapping fours.
     """
     width = 1
     while width < reach:
@@ -207,27 +207,26 @@ def _largest_within(values: np.ndarray, reach: int) -> np.ndarray:
 
 
 def _best_positions(logits: np.ndarray, block: Block, settings: SpanSettings) -> np.ndarray:
-    """(B, n) positions of the largest logits of each sequence, best first; -1 where it has fewer tokens."""
+    """Return (B, n_best) positions of the largest logits of each sequence, best first; -1 where it has fewer tokens."""
     n = settings.n_best
     best = np.full((len(block.cls), n), -1)
-    ends = block.cls + block.question + block.count + 1  # the last [SEP] among them
-    for line, (begin, end) in enumerate(zip(block.cls.tolist(), ends.tolist(), strict=True)):
-        sequence = logits[begin:end]
+    stops = block.cls + block.prefix + block.count + 1  # behind the last [SEP]
+    for b, (cls, stop) in enumerate(zip(block.cls.tolist(), stops.tolist(), strict=True)):
+        sequence = logits[cls:stop]
         if settings.mode == "hf":
-            # run_qa's own call, which leaves the order of equals to numpy and the processor.
-            found = np.argsort(sequence)[: -n - 1 : -1]
+            # The very call of run_qa, which leaves the order of equal logits to numpy and the processor.
+            positions = np.argsort(sequence)[: -n - 1 : -1]
         else:
-            # Google's sort keeps equals in their order.
-            found = np.argsort(-sequence, kind="stable")[:n]
-        best[line, : len(found)] = found
+            positions = np.argsort(-sequence, kind="stable")[:n]  # Google's sort is stable
+        best[b, : len(positions)] = positions
     return best
 
 
 def _columns_of_largest(values: np.ndarray, n: int) -> np.ndarray:
     """(B, K) -> (B, min(n, K)) columns of the largest values of each row, ascending; lower columns win ties.
 
-    The two largest of  4 1 4 4 7:  the second largest is 4, so columns 0, 2, 3 and 4 are kept, two too many. One is
-    larger than 4, which leaves room for one of the equals, the first: columns 0 and 4.
+    The two largest of  4 1 4 4 7:  the second largest value is 4, and columns 0, 2, 3 and 4 have at least as much:
+    two too many. Only column 4 has more than 4, which leaves room for one of the ties, the first: columns 0 and 4.
     """
     B, K = values.shape
     if n >= K:
@@ -235,7 +234,7 @@ def _columns_of_largest(values: np.ndarray, n: int) -> np.ndarray:
     least = np.partition(values, K - n, axis=1)[:, K - n, None]  # (B, 1) the n-th largest
     keep = values >= least
     if np.count_nonzero(keep) > n * B:
-        # Some rows have several values as large as the n-th, and keep too many.
+        # Rows in which several values equal the n-th largest keep too many.
         tied = np.flatnonzero(np.count_nonzero(keep, axis=1) > n)
         equal = values[tied] == least[tied]
         room = n - np.count_nonzero(values[tied] > least[tied], axis=1)[:, None]
@@ -252,35 +251,38 @@ def _best_columns(values: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def has_max_context(windows: Windows, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """(B, k) bool: no other window of the question shows more context around the token (Google's rule).
+    """Return (B, k) bool: no other window of the question shows more context around the token (Google's rule).
 
-    A token's context in a window is the smaller of the tokens to its left and right, plus a hundredth of the window's
-    size; the first of equals wins. In windows [0..5] and [4..9], token 4 has 1 to its right in the first and 0 to its
-    left in the second, so the first scores it; of token 5 it is the other way round.
+    A token's context in a window is the number of tokens to its left or to its right, whichever is smaller, plus a
+    hundredth of the window's size; the first window wins ties. In windows [0..5] and [4..9], token 4 has 1 token to
+    its right in the first and 0 to its left in the second, so the first wins; for token 5 it is the other way round.
 
-    `rows` (B,) are rows of `windows`. `tokens` (B, k) count from the window's first paragraph token; others than the
-    window's give False.
+    Args:
+        rows: (B,) rows of `windows`.
+        tokens: (B, k) counted from the window's first paragraph token; those outside of the window give False.
     """
     rows = np.asarray(rows, np.int64)
     token = windows.first[rows][:, None] + tokens  # (B, k) in the paragraph
     mine = _context(windows, rows, token)
     best = mine > -np.inf
     for direction in (-1, 1):
-        # Away from each window, until its neighbours no longer overlap it.
+        # Go from each window to its neighbours on one side, as far as they overlap it.
         others = rows + direction
-        near = np.flatnonzero(_overlap(windows, rows, others))  # of the B, whose neighbour does
+        near = np.flatnonzero(_overlap(windows, rows, others))  # which of the B windows go on
         while len(near):
             theirs = _context(windows, others[near], token[near])
-            # Of equals the window that stands first wins.
-            wins = mine[near] > theirs if direction < 0 else mine[near] >= theirs
-            best[near] &= wins
+            # The earlier window wins ties.
+            if direction < 0:
+                best[near] &= mine[near] > theirs
+            else:
+                best[near] &= mine[near] >= theirs
             others = others + direction
             near = near[_overlap(windows, rows[near], others[near])]
     return best
 
 
 def _context(windows: Windows, rows: np.ndarray, token: np.ndarray) -> np.ndarray:
-    """(B, k) context that windows (B,) show around tokens (B, k) of their paragraph, -inf outside of the window."""
+    """Return the context (B, k) that windows (B,) show around paragraph tokens (B, k), -inf outside of the window."""
     count = windows.count[rows][:, None]
     left = token - windows.first[rows][:, None]
     right = count - 1 - left
@@ -289,10 +291,10 @@ def _context(windows: Windows, rows: np.ndarray, token: np.ndarray) -> np.ndarra
 
 
 def _overlap(windows: Windows, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(B,) bool: the other row exists, is of the same question, and shares tokens with this one."""
-    there = (others >= 0) & (others < len(windows.question))
-    others = np.where(there, others, rows)
-    left = np.minimum(others, rows)  # windows of a question stand in the order of their tokens
+    """Return (B,) bool: the other row exists, belongs to the same question, and shares tokens with this one."""
+    exists = (others >= 0) & (others < len(windows.question))
+    others = np.where(exists, others, rows)
+    left = np.minimum(others, rows)  # windows of a question are in the order of their tokens
     right = np.maximum(others, rows)
     same = windows.question[others] == windows.question[rows]
-    return there & same & (windows.first[left] + windows.count[left] > windows.first[right])
+    return exists & same & (windows.first[left] + windows.count[left] > windows.first[right])

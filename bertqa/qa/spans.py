@@ -1,20 +1,22 @@
-"""Logits to spans: the n best of every question over all its windows, and the null score beside them.
+"""Decode start and end logits into the n best answer spans of each question, and its null score.
 
 A span is a first and a last paragraph token of one window, at most `max_answer_length` tokens long. Its score is the
-start logit of the first plus the end logit of the last. The null answer's score is the same sum at [CLS], the minimum
-over the question's windows, since each of them must want to abstain. Three ways to search (search.py) fill one table:
+start logit of the first token plus the end logit of the last. The null score of a window stands for "no answer": the
+same sum at its [CLS]. The null score of a question is the lowest of its windows, for all must agree on no answer.
 
-    exact   the true n best spans; of equal scores the earlier first token, then the earlier last token. A span that
-            several windows see counts once, with its highest score.
-    hf      the candidates of transformers' run_qa (postprocess_qa_predictions), in its order and with its repeats: the
-            20 best starts x 20 best ends of each window
-    google  those of google-research/bert's run_squad (write_predictions), which asks for maximum context too
+`SpanSettings.mode` says which spans compete (search.py finds them):
 
-Two things differ from the old scripts on purpose. Text is cut from the raw paragraph by character offset, never put
-together from word pieces. And where no span is valid they submit the literal text "empty"; here the answer is "".
-Logits are those of a window's own tokens: the old scripts may also rank padding positions, which do not exist here.
+    exact   all of them. Equal scores are ordered by first token, then by last token. A span that several windows see
+            counts once, with its highest score.
+    hf      the candidates of transformers' run_qa (postprocess_qa_predictions): the 20 best starts x the 20 best
+            ends of each window, in its order and with its repeats
+    google  those of google-research/bert's run_squad (write_predictions), which also asks for maximum context
 
-W windows, S of them in a call with N tokens, Q questions, n spans kept of each.
+Two things differ from these scripts on purpose. Text is cut from the raw paragraph by character offset, never joined
+from word pieces. And where no span is valid they answer with the literal text "empty", here the answer is "". Logits
+are those of a window's own tokens: the scripts may also rank padding, which does not exist here.
+
+W windows, S of them in a call with N tokens; Q questions, n spans kept of each.
 """
 
 from collections.abc import Iterator
@@ -27,37 +29,33 @@ from bertqa.errors import UserError
 from bertqa.qa.search import Block, Found, SpanSettings, find_candidates, find_exact
 
 BLOCK = 1 << 18
-"""Candidates looked at in one go, by measurement: smaller wastes calls, larger leaves the processor's cache."""
+"""Candidates scored in one go, by measurement: fewer waste calls of numpy, more leave the processor's cache."""
 
-BUFFER = 1 << 17  # tokens held back until they are worth searching: small batches then cost no more
-LARGEST_LOGIT = 1e30  # beyond it a model has diverged, and the sum of two could leave float32
-
-FIELDS = (("order", "i8"), ("first", "i4"), ("last", "i4"), ("start", "f4"), ("end", "f4"))
-"""What is kept of a span beside its score."""
+BUFFER = 1 << 17  # tokens gathered before they are searched, so that small batches cost no more
+LARGEST_LOGIT = 1e30  # beyond it a model has diverged, and the sum of two could overflow float32
 
 
 @dataclass
 class Spans:
-    """The best spans of Q questions, best first; a row with fewer than n ends in score -inf, tokens -1."""
+    """The n best spans of Q questions, best first. Where a question has fewer, score is -inf, first and last -1."""
 
     settings: SpanSettings
     first: np.ndarray  # (Q, n) int32, first token of the span, counted within its paragraph
     last: np.ndarray  # (Q, n) int32, last token, inclusive
     start: np.ndarray  # (Q, n) float32, start logit of the first token
     end: np.ndarray  # (Q, n) float32, end logit of the last token
-    score: np.ndarray
-    """(Q, n) start + end, summed in float32; in float64 in google mode, as Google's Python does."""
+    score: np.ndarray  # (Q, n) start + end, float32; float64 in google mode, as Google sums them
     null_start: np.ndarray
     """(Q,) float32, start logit of [CLS] in the window with the lowest null score, the first of equals."""
     null_end: np.ndarray  # (Q,) float32, its end logit
-    null_score: np.ndarray  # (Q,) their sum, and what a verifier adds to it, of the type of `score`
+    null_score: np.ndarray  # (Q,) their sum, plus a verifier's score; of the type of `score`
 
 
 class SpanDecoder:
-    """Streams logits of windows into the n best spans of each question, and forgets the logits.
+    """Turns the logits of windows, batch by batch, into the best spans of each question.
 
-    The result does not depend on the order or the grouping of the windows. Memory: 560 bytes a question for n = 20, four
-    times that in google mode, and some ten MB for the buffer and one block, however many windows come.
+    The result does not depend on the order of the windows, nor on how they are batched. Logits are not kept. Memory:
+    with n = 20, 560 bytes a question, four times that in google mode, and some ten MB for buffer and block.
     """
 
     def __init__(self, windows: Windows, settings: SpanSettings = SpanSettings()):
@@ -65,14 +63,15 @@ class SpanDecoder:
         self.settings = settings
         self.lengths = windows.lengths  # (W,)
         questions = len(windows.question_context)
-        self.best = BestSpans(np.bincount(windows.question, minlength=questions), settings)
-        # The lowest null score of each question, with the row of the window that it is from.
-        fields = [("score", settings.score_type), ("row", "i8"), ("start", "f4"), ("end", "f4")]
-        self.null = np.zeros(questions, fields)
-        self.null["score"] = np.inf
-        self.waiting = np.ones(len(windows.question), bool)  # (W,) not yet added
-        self.buffer: list[tuple[np.ndarray, ...]] = []  # rows, starts, ends, own null scores
-        self.buffered = 0  # tokens
+        self.windows_of = np.bincount(windows.question, minlength=questions)  # (Q,)
+        self.best = empty_spans((questions, settings.kept), settings)  # (Q, n) records
+        self.missing = np.ones(len(windows), bool)  # (W,) windows without logits so far
+        # Logits of each window's [CLS], and its null score.
+        self.null_start = np.zeros(len(windows), np.float32)
+        self.null_end = np.zeros(len(windows), np.float32)
+        self.null_score = np.zeros(len(windows), settings.score_type)
+        self.buffer: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # rows, starts, ends
+        self.buffered = 0  # tokens in it
 
     def add(
         self,
@@ -84,56 +83,67 @@ class SpanDecoder:
         """Take the logits of S whole windows.
 
         Args:
-            rows: (S,) rows of `windows`, each added once in the decoder's life.
-            start_logits, end_logits: (N,) float32, window after window in the order of `rows`, each with all of its
-                `windows.lengths` tokens from [CLS] to the last [SEP]. They are copied.
-            null: (S,) what a head of its own, a verifier, adds to the null score of each window.
+            rows: (S,) rows of `windows`; each row is added exactly once.
+            start_logits, end_logits: (N,) float32, packed in the order of `rows`: all `windows.lengths` tokens of
+            each
+                window, from [CLS] to the last [SEP]. They are copied.
+            null: (S,) scores of a verifier head, which are added to the null scores.
 
-        Raises UserError naming a question whose logits are not finite.
+        Raises:
+            UserError: for logits that are not finite; it names the question.
         """
-        # Copies: they wait in the buffer, and the caller may use its arrays again.
+        # Copies: they wait in the buffer, and the caller may reuse its arrays.
         rows = np.array(rows, np.int64)
         start = np.array(start_logits, np.float32)
         end = np.array(end_logits, np.float32)
-        null = np.array(np.zeros(len(rows)) if null is None else null, np.float32)
-        tokens = int(self.lengths[rows].sum())
+        null = np.zeros(len(rows), np.float32) if null is None else np.asarray(null, np.float32)
+        lengths = self.lengths[rows]
+        tokens = int(lengths.sum())
         shapes = f"{start.shape} and {end.shape} logits for {tokens} tokens"
         assert start.shape == end.shape == (tokens,), shapes
         assert null.shape == rows.shape, f"{null.shape} null scores for {len(rows)} windows"
-        once = self.waiting[rows].all() and len(np.unique(rows)) == len(rows)
+        once = self.missing[rows].all() and len(np.unique(rows)) == len(rows)
         assert once, "a window was added twice"
         self._check_finite(rows, start, end, null)
-        self.waiting[rows] = False
-        self.buffer.append((rows, start, end, null))
+
+        self.missing[rows] = False
+        cls = lengths.cumsum() - lengths  # windows of 5, 4 and 7 tokens have [CLS] at 0, 5 and 9
+        self.null_start[rows] = start[cls]
+        self.null_end[rows] = end[cls]
+        self.null_score[rows] = start[cls].astype(self.settings.score_type) + end[cls] + null
+        self.buffer.append((rows, start, end))
         self.buffered += tokens
         if self.buffered >= BUFFER:
             self._search()
 
     def finish(self) -> Spans:
-        """The spans, once every window was added."""
-        missing = f"{self.waiting.sum()} windows never added, e.g. row {self.waiting.argmax()}"
-        assert not self.waiting.any(), missing
+        """Return the spans, once every window has been added."""
+        missing = f"{self.missing.sum()} windows never added, e.g. row {self.missing.argmax()}"
+        assert not self.missing.any(), missing
         self._search()
-        assert np.isfinite(self.null["score"]).all(), "every question needs a window"
-        best = self.best.rows
+        # By question, the lowest null score first. The sort is stable: of equals the first window comes first.
+        order = np.lexsort((self.null_score, self.windows.question))
+        lowest = order[_is_first(self.windows.question[order])]  # (Q,) rows of windows
+        assert len(lowest) == len(self.best), "every question needs a window"
         return Spans(
             settings=self.settings,
-            first=best["first"],
-            last=best["last"],
-            start=best["start"],
-            end=best["end"],
-            score=best["score"],
-            null_start=self.null["start"],
-            null_end=self.null["end"],
-            null_score=self.null["score"],
+            first=self.best["first"],
+            last=self.best["last"],
+            start=self.best["start"],
+            end=self.best["end"],
+            score=self.best["score"],
+            null_start=self.null_start[lowest],
+            null_end=self.null_end[lowest],
+            null_score=self.null_score[lowest],
         )
 
     def _check_finite(self, rows, start, end, null):
-        """Refuse logits (N,) and null scores (S,) that are not finite. A comparison with NaN is False."""
+        """Raise UserError for logits (N,) or verifier scores (S,) that are not finite."""
+        # Comparisons with NaN are False.
         finite = (np.abs(start) < LARGEST_LOGIT) & (np.abs(end) < LARGEST_LOGIT)  # (N,)
         if not finite.all():
             token = int(finite.argmin())  # the first that is not
-            # Windows of 5 and 4 tokens end at 5 and 9: token 4 is of the first, token 5 of the second.
+            # Windows of 5 and 4 tokens end at 5 and 9: token 4 is in the first, token 5 in the second.
             nth = np.searchsorted(self.lengths[rows].cumsum(), token, side="right")
             raise UserError(
                 f"question {self.windows.question[rows[nth]]} (counted from 0): the model gave start logit "
@@ -149,151 +159,118 @@ class SpanDecoder:
             )
 
     def _search(self):
-        """Empty the buffer into the tables."""
+        """Search the windows in the buffer, and empty it."""
         if not self.buffer:
             return
-        rows, starts, ends, null = map(np.concatenate, zip(*self.buffer, strict=True))
+        rows, starts, ends = zip(*self.buffer, strict=True)
+        rows = np.concatenate(rows)
+        starts = np.concatenate(starts)
+        ends = np.concatenate(ends)
         self.buffer = []
         self.buffered = 0
-        # Lengths 5, 4, 7 begin at 0, 5, 9, where their [CLS] is.
         cls = self.lengths[rows].cumsum() - self.lengths[rows]  # (S,)
-        self._add_null(rows, starts[cls], ends[cls], null)
-        # A block is as wide as its longest window: windows of one length waste none of it.
         find = find_exact if self.settings.mode == "exact" else find_candidates
-        for part in _parts_of_similar_size(self.windows.count[rows], self.settings):
+        for part in _blocks_of_similar_length(self.windows.count[rows], self.settings):
             block = Block(self.windows, rows[part], cls[part], starts, ends)
-            found = find(block, self.settings)
-            self.best.add(self.windows.question[block.rows], found)
+            found = records_of(find(block, self.settings), self.settings)
+            self._keep_best(self.windows.question[block.rows], found)
 
-    def _add_null(self, rows, start, end, null):
-        """Lower the null score of each question to that of its windows, the first window winning ties.
+    def _keep_best(self, questions: np.ndarray, found: np.ndarray) -> None:
+        """Keep the n best of the spans so far and of (B, n) spans from B windows, whose questions (B,) may repeat."""
+        # Most questions have one window, whose spans compete with no others.
+        alone = self.windows_of[questions] == 1  # (B,)
+        self.best[questions[alone]] = found[alone]
+        if not alone.all():
+            self._merge(questions[~alone], found[~alone])
 
-        Question 7 has null score 3 from window 20. Its windows 22, 21 and 24 bring 2, 1 and 1: it gets the 1 of
-        window 21, in whatever order and company they come.
+    def _merge(self, questions: np.ndarray, found: np.ndarray) -> None:
+        """Merge spans (B, n) into the n best of their questions (B,).
+
+        With n = 2, question 7 has the spans a (score 5) and b (1) so far, and two of its windows bring c (4) and a
+        (5), and d (3):
+
+            pool             5a 1b | 4c 5a | 3d      all that compete
+            distinct         5a 1b 4c 3d             a was seen by two windows
+            the n best       5a 4c                   what is kept
         """
-        new = np.empty(len(rows), self.null.dtype)
-        new["score"] = start.astype(self.settings.score_type) + end + null
-        new["row"] = rows
-        new["start"] = start
-        new["end"] = end
-        question = self.windows.question[rows]
-        # One window for each question first: an assignment by index keeps one of several at random.
-        order = np.lexsort((rows, new["score"], question))  # by question, lowest score first
-        lowest = order[first_of_each(question[order])]
-        new = new[lowest]
-        question = question[lowest]
-        old = self.null[question]
-        tied = new["score"] == old["score"]
-        lower = (new["score"] < old["score"]) | (tied & (new["row"] < old["row"]))
-        self.null[question[lower]] = new[lower]
+        changed = np.unique(questions)
+        pool = np.concatenate([self.best[changed], found]).ravel()  # (P,) spans
+        question = np.concatenate([changed, questions]).repeat(self.settings.kept)  # (P,)
+        exists = pool["score"] > -np.inf
+        pool = pool[exists]
+        question = question[exists]
+        # The old scripts keep a span once for each window that sees it.
+        if self.settings.mode == "exact":
+            distinct = _distinct(pool, question)
+            pool = pool[distinct]
+            question = question[distinct]
+
+        order = np.lexsort((pool["order"], -pool["score"], question))  # the last key sorts first
+        pool = pool[order]
+        question = question[order]
+        # Questions 0 0 0 2 2 begin at 0 0 0 3 3, so the ranks are 0 1 2 0 1.
+        rank = np.arange(len(pool)) - np.searchsorted(question, question)
+        keep = rank < self.settings.kept
+        self.best[changed] = empty_spans((), self.settings)
+        self.best[question[keep], rank[keep]] = pool[keep]
 
 
-def _parts_of_similar_size(counts: np.ndarray, settings: SpanSettings) -> Iterator[np.ndarray]:
-    """Places in counts (S,), largest first, as many at a time as a block should hold.
+def empty_spans(shape: tuple[int, ...], settings: SpanSettings) -> np.ndarray:
+    """Return records without a span: score -inf, first and last token -1. `Found` says what each field holds."""
+    fields = [
+        ("score", settings.score_type),
+        ("order", np.int64),
+        ("first", np.int32),
+        ("last", np.int32),
+        ("start", np.float32),
+        ("end", np.float32),
+    ]
+    spans = np.zeros(shape, fields)
+    spans["score"] = -np.inf
+    spans["first"] = -1
+    spans["last"] = -1
+    return spans
 
-    With room for two windows of 300 tokens or for three of 200, counts 200 300 200 100 300 are given out
-    as [1, 4], [0, 2, 3].
+
+def records_of(found: Found, settings: SpanSettings) -> np.ndarray:
+    """Return the spans of B windows as records (B, n)."""
+    exists = found.score > -np.inf  # (B, n'), n' <= n
+    windows, width = exists.shape
+    spans = empty_spans((windows, settings.kept), settings)
+    for name in spans.dtype.names:
+        values = getattr(found, name)
+        np.copyto(spans[name][:, :width], values, where=exists, casting="same_kind")
+    return spans
+
+
+def _blocks_of_similar_length(counts: np.ndarray, settings: SpanSettings) -> Iterator[np.ndarray]:
+    """Yield the windows of each block, as indices into their paragraph tokens `counts` (S,), longest first.
+
+    A block is as wide as its longest window, so windows of one length waste none of it. With room for two windows of
+    300 tokens or for three of 200, counts 200 300 200 100 300 give [1, 4], [0, 2, 3].
     """
     order = np.argsort(-counts, kind="stable")
     begin = 0
     while begin < len(order):
-        largest = int(counts[order[begin]])
-        per_start = settings.n_best
+        longest = int(counts[order[begin]])
+        ends_per_start = settings.n_best
         if settings.mode == "exact":
-            per_start = min(settings.max_answer_length, largest)
-        candidates = largest + settings.n_best * per_start + 1  # of a window
+            ends_per_start = min(settings.max_answer_length, longest)
+        candidates = longest + settings.n_best * ends_per_start + 1  # of a window
         stop = begin + max(1, BLOCK // candidates)
         yield order[begin:stop]
         begin = stop
 
 
-class BestSpans:
-    """Q questions, the n best spans of each.
-
-    `rows` is (Q,) records; each field of a record is n wide: score and FIELDS (see `Found`). Where there are fewer
-    spans, score is -inf, first and last are -1.
-    """
-
-    def __init__(self, windows_of: np.ndarray, settings: SpanSettings):
-        """windows_of (Q,): how many windows each question has."""
-        self.settings = settings
-        self.alone = windows_of == 1  # (Q,)
-        fields = [("score", settings.score_type), *FIELDS]
-        self.blank = np.zeros((), [(name, type, (settings.kept,)) for name, type in fields])
-        self.blank["score"] = -np.inf
-        self.blank["first"] = -1
-        self.blank["last"] = -1
-        self.rows = np.full(len(windows_of), self.blank)
-
-    def add(self, questions: np.ndarray, found: Found) -> None:
-        """Take the spans of B windows; `questions` (B,) may repeat."""
-        records = self._records(found)
-        alone = self.alone[questions]
-        # A question's only window has nothing to be compared with, and most have only one.
-        self.rows[questions[alone]] = records[alone]
-        if not alone.all():
-            self._merge(questions[~alone], records[~alone])
-
-    def _records(self, found: Found) -> np.ndarray:
-        """(B,) records of spans (B, n'), n' <= n; what is no valid span is blank."""
-        records = np.full(len(found.score), self.blank)
-        valid = found.score > -np.inf
-        width = valid.shape[1]
-        for name in records.dtype.names:
-            values = getattr(found, name)
-            np.copyto(records[name][:, :width], values, where=valid, casting="same_kind")
-        return records
-
-    def _merge(self, questions: np.ndarray, records: np.ndarray) -> None:
-        """Keep the n best of what the table has and of (B,) new records, whose questions may repeat.
-
-        With n = 2, question 7 has spans a (score 5) and b (1) in the table, and two windows bring
-        c (4), a (5) and d (3):
-
-            pool             5a 1b | 4c 5a | 3d      every span that may stay
-            one of each      5a 1b 4c 3d             a was seen by two windows
-            the n best       5a 4c                   back into the table
-        """
-        own = np.unique(questions)  # (R,) each question once
-        pool = np.concatenate([self.rows[own], records])  # (R + B,)
-        # In the example the pool has three lines of two spans, and all six are of line 0 of `own`.
-        line = np.searchsorted(own, np.concatenate([own, questions]))
-        line = line.repeat(self.settings.kept)  # whose each span is: a row of `own`
-        field = {name: pool[name].ravel() for name in pool.dtype.names}  # a value a span
-        # From here on spans are numbers into `field`, so that one sort orders all of its columns.
-        spans = np.flatnonzero(field["score"] > -np.inf)
-        # The old scripts list a span once for each window that sees it.
-        if self.settings.mode == "exact":
-            spans = _one_of_each(spans, line, field)
-        spans, rank = _best_of_each_question(spans, line, field, self.settings.kept)
-
-        merged = np.full(len(own), self.blank)
-        for name, values in field.items():
-            merged[name][line[spans], rank] = values[spans]
-        self.rows[own] = merged
+def _distinct(spans: np.ndarray, question: np.ndarray) -> np.ndarray:
+    """Return the indices of distinct spans: of equal ones that with the highest score, then the highest start logit."""
+    keys = (-spans["end"], -spans["start"], -spans["score"], spans["order"], question)
+    order = np.lexsort(keys)  # the last key sorts first
+    return order[_is_first(question[order], spans["order"][order])]
 
 
-def _one_of_each(spans: np.ndarray, line: np.ndarray, field: dict) -> np.ndarray:
-    """Of the same span in several windows the one with the highest score; of equals that with the highest start."""
-    keys = (-field["end"], -field["start"], -field["score"], field["order"], line)
-    spans = spans[np.lexsort([key[spans] for key in keys])]  # the last key sorts first
-    return spans[first_of_each(line[spans], field["order"][spans])]
-
-
-def _best_of_each_question(
-    spans: np.ndarray, line: np.ndarray, field: dict, n: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The n best spans of each question, and their rank in it, 0 the best."""
-    keys = (field["order"], -field["score"], line)
-    spans = spans[np.lexsort([key[spans] for key in keys])]
-    # Sorted lines 0 0 0 2 2 begin at 0 0 0 3 3, so the ranks are 0 1 2 0 1.
-    begins = np.searchsorted(line[spans], line[spans])
-    rank = np.arange(len(spans)) - begins
-    return spans[rank < n], rank[rank < n]
-
-
-def first_of_each(*keys: np.ndarray) -> np.ndarray:
-    """Bool, True where sorted keys change: [4, 4, 6] -> [True, False, True]."""
+def _is_first(*keys: np.ndarray) -> np.ndarray:
+    """Return a bool array, True where sorted keys change: [4, 4, 6] -> [True, False, True]."""
     changed = np.ones(len(keys[0]), bool)
     changed[1:] = np.logical_or.reduce([key[1:] != key[:-1] for key in keys])
     return changed
