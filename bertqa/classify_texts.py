@@ -14,7 +14,7 @@ from bertqa.errors import UserError
 from bertqa.files import to_json
 from bertqa.inference import class_logits
 from bertqa.jobs import Job, answer_stream, depends_on
-from bertqa.loading import device_for_int8, for_int8, tell_what_is_faster
+from bertqa.loading import device_for, for_int8, tell_what_is_faster
 from bertqa.model import folder, prepack
 from bertqa.training.classification import probabilities
 
@@ -57,7 +57,7 @@ class Classifier:
     def __init__(self, args: argparse.Namespace, config: dict, most: int | None):
         self.labels = config["labels"]
         self.most = most or config["architecture"]["max_position_embeddings"]  # tokens
-        self.device = pick_device(device_for_int8(args.device) if args.int8 else args.device)
+        self.device = pick_device(device_for(args.device, args.precision, args.int8))
         tell_what_is_faster(args.precision, args.int8, self.device)
         self.dtype = pick_precision(args.precision, self.device)
         self.tokenizer = WordPiece.load(args.model)

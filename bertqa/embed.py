@@ -125,13 +125,13 @@ class Embedder:
         from bertqa.data.tokenizer import WordPiece
         from bertqa.device import pick_device, pick_precision, set_threads
         from bertqa.hf.convert import resolve_weights
-        from bertqa.loading import device_for_int8, for_int8
+        from bertqa.loading import device_for, for_int8
         from bertqa.model import folder, prepack
         from bertqa.model.record import read_embed
 
         set_threads(args.threads)
         where = Path(resolve_weights(args.model))
-        self.device = pick_device(device_for_int8(args.device) if args.int8 else args.device)
+        self.device = pick_device(device_for(args.device, args.precision, args.int8))
         self.model = args.model
         self.folder = where
         self.texts = self.tokens = self.cut = self.empty = 0

@@ -3,8 +3,10 @@ status.
 """
 
 import argparse
+import atexit
 import difflib
 import functools
+import gc
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -91,6 +93,9 @@ def run_verb(main: Main) -> int:
     """
     prepare_streams()
     warnings.formatwarning = one_line
+    # As it ends, Python looks for garbage among the hundreds of thousands of objects that `import torch` makes: half a
+    # second, many on a busy machine, in which Ctrl-C seems to do nothing. It does not look among frozen ones.
+    atexit.register(gc.freeze)
     try:
         with said_on_stderr():
             return main(sys.argv[1:])

@@ -67,8 +67,8 @@ class Job:
     def _begin(self, about: dict, resume: bool) -> None:
         folder = self.folder
         begun = [name for name in (ABOUT, LINES, "predictions.json") if (folder / name).exists()]
-        if begun == [ABOUT] and len(os.listdir(folder)) == 1:
-            begun = []  # that start found no record to answer
+        if ABOUT in begun and not has_answers(folder):
+            begun = []
         if begun and not resume:
             raise UserError(
                 f"{folder}: already holds {begun[0]}; give another --out, or --resume to go on where it ends"
@@ -288,6 +288,16 @@ def model_fingerprint(folder: Path, int8: bool) -> str:
     if int8:
         names.append(RANGES)
     return sha256(*(folder / name for name in names if (folder / name).is_file()))[:16]
+
+
+def has_answers(folder: Path) -> bool:
+    """Return whether a folder with a job.json holds anything else; a file of answers that is still empty does not count.
+
+    A start that found no record, or was stopped before its first answers, leaves nothing else.
+    """
+    others = set(os.listdir(folder)) - {ABOUT, LINES}
+    lines = folder / LINES
+    return bool(others) or (lines.exists() and lines.stat().st_size > 0)
 
 
 def refuse_other(folder: Path, before: dict, now: dict) -> None:

@@ -21,6 +21,10 @@ from bertqa.model.ranges import command, read_ranges
 from bertqa.qa.confidence import of_qa
 
 
+SIXTEEN_BITS = ("bf16", "fp16", "bfloat16", "float16", torch.bfloat16, torch.float16)
+"""What a caller may name them."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """A Reader's, and where they are from."""
@@ -39,7 +43,7 @@ def load_parts(name, device, dtype, int8: bool, attention) -> Parts:
     """The parts that the arguments of `Reader.load` stand for. Raises UserError as it does."""
     where = folder_of(name)
     arguments = (str(where.resolve()), device, dtype, int8, attention)
-    device = as_device(device_for_int8(device) if int8 else device)
+    device = as_device(device_for(device, dtype, int8))
     config = folder.read_config(where)
     if config["head"] != folder.QA:
         raise UserError(
@@ -66,8 +70,21 @@ def tell_what_is_faster(precision, int8: bool, device: torch.device) -> None:
         warnings.warn(hint, SpeedHint, stacklevel=4)  # of Reader.load's caller
 
 
-def device_for_int8(device: str | torch.device | None) -> str | torch.device:
-    """The CPU, where nothing else was asked for. Raises UserError where it was."""
+def device_for(
+    device: str | torch.device | None, precision: str | torch.dtype | None, int8: bool
+) -> str | torch.device | None:
+    """Return the device to compute on: as it was given, but for int8 the CPU where nothing was given.
+
+    Raises:
+        UserError: for int8 on another device, or beside a 16-bit precision.
+    """
+    if not int8:
+        return device
+    if precision in SIXTEEN_BITS:
+        named = str(precision).removeprefix("torch.")
+        raise UserError(
+            f"int8 and {named} are two number formats for the same matrix products; choose one"
+        )
     if device in (None, "auto"):
         return "cpu"
     if str(device).startswith("cpu"):

@@ -67,9 +67,9 @@ def threshold_of(args: argparse.Namespace, qa: dict) -> float | None:
 def load_reader(args: argparse.Namespace) -> Reader:
     """The Reader that the flags ask for, of one model or of several."""
     from bertqa.device import pick_device
-    from bertqa.loading import device_for_int8
+    from bertqa.loading import device_for
 
-    device = pick_device(device_for_int8(args.device) if args.int8 else args.device)
+    device = pick_device(device_for(args.device, args.precision, args.int8))
     readers = []
     for name in (args.model, *args.others):
         readers.append(Reader.load(name, device, args.precision, int8=args.int8))

@@ -106,6 +106,23 @@ def test_our_own_mistakes_stay_tracebacks():
         run_verb(failing(RuntimeError("shapes differ")))
 
 
+def test_a_verb_ends_without_a_search_for_garbage():
+    """Among torch's objects it takes half a second, in which an interrupted verb does not seem to react."""
+    code = (
+        "from bertqa.flags import run_verb\n"
+        "class Noisy:\n"
+        "    def __del__(self):\n"
+        "        print('found')\n"
+        "def main(argv):\n"
+        "    noisy = Noisy()\n"
+        "    noisy.itself = noisy\n"
+        "    print('ends')\n"
+        "run_verb(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "ends\n"
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
 def test_closed_streams(closed):
     """`--jsonl <&-`, and the like, from cron jobs and services: an empty input, and no traceback."""

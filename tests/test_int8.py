@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bertqa import Reader, embed_texts
+from bertqa import Reader, UserError, embed, embed_texts, predict
 from bertqa.data.examples import Example
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
@@ -448,3 +448,22 @@ def test_a_model_that_is_not_packed_is_called_by_one_thread(tiny, tiny_model, tw
     windows = windows_of(tiny_model, others())
     list(forward_all(compute, windows, torch.device("cpu"), model=model, tokens=64))
     assert seen == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "bfloat16", torch.bfloat16])
+def test_int8_beside_16_bits_is_refused(tiny_model, dtype):
+    with pytest.raises(UserError, match=r"int8 and (bf|fp|bfloat)16 are two .*; choose one"):
+        Reader.load(tiny_model, "cpu", dtype, int8=True)
+
+
+def test_int8_beside_16_bits_is_refused_by_the_verbs(tiny_model, copy, tmp_path):
+    asks = [
+        (predict, tiny_model, ["--question", "where is c?", "--context", "a b c d"]),
+        (predict, tiny_model, ["--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")]),
+        (predict, copy("bert-classes"), ["--text", "a b"]),
+        (embed, tiny_model, ["--text", "a b"]),
+    ]
+    for verb, model, ask in asks:
+        with pytest.raises(UserError, match="int8 and bf16 are two number formats"):
+            verb.main(["--model", str(model), *ask, "--int8", "--precision", "bf16"])
+    assert not (tmp_path / "out").exists()

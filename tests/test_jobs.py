@@ -105,6 +105,23 @@ def test_a_start_that_found_nothing_to_answer_is_no_job(questions, tiny_model, t
     assert about["data"][0]["file"] == questions.name
 
 
+def test_a_start_that_answered_nothing_is_no_job(questions, tiny_model, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"id": 0, "question": null, "context": "a"}\n' + questions.read_text())
+    out = tmp_path / "out"
+    ask = ["--model", str(tiny_model), "--limit", "3", "--out", str(out), "--data"]
+    for _ in range(2):
+        with pytest.raises(UserError, match='line 1: "question" must be text'):
+            main([*ask, str(bad), "--on-error", "stop"])
+    assert (out / "predictions.jsonl").stat().st_size == 0
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="already holds job.json"):
+        main([*ask, str(questions)])
+    (out / "notes.txt").unlink()
+    assert main([*ask, str(questions)]) == 0
+    assert len(rows_in(out)) == 3
+
+
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 300, 399])
 @pytest.mark.parametrize("tail", [b"", b'{"id": "cut o'])
 def test_a_job_that_was_stopped_ends_in_the_same_bytes(
