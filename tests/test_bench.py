@@ -64,11 +64,11 @@ def work(tmp_path_factory):
 
 def test_batches_of_small_data_are_drawn_again_and_dealt_at_random(work):
     one = replace(work, steps=3, batch_size=16)
-    assert [len(rows) for rows in one.grouped_batches()] == [16, 16, 16]
-    means = [one.task.store.lengths[rows].mean() for rows in one.grouped_batches()]
+    assert [len(rows) for rows in one.batches(grouped=True)] == [16, 16, 16]
+    means = [one.task.store.lengths[rows].mean() for rows in one.batches(grouped=True)]
     assert means == sorted(means, reverse=True)
-    dealt = np.concatenate(one.random_batches())
-    grouped = np.concatenate(one.grouped_batches())
+    dealt = np.concatenate(one.batches())
+    grouped = np.concatenate(one.batches(grouped=True))
     assert sorted(dealt) == sorted(grouped) and list(dealt) != list(grouped)
 
 
@@ -146,7 +146,7 @@ def test_each_number_of_windows_is_trained_and_a_run_is_of_base_shape(monkeypatc
 def test_on_a_gpu_one_comes_after_the_other(work, monkeypatch):
     """The graphics memory does not hold all of them: each is gone before the next is loaded."""
     calls = []
-    monkeypatch.setattr(bench, "matrix_peak", lambda work: 1e12)
+    monkeypatch.setattr(bench, "seconds_at_peak", lambda work, task: 1.0)
 
     def contestant(who):
         def make(work):

@@ -1,8 +1,8 @@
-"""Who takes part in tools/bench.py: bertqa and what people use, on the same questions and the same weights.
+"""The contestants of tools/bench.py: bertqa and what people use, on the same windows with the same weights.
 
-Each is a function that prepares a round of a `Work`: it loads what it needs, pads for the others, and returns what the clock
-calls; it raises UserError, or ImportError, where it cannot take part. transformers, onnxruntime and OpenVINO do where they are
-installed (with onnx, onnxscript, nncf). S windows in a batch, L the longest of them, N tokens in it.
+A contestant takes a `Work`, loads its model, prepares its batches, and returns the function that is timed: one round. A
+round of inference returns (rows (S,), start, end) of each batch, logits on the host, packed (N,) or padded (S, L). Whoever
+cannot take part raises UserError or ImportError.
 """
 
 import sys
@@ -32,50 +32,45 @@ from bertqa.training.progress import Progress
 from bertqa.training.question_answering import QuestionAnswering
 from bertqa.training.step import Step
 
-Round = Callable[[], object]
-"""One of inference returns, for each batch, (rows (S,), start, end): logits on the host, packed (N,) or padded (S, L)."""
-
 
 @dataclass
 class Work:
-    """The model, the windows to train on (`task.store`) and those to answer (`task.dev_windows`): the same for everyone."""
+    """What every contestant computes: windows to train on (`task.store`) and windows to answer (`task.dev_windows`)."""
 
     task: QuestionAnswering
     weights: Path
-    scratch: Path  # a folder for what is made on the way
+    scratch: Path  # a temporary folder
     format: str = "fp32"  # of matrix products: fp32, bf16 or int8
-    label: str = ""  # of a model with random weights
+    label: str = ""  # the shape of random weights; "" for the bundled reader
     batch_size: int = 16  # windows in an optimizer step
-    steps: int = 1  # of them in a round
+    steps: int = 1  # optimizer steps in a round
 
     def __post_init__(self):
         self.device = self.task.device
         self.dtype = DTYPES.get(self.format, torch.float32)
         self.cast = autocast(self.device, self.dtype)
 
-    def grouped_batches(self) -> list[np.ndarray]:
-        """A few of the 50 batches that length grouping makes of a mega-batch, evenly spread, largest first."""
+    def batches(self, grouped: bool = False) -> list[np.ndarray]:
+        """The windows (S,) of each optimizer step in a round, at random or as length grouping batches them."""
+        # Length grouping sorts 50 batches' worth of windows: of these, some that are evenly spread.
         lengths = self.task.store.lengths
-        wanted = 50 * self.batch_size
-        draw = np.random.default_rng(0)
-        rows = draw.choice(len(lengths), wanted, replace=wanted > len(lengths))
-        batches = np.split(rows[np.argsort(-lengths[rows], kind="stable")], 50)
-        return [batches[int((i + 0.5) / self.steps * 50)] for i in range(self.steps)]
-
-    def random_batches(self) -> list[np.ndarray]:
-        """The same windows, dealt at random."""
-        rows = np.random.default_rng(1).permutation(np.concatenate(self.grouped_batches()))
-        return np.split(rows, self.steps)
+        count = 50 * self.batch_size
+        rows = np.random.default_rng(0).choice(len(lengths), count, replace=count > len(lengths))
+        sorted_batches = np.split(rows[np.argsort(-lengths[rows], kind="stable")], 50)
+        batches = [sorted_batches[int((i + 0.5) / self.steps * 50)] for i in range(self.steps)]
+        if grouped:
+            return batches
+        return np.split(np.random.default_rng(1).permutation(np.concatenate(batches)), self.steps)
 
     def padded(self, batch: Batch, length: int | None) -> dict[str, torch.Tensor]:
-        """What their model takes, (S, L) by name, padded to `length` or to the longest of the batch."""
+        """The inputs (S, L) of transformers' model, padded to `length` tokens or to the longest window."""
         tensors = padded(batch)
         if length:
             tensors = [torch.nn.functional.pad(x, (0, length - x.shape[1])) for x in tensors]
         return dict(zip(["input_ids", "attention_mask", "token_type_ids"], tensors, strict=True))
 
-    def asked_batches(self, length: int | None = None) -> list[tuple[np.ndarray, dict]]:
-        """(rows (S,), what their model takes) of all windows to answer, longest first."""
+    def batches_to_answer(self, length: int | None = None) -> list[tuple[np.ndarray, dict]]:
+        """(rows (S,), inputs of transformers' model) of all windows to answer, longest first."""
         store = WindowStore(self.task.dev_windows, self.device)
         order = np.argsort(-store.lengths, kind="stable")
         size = 128 if self.device.type == "cuda" else 32
@@ -83,7 +78,7 @@ class Work:
         return [(rows, self.padded(store.batch(rows), length)) for rows in batches]
 
     def their_model(self, **config):
-        """The same weights in transformers' model, in eval mode."""
+        """Transformers' model with the same weights, in eval mode."""
         from transformers import AutoModelForQuestionAnswering
 
         exported = self.scratch / f"hf-{self.label}"
@@ -93,7 +88,7 @@ class Work:
         return model.float().eval().to(self.device)
 
     def wait(self) -> None:
-        """Until the GPU has done what it was asked to."""
+        """Wait until the GPU has finished."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -101,15 +96,15 @@ class Work:
 # ---- training: forward, backward, clip, AdamW ----
 
 
-def our_training(work: Work, **settings) -> Round:
-    """At the trainer's defaults; `settings` differ from them on a GPU only."""
+def our_training(work: Work, **settings) -> Callable:
+    """The trainer at its defaults, but for `settings` of the loop, which concern GPUs."""
     if settings and work.device.type != "cuda":
         raise UserError("steps are captured on GPUs only")
     model = folder.load(work.weights, device=work.device).train()
     how = LoopSettings(batch_size=work.batch_size, **settings), OptimSettings()
     job = Job(model, work.task, *how, run=work.scratch, device=work.device, dtype=work.dtype)
     step = Step(job)
-    batches = work.random_batches()
+    batches = work.batches()
 
     def one_round():
         for rows in batches:
@@ -119,12 +114,12 @@ def our_training(work: Work, **settings) -> Round:
     return one_round
 
 
-def their_training(work: Work, grouped=False, length=None, attention_dropout=0.1) -> Round:
-    """0.1 stands in the configuration of every published BERT; our exports say 0, with which ours was trained."""
+def their_training(work: Work, grouped=False, length=None, attention_dropout=0.1) -> Callable:
+    """Transformers' model with the attention dropout of every published BERT; ours trains without."""
     model = work.their_model(attention_probs_dropout_prob=attention_dropout).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01, fused=True)
     batches = []
-    for rows in work.grouped_batches() if grouped else work.random_batches():
+    for rows in work.batches(grouped):
         batch = work.task.store.batch(rows)
         labels = {"start_positions": batch.start_labels, "end_positions": batch.end_labels}
         batches.append({**work.padded(batch, length), **labels})
@@ -145,10 +140,10 @@ def their_training(work: Work, grouped=False, length=None, attention_dropout=0.1
 # ---- inference ----
 
 
-def our_inference(work: Work) -> Round:
+def our_inference(work: Work) -> Callable:
     model = folder.load(work.weights, device=work.device)
     if work.format == "int8":
-        if not (work.weights / RANGES).exists():  # drawn at random for this
+        if not (work.weights / RANGES).exists():  # random weights
             calibrate(work.weights, work.task.store, 32, seed=0)
         model = for_int8(model, work.weights)
     else:
@@ -158,22 +153,21 @@ def our_inference(work: Work) -> Round:
         return tuple(model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout))
 
     def one_round():
+        windows = work.task.dev_windows
         with computing_in_16_bits(model, work.cast) as cast:
-            parts = forward_all(
-                compute, work.task.dev_windows, work.device, model=model, autocast=cast
-            )
+            parts = forward_all(compute, windows, work.device, model=model, autocast=cast)
             return [(rows, *logits) for rows, logits in parts]
 
     return one_round
 
 
-def one_by_one(answer: Callable[[dict], Sequence], work: Work, length=None) -> Round:
-    """A round of a program that answers padded batches."""
-    batches = work.asked_batches(length)
+def in_padded_batches(answer: Callable[[dict], Sequence], work: Work, length=None) -> Callable:
+    """A round of `answer`, which takes the inputs of a padded batch and returns start and end logits (S, L)."""
+    batches = work.batches_to_answer(length)
     return lambda: [(rows, *answer(inputs)) for rows, inputs in batches]
 
 
-def their_inference(work: Work, length: int | None = None) -> Round:
+def their_inference(work: Work, length: int | None = None) -> Callable:
     if work.format == "int8":
         raise UserError("it has no int8 of its own")
     model = work.their_model()
@@ -184,7 +178,7 @@ def their_inference(work: Work, length: int | None = None) -> Round:
             out = model(**inputs)
         return out.start_logits.float().cpu().numpy(), out.end_logits.float().cpu().numpy()
 
-    return one_by_one(answer, work, length)
+    return in_padded_batches(answer, work, length)
 
 
 def arrays(inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -192,21 +186,21 @@ def arrays(inputs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 
 def onnx_file(work: Work) -> Path:
-    """Transformers' model in ONNX and float32, batch size and length left open."""
+    """Transformers' model as ONNX in float32, for any batch size and length."""
     if work.device.type != "cpu":
         raise UserError("it is measured on CPUs")
     path = work.scratch / f"model-{work.label}.onnx"
     if not path.exists():
         model = work.their_model(return_dict=False)
-        _, example = work.asked_batches()[0]
+        _, example = work.batches_to_answer()[0]
         sizes = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
         how = {"dynamic_shapes": dict.fromkeys(example, sizes), "external_data": False}
         torch.onnx.export(model, (), path, kwargs=example, dynamo=True, verbose=False, **how)
     return path
 
 
-def onnxruntime_inference(work: Work) -> Round:
-    """In int8 with weights in 8 bits and activations scaled as they come."""
+def onnxruntime_inference(work: Work) -> Callable:
+    """In int8 with dynamic quantization: weights in 8 bits, activations scaled as they come."""
     if work.format == "bf16":
         raise UserError("it is measured in fp32 and int8")
     import onnxruntime
@@ -222,11 +216,11 @@ def onnxruntime_inference(work: Work) -> Round:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return one_by_one(lambda inputs: session.run(None, arrays(inputs)), work)
+    return in_padded_batches(lambda inputs: session.run(None, arrays(inputs)), work)
 
 
-def openvino_inference(work: Work) -> Round:
-    """In int8 calibrated by nncf on the very windows that it then answers, and free to choose the format of the rest."""
+def openvino_inference(work: Work) -> Callable:
+    """In int8 calibrated by nncf on the very windows that it then answers; the rest in the format that it chooses."""
     import openvino
 
     model = openvino.Core().read_model(onnx_file(work))
@@ -234,20 +228,20 @@ def openvino_inference(work: Work) -> Round:
     if work.format == "int8":
         import nncf
 
-        seen = nncf.Dataset(work.asked_batches(), lambda batch: arrays(batch[1]))
+        seen = nncf.Dataset(work.batches_to_answer(), lambda batch: arrays(batch[1]))
         model = nncf.quantize(model, seen, model_type=nncf.ModelType.TRANSFORMER)
     else:
         options["INFERENCE_PRECISION_HINT"] = {"fp32": "f32", "bf16": "bf16"}[work.format]
     request = openvino.compile_model(model, "CPU", options).create_infer_request()
 
     def answer(inputs):
-        # copies: the next batch is written in the same place
+        # Copies: the next batch is written to the same place.
         return [logits.copy() for logits in request.infer(arrays(inputs)).values()]
 
-    return one_by_one(answer, work)
+    return in_padded_batches(answer, work)
 
 
-CONTESTANTS: dict[str, dict[str, Callable[[Work], Round]]] = {
+CONTESTANTS: dict[str, dict[str, Callable[[Work], Callable]]] = {
     "training": {
         "bertqa": our_training,
         "bertqa --capture off": partial(our_training, capture="off"),
