@@ -11,10 +11,14 @@ from safetensors.torch import load_file
 from bertqa import UserError
 from bertqa.data.examples import Example, read_examples
 from bertqa.model import folder
+from bertqa.settings import DistillationSettings, QuestionAnsweringSettings
+from bertqa.training.distillation import ask_teachers
+from bertqa.training.question_answering import QuestionAnswering
 
 sys.path.insert(0, str(ROOT / "tools"))
 import ablation
 import train_reader
+from folds import ask_fold_teachers
 from new_pairs import new_pairs
 from planning import Cost, count_middle, count_teachers
 from split_articles import hold_out, write_squad
@@ -188,6 +192,64 @@ def test_one_command_makes_a_reader(tmp_path, arguments, capsys):
         str(tmp_path) not in card and "base_model" not in card
     )  # the start is no model of the Hub
     assert (out / "results.md").read_text().strip() in capsys.readouterr().out
+
+
+def test_fold_teachers_label_the_articles_that_they_were_not_trained_on(tmp_path, arguments):
+    """Two of them; new pairs go with their article, and the student alone learns from both."""
+    out = tmp_path / "out"
+    flags = ["--folds", "2", "--swaps", "1", "--seed", "3"]
+    assert train_reader.main([*arguments, *flags]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert [one["name"] for one in results["trainings"]] == ["fold0", "fold1", "student"]
+    trained = read_examples(out / "data" / "train.json").examples
+    titles = {one.title for one in trained}
+    seen_by = []
+    for number in (0, 1):
+        file = results["trainings"][number]["command"].split("--train ")[1].split()[0]
+        assert file == str(out / "data" / f"fold{number}.json")
+        seen = {one.title for one in read_examples(file).examples}
+        assert seen == titles - set(results["split"]["folds"][number])
+        seen_by.append(seen)
+    assert seen_by[0] | seen_by[1] == titles and not seen_by[0] & seen_by[1]
+
+    settings = QuestionAnsweringSettings(max_length=48, overlap=16, max_question=8)
+    pairs = str(out / "data" / "train-and-pairs.json")
+    task = QuestionAnswering(
+        pairs, pairs, out / "fold0" / "best", settings, seed=0, device=torch.device("cpu")
+    )
+    teachers = [str(out / name / "best") for name in ("fold0", "fold1")]
+    asked = DistillationSettings(teacher=teachers)
+    folds = results["split"]["folds"]
+    teaching = ask_fold_teachers(asked, folds, task, torch.float32)
+    said = []
+    for teacher in teachers:
+        alone = DistillationSettings(teacher=[teacher])
+        said.append(ask_teachers(alone, task, torch.float32))
+    assert torch.equal(teaching.first, said[0].first)
+    examples = task.train.trainable()
+    for window, begin in enumerate(teaching.first.tolist()):
+        rows = slice(begin, begin + int(task.windows.lengths[window]))
+        example = examples[task.windows.question[window]]
+        unseen = 0 if example.title in folds[0] else 1
+        assert example.title not in seen_by[unseen]
+        torch.testing.assert_close(teaching.logits[rows], said[unseen].logits[rows])
+        assert not torch.allclose(teaching.logits[rows], said[1 - unseen].logits[rows], 0, 0.01)
+    assert any(one.id.startswith("swap:") for one in examples)
+    # The student of the run was taught by the very same logits.
+    begun = json.loads((out / "student" / "config.json").read_text())
+    assert begun["fingerprints"]["teachers"] == teaching.fingerprint
+    assert begun["settings"]["teacher"] == teachers
+    card = (out / "reader" / "README.md").read_text()
+    assert "the one that was not trained on it" in card and "best of 1 trainings" in card
+
+    # Stopped between its last step and its end, it goes on with the same teachers.
+    (out / "student" / "training.json").unlink()
+    (out / "student" / "summary.json").unlink()
+    whole = (out / "reader" / "model.safetensors").read_bytes()
+    assert train_reader.main([*arguments, *flags]) == 0
+    assert (out / "reader" / "model.safetensors").read_bytes() == whole
+    with pytest.raises(UserError, match="give 2 to 3, as many"):
+        train_reader.main([*arguments, "--folds", "9", "--out", str(tmp_path / "more")])
 
 
 def test_the_same_command_goes_on(tmp_path, arguments, capsys):

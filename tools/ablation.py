@@ -1,14 +1,15 @@
-"""What each part of a recipe is worth: the same data, a training for every row and seed, one table.
+"""Measure what each part of a recipe is worth: a training for every row and seed on the same data, one table.
 
     python tools/ablation.py --out runs/ablation --train squad2-train-8k.json.gz --dev squad2-dev-2k.json.gz
     python tools/ablation.py --out runs/ablation --rows ema,ensemble --seeds 0,1,2     plain against taught, the same steps
     python tools/ablation.py --out runs/ablation --rows ema,ensemble --rows long,swaps      the first rows first, all seeds
 
-Teachers are trainings of another row, of other seeds (10, 11, 12), so no student has seen its own answers. F1 is at the threshold tuned on the same dev questions, as in weights/EXPERIMENTS.md, and at 0; an
-interval of 95 % is a bootstrap over questions of the difference to the row that is named, the mean over the seeds of both.
+Teachers are trainings of another row with other seeds (10, 11, 12), so no student learns from its own answers. As in
+weights/EXPERIMENTS.md, F1 is at the threshold tuned on the same dev questions, and at 0. A difference is that of the means
+over the seeds that both rows have, with a 95 % bootstrap interval over questions.
 
-Every finished training is kept: stopped, the same command goes on. --max-minutes starts no training that would not end in
-time, and prints what is there. ablation.md is written after every training: the table, and each row's command.
+Finished trainings are kept: if it is stopped, the same command goes on. With --max-minutes no training is started that
+would end too late. ablation.md, written after every training, has the table and the command of each row.
 """
 
 import argparse
@@ -34,28 +35,28 @@ from bertqa.qa.thresholds import bootstrap
 
 @dataclass(frozen=True)
 class Recipe:
-    """A row of the table."""
+    """How a row of the table is trained."""
 
     about: str
     flags: tuple[str, ...] = ()
     against: str = ""
-    """The row that it is compared with."""
+    """The row to compare it with."""
     teachers: int = 0
     taught_by: str = "ema"
-    """The row whose trainings, with TEACHER_SEEDS, are the teachers."""
+    """The row whose trainings with TEACHER_SEEDS are the teachers."""
     swaps: float = 0
     edits: float = 0
-    """New pairs that it also learns from, a question (new_pairs.py); teachers do not."""
+    """New pairs for each question (new_pairs.py); teachers are trained without."""
 
 
 EMA = ("--ema", "0.99")
-"""Of the last hundred steps; 0.999 would still hold a fifth of the first weights after 1,500."""
+"""Averages some hundred steps; with 0.999 a fifth of the average would still be initial weights after 1,500 steps."""
 
 LONG = (*EMA, "--epochs", "9")
-"""What students are good for: they can learn for longer than the right answers alone allow."""
+"""Soft labels allow more epochs than the right answers alone, which are soon learned by heart."""
 
 AS_LONG = (*EMA, "--epochs", "6")
-"""As many windows as LONG, where half of the questions have a new pair."""
+"""As many windows as LONG in fewer epochs, where half of the questions have a new pair."""
 
 ROWS = {
     "plain": Recipe("one epoch", ("--epochs", "1")),
@@ -76,7 +77,7 @@ ROWS = {
     "early": Recipe("long, teachers of 2 epochs", LONG, "long", 3, "short"),
     "short": Recipe("average, 2 epochs", (*EMA, "--epochs", "2"), "ema"),
 }
-"""Name -> recipe, on top of the flags that all rows have."""
+"""Name -> recipe; its flags come after those that all rows share."""
 
 TEACHER_SEEDS = (10, 11, 12)
 
@@ -113,12 +114,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"--rows: unknown {', '.join(unknown)}; known are {', '.join(ROWS)}")
     seeds = [int(seed) for seed in args.seeds.split(",")]
     deadline = time.monotonic() + 60 * (args.max_minutes or 1e9)
-    # The last of two flags holds, so a row can have its own.
+    # Of two equal flags the last one counts, so a row can override these.
     flags = ["--epochs", args.epochs, "--lr", args.lr]
     bench = open_bench(args, Path(args.out), args.train, args.dev, flags)
     made = Made(bench, deadline)
     for group in groups:
-        # Seeds outside, so that the table of one seed is whole before the next begins.
+        # Seed by seed, so that one seed of all rows is complete before the next begins.
         for seed in seeds:
             for name in group:
                 made.train(name, seed)
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Made:
-    """The trainings so far, by row."""
+    """The trainings so far by row, and the table of them."""
 
     def __init__(self, bench: Bench, deadline: float):
         self.bench = bench
@@ -138,7 +139,7 @@ class Made:
         self.differences: dict[tuple[str, int], str] = {}
 
     def train(self, row: str, seed: int) -> None:
-        """A training of this row, after the teachers that it needs; nothing where the time does not suffice."""
+        """Train this row with this seed, and its teachers before, unless there is too little time."""
         training = self._train(row, seed)
         if training is not None:
             self.rows.setdefault(row, []).append(training)
@@ -162,14 +163,14 @@ class Made:
         return bench.train(name, *recipe.flags, "--seed", str(seed), teachers=teachers)
 
     def _longest(self, row: str) -> float:
-        """Seconds that a training of this row took at most, or of any row where there is none yet."""
-        # The first of all compiles what the others find.
+        """Return the most seconds that a training of this row took, or of any row where it has none yet."""
+        # The first one of all also compiles, which takes longer.
         later = self.bench.done[1:] or self.bench.done
         same = [training.seconds for training in later if training.name.startswith(f"{row}-")]
         return max(same or [training.seconds for training in later], default=0.0)
 
     def _bench(self, recipe: Recipe) -> Bench:
-        """Where a row is trained: new pairs are written and read once."""
+        """Return the bench of a row; one with new pairs is made once."""
         shares = (recipe.swaps, recipe.edits)
         if not any(shares):
             return self.bench
@@ -181,7 +182,7 @@ class Made:
         return self.with_pairs[shares]
 
     def commands(self) -> str:
-        """What repeats the first training of each row, as Markdown."""
+        """Return the command of each row's first training as Markdown."""
         lines = []
         for row, trainings in self.rows.items():
             words = shlex.split(trainings[0].command)
@@ -189,7 +190,7 @@ class Made:
         return "\n".join(lines)
 
     def table(self) -> str:
-        """All rows as Markdown, means over the seeds."""
+        """Return the rows as Markdown, means over the seeds."""
         header = ["row", "what", "seeds", "F1 tuned", "F1 at 0", "HasAns F1", "NoAns F1"]
         header += ["difference in F1", "windows", "seconds"]
         lines = []
@@ -204,12 +205,12 @@ class Made:
         return markdown(header, lines)
 
     def difference(self, row: str) -> str:
-        """The gain of a row over the one that it is compared with, over the seeds that both have, with its interval."""
+        """Return the gain in F1 over the row to compare with, and its interval, over the seeds that both have."""
         other = ROWS[row].against
         count = min(len(self.rows[row]), len(self.rows.get(other, [])))
         if not count:
             return ""
-        # The table is written after every training, and most of its rows are as they were: a bootstrap takes a second.
+        # Kept, as a bootstrap takes a second and the whole table is written after every training.
         if (row, count) not in self.differences:
             gain = self._f1(row, count) - self._f1(other, count)  # (Q,)
             low, high = 100 * bootstrap(gain[:, None], resamples=10000)[0]
@@ -218,7 +219,7 @@ class Made:
         return self.differences[row, count]
 
     def _f1(self, row: str, count: int) -> np.ndarray:
-        """(Q,) F1 of each question, the mean over the first `count` seeds."""
+        """Return (Q,) the F1 of each question, averaged over the first `count` seeds."""
         examples = self.bench.task.dev.examples
         found = []
         for training in self.rows[row][:count]:
@@ -228,7 +229,7 @@ class Made:
 
 
 def spread(values: list[float]) -> str:
-    """The mean, and the standard deviation where there are several."""
+    """Return the mean, with the standard deviation where there are several."""
     if len(values) == 1:
         return f"{values[0]:.2f}"
     return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"

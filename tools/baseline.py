@@ -1,14 +1,15 @@
-"""transformers' own fine-tuning on the same data: what a row of bertqa.train is held against.
+"""Fine-tune with transformers on the same data, to compare with bertqa.train.
 
     python tools/baseline.py --train squad2-train-8k.json.gz --dev squad2-dev-2k.json.gz --weights FOLDER --fresh-head \\
         --epochs 1 --lr 1e-4 --seed 0 --out runs/theirs
 
-Takes the flags of bertqa.train and does the same steps from the same first weights, a fresh head included: the same
-windows, AdamW, weight decay, warm-up, clipping and number format. Theirs are the model with its attention dropout (0.1, as
-every published BERT has it), the loss, and batches as their Trainer makes them with group_by_length: windows of like length
-together, padded to the longest. Both are decoded and scored by bertqa. Writes summary.json; the time is that of the steps.
+It takes the flags of bertqa.train and does as many steps from the same initial weights, a fresh head included, with the same
+windows, AdamW, weight decay, warm-up, clipping and number format. From transformers are the model with its attention dropout
+(0.1, as in every published BERT), the loss, and the batches of its Trainer with group_by_length: windows of similar length,
+padded to the longest. Both are decoded and scored by bertqa. It writes summary.json; the time is that of the steps.
 """
 
+import importlib.metadata
 import math
 import sys
 import tempfile
@@ -41,7 +42,7 @@ from bertqa.training.starting import job_of
 
 
 class Theirs(nn.Module):
-    """Their model, called like ours to be evaluated, and with labels to be trained."""
+    """Transformers' model: called like ours for evaluation, asked with labels for training."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -49,7 +50,7 @@ class Theirs(nn.Module):
         self.config = model.config
 
     def ask(self, input_ids, attention_mask, token_type_ids, **labels):
-        """What it returns for padded rows (S, L); DistilBERT knows no segments."""
+        """Return its output for padded rows (S, L); DistilBERT has no segments."""
         if getattr(self.config, "type_vocab_size", 0):
             labels["token_type_ids"] = token_type_ids
         return self.model(input_ids=input_ids, attention_mask=attention_mask, **labels)
@@ -64,9 +65,9 @@ class Theirs(nn.Module):
 
 
 def grouped_order(lengths: np.ndarray, batch_size: int, draw: np.random.Generator) -> np.ndarray:
-    """(W,) windows in the order of their LengthGroupedSampler.
+    """Return (W,) windows in the order of transformers' LengthGroupedSampler.
 
-    A permutation, each 50 batches of it longest first, and the longest window of all in the first batch.
+    It is a permutation in which every 50 batches are sorted, longest first, and the longest window of all comes first.
     """
     order = draw.permutation(len(lengths))
     several = 50 * batch_size
@@ -80,7 +81,7 @@ def grouped_order(lengths: np.ndarray, batch_size: int, draw: np.random.Generato
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train their model, evaluate it, write summary.json."""
+    """Train transformers' model, evaluate it, write summary.json."""
     settings = parse(argv).settings
     refuse_ours_alone(settings)
     out = Path(settings.files.out) if settings.files.out else None
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = {
         "steps": len(losses),
         "seconds": round(time.perf_counter() - began, 1),
-        "transformers": transformers_version(),
+        "transformers": importlib.metadata.version("transformers"),
         **job.task.evaluate(model, cast),
     }
     if out:
@@ -118,7 +119,7 @@ def refuse_ours_alone(settings: RunSettings) -> None:
 
 
 def their_model(job: Job, weights: Path) -> Theirs:
-    """Their model with the very weights of ours, a fresh head's included, and their attention dropout."""
+    """Return transformers' model with the initial weights of ours, a fresh head included, and attention dropout."""
     import transformers
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -132,14 +133,8 @@ def their_model(job: Job, weights: Path) -> Theirs:
     return Theirs(model.float()).to(job.device).train()
 
 
-def transformers_version() -> str:
-    import transformers
-
-    return transformers.__version__
-
-
 def train(model: Theirs, job: Job, cast) -> list[float]:
-    """Their steps, in our order of arithmetic; -> the loss of each."""
+    """Train for as many steps as the job has. Returns the loss of each."""
     store = job.task.store
     size = job.settings.batch_size
     total = total_steps(len(store), job.settings)

@@ -1,4 +1,4 @@
-"""All checks: a virtual environment, format, lint, tests.
+"""Run all checks in a virtual environment: format, lint, tests.
 
 python tools/check.py [pytest arguments]
 """
@@ -11,7 +11,7 @@ FOLDERS = ("bertqa", "tests", "tools")
 
 
 def main() -> None:
-    """Check format and lint (pyproject.toml has their settings), then test."""
+    """Check format and lint, whose settings are in pyproject.toml, then run the tests."""
     python = environment("test")
     run(python, "-m", "ruff", "format", "--quiet", "--check", *FOLDERS)
     run(python, "-m", "ruff", "check", "--quiet", *FOLDERS)

@@ -1,4 +1,4 @@
-"""Weights in and out, from a clone without installing: `python -m bertqa.convert` under its old name."""
+"""Convert weights: `python -m bertqa.convert` under its former name, from a clone without installing."""
 
 import sys
 from pathlib import Path

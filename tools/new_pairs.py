@@ -1,14 +1,14 @@
-"""New pairs of question and paragraph, out of those that there are: inputs on which no teacher has seen an answer.
+"""Make new pairs of question and paragraph, on which no teacher has learned an answer.
 
-Teachers say about a window that they have learned little more than its label. About these pairs they say what they
-believe, and a student learns that: it has more to learn from than the questions that people wrote. Two kinds:
+The logits of a teacher on its own training windows are little more than their labels. On new pairs they are what the
+teacher believes, so students learn more from them. Two kinds:
 
-    swap  the question, with another paragraph of its article
-    edit  the paragraph, with a question in which one word is another: a name for a name, a number for a
-          number, a long word for a long word, out of another question about the article; as the unanswerable ones of SQuAD 2.0 often are
+    swap  the question with another paragraph of its article
+    edit  the paragraph with a question in which one word is replaced by one of another question about the article: a name by
+          a name, a number by a number, a long word by a long word; many unanswerable questions of SQuAD 2.0 are like that
 
-Nobody has labelled them. They are written as questions without an answer: nearly always true of a swap, as pairs
-are left out where the answer's text stands in the other paragraph, and often of an edit. The soft loss outweighs it.
+Nobody has labelled them. They are written as unanswerable: nearly always true of a swap, which is left out where the other
+paragraph holds the answer's text, and often true of an edit. The soft loss outweighs this hard label.
 """
 
 import random
@@ -24,13 +24,13 @@ KINDS = (
     re.compile(r"\b\d[\d,.]*\b"),
     re.compile(r"\b[a-z]{5,}\b"),
 )
-"""Names, numbers, and words that mean something, mostly. The first word of a question is left alone."""
+"""Names, numbers, and long words. The first word of a question is never replaced."""
 
 
 def new_pairs(examples: Sequence[Example], swaps: float, edits: float, seed: int) -> list[Example]:
-    """Swaps of a share of the questions, and edits of a share of them, drawn by seed.
+    """Return swaps of a share of the questions and edits of a share of them, drawn by seed.
 
-    There are some fewer than asked for: an article may have one paragraph, a question no word to replace.
+    They are somewhat fewer than asked for: an article may have one paragraph only, a question no word to replace.
     """
     articles = defaultdict(list)
     for example in examples:
@@ -48,7 +48,7 @@ def new_pairs(examples: Sequence[Example], swaps: float, edits: float, seed: int
 
 
 def swap(example: Example, paragraphs: Sequence[str], rng: random.Random) -> list[Example]:
-    """The question with another of these paragraphs; [] where that is not to be had, or may hold the answer."""
+    """Return the question with one of these paragraphs; [] where it is its own or holds the answer's text."""
     context = rng.choice(paragraphs)
     if context == example.context:
         return []
@@ -58,7 +58,7 @@ def swap(example: Example, paragraphs: Sequence[str], rng: random.Random) -> lis
 
 
 def edit(example: Example, article: Sequence[Example], rng: random.Random) -> list[Example]:
-    """The question with a word out of another question of the article in place of one of its own; [] where none fits.
+    """Return the question with one word replaced by a word of another question of the article; [] where none fits.
 
     "Who led Rome in 44?" and a donor "When did Gaul fall to 50 legions?" may become "Who led Gaul in 44?".
     """
@@ -76,10 +76,10 @@ def edit(example: Example, article: Sequence[Example], rng: random.Random) -> li
 
 
 def places(kind: re.Pattern, question: str) -> list[re.Match]:
-    """Where a question has words of a kind, its first word left out."""
+    """Return the words of a kind in a question, but for its first word."""
     return [found for found in kind.finditer(question) if found.start() > 0]
 
 
 def unlabelled(example: Example, kind: str, **changes: str) -> Example:
-    """The changed example, without an answer."""
+    """Return a changed copy of the example, without an answer."""
     return replace(example, id=f"{kind}:{example.id}", answer_texts=(), answer_starts=(), **changes)

@@ -1,10 +1,10 @@
-"""Everything from nothing: a virtual environment, bertqa, a fine-tuned reader, its score, and an answer to your question.
+"""Set up everything: a virtual environment, bertqa, a fine-tuned reader, its score, and an answer to your question.
 
     python tools/quickstart.py
 
-Makes .venv in the repository, installs what tools/constraints.txt pins, fine-tunes the bundled reader on the bundled
-sample (a few minutes on two CPU cores), and asks for a question. Needs Python 3.10 or newer and the package index. On
-Linux without an NVIDIA driver it takes PyTorch's CPU build, 200 MB in the place of 4.7 GB.
+It makes .venv in the repository, installs the versions of tools/constraints.txt, fine-tunes the bundled reader on the
+bundled sample (a few minutes on two CPU cores), and asks for a question. It needs Python 3.10 or newer and the package
+index. On Linux without an NVIDIA driver it installs PyTorch's CPU build, 200 MB instead of 4.7 GB.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ QUESTION = "Who looked after the lamp?"
 
 
 def environment(extra: str = "") -> Path:
-    """The python of .venv with bertqa and the extra installed; made or brought up to date where it is not."""
+    """Make or update .venv with bertqa and an extra. Returns the path of its python."""
     if sys.version_info < (3, 10):
         raise SystemExit(
             f"error: this is Python {sys.version.split()[0]}; bertqa needs 3.10 or newer"
@@ -42,7 +42,7 @@ def environment(extra: str = "") -> Path:
         return python
     print(f"installing into {home} ...", flush=True)
     in_use = python.exists() and any(home.glob("installed*"))
-    if not in_use:  # a python that runs cannot be made again
+    if not in_use:  # a python that is running cannot be replaced
         venv.create(home, with_pip=True)
         install_torch(python)
     package = f"{ROOT}[{extra}]" if extra else str(ROOT)
@@ -56,7 +56,7 @@ def pip_install(python: Path) -> list:
 
 
 def install_torch(python: Path) -> None:
-    """Say which torch there will be, and install the CPU's where that is the one: PyPI's brings CUDA on Linux."""
+    """Say which build of torch will be installed; install it where it is the CPU build, as PyPI's has CUDA on Linux."""
     if sys.platform != "linux":
         print("torch: the package index's own for this system, some 200 MB", flush=True)
         return
@@ -68,19 +68,19 @@ def install_torch(python: Path) -> None:
         return
     print(f"torch: for CPUs, from {CPU_INDEX}; some 200 MB, no NVIDIA driver is here", flush=True)
     pinned = next(line for line in CONSTRAINTS.read_text().splitlines() if line[:7] == "torch==")
-    # Its dependencies come with bertqa's own, from the plain index.
+    # Its dependencies are installed with bertqa's, from PyPI.
     command = [*pip_install(python), "--no-deps", "--index-url", CPU_INDEX, pinned]
     if subprocess.run([str(part) for part in command]).returncode:
         print(f"torch: that failed, so the one with CUDA; {CUDA_SIZE}", flush=True)
 
 
 def has_nvidia_driver() -> bool:
-    """Whether CUDA could be used here: the driver is loaded, or its tool is there."""
+    """Whether there is an NVIDIA driver: it is loaded, or nvidia-smi is installed."""
     return Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi") is not None
 
 
 def answers(index: str) -> bool:
-    """Whether a package index shows its page of torch within five seconds."""
+    """Whether a package index answers for torch within five seconds."""
     try:
         with urllib.request.urlopen(f"{index}/torch/", timeout=5) as page:
             return page.status == 200
@@ -89,13 +89,13 @@ def answers(index: str) -> bool:
 
 
 def requirements() -> str:
-    """The hash of what decides what .venv has to hold."""
+    """Return the hash of the files that decide what is installed in .venv."""
     content = (ROOT / "setup.cfg").read_bytes() + (ROOT / "tools/constraints.txt").read_bytes()
     return hashlib.sha256(content).hexdigest()
 
 
 def run(*command) -> None:
-    """Run a command in the repository; its failure is ours."""
+    """Run a command in the repository; where it fails, exit with its status."""
     status = subprocess.run([str(part) for part in command], cwd=ROOT).returncode
     if status:
         raise SystemExit(status)
@@ -116,7 +116,7 @@ def main() -> None:
         question = input(f"Ask it something [{QUESTION}]: ").strip() or QUESTION
     print(f"\nText:     {CONTEXT}\nQuestion: {question}\nAnswer:   ", end="", flush=True)
     ask = ["--question", question, "--context", CONTEXT]
-    # fp32 is the default; said, so that no hint at faster formats comes between question and answer.
+    # fp32 is the default. Naming it suppresses the hint at faster formats between question and answer.
     run(python, "-m", "bertqa.predict", "--model", f"{out}/best", "--precision", "fp32", *ask)
     print(f"\nThe run, its curves and its mistakes: {ROOT / out / 'report.html'}")
 

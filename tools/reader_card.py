@@ -1,4 +1,4 @@
-"""The card of a reader that tools/train_reader.py made: its README.md, of what was measured and nothing else."""
+"""Write the model card (README.md) of a reader that tools/train_reader.py made; every number on it was measured."""
 
 import shlex
 import sys
@@ -11,10 +11,10 @@ from bertqa.model.card import front_matter, without_folders
 
 
 def lineage(results: Results, best: Training) -> dict:
-    """The provenance of the reader, for config.json: the start, its licence, the data, the teachers.
+    """Return the provenance of the reader for config.json: initial weights, licence, data, teachers.
 
     Args:
-        best: the training whose weights these are.
+        best: the training that the reader's weights are from.
     """
     provenance = folder.read_config(results.bench.model_of(best))["provenance"]
     split = results.facts["split"]
@@ -27,14 +27,14 @@ def lineage(results: Results, best: Training) -> dict:
 
 
 def pairs_of(split: dict, best: Training) -> str:
-    """What else a model learned from than questions that people asked about their own paragraphs."""
+    """Return what the lineage says of new pairs (new_pairs.py), "" for a model that did not learn from any."""
     if "train-and-pairs.json" not in best.command:
         return ""
     return f", {split['new_pairs']:,} new pairs of question and paragraph made from them"
 
 
 def reader_card(results: Results, best: Training) -> str:
-    """Markdown: lineage, scores, what chose what, recipe, limits; of the training whose weights these are."""
+    """Return the card as Markdown: lineage, scores, what chose what, recipe, limits."""
     provenance = lineage(results, best)
     name = results.bench.out.name
     front = front_matter(name, provenance, {}, {}, "question-answering", "extractive-qa")
@@ -45,6 +45,7 @@ def reader_card(results: Results, best: Training) -> str:
     command = portable(["python", *sys.argv], results)
     split = results.facts["split"]
     articles = split["held_out_articles"]
+    candidates = [one for one in results.bench.done if not one.fold]
     return f"""{chr(10).join(front)}
 
 # {name}
@@ -67,7 +68,7 @@ chose nothing.
 ## What chose what
 
 {split["held_out_questions"]:,} questions of {len(articles)} articles ({split["held_out_impossible"]:,} without an answer)
-were held out of every training. On them `{best.name}` was the best of {len(results.bench.done)} trainings, and its
+were held out of every training. On them `{best.name}` was the best of {len(candidates)} trainings, and its
 no-answer threshold and calibration were fitted to them. The articles, drawn by seed {split["asked"]["seed"]}:
 {", ".join(articles)}.
 
@@ -89,19 +90,22 @@ high score. `--threshold none` always answers. Nothing was measured here on lang
 
 
 def portable(words: list[str], results: Results) -> str:
-    """A command as a card may show it: paths lie in OUT, or lose the folders of this machine."""
+    """Return a command without the folders of this machine: the run's folder is called OUT."""
     out = str(results.bench.out)
     return shlex.join(without_folders(word.replace(out, "OUT")) for word in words)
 
 
 def taught_by(results: Results, best: Training) -> str:
-    """A line of the lineage: whom the model learned from, and whom those learned from."""
+    """Return what the lineage says of the teachers of a model, and of theirs."""
     teachers = [one for one in results.bench.done if f"/{one.name}/best" in best.command]
     if not teachers:
         return "no teacher, the right answers alone"
     scores = ", ".join(f"{one.metrics['f1']:.2f}" for one in teachers)
+    logits = "the mean of their logits"
+    if teachers[0].fold:
+        logits = "on each article the logits of the one that was not trained on it"
     line = (
-        f"{len(teachers)} reader(s) of its own size (F1 on the held-out articles {scores}): the mean of their logits, "
+        f"{len(teachers)} reader(s) of its own size (F1 on the held-out articles {scores}): {logits}, "
         "beside the right answers"
     )
     if "--teacher " in teachers[0].command:

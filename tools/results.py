@@ -1,4 +1,4 @@
-"""What trainings and models got, as a table and as results.json: written anew after every part."""
+"""The metrics of trainings and models as results.json and as a table, written again after every part of a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from torch import nn
 from trainings import Bench, Questions, line_of, say
 
-from bertqa.files import write_json
+from bertqa.files import write_json, write_text
 
 HEADER = ["model", "data", "questions", "EM", "F1", "F1 at 0", "HasAns F1", "NoAns F1"]
-"""Of the table of results."""
+"""The columns of the table."""
 
 
 @dataclass
 class Row:
-    """What a model got on some questions."""
+    """The metrics of a model on some questions."""
 
     model: str
     data: str
@@ -23,38 +23,40 @@ class Row:
 
 
 class Results:
-    """results.json and results.md, written anew after every part: a run that is stopped leaves what it knows."""
+    """Collects the results of a run and keeps them in results.json and results.md, for a run that is stopped too."""
 
     def __init__(self, bench: Bench, questions: str, facts: dict):
-        """`questions` names what trainings are evaluated on; `facts` go into results.json as they are."""
-        self.bench, self.questions, self.facts = bench, questions, facts
+        """`questions` names the data that trainings are evaluated on; `facts` go into results.json unchanged."""
+        self.bench = bench
+        self.questions = questions
+        self.facts = facts
         self.rows: list[Row] = []
 
     def measure(
         self, name: str, model: nn.Module, asked: Questions, threshold: float | None, dtype
     ) -> None:
-        """Score a model, note it, say it."""
+        """Score a model on questions and add the row."""
         metrics = self.bench.score(model, asked, threshold, dtype)
         self.add(Row(name, asked.name, len(asked.data.examples), metrics))
 
     def add(self, row: Row) -> None:
-        """Note what a model got, and say it."""
+        """Add a row, print it, and write the files."""
         self.rows.append(row)
         say(f"{row.model} on {row.data}: {line_of(row.metrics)}")
         self.write()
 
     def write(self) -> None:
-        """Put everything that is known on the disk."""
+        """Write results.json and results.md."""
         content = {
             **self.facts,
             "trainings": [vars(training) for training in self.bench.done],
             "rows": [vars(row) for row in self.rows],
         }
         write_json(self.bench.out / "results.json", content)
-        (self.bench.out / "results.md").write_text(self.table() + "\n", encoding="utf-8")
+        write_text(self.bench.out / "results.md", self.table() + "\n")
 
     def table(self) -> str:
-        """All that was measured, as Markdown."""
+        """Return trainings and rows as a Markdown table."""
         count = len(self.bench.task.dev.examples)
         rows = []
         for training in self.bench.done:
@@ -64,7 +66,7 @@ class Results:
 
 
 def cells_of(row: Row) -> list[str]:
-    """A row of the table of results."""
+    """Return the cells of a row, in the order of HEADER; "" for a metric that it lacks."""
     found = [row.model, row.data, f"{row.questions:,}"]
     for name in ("exact", "f1", "f1_at_zero", "HasAns_f1", "NoAns_f1"):
         found.append(f"{row.metrics[name]:.2f}" if name in row.metrics else "")
@@ -75,6 +77,6 @@ def cells_of(row: Row) -> list[str]:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)

@@ -1,4 +1,4 @@
-"""A training file split by articles: some are held out, to choose by, the others are learned."""
+"""Split a training file by articles: some are held out to choose models by, the others are trained on."""
 
 import argparse
 import random
@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from folds import split_folds
 from new_pairs import new_pairs
 
 from bertqa.data.download import locate
@@ -21,13 +22,14 @@ LOGGED = (
     "National_Archives_and_Records_Administration",
     "United_States_dollar",
 )
-"""Held out since weights/EXPERIMENTS.md began: its rows can be compared with ours."""
+"""The articles held out in weights/EXPERIMENTS.md: holding them out too makes results comparable with its rows."""
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> list[str]:
-    """The titles to hold out: a share of the articles that choose best, those of EXPERIMENTS.md first, others by seed.
+    """Choose the titles to hold out, LOGGED first, others by seed.
 
-    Of data with questions without an answer those articles choose best that have some: all of dev's articles do.
+    `share` is of the articles that have unanswerable questions, as all of dev's have, and only those are held out; of all
+    articles where none has any.
     """
     impossible = {example.title for example in examples if not example.answer_texts}
     every = list(dict.fromkeys(example.title for example in examples))
@@ -45,7 +47,7 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> list[str]:
 
 
 def write_squad(path: Path, examples: Sequence[Example]) -> None:
-    """Write questions as SQuAD 2.0 JSON, articles and paragraphs together again."""
+    """Write questions as SQuAD 2.0 JSON, grouped by article and paragraph."""
     articles: dict = defaultdict(lambda: defaultdict(list))
     for example in examples:
         answers = []
@@ -62,37 +64,44 @@ def write_squad(path: Path, examples: Sequence[Example]) -> None:
 
 
 def split_data(args: argparse.Namespace, out: Path) -> dict:
-    """Write data/train.json and data/held-out.json, once; with new pairs data/train-and-pairs.json too.
+    """Write data/train.json and data/held-out.json, once; train-and-pairs.json and fold0.json, fold1.json where asked for.
 
-    Returns what split.json says of them.
+    Returns the content of split.json: what was asked for, counts, the titles held out and those of each fold.
 
     Raises:
-        UserError: where they were made of another file, or with another seed.
+        UserError: where the folder was begun with another file or other settings, and as `split_folds` does.
     """
     source = read_examples(locate(args.train, "train"))
     asked = {"sha256": source.sha256, "share": args.held_out, "seed": args.seed}
     asked |= {"limit": args.limit, "swaps": args.swaps, "edits": args.edits}
+    if args.folds:
+        asked["folds"] = args.folds
     note = out / "split.json"
     if note.exists():
         known = read_object(note)
         if known["asked"] != asked:
             raise UserError(
-                f"{out}: was begun with other data, --held-out, --swaps, --edits, --seed or --limit; "
-                "give another --out"
+                f"{out}: was begun with other data, --held-out, --swaps, --edits, --folds, --seed or "
+                "--limit; give another --out"
             )
         return known
     usable = source.trainable()
     if args.limit:
-        usable = usable[:: -(-len(usable) // args.limit)]  # of every article some
-    titles = hold_out(usable, args.held_out, args.seed)
-    held = [example for example in usable if example.title in titles]
-    kept = [example for example in usable if example.title not in titles]
+        every = -(-len(usable) // args.limit)
+        usable = usable[::every]  # some questions of every article
+    held_out = hold_out(usable, args.held_out, args.seed)
+    held = [example for example in usable if example.title in held_out]
+    kept = [example for example in usable if example.title not in held_out]
     (out / "data").mkdir(parents=True, exist_ok=True)
     write_squad(out / "data" / "train.json", kept)
     write_squad(out / "data" / "held-out.json", held)
     pairs = new_pairs(kept, args.swaps, args.edits, args.seed)
     if pairs:
         write_squad(out / "data" / "train-and-pairs.json", kept + pairs)
+    folds = split_folds(kept, args.folds, args.seed) if args.folds else []
+    for number, titles in enumerate(folds):
+        others = [example for example in kept if example.title not in titles]
+        write_squad(out / "data" / f"fold{number}.json", others)
     split = {
         "asked": asked,
         "source": Path(source.path).name,
@@ -100,7 +109,8 @@ def split_data(args: argparse.Namespace, out: Path) -> dict:
         "new_pairs": len(pairs),
         "held_out_questions": len(held),
         "held_out_impossible": sum(not example.answer_texts for example in held),
-        "held_out_articles": titles,
+        "held_out_articles": held_out,
+        "folds": folds,
     }
     write_json(note, split)
     return split

@@ -1,24 +1,27 @@
-"""The reader of weights/, made by one command: teachers, their mean logits, a student, its threshold, its card.
+"""Make the reader of weights/ with one command: teachers, their mean logits, a student, its threshold, its card.
 
     python tools/train_reader.py --out runs/reader                     all of it (a GPU: minutes; two CPU cores: days)
-    python tools/train_reader.py --out runs/reader --max-minutes 5     what five minutes allow
+    python tools/train_reader.py --out runs/reader --max-minutes 5     as much as fits into five minutes
+    python tools/train_reader.py --out runs/reader --folds 5           teachers label only articles new to them
     python tools/train_reader.py --out runs/try --quick                a few hundred questions, two minutes on two cores
 
-Stopped, the same command goes on. What it does, in order:
+If it is stopped, the same command goes on. It does, in this order:
 
-1. Articles are held out of the training data, by seed, among those that have questions without an answer (where there are
-   any), as every article of SQuAD 2.0's dev set has them. They choose: threshold, calibration, which model is kept.
-2. Teachers: the plain recipe with several seeds. Their time decides how many there are and how many epochs the student
-   has, before it starts, so that everything ends within --max-minutes: never a student that is half trained.
-3. With --middle, a generation of that many students of few epochs, which learn from the mean of the teachers' logits
-   (bertqa/training/distillation.py). Where there is no time for it, there is none.
-4. The student learns from the mean of that generation, or of the teachers. With --swaps and --edits all students also
-   learn what their teachers say about new pairs of question and paragraph (tools/new_pairs.py).
-5. The best on the held-out articles is rounded to float16, its threshold is tuned on them, and it is measured on the
-   dev sets, which choose nothing.
+1. Hold out some articles of the training data, drawn by seed among those with unanswerable questions, as all articles of
+   SQuAD 2.0's dev set have them. Threshold, calibration and the best model are chosen on them.
+2. Train the teachers: the plain recipe with several seeds. With --max-minutes, the time of the first one decides how many
+   there are and how many epochs the student gets, so that no training is cut short.
+   With --folds K there are K teachers instead, always: each is trained on K - 1 of K folds of the articles, and labels the
+   windows of the fold that it has not seen (tools/folds.py).
+3. With --middle N, train a generation of N students of few epochs, which learn from the mean of the teachers' logits
+   (bertqa/training/distillation.py). It is left out where there is no time for it.
+4. Train the student on the mean logits of that generation, or of the teachers. With --swaps and --edits all students also
+   learn from new pairs of question and paragraph (tools/new_pairs.py), which the teachers label.
+5. Round the model that is best on the held-out articles to float16, tune its threshold on them, and measure it on the dev
+   sets, which choose nothing.
 
-Left in --out: reader/ (the model folder with its card), results.json, results.md, split.json, data/, a run folder for each
-training.
+It leaves in --out: reader/ (the model folder with its card), results.json, results.md, split.json, data/, and a run folder
+for each training.
 """
 
 import argparse
@@ -42,7 +45,7 @@ from bertqa.model.heads import Ensemble
 from bertqa.model.record import WINDOWS_FOR_RANGES
 
 OTHER = Path(__file__).resolve().parents[1] / "weights" / "out_of_domain.jsonl"
-"""Questions about texts that are not Wikipedia: reported, they choose nothing."""
+"""Questions about texts that are not Wikipedia; they are reported and choose nothing."""
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -64,6 +67,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--held-out", type=float, default=0.1, help="share of the articles [%(default)s]")
     add("--seed", type=int, default=0, help="of the split; others are counted from it [0]")
     add("--teachers", type=int, default=5, help="how many [%(default)s]")
+    add("--folds", type=int, default=0, help="teachers that label what is new to them [0]")
     add("--teacher-epochs", type=int, default=2, help="[%(default)s]")
     add("--teacher-lr", default="3e-4", help="[%(default)s]")
     add("--middle", type=int, default=0, help="students that teach the student [%(default)s]")
@@ -84,12 +88,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.quick:
         args.limit = args.limit or 200
         args.teachers = min(args.teachers, 2)
+        args.folds = min(args.folds, 2)
         args.teacher_epochs = 1
         args.middle = min(args.middle, 2)
         args.middle_epochs = 1
         args.epochs = min(args.epochs, 2)
         args.batch_size = "16"
-        args.ema = "0.5"  # a longer average of so few steps would be the weights of the start
+        args.ema = (
+            "0.5"  # over so few steps a longer average would hardly leave the initial weights
+        )
     return args
 
 
@@ -104,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{split['train_questions']:,} questions to learn from, {split['held_out_questions']:,} of "
         f"{len(articles)} articles held out: {', '.join(articles)}"
     )
-    train, held = str(out / "data" / "train.json"), str(out / "data" / "held-out.json")
+    train = str(out / "data" / "train.json")
+    held = str(out / "data" / "held-out.json")
     bench = open_bench(args, out, train, held, ["--ema", args.ema])
     students = bench
     if split["new_pairs"]:
@@ -112,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = Results(bench, "held out, tuned on it", {"split": split})
     generations = train_generations(args, bench, students, results, deadline)
 
-    best = max(bench.done, key=lambda training: training.metrics["f1"])
+    # Fold teachers were trained on a part of the questions only.
+    candidates = [training for training in bench.done if not training.fold]
+    best = max(candidates, key=lambda training: training.metrics["f1"])
     say(f"{best.name} is the best on the held-out articles")
     make_reader(args, bench, results, best)
     for name, members in generations.items():
@@ -125,50 +135,74 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train_generations(
     args: argparse.Namespace, bench: Bench, students: Bench, results: Results, deadline: float
 ) -> dict[str, list[Training]]:
-    """Teachers, perhaps a middle generation, the student. Returns those that taught, by what they are.
+    """Train the teachers, the middle generation if there is one, and the student.
 
     Args:
-        bench: where teachers are trained.
-        students: where all others are.
+        bench: makes the teachers.
+        students: makes all others.
+
+    Returns:
+        The models that taught, by the name of their generation.
     """
     growth = len(students.task.windows) / len(bench.task.windows)
-    teachers = train_teachers(args, bench, results, deadline, growth)
-    # The last teacher found everything compiled; so will the students.
+    if args.folds:
+        teachers = train_fold_teachers(args, bench, results)
+        growth *= args.folds / (args.folds - 1)
+    else:
+        teachers = train_teachers(args, bench, results, deadline, growth)
+    # The first teacher compiled what the last one, and the students, found.
     cost = Cost.of(teachers[-1], args.teacher_epochs, growth)
     middle = train_middle(args, students, results, deadline, teachers, cost)
     if middle:
-        # Of windows like the student's: they need no more growth.
+        # They were trained on the student's windows, so nothing grows.
         cost = Cost.of(middle[-1], args.middle_epochs)
     train_student(args, students, middle or teachers, deadline, cost)
     results.write()
     return {"teachers": teachers, "students between": middle}
 
 
+def train_fold_teachers(args: argparse.Namespace, bench: Bench, results: Results) -> list[Training]:
+    """Train a teacher for each fold, on the articles of the other folds."""
+    teachers = []
+    for number, titles in enumerate(results.facts["split"]["folds"]):
+        of_others = bench.learning_from(str(bench.out / "data" / f"fold{number}.json"))
+        flags = teacher_flags(args, number)
+        teachers.append(of_others.train(f"fold{number}", *flags, fold=titles))
+        results.write()
+    return teachers
+
+
 def train_teachers(
     args: argparse.Namespace, bench: Bench, results: Results, deadline: float, growth: float
 ) -> list[Training]:
-    """The first teacher, and as many more as its time allows: decided once, a second sitting follows the first."""
-    flags = ["--epochs", str(args.teacher_epochs), "--lr", args.teacher_lr]
-    teachers = [bench.train("teacher0", *flags, "--seed", str(args.seed))]
+    """Train the first teacher, and as many more as there is time for, which is decided once for all sittings."""
+    teachers = [bench.train("teacher0", *teacher_flags(args, 0))]
     results.write()
     cost = Cost.of(teachers[0], args.teacher_epochs, growth)
 
     def fitting() -> int:
+        if not args.max_minutes:
+            return args.teachers
         left = deadline - time.monotonic()
         middle = args.middle * cost.taught(args.middle_epochs, args.teachers)
         recipe = (args.teachers, args.epochs, args.teacher_epochs, cost)
         if count_teachers(*recipe, left - middle) == args.teachers:
             return args.teachers
-        # The middle generation is the first thing to go.
+        # Where the time is short, the middle generation goes first.
         return count_teachers(*recipe, left)
 
-    count = decided(bench.out / "teachers.json", fitting if args.max_minutes else args.teachers)
+    count = decided(bench.out / "teachers.json", fitting)
     say(f"{count} teacher(s)")
     for number in range(1, count):
-        seed = str(args.seed + number)
-        teachers.append(bench.train(f"teacher{number}", *flags, "--seed", seed))
+        teachers.append(bench.train(f"teacher{number}", *teacher_flags(args, number)))
         results.write()
     return teachers
+
+
+def teacher_flags(args: argparse.Namespace, number: int) -> list[str]:
+    """Return the flags of a teacher; its number makes its seed."""
+    flags = ["--epochs", str(args.teacher_epochs), "--lr", args.teacher_lr]
+    return [*flags, "--seed", str(args.seed + number)]
 
 
 def train_middle(
@@ -179,13 +213,15 @@ def train_middle(
     teachers: list[Training],
     cost: Cost,
 ) -> list[Training]:
-    """The students that learn from the teachers and teach the last one: as many as there is time for."""
+    """Train the students that learn from the teachers and teach the last one, as many as there is time for."""
 
     def fitting() -> int:
+        if not args.max_minutes:
+            return args.middle
         left = deadline - time.monotonic()
         return count_middle(args.middle, args.epochs, args.middle_epochs, cost, left, len(teachers))
 
-    count = decided(bench.out / "middle.json", fitting if args.max_minutes else args.middle)
+    count = decided(bench.out / "middle.json", fitting)
     if args.middle:
         say(f"{count} student(s) between teachers and student")
     middle = []
@@ -200,35 +236,37 @@ def train_middle(
 def train_student(
     args: argparse.Namespace, bench: Bench, teachers: list[Training], deadline: float, cost: Cost
 ) -> None:
-    """The student, of as many epochs as there is time for."""
+    """Train the student for as many epochs as there is time for."""
 
     def fitting() -> int:
+        if not args.max_minutes:
+            return args.epochs
         most = cost.student(deadline - time.monotonic(), len(teachers))
         return max(1, min(args.epochs, most))
 
-    epochs = decided(bench.out / "epochs.json", fitting if args.max_minutes else args.epochs)
+    epochs = decided(bench.out / "epochs.json", fitting)
     say(f"a student of {epochs} epochs")
     flags = ["--epochs", str(epochs), "--seed", str(args.seed + 10), *student_flags(args)]
     bench.train("student", *flags, teachers=teachers)
 
 
 def student_flags(args: argparse.Namespace) -> list[str]:
-    """What all students have in common."""
+    """Return the flags of every student."""
     flags = ["--lr", args.lr, "--dropout", args.dropout]
     return [*flags, "--temperature", args.temperature, "--teacher-weight", args.teacher_weight]
 
 
-def decided(note: Path, choose: Callable[[], int] | int) -> int:
-    """What was decided in an earlier sitting, or is now."""
+def decided(note: Path, choose: Callable[[], int]) -> int:
+    """Return the number that an earlier sitting decided on, else decide now and note it."""
     if not note.exists():
-        write_json(note, choose if isinstance(choose, int) else choose())
+        write_json(note, choose())
     return read_json(note)
 
 
 def make_reader(args: argparse.Namespace, bench: Bench, results: Results, best: Training) -> None:
     """Round the best model to float16, tune its threshold on the held-out articles, measure it, write out/reader.
 
-    In float32 products, as a CPU answers: what the card says is what people get.
+    It is measured in float32, as it answers on a CPU by default.
     """
     source = bench.model_of(best)
     model = folder.load(source, device=bench.device)
@@ -264,7 +302,7 @@ def make_reader(args: argparse.Namespace, bench: Bench, results: Results, best: 
 
 
 def dev_sets(args: argparse.Namespace, bench: Bench) -> dict:
-    """The questions that measure and choose nothing."""
+    """Return the questions that the reader is measured on, and that choose nothing."""
     found = {"dev": bench.read("dev", locate(args.dev, "dev"), args.limit)}
     if args.dev1:
         found["dev 1.1"] = bench.read("dev 1.1, always answering", Path(args.dev1), args.limit)
@@ -280,7 +318,7 @@ def measure_ensemble(
     kind: str,
     members: list[Training],
 ) -> None:
-    """What models are worth together: the mean of their logits, as a student learned it."""
+    """Measure the mean of several models' logits, which is what a student learned."""
     models = [folder.load(bench.model_of(one), device=bench.device) for one in members]
     ensemble = Ensemble(models).eval()
     name = f"ensemble of the {len(members)} {kind}"

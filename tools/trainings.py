@@ -1,6 +1,6 @@
-"""Trainings that share one data set: read once, each in a folder of its own as `python -m bertqa.train` leaves it.
+"""Trainings on one data set, which is read once; each has a run folder of its own, as `python -m bertqa.train` leaves it.
 
-A finished training is never done again: whoever runs the same command once more goes on where it was stopped.
+A finished training is not repeated: the same command, run again, goes on where it was stopped.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from folds import ask_fold_teachers
 from torch import nn
 
 from bertqa.data.examples import Dataset, Example, read_examples
@@ -26,11 +27,10 @@ from bertqa.inference import find_spans
 from bertqa.qa.answers import best_answers, null_odds
 from bertqa.qa.metrics import Scores, evaluate_v2, score_answers
 from bertqa.qa.thresholds import abstain, bootstrap
-from bertqa.reporting.run_folder import read_journal
 from bertqa.settings import QuestionAnsweringSettings
 from bertqa.training.command_line import parse
 from bertqa.training.question_answering import Evaluation, QuestionAnswering
-from bertqa.training.run import run_training
+from bertqa.training.run import Trained, run_training
 from bertqa.training.starting import job_of
 
 BEGAN = time.monotonic()
@@ -38,24 +38,26 @@ BEGAN = time.monotonic()
 
 @dataclass
 class Training:
-    """One that has ended."""
+    """A finished training."""
 
     name: str
     command: str
-    """What repeats it."""
+    """The command line that repeats it; of a student of fold teachers, only this bench does."""
     metrics: dict
     """Of its last evaluation, in percent."""
     seconds: float
-    """On the clock, from the start weights to the model folder."""
+    """Wall time from the start weights to the model folder."""
     steps_seconds: float
-    """Of them in optimizer steps; the rest went into loading, evaluating and writing, however long the training is."""
+    """The part of `seconds` spent in optimizer steps; the rest (loading, evaluating, writing) does not grow with them."""
     windows: int
-    """How many it was trained on, repeats counted."""
+    """Windows it was trained on, counted in every epoch."""
+    fold: list[str] = field(default_factory=list)
+    """Of a fold teacher: the titles of the articles that it was not trained on, and labels."""
 
 
 @dataclass
 class Questions:
-    """What models are measured on, cut into windows once."""
+    """Questions to evaluate models on, with their windows."""
 
     name: str
     data: Dataset
@@ -64,7 +66,7 @@ class Questions:
 
 @dataclass
 class Bench:
-    """Where trainings are made: their folder, their data, the flags that all of them have."""
+    """Makes trainings: their folder, their data, the flags that they share."""
 
     out: Path
     train_file: str
@@ -73,15 +75,15 @@ class Bench:
     device: torch.device
     dtype: torch.dtype
     checkpoints: bool = True
-    """Whether a training that is stopped goes on where it was; else it begins again."""
+    """Whether a training that was stopped goes on from a checkpoint, or begins again."""
     done: list[Training] = field(default_factory=list)
 
     def model_of(self, training: Training) -> Path:
-        """The model folder that a training left."""
+        """Return the model folder of a training."""
         return self.out / training.name / "best"
 
     def learning_from(self, train_file: str) -> "Bench":
-        """This bench, but trainings learn from another file; `done` is one list for both."""
+        """Return a bench that trains on another file; both share the list `done`."""
         task = self.task
         other = QuestionAnswering(
             train_file,
@@ -94,8 +96,18 @@ class Bench:
         )
         return replace(self, train_file=train_file, task=other)
 
-    def train(self, name: str, *flags: str, teachers: Sequence[Training] = ()) -> Training:
-        """Train as the common flags and these say, into out/NAME; a finished training is taken as it is.
+    def train(
+        self,
+        name: str,
+        *flags: str,
+        teachers: Sequence[Training] = (),
+        fold: Sequence[str] = (),
+    ) -> Training:
+        """Train with the shared flags and these, into out/NAME; a finished training is read from there.
+
+        Args:
+            teachers: to learn from. The mean of their logits is learned; of fold teachers, each window's own.
+            fold: the titles that this teacher labels (Training.fold).
 
         Raises:
             UserError: where out/NAME holds a training with other flags, or a signal stopped this one.
@@ -114,41 +126,46 @@ class Bench:
                 )
         else:
             began = time.monotonic()
-            figures = self._fit(run, arguments)
-            evaluations = []
-            for record in read_journal(run / "metrics.jsonl"):
-                if record["event"] == "eval":
-                    evaluations.append(record)
-            seconds = time.monotonic() - began
+            trained = self._fit(run, arguments, teachers)
             training = Training(
-                name, command, evaluations[-1], seconds, figures["seconds"], figures["windows"]
+                name=name,
+                command=command,
+                metrics=trained.evaluations[-1],
+                seconds=time.monotonic() - began,
+                steps_seconds=trained.figures["seconds"],
+                windows=trained.figures["windows"],
+                fold=list(fold),
             )
             write_json(note, vars(training))
         self.done.append(training)
         say(f"{name}: {line_of(training.metrics)} | {training.seconds:.1f} s")
         return training
 
-    def _fit(self, run: Path, arguments: list[str]) -> dict:
-        """Train, or go on with what was stopped. Returns what summary.json says."""
+    def _fit(self, run: Path, arguments: list[str], teachers: Sequence[Training]) -> Trained:
+        """Train, or resume the training that was stopped."""
         begun = (run / "config.json").exists()
         if begun:
             arguments = ["--resume", str(run)]
         command = ["python", "-m", "bertqa.train", *arguments]
         settings = parse(arguments).settings
-        job = job_of(settings, run, task=copy.copy(self.task), say=say, command=command)
+        task = copy.copy(self.task)
+        folds = [teacher.fold for teacher in teachers]
+        if any(folds):
+            task.teaching = ask_fold_teachers(settings.teachers, folds, task, self.dtype)
+        job = job_of(settings, run, task=task, say=say, command=command)
         job.checkpoints = self.checkpoints
         job.report = False
         trained = run_training(job, resume=begun)
         if trained.interrupted:
             raise UserError(f"{run}: stopped; the same command goes on with it")
-        return trained.figures
+        return trained
 
     def read(self, name: str, path: Path, limit: int | None = None) -> Questions:
-        """The questions of a file, in windows like those of training."""
+        """Read the questions of a file and cut them into windows like those of training."""
         return self.cut(name, read_examples(path, limit))
 
     def cut(self, name: str, data: Dataset) -> Questions:
-        """Questions in windows like those of training."""
+        """Cut questions into windows like those of training."""
         settings = self.task.settings
         windows = build_windows(
             data.examples,
@@ -160,20 +177,20 @@ class Bench:
         return Questions(name, data, windows)
 
     def held_out(self, name: str, examples: list[Example]) -> Questions:
-        """Some of the held-out questions."""
+        """Cut some of the held-out questions into windows."""
         return self.cut(name, replace(self.task.dev, examples=examples))
 
     def tune(self, model: nn.Module, dtype: torch.dtype) -> Evaluation:
-        """What a model gets on the held-out questions, at the threshold that is best there."""
+        """Evaluate a model on the held-out questions, at the threshold that is best for them."""
         self.task.evaluate(model, autocast(self.device, dtype))
         return self.task.evaluation
 
     def score(
         self, model: nn.Module, asked: Questions, threshold: float | None, dtype: torch.dtype
     ) -> dict:
-        """How a model does on questions at a threshold that was chosen elsewhere; None = it always answers.
+        """Evaluate a model on other questions, at a threshold that was chosen before; None = it always answers.
 
-        Returns what evaluate-v2.0.py prints, F1's 95 % interval over questions, and F1 at threshold 0.
+        Returns the metrics of evaluate-v2.0.py, the 95 % bootstrap interval of F1, and F1 at threshold 0.
         """
         spans, _ = find_spans(
             model,
@@ -204,27 +221,29 @@ class Bench:
 def open_bench(
     args: argparse.Namespace, out: Path, train: str, dev: str, flags: Sequence[str]
 ) -> Bench:
-    """Read the data and cut them into windows, for all trainings; `flags` are what all have beside those of `args`."""
+    """Read the data and cut them into windows; all trainings get `flags` beside those of `args`."""
     weights = Path(resolve_weights(args.weights))
     device = pick_device(args.device)
     out.mkdir(parents=True, exist_ok=True)
     length = args.max_length
-    overlap, asked = min(128, length // 3), min(64, length // 6)
-    settings = QuestionAnsweringSettings(max_length=length, overlap=overlap, max_question=asked)
+    overlap = min(128, length // 3)
+    question = min(64, length // 6)
+    settings = QuestionAnsweringSettings(max_length=length, overlap=overlap, max_question=question)
     task = QuestionAnswering(train, dev, weights, settings, seed=0, device=device, say=say)
     common = ["--dev", dev, "--weights", str(weights), "--fresh-head"]
     common += ["--batch-size", args.batch_size, "--warmup", args.warmup]
-    common += ["--max-length", str(length), "--overlap", str(overlap), "--max-question", str(asked)]
+    common += ["--max-length", str(length), "--overlap", str(overlap)]
+    common += ["--max-question", str(question)]
     common += ["--device", args.device, "--precision", args.precision]
-    # One evaluation, at the end: the schedule ends there, and the average of the weights is best there.
+    # One evaluation, at the end, where the learning rate is 0 and the averaged weights are best.
     common += ["--eval-every", "1000000000", *flags]
     dtype = pick_precision(args.precision, device)
-    # A checkpoint is four times the model: too much to write at the end of every epoch of some seconds.
+    # A checkpoint is four times the size of the model: too much to write where an epoch takes seconds.
     return Bench(out, train, task, common, device, dtype, checkpoints=args.max_minutes is None)
 
 
 def line_of(metrics: dict) -> str:
-    """The scores that people look for, on a line."""
+    """Return the main metrics as one line for people."""
     names = {
         "exact": "EM",
         "f1": "F1",
@@ -238,5 +257,5 @@ def line_of(metrics: dict) -> str:
 
 
 def say(line: str) -> None:
-    """A line for people, with the time since the start."""
+    """Print a line on stderr, with the seconds since the start."""
     print(f"[{time.monotonic() - BEGAN:6.1f} s] {line}", file=sys.stderr, flush=True)

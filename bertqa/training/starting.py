@@ -121,7 +121,8 @@ def job_of(
     """Everything that a run of these settings needs: files read, windows cut, teachers asked, the model built.
 
     Args:
-        task: of another run on the same data, which are not read again; the new run's models and scores are put into it.
+        task: of another run on the same data, which are not read again; the new run's models and scores are put into it. Its
+            `teaching`, where it has one, is learned as it is.
         typed: names of the settings that somebody just gave, about which more is said.
         command: the command line, for config.json.
 
@@ -139,7 +140,7 @@ def job_of(
     if task is None:
         task = task_of(settings, weights, device, say, world)
     task.recipe = settings.recipe()
-    if settings.teachers.teacher:
+    if settings.teachers.teacher and task.teaching is None:
         task.teaching = ask_teachers(settings.teachers, task, dtype)
     is_fresh = files.fresh_head or config["head"] != task.head
     model = starting_model(weights, config, is_fresh, settings.model, task)
