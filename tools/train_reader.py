@@ -26,18 +26,17 @@ for each training.
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from planning import Cost, count_middle, count_teachers
+from generations import Generations
 from reader_card import lineage, reader_card
 from results import Results, Row
 from split_articles import LOGGED, split_data
 from trainings import Bench, Training, open_bench, say
 
 from bertqa.data.download import locate
-from bertqa.files import read_json, write_json
 from bertqa.flags import run_verb
 from bertqa.inference import calibrate
 from bertqa.model import folder
@@ -94,9 +93,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         args.middle_epochs = 1
         args.epochs = min(args.epochs, 2)
         args.batch_size = "16"
-        args.ema = (
-            "0.5"  # over so few steps a longer average would hardly leave the initial weights
-        )
+        # Over so few steps a longer average would hardly leave the initial weights.
+        args.ema = "0.5"
     return args
 
 
@@ -118,149 +116,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if split["new_pairs"]:
         students = bench.learning_from(str(out / "data" / "train-and-pairs.json"))
     results = Results(bench, "held out, tuned on it", {"split": split})
-    generations = train_generations(args, bench, students, results, deadline)
+    teaching = Generations(args, bench, students, results, deadline).train()
 
     # Fold teachers were trained on a part of the questions only.
     candidates = [training for training in bench.done if not training.fold]
     best = max(candidates, key=lambda training: training.metrics["f1"])
     say(f"{best.name} is the best on the held-out articles")
     make_reader(args, bench, results, best)
-    for name, members in generations.items():
+    for name, members in teaching.items():
         if len(members) > 1 and time.monotonic() < deadline:
             measure_ensemble(args, bench, results, name, members)
     print(results.table())
     return 0
-
-
-def train_generations(
-    args: argparse.Namespace, bench: Bench, students: Bench, results: Results, deadline: float
-) -> dict[str, list[Training]]:
-    """Train the teachers, the middle generation if there is one, and the student.
-
-    Args:
-        bench: makes the teachers.
-        students: makes all others.
-
-    Returns:
-        The models that taught, by the name of their generation.
-    """
-    growth = len(students.task.windows) / len(bench.task.windows)
-    if args.folds:
-        teachers = train_fold_teachers(args, bench, results)
-        growth *= args.folds / (args.folds - 1)
-    else:
-        teachers = train_teachers(args, bench, results, deadline, growth)
-    # The first teacher compiled what the last one, and the students, found.
-    cost = Cost.of(teachers[-1], args.teacher_epochs, growth)
-    middle = train_middle(args, students, results, deadline, teachers, cost)
-    if middle:
-        # They were trained on the student's windows, so nothing grows.
-        cost = Cost.of(middle[-1], args.middle_epochs)
-    train_student(args, students, middle or teachers, deadline, cost)
-    results.write()
-    return {"teachers": teachers, "students between": middle}
-
-
-def train_fold_teachers(args: argparse.Namespace, bench: Bench, results: Results) -> list[Training]:
-    """Train a teacher for each fold, on the articles of the other folds."""
-    teachers = []
-    for number, titles in enumerate(results.facts["split"]["folds"]):
-        of_others = bench.learning_from(str(bench.out / "data" / f"fold{number}.json"))
-        flags = teacher_flags(args, number)
-        teachers.append(of_others.train(f"fold{number}", *flags, fold=titles))
-        results.write()
-    return teachers
-
-
-def train_teachers(
-    args: argparse.Namespace, bench: Bench, results: Results, deadline: float, growth: float
-) -> list[Training]:
-    """Train the first teacher, and as many more as there is time for, which is decided once for all sittings."""
-    teachers = [bench.train("teacher0", *teacher_flags(args, 0))]
-    results.write()
-    cost = Cost.of(teachers[0], args.teacher_epochs, growth)
-
-    def fitting() -> int:
-        if not args.max_minutes:
-            return args.teachers
-        left = deadline - time.monotonic()
-        middle = args.middle * cost.taught(args.middle_epochs, args.teachers)
-        recipe = (args.teachers, args.epochs, args.teacher_epochs, cost)
-        if count_teachers(*recipe, left - middle) == args.teachers:
-            return args.teachers
-        # Where the time is short, the middle generation goes first.
-        return count_teachers(*recipe, left)
-
-    count = decided(bench.out / "teachers.json", fitting)
-    say(f"{count} teacher(s)")
-    for number in range(1, count):
-        teachers.append(bench.train(f"teacher{number}", *teacher_flags(args, number)))
-        results.write()
-    return teachers
-
-
-def teacher_flags(args: argparse.Namespace, number: int) -> list[str]:
-    """Return the flags of a teacher; its number makes its seed."""
-    flags = ["--epochs", str(args.teacher_epochs), "--lr", args.teacher_lr]
-    return [*flags, "--seed", str(args.seed + number)]
-
-
-def train_middle(
-    args: argparse.Namespace,
-    bench: Bench,
-    results: Results,
-    deadline: float,
-    teachers: list[Training],
-    cost: Cost,
-) -> list[Training]:
-    """Train the students that learn from the teachers and teach the last one, as many as there is time for."""
-
-    def fitting() -> int:
-        if not args.max_minutes:
-            return args.middle
-        left = deadline - time.monotonic()
-        return count_middle(args.middle, args.epochs, args.middle_epochs, cost, left, len(teachers))
-
-    count = decided(bench.out / "middle.json", fitting)
-    if args.middle:
-        say(f"{count} student(s) between teachers and student")
-    middle = []
-    for number in range(count):
-        flags = ["--epochs", str(args.middle_epochs), "--seed", str(args.seed + 20 + number)]
-        flags += student_flags(args)
-        middle.append(bench.train(f"middle{number}", *flags, teachers=teachers))
-        results.write()
-    return middle
-
-
-def train_student(
-    args: argparse.Namespace, bench: Bench, teachers: list[Training], deadline: float, cost: Cost
-) -> None:
-    """Train the student for as many epochs as there is time for."""
-
-    def fitting() -> int:
-        if not args.max_minutes:
-            return args.epochs
-        most = cost.student(deadline - time.monotonic(), len(teachers))
-        return max(1, min(args.epochs, most))
-
-    epochs = decided(bench.out / "epochs.json", fitting)
-    say(f"a student of {epochs} epochs")
-    flags = ["--epochs", str(epochs), "--seed", str(args.seed + 10), *student_flags(args)]
-    bench.train("student", *flags, teachers=teachers)
-
-
-def student_flags(args: argparse.Namespace) -> list[str]:
-    """Return the flags of every student."""
-    flags = ["--lr", args.lr, "--dropout", args.dropout]
-    return [*flags, "--temperature", args.temperature, "--teacher-weight", args.teacher_weight]
-
-
-def decided(note: Path, choose: Callable[[], int]) -> int:
-    """Return the number that an earlier sitting decided on, else decide now and note it."""
-    if not note.exists():
-        write_json(note, choose())
-    return read_json(note)
 
 
 def make_reader(args: argparse.Namespace, bench: Bench, results: Results, best: Training) -> None:
