@@ -1,19 +1,19 @@
 """bertqa: fine-tune and run BERT for extractive question answering, in plain PyTorch.
 
-What other code may use, and README's "Hack the encoder" shows. Everything else may move.
+The public names, which README's "Hack the encoder" shows in use. Everything else may move.
 
-models        BertEncoder (returns an EncoderOutput), BertForQuestionAnswering, BertForSequenceClassification; BertConfig, their shape
-              Layout: where sequences lie in packed tokens, what attention gets; SpanLogits and span_loss, (N,) -> ()
-on disk       load, load_encoder: a model folder's model, or its encoder; load_into: into a model of your own; save
-surgery       keep_layers, resize_vocabulary, resize_positions: a trained encoder in another shape
-data          read_examples -> [Example]; WordPiece, the tokenizer; build_windows; WindowStore, which gives each Batch of them packed
-answers       Reader: answers of a model folder, or of Reader(model, tokenizer), as Answer; it is measured (evaluate), told how
-              sure it may be (calibrate) and kept (save); AnswerBatches: it inside datasets, Ray and Spark; find_spans: the
-              n best of each question; SpanSettings, how they are searched
-vectors       embed_texts; pooled: an EncoderOutput to a vector for each sequence
-training      fine_tune: files or records to a Reader;
-              run_training(Job(...)), with a Task of your own or QuestionAnswering; LoopSettings, OptimSettings
-speed         calibrate_int8: what int8 needs to be fast, measured once a model; SpeedHint: the warning that says what is faster
+models        BertEncoder (returns an EncoderOutput), BertForQuestionAnswering, BertForSequenceClassification; BertConfig: their
+              shape; Layout: where each sequence begins in a packed batch; SpanLogits and span_loss, (N,) -> ()
+on disk       load, load_encoder: the model in a model folder, or its encoder; load_into: the same into your own module; save
+surgery       keep_layers, resize_vocabulary, resize_positions: change the shape of a trained encoder
+data          read_examples -> [Example]; WordPiece: the tokenizer; build_windows; WindowStore: windows -> packed Batch
+answers       Reader: answers questions with a model folder, or as Reader(model, tokenizer); returns each Answer; evaluates,
+              calibrates and saves itself; AnswerBatches: a Reader for datasets, Ray Data and Spark; find_spans: the n best spans of each
+              question; SpanSettings: how they are searched
+vectors       embed_texts; pooled: EncoderOutput -> one vector for each sequence
+training      fine_tune: files or records -> a Reader;
+              run_training(Job(...)), with your own Task or QuestionAnswering; LoopSettings, OptimSettings
+speed         calibrate_int8: measures a model's activation ranges; SpeedHint: the warning that names a faster setting
 errors        UserError: a mistake of the caller's, in one line
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# For type checkers and editors, which do not run what stands below.
+# For type checkers and editors, which do not follow the lazy imports below.
 if TYPE_CHECKING:
     from bertqa.answer_batches import AnswerBatches as AnswerBatches
     from bertqa.calibrate import calibrate_int8 as calibrate_int8
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from bertqa.training.run import run_training as run_training
     from bertqa.vectors import embed_texts as embed_texts, pooled as pooled
 
-# Loaded on first use (PEP 562), so that score, doctor and report start without torch.
+# Imported on first use (PEP 562), so that score, doctor and report start without torch.
 _PUBLIC = {
     "Answer": "bertqa.qa.documents",
     "AnswerBatches": "bertqa.answer_batches",
@@ -101,7 +101,7 @@ _PUBLIC = {
 __all__ = list(_PUBLIC)
 
 
-if not TYPE_CHECKING:  # else every name would seem to be there
+if not TYPE_CHECKING:  # a type checker would take any attribute for defined
 
     def __getattr__(name: str):
         if name not in _PUBLIC:

@@ -1,4 +1,4 @@
-"""python -m bertqa, or the command `bertqa`: lists the verbs, and runs the one that is named."""
+"""python -m bertqa, or the command `bertqa`: list the verbs, or run one."""
 
 import difflib
 import importlib
@@ -20,10 +20,10 @@ VERBS = {
 
 
 def main() -> int:
-    """`bertqa VERB ARGS...` is `python -m bertqa.VERB ARGS...`. Returns the exit status."""
+    """Run `bertqa VERB ARGS...` as `python -m bertqa.VERB ARGS...` does. Return the exit status."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in VERBS:
-        del sys.argv[1]  # the verb sees what it would see as `python -m bertqa.VERB`
+        del sys.argv[1]  # the verb's parser reads the rest
         return run_verb(importlib.import_module(f"bertqa.{name}").main)
     shown = "\n".join(f"  {verb:9}  {text}" for verb, text in VERBS.items())
     text = f"usage: python -m bertqa VERB [...]      (--help after the verb tells more)\n\n{shown}"

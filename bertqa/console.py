@@ -1,7 +1,7 @@
-"""What people see while they wait: messages, progress bars, and streams that can print everything.
+"""Messages, progress bars, and standard streams that can print any text.
 
-The library says what it does to logging's logger "bertqa": from Python that is silent, warnings apart, or as the caller's
-own logging has it. The verbs show it on stderr.
+The library writes its messages to logging's logger "bertqa". From Python they follow the caller's logging configuration,
+by default warnings only; the verbs show all of them on stderr.
 """
 
 import logging
@@ -17,11 +17,11 @@ logger = logging.getLogger("bertqa")
 BF16_TRAINS = "about 1.8 times"
 BF16_ANSWERS = "about 1.7 times"
 INT8_ANSWERS = "about 2.3 times"
-"""As fast as float32, on CPUs with units for these formats: README's table of speeds, in words."""
+"""Speed compared with float32 on CPUs that have units for the format, from README's table of speeds."""
 
 
 def say(line: str) -> None:
-    """Tell people who wait. A line that begins with "warning: " is a warning, any other information."""
+    """Log a line: at level WARNING if it begins with "warning: ", else at INFO."""
     level = logging.INFO
     if line.startswith("warning: "):
         level = logging.WARNING
@@ -29,15 +29,15 @@ def say(line: str) -> None:
 
 
 def silent(line: str) -> None:
-    """In the place of `say`: nothing."""
+    """Do nothing; passed instead of `say`."""
 
 
 class OnStderr(logging.Handler):
-    """Writes to what sys.stderr is at that moment, above the progress bars that are shown."""
+    """Writes to the current sys.stderr, above any progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.getMessage()
-        # Where nobody has imported tqdm there is no bar.
+        # If tqdm is not imported, there is no bar.
         if "tqdm" in sys.modules:
             from tqdm.auto import tqdm
 
@@ -48,8 +48,8 @@ class OnStderr(logging.Handler):
 
 @contextmanager
 def said_on_stderr() -> Iterator[None]:
-    """Inside, everything that the library says is shown."""
-    # A verb's main inside of run_verb, or a verb that calls another: once is enough.
+    """Show the library's messages on stderr inside the block."""
+    # run_verb and the verb's own main both call this, and a verb may call another: one handler is enough.
     if any(isinstance(handler, OnStderr) for handler in logger.handlers):
         yield
         return
@@ -67,13 +67,13 @@ def said_on_stderr() -> Iterator[None]:
 def progress_bar(
     *, total: int | None = None, desc: str | None, unit: str, shown: bool = True, **more
 ):
-    """A tqdm bar: new five times a second at a terminal, every half minute in a log, a widget in a notebook.
+    """Return a tqdm bar, redrawn five times a second at a terminal and every 30 s in a log; a widget in a notebook.
 
-    TQDM_DISABLE=1 turns all bars off. `more` are arguments of tqdm's.
+    TQDM_DISABLE=1 turns all bars off. `more` is passed to tqdm.
     """
-    from tqdm.auto import tqdm  # here, for what needs no bar starts sooner without it
+    from tqdm.auto import tqdm  # here, so that what shows no bar starts sooner
 
-    # tqdm itself looks at the environment once, when it is imported; a notebook may say so later.
+    # tqdm reads TQDM_DISABLE once, when it is imported; a notebook may set it later.
     if not shown or os.environ.get("TQDM_DISABLE", "0") not in ("", "0"):
         more["disable"] = True
     often = 0.2 if sys.stderr.isatty() else 30
@@ -81,12 +81,12 @@ def progress_bar(
 
 
 def prepare_streams() -> None:
-    """Make every answer printable, and a stream that is closed (`<&-`) look empty.
+    """Make stdout and stderr able to print any answer, and replace closed streams (`<&-`) by empty ones.
 
-    Answers may hold characters that the encoding of stdout lacks, or half a surrogate pair. Into a
-    pipe or a file goes UTF-8, whatever the locale says; a terminal shows what it lacks as \\u0141.
+    An answer may hold lone surrogates, or characters that the encoding of stdout lacks. Pipes and files get UTF-8,
+    whatever the locale; a terminal shows characters that it lacks as escapes.
     """
-    # Python has None in the place of a stream that is closed, and the first isatty() would be a traceback.
+    # A closed stream is None in Python, and the first call of isatty() would end in a traceback.
     if sys.stdin is None:
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     for name in ("stdout", "stderr"):
@@ -100,12 +100,12 @@ def prepare_streams() -> None:
 
 
 def stop_on_sigterm() -> None:
-    """SIGTERM and SIGHUP end this process as Ctrl-C does, in order, and not in the middle of a line."""
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, so that the process ends in order."""
 
     def interrupt(number, frame):
         raise KeyboardInterrupt
 
-    # Python lets only the main thread set handlers; from another, signals are somebody else's.
+    # Only the main thread may set signal handlers.
     if threading.current_thread() is threading.main_thread() and os.name == "posix":
         signal.signal(signal.SIGTERM, interrupt)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup

@@ -1,4 +1,4 @@
-"""python -m bertqa.convert SRC DEST: checkpoints in; --to-hf and --to-onnx go out again."""
+"""python -m bertqa.convert SRC DEST: import a Hugging Face checkpoint; --to-hf and --to-onnx export a model folder."""
 
 import argparse
 import dataclasses
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.to_onnx:
         return to_onnx(Path(args.src), Path(args.dest), args.score)
 
-    # after parsing: --help need not wait for torch
+    # imported after parsing, so that --help does not wait for torch
     from bertqa.hf.convert import convert
     from bertqa.hf.export import export
 
@@ -66,12 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         head = "qa" if args.fresh_head else None
         report = convert(args.src, args.dest, fresh_head=head, seed=args.seed)
-    print(to_json(dataclasses.asdict(report)) if args.json else report)
+    if args.json:
+        report = to_json(dataclasses.asdict(report))
+    print(report)
     return 0
 
 
 def to_onnx(src: Path, dest: Path, data: str | None) -> int:
-    """Write the file, and say how near it is to the model, where onnxruntime can tell."""
+    """Write model.onnx; with onnxruntime installed, print how much it differs from the model, and its score on `data`."""
     from bertqa.onnx_file import compare, export_onnx, score
 
     file = export_onnx(src, dest)

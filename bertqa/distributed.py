@@ -1,6 +1,6 @@
-"""torchrun's processes: who am I, wrap the model, agree, gather, fail together. A single process pays nothing for it.
+"""The processes that torchrun starts: ranks, collective operations, gradient averaging, and failing together.
 
-torch is imported where it is needed, so that a command line can be read inside of a world without it.
+A single process is a World of one, whose operations cost nothing. Functions import torch, so that verbs start without it.
 """
 
 import contextlib
@@ -20,46 +20,46 @@ from datetime import timedelta
 from bertqa.errors import UserError, first_sentence
 
 TIMEOUT = 600.0
-"""Seconds that a process waits for another at most: one that is evaluating or saving comes sooner."""
-PATIENCE = 20.0
-"""The same once a signal has asked to stop: torchrun sends SIGKILL after 30 s."""
-LEAVE = 0.1
-"""Seconds that gloo's threads have to let go of the last exchange's tensors, for which they need Python's lock. The end of
-the group holds that lock and waits for the threads: with torch 2.6, one run in twenty never ended."""
+"""Seconds to wait for another process at most; longer than any evaluation or save takes between two exchanges."""
+TIMEOUT_AFTER_SIGNAL = 20.0
+"""The same after a signal to stop: torchrun sends SIGKILL 30 s after SIGTERM."""
+SETTLE = 0.1
+"""Seconds to sleep before the process group is destroyed. gloo's threads need Python's lock to release the tensors of the
+last exchange, and destroy_process_group holds that lock while it joins them: with torch 2.6, one run in twenty hung."""
 
-ERROR = "bertqa: an error"
-"""Key of the store by which the processes agree on who tells of an error."""
+ERROR_KEY = "bertqa: an error"
+"""Key of torch's store; the process that increments it first is the one that reports the error."""
 
 
 class StopEvaluation(BaseException):
-    """Raised inside of an evaluation by a signal. No Exception: no task that evaluates should catch it."""
+    """Raised in an evaluation after a signal to stop. Not an Exception, so that no `except Exception` catches it."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run. Rank 0 writes files and the console."""
+    """The processes of a run. Rank 0 writes files and to the console."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     store: object = None
-    """torch's key-value store that all of them reach."""
+    """torch's key-value store, shared by all processes."""
     turns: Iterator[int] = field(default_factory=itertools.count)
     """Numbers the calls of `in_turn`."""
     leave: threading.Event = field(default_factory=threading.Event, compare=False)
-    """Set where this process was asked to leave what it does together with the others."""
+    """Set when this process was asked to break off what it computes with the others; `gather` heeds it."""
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process is rank 0, which writes."""
         return self.rank == 0
 
     def any(self, *flags: bool) -> list[bool]:
-        """Each flag, true if it is true on any rank: every rank then takes the same decision at the same step."""
+        """Return for each flag whether it is true on any rank, so that all ranks decide alike at the same step."""
         return [total > 0 for total in self._sums(flags)]
 
     def sum(self, value: float) -> float:
-        """The sum of a number over all ranks."""
+        """Return the sum of `value` over all ranks."""
         return self._sums([value])[0]
 
     def _sums(self, values: Sequence[float]) -> Sequence[float]:
@@ -67,19 +67,18 @@ class World:
             return values
         import torch
 
-        # on the host: small decisions never wait for the GPU
-        shared = torch.tensor(values, dtype=torch.float64)
-        _wait(torch.distributed.all_reduce(shared, async_op=True))
-        return shared.tolist()
+        # on the host (gloo), so that a small decision does not wait for the GPU
+        totals = torch.tensor(values, dtype=torch.float64)
+        _wait(torch.distributed.all_reduce(totals, async_op=True))
+        return totals.tolist()
 
     def gather(self, value) -> list:
-        """`value` of every rank, in the order of ranks, on every rank. Raises StopEvaluation on all of them, where one has
-        been asked to leave."""
+        """Return every rank's `value`, in rank order. Raise StopEvaluation on all ranks if `leave` is set on one."""
         if self.size == 1:
             return [value]
         from torch.distributed import all_gather_object
 
-        # This also waits for the others, in a place where signals are heard.
+        # This also waits for the others in Python code, where signal handlers run; all_gather_object would not.
         if self.any(self.leave.is_set())[0]:
             raise StopEvaluation
         gathered = [None] * self.size
@@ -87,27 +86,30 @@ class World:
         return gathered
 
     def in_turn(self, make: Callable):
-        """What `make()` returns, called on rank 0 first, then on the first process of each other machine, then on the
-        rest: for what the first call leaves on the disk and the others find there. The others wait as long as it takes:
-        it may be a download."""
+        """Call `make` on rank 0, then on the first process of each other machine, then on the rest; return its result.
+
+        For functions that cache on disk: later calls find what the first left. There is no timeout: it may be a download.
+        """
         if self.size == 1:
             return make()
         call = next(self.turns)
-        mine = [self.first, self.local_rank == 0, True].index(True)
+        my_turn = 1 if self.local_rank == 0 else 2
+        if self.first:
+            my_turn = 0
         for turn in range(3):
-            if turn == mine:
+            if turn == my_turn:
                 made = make()
-            # All meet behind each turn; where one has failed, the others leave.
-            here = f"bertqa: call {call}, turn {turn}"
-            self.store.add(here, 1)
-            while self.store.add(here, 0) < self.size:
-                if self.store.add(ERROR, 0):
+            # A barrier after each turn: every process counts itself, then polls the count; after an error all exit.
+            barrier = f"bertqa: call {call}, turn {turn}"
+            self.store.add(barrier, 1)
+            while self.store.add(barrier, 0) < self.size:
+                if self.store.add(ERROR_KEY, 0):
                     raise SystemExit(1)
                 time.sleep(0.02)
         return made
 
     def wrap(self, model, device):
-        """The model whose backward pass averages gradients over ranks; the model itself for a single process."""
+        """Return a model whose backward pass averages gradients over ranks; for a single process, the model itself."""
         if self.size == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
@@ -116,26 +118,27 @@ class World:
         return DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
 
 
-class Heard:
+class FirstSignal:
     at = math.inf
-    """When the first signal that asks to stop came, whatever the main thread was doing."""
+    """When the first signal to stop came, by time.monotonic()."""
 
 
 def _wait(work) -> None:
-    """Until the other processes have done their part, or UserError. Python runs meanwhile, so that signals are heard."""
+    """Wait for a collective operation in Python code, where signal handlers run. Raise UserError after the timeout."""
     began = time.monotonic()
     pause = 0.0
     while not work.is_completed():
         now = time.monotonic()
         waited = now - began
-        if waited > TIMEOUT or now - max(began, Heard.at) > PATIENCE:
-            raise UserError(_lost(f"waited for {waited:.0f} s"))
+        if waited > TIMEOUT or now - max(began, FirstSignal.at) > TIMEOUT_AFTER_SIGNAL:
+            raise UserError(_lost_process(f"waited for {waited:.0f} s"))
         time.sleep(pause)
-        pause = min(0.01, pause + 1e-5)  # a step that is in time pays next to nothing
-    work.wait()  # raises what went wrong
+        pause = min(0.01, pause + 1e-5)  # grows from 0, so that a short wait costs next to nothing
+    work.wait()  # raises the operation's error, if it had one
 
 
-def _lost(seen: str, how: str = "hangs or has died") -> str:
+def _lost_process(seen: str, how: str = "hangs or has died") -> str:
+    """Word the message about another process of the run; `seen` is the symptom in this one."""
     return (
         f"another process of this run {how}; where it says nothing, the system has killed it, for its "
         "memory for example. Training goes on from the last checkpoint with --resume, in as many processes. "
@@ -145,13 +148,13 @@ def _lost(seen: str, how: str = "hangs or has died") -> str:
 
 @contextlib.contextmanager
 def world_of_torchrun() -> Iterator[World]:
-    """The world that torchrun describes in the environment, or a world of one.
+    """Yield the World that torchrun's environment variables describe, or a World of one.
 
-    Inside, only the first process of a machine has a console. Of an error that ends the run, on whichever rank, the
-    first one is raised and the others leave silently with status 1.
+    Only the first process of each machine has a console. The first process with an error raises it; the others exit
+    silently, with status 1.
 
     Raises:
-        UserError: where the environment describes half a world, or another process of the run hangs or has died.
+        UserError: if the environment variables are incomplete or wrong, or another process of the run hangs or has died.
     """
     described = _described()
     if described is None:
@@ -164,21 +167,21 @@ def world_of_torchrun() -> Iterator[World]:
         with _console(world.local_rank == 0), _watched(world.store):
             yield world
     except (Exception, KeyboardInterrupt) as error:
-        # What a death breaks elsewhere is only its echo, and comes after it.
+        # A process that fails breaks the others' connections: their errors come later, and say nothing new.
         if not _is_first(world.store):
             raise SystemExit(1) from None
-        is_echo = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
-        if not isinstance(error, dist.DistError) and not is_echo:
+        is_lost_connection = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+        if not isinstance(error, dist.DistError) and not is_lost_connection:
             raise
         seen = str(error).split(". ")[0]
         how = "hangs or has died" if "timed out" in seen.lower() else "has died"
-        raise UserError(_lost(seen, how)) from None
-    time.sleep(LEAVE)
+        raise UserError(_lost_process(seen, how)) from None
+    time.sleep(SETTLE)
     dist.destroy_process_group()
 
 
 def _described() -> World | None:
-    """Rank, size and local rank as the environment says; None for a single process."""
+    """Read rank, size and local rank from the environment; return None for a single process."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -192,15 +195,16 @@ def _described() -> World | None:
     wrong = [f"{name} is {value!r}" for name, value in values.items() if not value.isdecimal()]
     if wrong:
         raise UserError(f"{', '.join(wrong)}: not a whole number; {way_out}")
-    rank, size, local_rank, _ = map(int, values.values())
+    rank = int(values["RANK"])
+    size = int(values["WORLD_SIZE"])
     if rank >= size:
-        way_out = f"ranks are counted from 0; {way_out}"
-        raise UserError(f"RANK is {rank}, but WORLD_SIZE {size}; {way_out}")
-    return World(rank, size, local_rank)
+        found = f"RANK is {rank}, but WORLD_SIZE {size}"
+        raise UserError(f"{found}; ranks are counted from 0; {way_out}")
+    return World(rank, size, int(values["LOCAL_RANK"]))
 
 
 def _join(described: World) -> World:
-    """Meet the other processes."""
+    """Create the process group and return the world with its store. Raise UserError if the others cannot be reached."""
     import torch
     import torch.distributed as dist
 
@@ -222,18 +226,18 @@ def _join(described: World) -> World:
 
 
 def _is_first(store) -> bool:
-    """Whether this process is the first of all to tell of an error; true where nobody is left to answer."""
+    """Return whether no other process has reported an error yet; also true if the store no longer answers."""
     try:
         store.set_timeout(timedelta(seconds=10))
-        return store.add(ERROR, 1) == 1
+        return store.add(ERROR_KEY, 1) == 1
     except Exception:
         return True
 
 
 @contextlib.contextmanager
-def _console(mine: bool) -> Iterator[None]:
-    """Python's standard output and error inside, or neither."""
-    if mine:
+def _console(shown: bool) -> Iterator[None]:
+    """Discard what Python writes to stdout and stderr inside, unless `shown`."""
+    if shown:
         yield
         return
     with open(os.devnull, "w") as nowhere:
@@ -243,32 +247,33 @@ def _console(mine: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watched(store) -> Iterator[None]:
-    """A thread hears signals that the main thread cannot: one that waits for other ranks inside of torch runs no Python.
+    """Watch for signals in a thread, because the main thread handles none while it waits for other ranks inside of torch.
 
-    Where a signal has come and the main thread stays there for PATIENCE seconds, the process ends.
+    If the main thread stays in one place there for TIMEOUT_AFTER_SIGNAL seconds after a signal, the process exits.
     """
-    ear, mouth = socket.socketpair()
-    mouth.setblocking(False)
+    # The interpreter writes a byte to the wake-up socket when a signal comes, whatever the main thread does.
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
     try:
-        before = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
-    except ValueError:  # not in the main thread: signals are somebody else's
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    except ValueError:  # only the main thread may do that, and only it gets signals
         yield
         return
-    Heard.at = math.inf
-    threading.Thread(target=_listen, args=(ear, store), daemon=True).start()
+    FirstSignal.at = math.inf
+    threading.Thread(target=_watch, args=(reader, store), daemon=True).start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        mouth.close()
+        writer.close()
 
 
-def _listen(ear: socket.socket, store) -> None:
-    """Note when a signal comes; then see to it that the main thread moves on."""
-    if not ear.recv(1):
+def _watch(reader: socket.socket, store) -> None:
+    """Wait for a signal and note its time; from then on, exit the process if its main thread is stuck in torch."""
+    if not reader.recv(1):
         return
-    Heard.at = time.monotonic()
-    stuck_since = Heard.at
+    FirstSignal.at = time.monotonic()
+    stuck_since = FirstSignal.at
     before = None
     while True:
         time.sleep(0.1)
@@ -276,24 +281,24 @@ def _listen(ear: socket.socket, store) -> None:
         if place is None or place != before:
             stuck_since = time.monotonic()
         before = place
-        if time.monotonic() - stuck_since > PATIENCE:
+        if time.monotonic() - stuck_since > TIMEOUT_AFTER_SIGNAL:
             if _is_first(store):
-                message = _lost(f"no answer for {PATIENCE:.0f} s after a signal to stop")
-                os.write(2, f"\nerror: {message}\n".encode())
-            os._exit(1)  # an exit in order would wait for the main thread
+                seen = f"no answer for {TIMEOUT_AFTER_SIGNAL:.0f} s after a signal to stop"
+                os.write(2, f"\nerror: {_lost_process(seen)}\n".encode())
+            os._exit(1)  # sys.exit would wait for the main thread
 
 
-def _waiting_place() -> tuple | None:
-    """Where in torch's code for several processes the main thread is; None where it is elsewhere."""
+def _waiting_place() -> tuple[int, int] | None:
+    """Return the main thread's frame and instruction if it is in torch's multi-process code, else None."""
     frame = sys._current_frames().get(threading.main_thread().ident)
     waits = re.compile(r"[\\/]torch[\\/](autograd|distributed|nn[\\/]parallel)[\\/]")
     if frame is None or not waits.search(frame.f_code.co_filename):
         return None
-    return id(frame), frame.f_lasti  # while these stay the same it has not moved
+    return id(frame), frame.f_lasti
 
 
 def without_sync(model, last: bool) -> contextlib.AbstractContextManager:
-    """For the micro-batches of a step but the last: gradients add up locally and are exchanged once."""
+    """Return a context for a micro-batch's backward pass: ranks exchange gradients in the last one only."""
     if last or not hasattr(model, "no_sync"):
         return contextlib.nullcontext()
     return model.no_sync()

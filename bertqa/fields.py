@@ -1,7 +1,7 @@
-"""A field of a settings dataclass: the rule that its value must keep, and the flag that it becomes.
+"""Fields of a settings dataclass: rules that check their values, and the command-line flags made from them.
 
-The flag has the field's name with dashes, its type, its default, and as help the string literal under it in the source. So
-a setting is written down once, and `--help` can never drift from the code.
+A flag has the field's name with dashes, its type and its default, and its help is the string literal under the field in the
+source. Each setting is thus written down once, and `--help` cannot drift from the code.
 """
 
 import argparse
@@ -20,20 +20,24 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 
 class Rule(NamedTuple):
-    """What a setting must be, where it is not left open (None)."""
+    """A condition on a setting's value; None is always allowed."""
 
     must: str
+    """The condition in words, after "it must"."""
     holds: Callable[[Any], object]
+    """Value -> whether the condition holds, as a truth value."""
 
 
 DEVICE_TEXT = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,4})?")
 FROZEN_TEXT = re.compile(r"none|embeddings|encoder|[0-9]{1,9}")
 TOKENS_TEXT = re.compile(r"auto|0*[1-9][0-9]*")
-# 500steps is in its first group, minutes (10, 0.5, 1e-2) in its second.
+# Group 1 is a number of steps (500steps), group 2 a number of minutes (10, 0.5, 1e-2).
 SAVE_EVERY = re.compile(r"([1-9][0-9]{0,17}) ?steps|([0-9]*[.]?[0-9]+(?:e[-+]?[0-9]+)?)")
-# OpenMP ends the process without a word where it cannot have as many as it was asked for.
+# With more threads than it can get, OpenMP ends the process without a message.
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
-POSITIVE = Rule("be positive", lambda value: 0 < value < 2**63)  # other numbers are divided by it
+POSITIVE = Rule(
+    "be positive", lambda value: 0 < value < 2**63
+)  # some of these settings are divisors
 NOT_NEGATIVE = Rule("not be negative", lambda value: 0 <= value < math.inf)
 RATE = Rule("lie in [0, 1)", lambda value: 0 <= value < 1)
 FACTOR = Rule("lie in (0, 1]", lambda value: 0 < value <= 1)
@@ -54,14 +58,14 @@ FROZEN = Rule("be none, embeddings, encoder or a number of layers", FROZEN_TEXT.
 
 
 def broken(settings) -> list[str]:
-    """A phrase for each setting of a dataclass that breaks the rule, or is none of the choices, in its annotation."""
+    """Return a phrase for each field whose value breaks the Rule in its annotation, or is none of its Literal's choices."""
     found = []
     for name, annotation in get_type_hints(type(settings), include_extras=True).items():
         value = getattr(settings, name)
         if get_origin(annotation) is Literal and value not in get_args(annotation):
             choices = ", ".join(get_args(annotation))
             found.append(f"{name} is {value}, it must be one of {choices}")
-        # What stands behind the type in Annotated[type, rule].
+        # __metadata__ of Annotated[type, rule] is (rule,)
         for rule in getattr(annotation, "__metadata__", ()):
             if value is not None and not rule.holds(value):
                 found.append(f"{name} is {value}, it must {rule.must}")
@@ -72,20 +76,22 @@ def broken(settings) -> list[str]:
 
 
 def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
-    """Add a flag for each field of the dataclass `cls`, as a group of the parser. Flags not given stay out of the result."""
+    """Add a group of flags to the parser, one for each field of the dataclass `cls`.
+
+    Flags that are not typed stay out of the parsed namespace, so that a preset or a settings file can give the value.
+    """
     group = parser.add_argument_group(title)
     docs = field_docs(cls)
     hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         flag = "--" + field.name.replace("_", "-")
         text = f"{docs[field.name]} [{shown_default(field)}]".replace("%", "%%")
-        # Not the default: what was not typed must leave room for a preset, or a file of settings.
         common = dict(dest=field.name, default=argparse.SUPPRESS, help=text)
-        # bool, str, ... or, of `float | None`, the two types
+        # (float, None) for `float | None`; of `str | int` the first type reads what is typed
         kinds = [hints[field.name]]
         if get_origin(kinds[0]) in (typing.Union, types.UnionType):
             kinds = get_args(kinds[0])
-        kind = kinds[0]  # of str | int, how it is typed
+        kind = kinds[0]
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
         elif get_origin(kind) is list:
@@ -101,9 +107,9 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, title: str) -> None:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The string literal that stands under each field of a dataclass, by field name, base classes included."""
+    """Return the string literal under each field of a dataclass, by field name, base classes included."""
     docs = {}
-    # Python keeps no docstrings of fields: they are only in the source. A subclass may say it otherwise, so it comes last.
+    # Python keeps no docstrings of fields: they are only in the source. Subclasses come last, to override their bases.
     for base in reversed(cls.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
         for field, doc in zip(body, body[1:], strict=False):
@@ -113,7 +119,7 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def shown_default(field: dataclasses.Field) -> object:
-    """The default of a field as one would type it."""
+    """Return the default of a field as one would type it."""
     value = field.default
     if field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
@@ -121,7 +127,7 @@ def shown_default(field: dataclasses.Field) -> object:
         return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
-    # The bundled files, whose folder depends on where bertqa is installed.
+    # A bundled file: its folder depends on where bertqa is installed.
     if isinstance(value, str) and os.path.isabs(value):
         path = Path(value)
         return f".../{path.parent.name}/{path.name}"
@@ -129,31 +135,32 @@ def shown_default(field: dataclasses.Field) -> object:
 
 
 def or_none(read: Callable[[str], object]) -> Callable[[str], object]:
-    """A reader of what is typed that also knows none."""
+    """Return a function that reads "none" as None, and any other text by `read`."""
     return lambda text: None if text.lower() == "none" else read(text)
 
 
 def whole_number(text: str) -> int:
-    """12, or 1e3, exactly: a detour over float would change numbers beyond 2^53."""
+    """Read a whole number, as 12 or 1e3, exactly. Digits are not read as a float, which rounds beyond 2^53."""
     try:
         return int(text)
     except ValueError:
         pass
+    not_whole = argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number")
     try:
         value = float(text)
-        whole = int(value)
-    except (ValueError, OverflowError):
-        value, whole = 0.5, 0
-    if value != whole:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number")
-    # Beyond it a float has no room for every whole number: 1e17 + 1 would be read as 1e17.
+    except ValueError:
+        raise not_whole from None
+    if not value.is_integer():  # infinities and NaN too
+        raise not_whole
+    whole = int(value)
+    # 1e17 + 1, say, is no float: what was typed may have been rounded.
     if abs(whole) > 2**53:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not exact; write all its digits")
     return whole
 
 
 def number(text: str) -> float:
-    """A decimal number."""
+    """Read a decimal number."""
     try:
         return float(text)
     except ValueError:

@@ -1,5 +1,5 @@
-"""Command lines: parsers that know what others call a flag, and the wrapper that turns user errors into one line and an exit
-status.
+"""Command lines: a parser that knows the flags of run_qa.py and run_squad.py, flags that several verbs share, and
+run_verb, which turns a UserError into one line and an exit status.
 """
 
 import argparse
@@ -70,12 +70,12 @@ OTHER_NAMES = {
     "warmup-ratio": "--warmup",
     "warmup-steps": "--warmup, a share of the steps below 1, a number of them above",
 }
-"""What flags are called in run_qa.py and run_squad.py, and what they are here. Of answers with ` | ` between them, the first
-one holds whose flag the verb has."""
+"""Flag of run_qa.py or run_squad.py -> our flag, or why there is none. ` | ` separates alternatives for verbs with different
+flags."""
 
 
 def verb(main: Callable) -> Callable:
-    """A verb's `main(argv)`, which shows what the library says on stderr."""
+    """Decorate a verb's `main(argv)` to show the library's messages on stderr."""
 
     @functools.wraps(main)
     def shown(argv=None):
@@ -86,10 +86,9 @@ def verb(main: Callable) -> Callable:
 
 
 def run_verb(main: Main) -> int:
-    """Run `main(argv)` as a command: exit status 0 fine, 2 the user's mistake, 130 interrupted.
+    """Run `main(argv)` as a command and return its exit status: 0 fine, 2 the user's mistake, 130 interrupted.
 
-    Prints `error: ...` on stderr, without a traceback, for a UserError, for files that the system
-    refuses, and where memory or the disk is full.
+    A UserError, an OSError, a full memory and a full disk print `error: ...` on stderr, without a traceback.
     """
     prepare_streams()
     warnings.formatwarning = one_line
@@ -102,7 +101,7 @@ def run_verb(main: Main) -> int:
     except UserError as error:
         message = str(error)
     except BrokenPipeError:
-        # The reader of our output (head, less) has gone: not an error, and nothing is left to say.
+        # The program that reads our output (head, less) has ended: not an error, and nobody is left to tell.
         sys.stderr.close()
         return 0
     except OSError as error:
@@ -119,7 +118,7 @@ def run_verb(main: Main) -> int:
             raise
     except KeyboardInterrupt:
         if sys.stderr.isatty():
-            print(file=sys.stderr)  # behind the terminal's ^C
+            print(file=sys.stderr)  # after the ^C that the terminal shows
         print("interrupted", file=sys.stderr)
         return 130
     print(f"error: {message}", file=sys.stderr)
@@ -127,14 +126,14 @@ def run_verb(main: Main) -> int:
 
 
 def one_line(message, category, *where) -> str:
-    """A warning for the terminal, without the file and the line of ours that Python shows: they tell the user nothing."""
+    """Format a warning without the file and line of our source, which tell the user nothing."""
     kind = "hint" if issubclass(category, SpeedHint) else "warning"
     return f"{kind}: {message}\n"
 
 
 def full_disk(error: RuntimeError) -> str:
-    """What torch.save's error means where the disk is full; "" for any other error."""
-    # A RuntimeError, and no OSError, since torch writes its archives by code of its own.
+    """Return the message for torch.save's error on a full disk; "" for any other error."""
+    # torch writes its archives in C++, and raises RuntimeError in place of OSError.
     words = str(error)
     if "unexpected pos" in words or "failed writing file" in words:
         return f"a file could not be written whole: the disk is full? ({words.splitlines()[0]})"
@@ -142,24 +141,20 @@ def full_disk(error: RuntimeError) -> str:
 
 
 class VerbParser(argparse.ArgumentParser):
-    """A parser whose complaint about a flag that it does not know says what was probably meant.
-
-    It prints one line, and not the whole usage before it.
-    """
+    """A parser whose errors are one line, without the usage, and say what an unknown flag probably means."""
 
     def error(self, message: str):
+        """Print the message, with unknown flags explained, and exit."""
         unknown = "unrecognized arguments: "
         if message.startswith(unknown):
             first, *others = message.removeprefix(unknown).split()
-            wrong = [self.explain(first)]
-            for word in others:
-                if word.startswith("--"):  # of `--zzz 1 --qqq 2` the values are not worth a word
-                    wrong.append(self.explain(word))
-            message = "; ".join(wrong)
+            # In `--zzz 1 --qqq 2` the values 1 and 2 need no explanation.
+            flags = [word for word in others if word.startswith("--")]
+            message = "; ".join(self.explain(word) for word in [first, *flags])
         self.exit(2, f"error: {message} ({self.prog} --help lists what there is)\n")
 
     def explain(self, word: str) -> str:
-        """What is wrong with a word that is no flag of this verb."""
+        """Explain a word on the command line that is not a flag of this verb."""
         flag = word.partition("=")[0]
         plain = flag.lstrip("-").replace("_", "-")
         if not flag.startswith("-"):
@@ -177,15 +172,18 @@ class VerbParser(argparse.ArgumentParser):
         near = difflib.get_close_matches("--" + plain, known + names_of_others, n=1)
         if not near:
             return f"there is no {flag}"
-        # The nearest may itself be a name of run_qa's: explained in turn.
+        # The nearest may itself be a flag of run_qa.py, and is then explained in turn.
         if near[0] in known:
             return f"there is no {flag}; did you mean {near[0]}?"
         return f"there is no {flag}; {self.explain(near[0])}"
 
 
 def our_name(plain: str, known: Sequence[str]) -> str:
-    """What run_qa's or run_squad's flag is called by a verb that has these flags; "" where it is nothing."""
-    # "--dev | --data": train has the one, predict the other.
+    """Return the entry of OTHER_NAMES for a flag of run_qa.py or run_squad.py, if a verb with the flags `known` has it.
+
+    Returns "" if the flag is not in the table, or the verb has none of its alternatives.
+    """
+    # "--dev | --data": train has the first, predict the second.
     for ours in OTHER_NAMES.get(plain, "").split(" | "):
         first = ours.split(" ")[0].rstrip(",")
         if first in known or first == "not":
@@ -194,7 +192,7 @@ def our_name(plain: str, known: Sequence[str]) -> str:
 
 
 def add_machine_flags(group) -> None:
-    """Where a verb computes, and in which precision, as flags of a parser or of a group of its flags."""
+    """Add --device, --precision, --int8 and --threads to a parser, or to a group of its flags."""
     add = group.add_argument
     add(
         "--device",
@@ -226,20 +224,20 @@ DOC_STRIDE = (
 
 
 class DocStride(argparse.Action):
-    """`--doc-stride`, which asks for two things, depending on whom one has learned it from."""
+    """`--doc-stride`, which is refused because it has two meanings: DOC_STRIDE explains."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         raise UserError(DOC_STRIDE)
 
 
 class CompactHelp(argparse.HelpFormatter):
-    """Help in two columns that stand close, so that all flags of a verb fit on few screens."""
+    """Help in two narrow columns, so that all flags of a verb fit on a few screens."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=26)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        if "\n" in text:  # laid out by hand
+        if "\n" in text:  # line breaks were set by hand
             return text
         return super()._fill_text(text, width, indent)
 

@@ -1,4 +1,4 @@
-"""Folders: where they are, written whole, and had by one process at a time."""
+"""Folders: where models and caches are, folders written atomically, and locks between processes."""
 
 import contextlib
 import os
@@ -15,9 +15,9 @@ from bertqa.files import flush_to_disk, umask
 
 
 def model_of(path: str | Path) -> Path:
-    """The model folder in a run folder, best/ or else last/; any other path as it is."""
+    """Return the model folder of a run folder: best/, or else last/. Return any other path as it is."""
     path = Path(path)
-    # a run folder has a config.json too, that of the run, but no weights beside it
+    # a run folder holds the run's config.json and no weights
     if (path / "config.json").exists() and not list(path.glob("*model*.*")):
         for part in ("best", "last"):
             if (path / part / "config.json").exists():
@@ -26,7 +26,7 @@ def model_of(path: str | Path) -> Path:
 
 
 def bundled_reader() -> str:
-    """The reader that comes with bertqa: in weights/ of where one stands or of the clone, else in the wheel."""
+    """Return the folder of the reader that comes with bertqa: in ./weights or the clone's, else in the installed package."""
     package = Path(__file__).resolve().parent
     name = Path("weights") / "minilm-squad2"
     for place in (name, package.parent / name):
@@ -36,7 +36,7 @@ def bundled_reader() -> str:
 
 
 def cache_folder() -> Path:
-    """Where files are kept between runs: BERTQA_CACHE, else bertqa/ in XDG_CACHE_HOME or ~/.cache. It may not exist yet."""
+    """Return BERTQA_CACHE, or else bertqa/ in XDG_CACHE_HOME or ~/.cache. The folder may not exist yet."""
     own = os.environ.get("BERTQA_CACHE")
     if own:
         return Path(own).expanduser().absolute()
@@ -44,17 +44,25 @@ def cache_folder() -> Path:
     return Path(common, "bertqa").expanduser().absolute()
 
 
+def new_folder(path: str | Path) -> Path:
+    """Return the path if it does not exist or is an empty folder, else raise UserError."""
+    path = Path(path)
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise UserError(
+            f"{path}: exists and is not an empty folder; name another, or remove it first"
+        )
+    return path
+
+
 @contextlib.contextmanager
 def staged(folder: str | Path, keep_as: Path | None = None) -> Iterator[Path]:
-    """A new empty folder beside `folder`, which takes its place if the block ends well.
+    """Yield a temporary folder beside `folder`, and rename it to `folder` if the block ends without an exception.
 
-    The folder that is replaced is deleted, or takes the name `keep_as` (from what had that one).
-
-    The name is nobody else's, and nothing is deleted but what was made here and the folder that is
-    replaced.
+    A folder of that name is replaced and deleted, or renamed to `keep_as`, whose old content is deleted. Several processes
+    may do this at once: the temporary name is unique.
 
     Raises:
-        UserError: where `folder` is a file.
+        UserError: if `folder` is a file.
     """
     folder = Path(folder).resolve()
     if folder.exists() and not folder.is_dir():
@@ -62,9 +70,9 @@ def staged(folder: str | Path, keep_as: Path | None = None) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".tmp", dir=folder.parent))
     try:
-        fresh.chmod(0o777 & ~umask())  # mkdtemp's folders are for their owner alone
+        fresh.chmod(0o777 & ~umask())  # mkdtemp makes folders that only their owner may open
         yield fresh
-        # Else a machine that goes down after the rename could leave a whole folder of empty files.
+        # Without this, a crash after the rename could leave a folder of empty files.
         for path in fresh.rglob("*"):
             if path.is_file():
                 flush_to_disk(path)
@@ -77,15 +85,15 @@ def staged(folder: str | Path, keep_as: Path | None = None) -> Iterator[Path]:
 
 
 def take_place(fresh: Path, folder: Path) -> None:
-    """Give `fresh` the name of `folder`; a folder that had it is deleted."""
+    """Rename `fresh` to `folder`, and delete the folder that had this name."""
     try:
         fresh.rename(folder)
         return
     except OSError:
-        # A folder that holds something cannot be replaced in one step.
+        # A folder that is not empty cannot be replaced by one rename.
         if not folder.is_dir():
             raise
-    # Two renames: between them the name is nobody's for a moment, but no content is ever lost.
+    # Between these two renames there is no `folder` for a moment, but no content is ever lost.
     aside = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".old", dir=folder.parent))
     folder.rename(aside / "replaced")
     fresh.rename(folder)
@@ -93,9 +101,9 @@ def take_place(fresh: Path, folder: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Delete what `staged` left beside `folder` when its process was killed.
+    """Delete the temporary folders that `staged` left beside `folder` when its process was killed.
 
-    Only for who holds a lock without which nobody makes that folder: then its maker is dead.
+    Call it only while holding the lock under which `folder` is made: another process may be writing there otherwise.
     """
     made = re.compile(re.escape(folder.name) + r"\.\w{8}\.(tmp|old)")  # as mkdtemp names them
     for path in folder.parent.iterdir():
@@ -105,10 +113,9 @@ def clear_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """One process at a time inside, all that name the same file or folder; the others wait.
+    """Wait for the lock of a file or folder, and hold it inside the block.
 
-    Yields whether there is a lock: none where the system has none for files (Windows) or the file
-    system knows none.
+    Yields whether there is a lock: False on Windows and on file systems without locks, where nothing keeps others out.
     """
     handle = None
     is_alone = False
@@ -128,19 +135,18 @@ def locked(path: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` inside, which says who has it; for work that nobody may do twice at once.
+    """Hold the lock file `path` inside the block, without waiting; the file says which process holds it.
 
-    The system lets go of it when the process ends in whatever way. No lock where the system has
-    none for files (Windows) or the file system knows none.
+    The system releases the lock however the process ends. There is none on Windows and on file systems without locks.
 
     Raises:
-        UserError: at once, where another process has it; says which one on which host.
+        UserError: if another process holds it; the message names the process and its host.
     """
-    handle = _take(path)
+    handle = _try_lock(path)
     try:
         if handle is not None:
             holder = f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T')}"
-            os.ftruncate(handle, 0)  # what the one before has left
+            os.ftruncate(handle, 0)  # a killed process's line
             os.pwrite(handle, holder.encode(), 0)
         yield
     finally:
@@ -149,8 +155,8 @@ def held(path: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def _take(path: Path) -> int | None:
-    """The open and locked file of that name; None where there are no locks. UserError where another has it."""
+def _try_lock(path: Path) -> int | None:
+    """Open and lock a file and return its handle; None where locks do not exist. Raise UserError if another has it."""
     try:
         import fcntl
     except ImportError:
@@ -159,7 +165,7 @@ def _take(path: Path) -> int | None:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever had it deleted it when done: then this is a file without a name, and its lock is nobody's.
+            # Between our open and our lock the holder may have deleted the file; its lock would then keep nobody out.
             if os.path.exists(path) and os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
         except BlockingIOError:

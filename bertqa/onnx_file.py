@@ -1,7 +1,7 @@
-"""A model folder into an ONNX file; the file called like a model of ours, held against the one that it was made of, and scored.
+"""Export a model folder to ONNX; run the file with onnxruntime, compare it with the model, and score it.
 
-B rows and L columns of a padded batch. The file takes input_ids, attention_mask and token_type_ids (B, L) int64, both sizes
-free, under the names that Hugging Face's exports have; to write one takes the extra `onnx`.
+The file takes input_ids, attention_mask and token_type_ids, (B, L) int64 each with any number of rows B and columns L, under
+the names of Hugging Face's exports. Writing it needs the extra `onnx`.
 """
 
 import warnings
@@ -18,8 +18,7 @@ from bertqa.data.examples import read_examples
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
 from bertqa.errors import UserError
-from bertqa.folders import staged
-from bertqa.hf.convert import new_folder
+from bertqa.folders import new_folder, staged
 from bertqa.hf.export import write_beside
 from bertqa.model import folder
 from bertqa.model.attention import Layout
@@ -33,16 +32,17 @@ from bertqa.reader import Reader
 
 FILE = "model.onnx"
 OUTPUTS = {QA: ("start_logits", "end_logits"), CLASSES: ("logits",), None: ("last_hidden_state",)}
-"""What comes out of each head; logits of padding are float32's minimum, its hidden states zero."""
+"""Head -> names of the file's outputs. Span logits at padding are float32's minimum, hidden states there are zero."""
 
 
-class _Padded(nn.Module):
-    """A model of a padded batch that returns a tuple, as an ONNX graph does."""
+class PaddedModel(nn.Module):
+    """The module that is exported: a model in eval mode that takes padded batches and returns a tuple, as ONNX wants it."""
 
     def __init__(self, model: nn.Module, head: str | None):
         super().__init__()
         self.model = model
         self.head = head
+        self.eval()
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
@@ -56,13 +56,17 @@ class _Padded(nn.Module):
 
 
 def export_onnx(src: str | Path, dest: str | Path, *, attention=None) -> Path:
-    """A model folder into a folder with model.onnx, the tokenizer's files, config.json as transformers has it, and qa.json.
+    """Export a model folder into a folder with model.onnx, the tokenizer, transformers' config.json, and qa.json.
 
     Args:
-        attention: of your own, where the model was trained with it; written with Layout's pad, unpad and mask.
+        attention: your own attention function, if the model was trained with one; it must be made of Layout's pad, unpad
+            and mask.
+
+    Returns:
+        The path of model.onnx.
 
     Raises:
-        UserError: without the packages of the extra `onnx`, and for something else than a model folder.
+        UserError: if the packages of the extra `onnx` are missing, or `src` is not a model folder.
     """
     require("onnx", "onnxscript")
     src = Path(src)
@@ -76,19 +80,19 @@ def export_onnx(src: str | Path, dest: str | Path, *, attention=None) -> Path:
 
 
 def write_onnx(model: nn.Module, head: str | None, path: Path) -> None:
-    """Write the graph of a model in eval mode, called with padded batches of any size."""
+    """Write the graph of a model in eval mode, for padded batches of any size."""
     config = model.config
     names = ["input_ids", "attention_mask", "token_type_ids"]
     if not config.type_vocab_size:
-        names.pop()  # DistilBERT's has two inputs
-    # One tensor for each: export would take the same one twice for a single input.
+        names.pop()  # DistilBERT has no token types
+    # A tensor of its own for each input: torch.export merges inputs that are one tensor.
     inputs = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in names)
-    rows = torch.export.Dim("batch", min=1, max=2**31)  # torch 2.6 wants an end
+    rows = torch.export.Dim("batch", min=1, max=2**31)  # torch 2.6 needs a maximum
     columns = torch.export.Dim("length", min=2, max=config.longest)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of axis names that several inputs share
+        warnings.simplefilter("ignore")  # that several inputs share the names of their axes
         torch.onnx.export(
-            padded_model(model, head),
+            PaddedModel(model, head),
             inputs,
             str(path),
             dynamo=True,
@@ -100,31 +104,26 @@ def write_onnx(model: nn.Module, head: str | None, path: Path) -> None:
         )
 
 
-def padded_model(model: nn.Module, head: str | None) -> nn.Module:
-    """What an ONNX file is made of: the model in eval mode, of (B, L) ids, mask and segments, as a tuple."""
-    return _Padded(model, head).eval()
-
-
 def require(*packages: str) -> None:
-    """Raise UserError where a package of the extra `onnx` is not installed."""
+    """Raise UserError if one of these packages of the extra `onnx` is not installed."""
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
+        verb = "is" if len(missing) == 1 else "are"
         raise UserError(
-            f"ONNX needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed: "
-            "pip install 'bertqa[onnx]'"
+            f"ONNX needs {' and '.join(missing)}, which {verb} not installed: pip install 'bertqa[onnx]'"
         )
 
 
-# The file, run
+# Running the file
 
 SAMPLE = Path(__file__).parent / "data" / "sample" / "dev.json"
 QUESTIONS = 16
 TOLERANCE = 1e-3
-"""Largest difference that rounding can explain, in logits and hidden states; it is some 1e-5 in practice."""
+"""The largest difference in logits or hidden states that rounding can explain; about 1e-5 is usual."""
 
 
 class OnnxModel(nn.Module):
-    """The answers of an ONNX file for packed tokens, by onnxruntime on the CPU: stands where a span model of ours stands."""
+    """An ONNX file with a span head, run by onnxruntime on the CPU and called as a BertForQuestionAnswering."""
 
     def __init__(self, path: Path, config: BertConfig):
         require("onnxruntime")
@@ -136,7 +135,7 @@ class OnnxModel(nn.Module):
         self.inputs = [entry.name for entry in self.session.get_inputs()]
 
     def run(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> list:
-        """The file's outputs for a padded (B, L) batch, as numpy arrays."""
+        """Return the file's outputs for a padded (B, L) batch, as numpy arrays."""
         given = {
             "input_ids": input_ids.numpy(),
             "attention_mask": attention_mask.numpy(),
@@ -145,7 +144,7 @@ class OnnxModel(nn.Module):
         return self.session.run(None, {name: given[name] for name in self.inputs})
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, lengths: Layout) -> SpanLogits:
-        """Start and end logits (N,) of packed tokens."""
+        """Return start and end logits (N,) of packed tokens."""
         mask = lengths.mask().long()  # (B, L)
         start, end = self.run(lengths.pad(input_ids), mask, lengths.pad(token_type_ids))
         return SpanLogits(
@@ -154,14 +153,14 @@ class OnnxModel(nn.Module):
 
 
 def compare(src: str | Path, file: Path, attention=None) -> float:
-    """The largest difference between what a model folder and its ONNX file say of the questions of the bundled sample.
+    """Return the largest difference between the outputs of a model folder and its ONNX file, on questions of the sample.
 
     Raises:
-        UserError: where it is more than rounding.
+        UserError: if it is more than TOLERANCE.
     """
     model = folder.load(src, attention=attention, dtype=torch.float32)
     record = read_config(src)
-    plain = padded_model(model, record["head"])
+    plain = PaddedModel(model, record["head"])
     onnx = OnnxModel(file, model.config)
     qa = with_defaults(read_qa(src), model.config.max_position_embeddings)
     windows = build_windows(
@@ -180,7 +179,8 @@ def compare(src: str | Path, file: Path, attention=None) -> float:
             wanted = plain(ids, mask, segments)
         found = onnx.run(ids, mask, segments)
         for want, got in zip(wanted, found, strict=True):
-            worst = max(worst, float(np.abs(want.numpy() - got).max()))
+            difference = float(np.abs(want.numpy() - got).max())
+            worst = max(worst, difference)
     if not worst < TOLERANCE:
         raise UserError(
             f"{file}: differs from {src} by {worst:.2g} on the sample's questions; do not use it"
@@ -189,9 +189,9 @@ def compare(src: str | Path, file: Path, attention=None) -> float:
 
 
 def score(folder_with_onnx: Path, data: str) -> dict[str, float]:
-    """EM and F1 in percent, as `metrics.averages` gives them, of an exported reader on SQuAD or a file of questions.
+    """Answer SQuAD or a file of questions with an exported reader, and return EM and F1 in percent (`metrics.averages`).
 
-    Where the model has a threshold it is used.
+    Questions are left unanswered by the model's no-answer threshold, if it has one.
     """
     qa = read_qa(folder_with_onnx)
     reader = Reader(
@@ -203,9 +203,9 @@ def score(folder_with_onnx: Path, data: str) -> dict[str, float]:
     examples = read_examples(locate(data)).examples
     spans, windows = reader.spans(examples, progress=data)
     texts = best_answers(spans, windows, examples).texts
-    silent = abstain(null_odds(spans), qa.get("null_threshold"))
+    unanswered = abstain(null_odds(spans), qa.get("null_threshold"))
     final = {}
-    for example, text, is_silent in zip(examples, texts, silent.tolist(), strict=True):
-        final[example.id] = "" if is_silent else text
+    for example, text, is_unanswered in zip(examples, texts, unanswered.tolist(), strict=True):
+        final[example.id] = "" if is_unanswered else text
     scores = score_answers(examples, final)
     return averages(scores.exact, scores.f1, scores.has_answer)

@@ -1,4 +1,4 @@
-"""The settings of a training run, as dataclasses. No torch here, so that `train --help` comes at once.
+"""The settings of a training run, as dataclasses. Without torch, so that `train --help` answers at once.
 
 Each field is also a flag of `python -m bertqa.train`, and the text under it is that flag's help.
 """
@@ -18,13 +18,13 @@ from bertqa.folders import bundled_reader
 SAMPLE = Path(__file__).resolve().parent / "data" / "sample"
 
 RESUMABLE = {"max_minutes", "device", "threads", "save_every", "capture"}
-"""Settings that a resumed run may have otherwise than the run had: none of them is part of its result."""
+"""Settings that may differ when a run is resumed, because they do not change its result."""
 
 ENDS = {"epochs", "max_steps"}
-"""Settings by which --resume moves the end of a run; its config.json says at which step that was."""
+"""Settings that may differ when a run is resumed, because they move its end; config.json records at which step."""
 
 MOVABLE = {"train", "dev", "weights"}
-"""Files that may have been moved when a run is resumed: their fingerprints tell whether they are the same."""
+"""Files that may have moved when a run is resumed: their fingerprints, not their paths, must be the same."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class QuestionAnsweringSettings:
     """Evaluate on the first N questions only."""
 
     def problems(self, max_positions: int | None = None) -> list[str]:
-        """Everything that is wrong with these values, one phrase each."""
+        """Return a phrase for each value that is wrong; `max_positions` is the model's, None before it is known."""
         found = broken(self)
         try:
             check_window_settings(
@@ -92,13 +92,13 @@ class QuestionAnsweringSettings:
 
     @property
     def stride(self) -> dict[str, int | None]:
-        """overlap and step as windows take them: overlap 128 where neither was given."""
+        """overlap and step as build_windows takes them: overlap 128 if neither is set."""
         if self.overlap is None and self.step is None:
             return {"overlap": 128, "step": None}
         return {"overlap": self.overlap, "step": self.step}
 
     def saved(self) -> dict:
-        """What qa.json must say so that `predict` makes the same windows."""
+        """Return the entries of qa.json that make `predict` cut the same windows."""
         stride = {name: value for name, value in self.stride.items() if value is not None}
         return {
             "max_length": self.max_length,
@@ -130,9 +130,11 @@ class ClassificationSettings:
     """Evaluate on the first N texts only."""
 
     def problems(self, max_positions: int | None = None) -> list[str]:
-        """Everything that is wrong with these values, one phrase each."""
-        most = max_positions or 10**9  # before the model is known
-        least = 4 if self.pair_column is None else 5  # special tokens, and one of each text
+        """Return a phrase for each value that is wrong; `max_positions` is the model's, None before it is known."""
+        most = max_positions or 10**9
+        least = (
+            4 if self.pair_column is None else 5
+        )  # the special tokens, and one token of each text
         found = broken(self)
         if self.max_length is not None and not least <= self.max_length <= most:
             found.append(
@@ -141,7 +143,7 @@ class ClassificationSettings:
         return found
 
     def saved(self, max_length: int) -> dict:
-        """What the model folder must say so that `predict` reads texts alike."""
+        """Return the entries of qa.json that make `predict` read and cut texts in the same way."""
         return {
             "text_column": self.text_column,
             "pair_column": self.pair_column,
@@ -240,12 +242,12 @@ class LoopSettings:
 
     @property
     def save_steps(self) -> int:
-        """Checkpoints come at multiples of so many steps; 0 = not by steps."""
+        """Steps between checkpoints; 0 if they come by time."""
         return int(fields.SAVE_EVERY.fullmatch(str(self.save_every))[1] or 0)
 
     @property
     def save_minutes(self) -> float:
-        """Checkpoints come after so many minutes; infinite where they come by steps."""
+        """Minutes between checkpoints; infinite if they come by steps."""
         return float(fields.SAVE_EVERY.fullmatch(str(self.save_every))[2] or math.inf)
 
 
@@ -261,14 +263,14 @@ class RunSettings:
     teachers: DistillationSettings = DistillationSettings()
 
     def by_name(self) -> dict:
-        """Every setting by its name."""
+        """Return all settings as one dict."""
         found: dict = {}
         for part in dataclasses.fields(self):
             found |= dataclasses.asdict(getattr(self, part.name))
         return found
 
     def recipe(self) -> dict:
-        """The settings that a model card tells: those of teachers only where there are any."""
+        """Return the settings that a model card lists: those of distillation only if there are teachers."""
         found = self.by_name()
         if not self.teachers.teacher:
             for part in dataclasses.fields(self.teachers):
@@ -276,7 +278,7 @@ class RunSettings:
         return found
 
     def problems(self, max_positions: int | None = None) -> list[str]:
-        """Everything that is wrong with these values, one phrase each."""
+        """Return a phrase for each value that is wrong; `max_positions` is the model's, None before it is known."""
         found = []
         for part in (self.loop, self.optim, self.model, self.teachers):
             found += broken(part)
@@ -284,7 +286,7 @@ class RunSettings:
 
 
 def parts_of(task: str) -> dict[str, type]:
-    """The dataclass of each part of a run's settings, for this task."""
+    """Return the dataclass of each part of RunSettings for a task, qa or classify."""
     parts: dict[str, type] = {"files": FileSettings, "data": QuestionAnsweringSettings}
     if task == "classify":
         parts = {"files": LabelledFiles, "data": ClassificationSettings}

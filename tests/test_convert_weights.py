@@ -388,6 +388,26 @@ def test_failed_save_leaves_the_old_folder(originals, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["best"]
 
 
+def test_exported_card_names_only_files_that_are_there(originals, tmp_path):
+    """What the bundled reader's card says of int8_ranges.safetensors stays behind with the file, and the report says so."""
+    card = (Path(__file__).parent.parent / "weights" / "minilm-squad2" / "README.md").read_text()
+    card += "\n- `config.json` is there,\n  `checksums.json` is not\n- checksums.json as a word\n"
+    card += "\n| file | size |\n|---|---|\n| [sums](checksums.json) | small |\n| `config.json` | small |\n"
+    ours = originals / "bert-qa-ours"
+    folder.save(tmp_path / "mine", random_model(), tokenizer_from=ours, card=card, provenance={})
+    (tmp_path / "mine" / "int8_ranges.safetensors").touch()
+    report = export(tmp_path / "mine", tmp_path / "theirs")
+    assert "int8_ranges.safetensors, which are not exported" in str(report)
+    exported = (tmp_path / "theirs" / "README.md").read_text()
+    body = card.split("---\n")[2]
+    start = body.index("`int8_ranges.safetensors`, by which")
+    lost = body[start : body.index("In float32 but for the row")]
+    expected = body.replace(lost, "")
+    expected = expected.replace("- `config.json` is there,\n  `checksums.json` is not\n", "")
+    expected = expected.replace("| [sums](checksums.json) | small |\n", "")
+    assert exported.split("---\n")[2].strip() == expected.strip()
+
+
 def test_exported_card_and_settings(originals, tmp_path):
     """The card keeps what its metadata says and gains what is missing; the tuned threshold survives the journey."""
     card = "---\nlibrary_name: bertqa\npipeline_tag: x\ntags: [a, b]\nlicense: mit\n---\n\n# Mine\n\n--- a rule ---\n"

@@ -185,7 +185,7 @@ for port in os.environ["PORTS"].split():
 
 
 def test_processes_end_right_after_an_exchange(tmp_path):
-    """With torch 2.6 one of two stood still for ever within six such ends: see distributed.LEAVE."""
+    """With torch 2.6 one of two stood still for ever within six such ends: see distributed.SETTLE."""
     stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in range(10)]
     environment = {
         **os.environ,
@@ -217,7 +217,8 @@ def stop_at_step(step: int) -> None:
 
 def hurry(timeout: float, patience: float) -> None:
     """Waits for others as long as this."""
-    distributed.TIMEOUT, distributed.PATIENCE = timeout, patience
+    distributed.TIMEOUT = timeout
+    distributed.TIMEOUT_AFTER_SIGNAL = patience
 
 
 @pytest.mark.parametrize("rank", [0, 1])

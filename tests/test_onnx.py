@@ -8,7 +8,7 @@ import torch
 from bertqa import BertConfig, UserError, convert, onnx_file
 from bertqa.model import folder
 from bertqa.model.attention import Layout, padded_attention
-from bertqa.onnx_file import padded_model
+from bertqa.onnx_file import PaddedModel
 
 SIZES = [(2, 7), (3, 13), (1, 5), (4, 40)]
 needs_onnx = pytest.mark.skipif(
@@ -51,7 +51,7 @@ def distance(one, other) -> float:
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
 def test_one_export_serves_every_size(kind, head):
-    model = padded_model(tiny(kind, head), head)
+    model = PaddedModel(tiny(kind, head), head)
     rows = torch.export.Dim("rows", min=1, max=2**31)
     columns = torch.export.Dim("columns", min=2, max=40)
     exported = torch.export.export(
@@ -66,7 +66,7 @@ def test_one_export_serves_every_size(kind, head):
 @pytest.mark.parametrize("attention", [None, padded_attention])
 def test_a_compiler_gets_the_whole_padded_call_in_one_graph(attention):
     """In eval mode and in training; a batch of one row has a graph of its own, as torch does it."""
-    model = padded_model(tiny("bert", folder.QA), folder.QA)
+    model = PaddedModel(tiny("bert", folder.QA), folder.QA)
     model.model.encoder.attention = attention
     graphs = []
 
@@ -145,7 +145,7 @@ def test_onnxruntime_gives_the_same_numbers(kind, head, tiny_model, tmp_path, ca
     session = onnx_file.OnnxModel(tmp_path / "out" / "model.onnx", model.config)
     for size in SIZES:
         batch = padded(*size)
-        want = padded_model(model, head)(*batch)
+        want = PaddedModel(model, head)(*batch)
         assert distance(map(torch.from_numpy, session.run(*batch)), want) < 1e-5
 
 

@@ -1,6 +1,6 @@
-"""What a checkpoint's settings files say: config.json (the encoder's shape, the head, the classes), and how its maker used it.
+"""Read a checkpoint's settings: config.json (the encoder's shape, the head, the classes), and how it was used.
 
-Of the latter, sentence-transformers' files become the defaults of `embed`; qa.json is of a model that bertqa exported.
+The latter are sentence-transformers' files, which become the defaults of `embed`, and the qa.json of an exported model.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from bertqa.model.config import CLASSES, QA, BertConfig
 from bertqa.model.record import Embedding, read_qa, write_embed, write_qa
 
 CONFIG_FILES = ("config.json", "bert_config.json")
-"""What the file is called: today, and in Google's and the oldest checkpoints."""
+"""The file's name today, and in Google's and the oldest checkpoints."""
 
-# Our config fields that DistilBERT calls otherwise, and what its configs may leave out.
+# Our config field -> DistilBERT's.
 DISTIL_FIELDS = {
     "hidden_size": "dim",
     "num_hidden_layers": "n_layers",
@@ -29,8 +29,9 @@ DISTIL_FIELDS = {
     "attention_probs_dropout_prob": "attention_dropout",
 }
 DISTIL_FIXED = {"type_vocab_size": 0, "layer_norm_eps": 1e-12}
-"""What every DistilBERT has, whatever its config says: transformers' class does not read these."""
+"""Values of every DistilBERT, whatever its config says: transformers' class does not read these fields."""
 
+# Hugging Face's name -> ours.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_python": "gelu",
@@ -42,18 +43,17 @@ ACTIVATIONS = {
 }
 
 DECIDED_HERE = ("model_type", "pooler", "position_embedding_type")
-"""Fields of ours that are not taken as a config states them."""
+"""Our config fields that are not copied from a checkpoint's config."""
 
-OTHER_KINDS = ("is_decoder", "add_cross_attention", "pruned_heads", "quantization_config")
-OTHER_KINDS += ("auto_map",)
-"""Fields that, where true, make another model of it than the one that bertqa computes; the last names code of its own."""
+OTHER_KINDS = "is_decoder add_cross_attention pruned_heads quantization_config auto_map".split()
+"""Fields that, if true or not empty, make a model that bertqa does not compute; auto_map names code in the repository."""
 
 LARGEST = 10_000_000
-"""No size in a config.json is larger than this; a hostile one must not make us build it."""
+"""The largest size that is accepted from a config.json, so that a hostile one cannot fill the memory."""
 
 
 def read_hf_config(folder: Path) -> dict:
-    """config.json of a Hugging Face folder."""
+    """Read config.json of a Hugging Face folder. Raise UserError if there is none, or it is a model folder of bertqa."""
     found = [folder / name for name in CONFIG_FILES if (folder / name).exists()]
     if not found:
         if (folder / ADAPTER_CONFIG).exists():
@@ -62,7 +62,7 @@ def read_hf_config(folder: Path) -> dict:
             f"{folder}: has no config.json, so the shape of the model is unknown; fetch it too"
         )
     raw = read_object(found[0])
-    # our own config.json has "architecture", theirs "architectures"
+    # our config.json has "architecture", theirs has "architectures"
     if "architecture" in raw and "model_type" not in raw:
         raise UserError(
             f"{folder}: is a model folder of bertqa already; use it as it is, or add --to-hf to export it"
@@ -71,15 +71,15 @@ def read_hf_config(folder: Path) -> dict:
 
 
 def class_name(raw: dict) -> str:
-    """The class of transformers that a config names first; "" where it names none."""
+    """Return the first class in "architectures", such as BertForQuestionAnswering; "" if there is none."""
     classes = raw.get("architectures")
     return str(classes[0]) if isinstance(classes, list) and classes else ""
 
 
 def model_type_of(raw: dict, plain_names: Collection[str]) -> str:
-    """ "bert" or "distilbert". Raises UserError for any other architecture, by name."""
+    """Return "bert" or "distilbert", by the config or the plain names of the tensors. Raise UserError for any other."""
     found = raw.get("model_type")
-    # Configs of 2018 and 2019 have no model_type: then the class that they name decides, or the tensors.
+    # Configs of 2018 and 2019 have no model_type: the class decides, or else the tensors' names.
     if not found and class_name(raw):
         stem = re.sub(r"(For|Model|LMHead).*", "", class_name(raw))  # "BertForMaskedLM" -> "Bert"
         known = {"Bert": "bert", "DistilBert": "distilbert"}
@@ -96,23 +96,23 @@ def model_type_of(raw: dict, plain_names: Collection[str]) -> str:
 
 
 def architecture_of(raw: dict, plain_names: Collection[str], head: str | None) -> BertConfig:
-    """Our config from Hugging Face's; what it leaves out had these defaults when it was written.
+    """Make our config of Hugging Face's. Fields that it lacks get transformers' defaults, which are BertConfig's too.
 
     Raises:
-        UserError: for an architecture, activation or variant that the encoder does not compute, by name.
+        UserError: for an architecture, activation or variant that bertqa does not compute.
     """
     model_type = model_type_of(raw, plain_names)
     is_distil = model_type == "distilbert"
     fields = {field.name: field.default for field in dataclasses.fields(BertConfig)}
     if is_distil:
-        fields["num_hidden_layers"] = 6  # what its configs leave out
+        fields["num_hidden_layers"] = 6  # DistilBERT's default
     for name, default in fields.items():
         if name not in DECIDED_HERE:
             fields[name] = _stated(raw, name, default, is_distil)
     if is_distil:
         fields.update(DISTIL_FIXED)
     _refuse_other_kinds(raw, fields["hidden_act"], model_type)
-    # Each layer has tensors of its own: a config that asks for more layers is damaged, or wants to fill the memory.
+    # A layer has tensors of its own, so a config with more layers than tensors is damaged or hostile.
     if fields["num_hidden_layers"] > len(plain_names):
         raise UserError(
             f"config.json: asks for {fields['num_hidden_layers']} layers, but there are only "
@@ -120,16 +120,16 @@ def architecture_of(raw: dict, plain_names: Collection[str], head: str | None) -
         )
     fields["hidden_act"] = ACTIVATIONS[fields["hidden_act"]]
     fields["model_type"] = model_type
-    # Classes stand on BERT's pooler, answer spans do not; an encoder alone keeps the one that it has.
-    has_pooler = head is None and "pooler.dense.weight" in plain_names
-    fields["pooler"] = not is_distil and (head == CLASSES or has_pooler)
+    # BERT's class head takes the pooler's output, the span head does not; without a head the encoder keeps its pooler.
+    keeps_pooler = head is None and "pooler.dense.weight" in plain_names
+    fields["pooler"] = not is_distil and (head == CLASSES or keeps_pooler)
     return BertConfig(**fields)
 
 
 def _stated(raw: dict, name: str, default: object, is_distil: bool) -> object:
-    """What a config says of a field of ours, checked; the default where it says nothing."""
+    """Return a config's value for our field `name`, checked; the default if it has none."""
     theirs = DISTIL_FIELDS.get(name, name) if is_distil else name
-    # transformers also answers to the common names, so some DistilBERT configs have hidden_size for dim.
+    # transformers also accepts the common names: some DistilBERT configs have hidden_size in place of dim.
     value = raw.get(theirs, raw.get(name))
     if value is None:
         return default
@@ -143,6 +143,7 @@ def _stated(raw: dict, name: str, default: object, is_distil: bool) -> object:
 
 
 def _refuse_other_kinds(raw: dict, activation: str, model_type: str) -> None:
+    """Raise UserError for a variant of the architecture that bertqa does not compute."""
     problems = [f"{name} is {raw[name]!r}" for name in OTHER_KINDS if raw.get(name)]
     positions = raw.get("position_embedding_type", "absolute")
     if positions != "absolute":
@@ -160,7 +161,7 @@ def _refuse_other_kinds(raw: dict, activation: str, model_type: str) -> None:
 
 
 def find_head(raw: dict, plain_names: Collection[str]) -> str | None:
-    """The head that a checkpoint brings. Raises UserError for one over single tokens or choices."""
+    """Return a checkpoint's head, None if it has none. Raise UserError for token classification and multiple choice."""
     named = class_name(raw)
     has_span = any(name.startswith("qa_outputs.") for name in plain_names)
     if has_span or named.endswith("ForQuestionAnswering"):
@@ -168,7 +169,7 @@ def find_head(raw: dict, plain_names: Collection[str]) -> str | None:
     has_classes = any(name.startswith("classifier.") for name in plain_names)
     if not has_classes and not named.endswith("ForSequenceClassification"):
         return None
-    # their tensors have the names of a classification head's
+    # the tensors of these heads have the same names as a classification head's
     if named.endswith(("ForTokenClassification", "ForMultipleChoice")):
         raise UserError(
             f"its head is {named}, which bertqa does not have; --fresh-head takes the encoder and draws a "
@@ -178,11 +179,11 @@ def find_head(raw: dict, plain_names: Collection[str]) -> str | None:
 
 
 def class_labels(raw: dict, count: int | None) -> list[str]:
-    """Names of the classes in order: the config's, or LABEL_0 and so on for `count` rows of the classifier."""
+    """Return the names of the classes in order: the config's, or else LABEL_0, LABEL_1 ... for `count` classes."""
     named = raw.get("id2label")
     if not isinstance(named, dict) or not named or not all(str(key).isdecimal() for key in named):
         return [f"LABEL_{i}" for i in range(count or 2)]
-    numbers = sorted(named, key=int)  # keys of JSON are text, and "10" stands before "2"
+    numbers = sorted(named, key=int)  # JSON keys are text, and as text "10" sorts before "2"
     labels = [str(named[number]) for number in numbers]
     if list(map(int, numbers)) != list(range(len(numbers))) or len(set(labels)) < len(labels):
         raise UserError(
@@ -192,7 +193,7 @@ def class_labels(raw: dict, count: int | None) -> list[str]:
 
 
 def refuse_other_losses(raw: dict, labels: list[str]) -> None:
-    """Raise UserError, by name, for a classification head whose outputs are not the classes of a softmax."""
+    """Raise UserError for a classification head whose outputs are not logits of a softmax over the classes."""
     kind = raw.get("problem_type")
     if kind not in (None, "single_label_classification"):
         found = f"is for {str(kind).replace('_', ' ')}"
@@ -206,32 +207,29 @@ def refuse_other_losses(raw: dict, labels: list[str]) -> None:
     )
 
 
-# How its maker used it
+# How the checkpoint was used
 
 POOLS = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
-"""What sentence-transformers' Pooling module calls it -> what `embed --pool` does."""
+"""Name in sentence-transformers' Pooling module -> name in `embed --pool`."""
 
 
 def take_settings(
     source: Path, new: Path, config: BertConfig, head: str | None, fresh_head
 ) -> list[str]:
-    """Put qa.json or embed.json into a model folder with this config and head; returns remarks for the report."""
+    """Write qa.json or embed.json into the folder `new` if `source` has such settings. Return remarks for the report."""
     if head == QA and fresh_head is None and (source / "qa.json").exists():
         write_qa(new, read_qa(source))
         return ["qa.json taken over: the threshold and windows that its maker tuned with bertqa"]
     modules = _modules(source)
-    if modules is None:
+    if modules is None or head is not None:
         return []
     remarks: list[str] = []
-    embedding = _embedding_of(source, modules, config.max_position_embeddings, remarks)
-    if head is not None:
-        return []
-    write_embed(new, embedding)
+    write_embed(new, _embedding_of(source, modules, config.max_position_embeddings, remarks))
     return remarks
 
 
 def _embedding_of(folder: Path, modules: dict, positions: int, remarks: list[str]) -> Embedding:
-    """How sentence-transformers makes a vector with these modules; adds what is to be said of it to the remarks."""
+    """Return how sentence-transformers makes a vector with these modules; add to the remarks for the report."""
     embedding = Embedding(normalize="Normalize" in modules)
     path = folder / "sentence_bert_config.json"
     settings = read_object(path) if path.exists() else {}
@@ -250,7 +248,7 @@ def _embedding_of(folder: Path, modules: dict, positions: int, remarks: list[str
             remarks.append(
                 "warning: its Pooling is neither mean nor cls alone: embed uses its own default"
             )
-    # a Dense, say: other vectors, which is said and not refused, for the encoder is of use without it
+    # A Dense module, say: a warning is enough, because the encoder is of use without it.
     others = sorted(set(modules) - {"Transformer", "Pooling", "Normalize"})
     if others:
         remarks.append(
@@ -266,7 +264,7 @@ def _embedding_of(folder: Path, modules: dict, positions: int, remarks: list[str
 
 
 def _modules(folder: Path) -> dict[str, dict] | None:
-    """The last part of a module's class -> what modules.json says of it; None where there is no such file."""
+    """Read modules.json: name of a module's class, such as Pooling -> its entry. Return None if there is no such file."""
     path = folder / "modules.json"
     if not path.exists():
         return None
@@ -277,15 +275,15 @@ def _modules(folder: Path) -> dict[str, dict] | None:
 
 
 def pooling_file(folder: Path) -> str | None:
-    """The name of the Pooling module's settings, "1_Pooling/config.json" mostly; None where there is no such module."""
+    """Return the file of the Pooling module's settings, mostly "1_Pooling/config.json"; None if there is no such module."""
     pooling = (_modules(folder) or {}).get("Pooling", {})
     path = str(pooling.get("path"))
-    # a path would lead out of the folder
+    # no deeper path, which could lead out of the folder
     return f"{path}/config.json" if re.fullmatch(r"[\w-]+", path) else None
 
 
 def _pool_of(folder: Path) -> str | None:
-    """The one kind of pooling that a Pooling module has; None where it has another, or several."""
+    """Return "mean" or "cls" if the Pooling module does just that; None if it does something else, or several things."""
     name = pooling_file(folder)
     if name is None or not (folder / name).exists():
         return None
@@ -293,6 +291,8 @@ def _pool_of(folder: Path) -> str | None:
     named = settings.get("pooling_mode")
     if isinstance(named, str):  # since sentence-transformers 5
         return POOLS.get(named)
-    modes = [name for name, value in settings.items() if value is True]
-    chosen = [mode for mode in modes if mode.startswith("pooling_mode_")]
-    return POOLS.get(chosen[0].removeprefix("pooling_mode_")) if len(chosen) == 1 else None
+    prefix = "pooling_mode_"
+    chosen = [mode for mode, on in settings.items() if on is True and mode.startswith(prefix)]
+    if len(chosen) != 1:
+        return None
+    return POOLS.get(chosen[0].removeprefix(prefix))

@@ -1,12 +1,11 @@
-"""A Hugging Face checkpoint into a model folder, with nothing passed over in silence: once, or when --weights names one.
+"""Convert a Hugging Face checkpoint into a model folder, and find the model folder that --weights or --model names.
 
-Every tensor of a checkpoint is renamed, ignored for a stated reason, or an error; every tensor of ours is found, drawn
-fresh because that was asked for, or an error.
+Every tensor of the checkpoint is renamed, ignored for a stated reason, or an error. Every parameter of ours is filled from
+the checkpoint, initialised because the caller asked for a fresh head, or an error.
 """
 
 import hashlib
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,66 +15,54 @@ from torch import Tensor
 from bertqa.console import say
 from bertqa.errors import UserError
 from bertqa.files import read_object, sha256, write_text
-from bertqa.folders import cache_folder, clear_leftovers, locked, model_of, staged
-from bertqa.hf import hub, vocabulary
-from bertqa.hf.architecture import (
-    CONFIG_FILES,
-    model_type_of,
-    pooling_file,
-    read_hf_config,
-    take_settings,
+from bertqa.folders import (
+    cache_folder,
+    clear_leftovers,
+    locked,
+    model_of,
+    new_folder,
+    staged,
 )
+from bertqa.hf import hub, vocabulary
+from bertqa.hf.architecture import model_type_of, read_hf_config, take_settings
 from bertqa.hf.match import SEGMENT, Plan, plan_conversion
-from bertqa.hf.names import Report, fold
-from bertqa.hf.weights import WEIGHT_FILES, open_weights
+from bertqa.hf.names import Report, dtype_name, fold
+from bertqa.hf.weights import open_weights
 from bertqa.model.card import plain_card, read_license
-from bertqa.model.disk import DTYPES, WEIGHTS, Weights, write_checksums, write_safetensors
+from bertqa.model.disk import WEIGHTS, Weights, write_checksums, write_safetensors
 from bertqa.model.record import write_config
 
 
 def convert(src: str | Path, dest: str | Path, *, fresh_head=None, seed: int = 0) -> Report:
-    """A Hugging Face checkpoint into a model folder.
+    """Convert a Hugging Face checkpoint into a model folder.
 
     Args:
         src: a folder, one weight file in it, or a Hub id `org/name[@revision]`.
-        dest: a new or empty folder; it appears when everything has succeeded.
-        fresh_head: None for the head that the checkpoint brings; "qa" or ("classification", labels) to put a new one,
-            drawn as BERT initialises, in its place; "none" to leave it out.
-        seed: of that draw.
+        dest: a new or empty folder; it is written only if everything succeeds.
+        fresh_head: None to keep the checkpoint's head, "none" to leave it out; "qa" or ("classification", labels) to put a
+            new head in its place, initialised as BERT's.
+        seed: of that initialisation.
 
     Raises:
-        UserError: for a checkpoint that does not fit, tensor by tensor, and for all that is wrong with its files.
+        UserError: if the tensors do not fit (all of them are listed), or a file is missing, damaged or contradicts another.
     """
     dest = new_folder(dest)
     place = hub.locate(src)
     try:
         return _convert(place, dest, fresh_head, seed)
     except UserError as error:
-        # Most say which file they are about; what was only found when all is put together says which checkpoint.
+        # Most messages name a file of the checkpoint; the others get its name here.
         if str(place.folder) in str(error):
             raise
         raise UserError(f"{place.source if place.revision else place.folder}: {error}") from error
 
 
-def new_folder(dest: str | Path) -> Path:
-    """The path, which must not exist yet or be an empty folder."""
-    dest = Path(dest)
-    if dest.is_file() or (dest.is_dir() and any(dest.iterdir())):
-        raise UserError(
-            f"{dest}: exists and is not an empty folder; name another, or remove it first"
-        )
-    return dest
-
-
 def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
     raw = read_hf_config(place.folder)
-    # refuse what is no BERT before opening a file that may be in any form
+    # first of all: the weight files of other architectures may be in any format
     model_type_of(raw, ())
     weights = open_weights(place.weights)
     plan = plan_conversion(raw, weights, fresh_head)
-    for name, tensor in plan.empty.items():
-        plan.empty[name] = tensor.to(_stored_dtype(weights, plan.parts.get(name, ())))
-    tensors = _Tensors(plan, weights, torch.Generator().manual_seed(seed))
     provenance = {
         "source": place.source,
         "revision": place.revision,
@@ -83,23 +70,26 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
         "sha256": weights.sha256(),
     }
     if fresh_head not in (None, "none"):
-        # these weights answer nothing before they are trained
+        # recorded, because such a head gives no useful answers before it is trained
         provenance["fresh_head"] = seed
     parameters = sum(tensor.numel() for tensor in plan.empty.values())
 
     with staged(dest) as new:
         tokenizer = vocabulary.install(place.folder, new, plan.config.vocab_size)
         remarks = [*plan.remarks, *tokenizer.remarks]
-        # With a fresh head it is we who train it, and we feed token types.
-        if not tokenizer.segments and plan.config.type_vocab_size and fresh_head is None:
-            tensors.one_segment = True
+        # With a fresh head it keeps both rows: it will be trained here, with token types.
+        has_segments = plan.config.type_vocab_size > 0 and fresh_head is None
+        one_segment = has_segments and not tokenizer.segments
+        if one_segment:
             remarks.append(
                 "its tokenizer gives no token types: the row of the first segment stands for both"
             )
+        generator = torch.Generator().manual_seed(seed)
+        tensors = _Tensors(plan, weights, generator, one_segment)
         written = write_safetensors(new / WEIGHTS, plan.empty, tensors.get)
         tensors.check()
         remarks += take_settings(place.folder, new, plan.config, plan.head, fresh_head)
-        # once more: what another process put there meanwhile is not ours to replace
+        # again, because another process may have written there meanwhile
         new_folder(dest)
         write_config(new, plan.config, plan.head, plan.labels, provenance)
         write_text(new / "README.md", plain_card(plan.config, plan.head, parameters, provenance))
@@ -119,19 +109,20 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
 
 @dataclass
 class _Tensors:
-    """Our tensors, each made from the stored ones when it is written, so that memory holds one at a time."""
+    """Makes each parameter when it is written, so that only one is in memory at a time."""
 
     plan: Plan
     weights: Weights
     generator: torch.Generator
-    one_segment: bool = False
-    """Whether every segment gets the first one's row, as the model was never fed another."""
+    one_segment: bool
+    """Whether all segments get the embedding of segment 0, the only one that the model was trained with."""
     broken: list[str] = field(default_factory=list)
-    """Stored tensors with numbers that are not finite, among those read so far."""
+    """Names of the stored tensors read so far that hold NaN or infinities."""
 
     def get(self, ours: str) -> Tensor:
+        """Return the parameter of this name, from the checkpoint or initialised."""
         if ours not in self.plan.parts:
-            # a head's: as BERT initialises, weights from a normal, biases zero
+            # of a fresh head, initialised as BERT's: weights from a normal distribution, biases zero
             drawn = torch.zeros_like(self.plan.empty[ours], device="cpu")
             if not ours.endswith("bias"):
                 drawn.normal_(0.0, self.plan.config.initializer_range, generator=self.generator)
@@ -148,7 +139,7 @@ class _Tensors:
         return whole.to(self.plan.empty[ours].dtype)
 
     def check(self) -> None:
-        """Raise UserError where what was read is not finite."""
+        """Raise UserError if any tensor read so far holds NaN or infinities."""
         if self.broken:
             names = ", ".join(fold(self.broken)[:8])
             raise UserError(
@@ -157,38 +148,25 @@ class _Tensors:
             )
 
 
-def _stored_dtype(weights: Weights, names: Iterable[str]) -> torch.dtype:
-    """As stored, so that nothing is lost on the way; float32 for float64, for parts that differ, and for fresh ones."""
-    stored = {DTYPES[weights.dtypes[name]] for name in names}
-    if len(stored) == 1 and stored != {torch.float64}:
-        return stored.pop()
-    return torch.float32
-
-
-def dtype_name(dtypes: Iterable[torch.dtype]) -> str:
-    """ "float16", or "float16 and float32"."""
-    return " and ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}))
-
-
 # What --weights and --model take
 
 FORMAT = 1
-"""To be raised when the same checkpoint converts into something else than before."""
+"""Version of the cache: to be raised when conversion of the same checkpoint gives another result than before."""
 
 
 def resolve_weights(
     name_or_path: str | Path, cache: str | Path | None = None, *, encoder_only: bool = False
 ) -> Path:
-    """The model folder that a user means by --weights or --model.
+    """Return the model folder that a user means by --weights or --model.
 
-    A model folder is taken as it is, and of a run folder its best model. A Hugging Face folder, file or Hub id is converted
-    into the cache the first time, which is said, and taken from there after that: a folder or file as long as all
-    that conversion reads is unchanged, a Hub id without a revision at the commit of that first time. Several processes may
-    ask at once: one converts, the others wait for it.
+    A model folder is returned as it is, and a run folder's best model. A Hugging Face folder, file or Hub id is converted
+    into the cache once, with a message. A folder or file is converted again when anything that conversion reads has
+    changed; a Hub id without a revision stays at the commit of its first conversion. If several processes ask at once,
+    one converts and the others wait.
 
     Args:
-        cache: where conversions are kept; weights/ in BERTQA_CACHE or ~/.cache/bertqa where None.
-        encoder_only: leave out the head, and what else stands on the encoder, because a fresh head will take its place.
+        cache: folder of the conversions; None for weights/ in BERTQA_CACHE or ~/.cache/bertqa.
+        encoder_only: leave out the head, and other layers on the encoder, because a fresh head will take their place.
 
     Raises:
         UserError: as `convert`.
@@ -201,7 +179,32 @@ def resolve_weights(
     name = _name_of_path(path) if is_here else _name_of_id(name_or_path)
     if encoder_only:
         name += "-encoder"
-    cache = Path(cache) if cache else cache_folder() / "weights"
+    dest = _weights_cache(cache) / name
+    with locked(dest.with_name(f"{name}.lock")) as is_alone:
+        if is_alone:
+            clear_leftovers(dest)
+        if _is_whole(dest):
+            say(f"using {dest}, converted from {name_or_path} before")
+            return dest
+        # A copy of the cache that was interrupted (rsync) leaves half a folder.
+        shutil.rmtree(dest, ignore_errors=True)
+        if not is_here:
+            say(f"{name_or_path}: no such folder here; taken as a Hub id")
+        say(f"converting {name_or_path} into {dest} (once)")
+        try:
+            report = convert(source, dest, fresh_head="none" if encoder_only else None)
+            # Nobody edits a folder in the cache, so it can have checksums from the start.
+            write_checksums(dest, {WEIGHTS: report.sha256})
+        except UserError:
+            # without a lock, another process may have converted it meanwhile
+            if not _is_whole(dest):
+                raise
+    return dest
+
+
+def _weights_cache(given: str | Path | None) -> Path:
+    """Return the folder of converted weights, created if it does not exist."""
+    cache = Path(given) if given else cache_folder() / "weights"
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -209,26 +212,7 @@ def resolve_weights(
             f"{cache}: cannot keep converted weights there ({error.strerror}); set BERTQA_CACHE to a folder "
             "that you may write to"
         ) from None
-    dest = cache / name
-    with locked(cache / f"{name}.lock") as is_alone:
-        if is_alone:
-            clear_leftovers(dest)
-        if _is_whole(dest):
-            say(f"using {dest}, converted from {name_or_path} before")
-            return dest
-        # half a folder, of a copy or an rsync that was cut off: all in the cache is ours to make anew
-        shutil.rmtree(dest, ignore_errors=True)
-        if not is_here:
-            say(f"{name_or_path}: no such folder here; taken as a Hub id")
-        say(f"converting {name_or_path} into {dest} (once)")
-        try:
-            report = convert(source, dest, fresh_head="none" if encoder_only else None)
-            write_checksums(dest, {WEIGHTS: report.sha256})  # what is in the cache, nobody changes
-        except UserError:
-            # on a file system without locks, another process may have been faster
-            if not _is_whole(dest):
-                raise
-    return dest
+    return cache
 
 
 def _is_whole(folder: Path) -> bool:
@@ -236,25 +220,18 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _name_of_path(path: Path) -> str:
-    """What a folder or file here becomes in the cache: its name, and a hash over all that conversion reads."""
+    """Return the name in the cache for a local folder or file: its own name, and a hash of all that conversion reads."""
     place = hub.locate(path)
-    names = [*CONFIG_FILES, *hub.TEXT_FILES, *WEIGHT_FILES[1::2]]
-    pooling = pooling_file(place.folder)
-    if pooling and pooling not in names:
-        names.append(pooling)
-    if place.weights.name.endswith(".index.json"):
-        names.append(place.weights.name)
-    read = [place.folder / name for name in names if (place.folder / name).is_file()]
-    # By content and not by time or name: a checkpoint that is copied is not converted again, one that is changed is.
+    # A hash of the contents, not of times: a copied checkpoint is not converted again, a changed one is.
     lines = [f"format {FORMAT}"]
-    for file in (*read, *open_weights(place.weights).files):
+    for file in [*hub.files_beside_weights(place), *open_weights(place.weights).files]:
         lines.append(f"{file.relative_to(place.folder)} {sha256(file)}")
     key = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return f"{place.source}-{key[:16]}"
 
 
 def _name_of_id(given: str | Path) -> str:
-    """What a Hub id becomes in the cache: organisation, name and revision."""
+    """Return the name in the cache for a Hub id: organisation, name, revision and FORMAT."""
     repo, revision = hub.parse_id(given)
     name = repo.replace("/", "--")
     if revision:

@@ -1,10 +1,11 @@
-"""tokenizer.json: made for a vocab.txt, given the tokens that were added later, and tried.
+"""tokenizer.json ("fast" in transformers): make one from a vocabulary, complete its added tokens, and try it.
 
-The slow tokenizers of transformers keep such tokens in files of their own:
+Added tokens are those that are not in the trained vocabulary. The slow tokenizers of transformers store them elsewhere:
 
-added_tokens.json               {token: id}, until 2023
-tokenizer_config.json           "added_tokens_decoder": {id: {"content": token, flags}}, since then
-either, special_tokens_map.json "additional_special_tokens": [token or {"content": token, flags}], ids where none says
+added_tokens.json         {token: id}, until 2023
+tokenizer_config.json     "added_tokens_decoder": {id: {"content": token, flags}}, since then
+tokenizer_config.json and special_tokens_map.json
+                          "additional_special_tokens": [token or {"content": token, flags}], without ids
 """
 
 import contextlib
@@ -20,16 +21,16 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def read_optional(path: Path) -> dict:
-    """The object that a JSON file holds; {} where there is none."""
+    """Return the object in a JSON file; {} if there is no such file."""
     return read_object(path) if path.exists() else {}
 
 
 def make_fast(vocab: list[str], lowercase: bool, strip_accents: bool | None, chinese: bool) -> dict:
-    """The tokenizer.json of a BERT WordPiece vocabulary (what transformers' BertTokenizer has always done).
+    """Return the tokenizer.json that does what transformers' BertTokenizer does with a WordPiece vocabulary.
 
     Args:
-        strip_accents: None: as lowercase.
-        chinese: whether Chinese characters are set apart from each other.
+        strip_accents: None means the same as lowercase.
+        chinese: whether each Chinese character becomes a word.
     """
     ids = {token: i for i, token in enumerate(vocab)}
     known = [token for token in SPECIAL if token in ids]
@@ -73,27 +74,27 @@ def make_fast(vocab: list[str], lowercase: bool, strip_accents: bool | None, chi
 
 
 def added_token(number: int, content: str, *, special: bool = False, **flags: bool) -> dict:
-    """An entry of "added_tokens"; where not said, special ones are looked for in the raw text, others in the normalised."""
+    """Return an entry of "added_tokens". By default special tokens match the raw text, others the normalised text."""
     usual = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not special}
     return {"id": number, "content": content, **usual, **flags, "special": special}
 
 
 def open_fast(path: Path, fast: dict):
-    """The tokenizers library's object of a tokenizer.json, every added token of which has the id that the file states."""
+    """Load a tokenizer.json into the tokenizers library. Raise UserError if it reads an added token otherwise."""
     from tokenizers import Tokenizer
 
     with library(path):
         backend = Tokenizer.from_str(json.dumps(fast))
     normalise = normaliser(backend)
     for entry in fast.get("added_tokens") or []:
-        # "\u200d", say. The library then finds nothing everywhere: wrong tokens, a panic, or no end.
+        # For "\u200d", say, the library would search for "", which is everywhere: wrong tokens, a panic, or no end.
         if entry.get("normalized") and not normalise(entry["content"]):
             raise UserError(
                 f"{path}: of the added token {show(entry['content'])} the normaliser leaves nothing, so no text can "
                 'hold it; take it out, or give it "normalized": false'
             )
         given = backend.token_to_id(entry["content"])
-        # the library numbers them itself, on from the vocabulary, and passes over what a file says
+        # The library ignores the file's ids, and numbers added tokens after the vocabulary.
         if given != entry["id"]:
             raise UserError(
                 f"{path}: the added token {show(entry['content'])} has the id {entry['id']} there, but "
@@ -104,33 +105,34 @@ def open_fast(path: Path, fast: dict):
 
 @contextlib.contextmanager
 def library(path: Path) -> Iterator[None]:
-    """Turns whatever the tokenizers library raises over a file into a UserError."""
+    """Turn whatever the tokenizers library raises about a file into a UserError."""
     try:
         yield
     except (UserError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a bare Exception, or a panic of Rust, which is not even that
+    except BaseException as error:  # the library raises Exception; a panic in Rust is no Exception
         raise UserError(
             f"{path}: the tokenizers library cannot use it ({first_sentence(error)}); fetch it again"
         ) from error
 
 
 def normaliser(backend):
-    """A tokenizer's normaliser as a function of text."""
+    """Return a tokenizer's normaliser as a function of text."""
     if backend.normalizer is None:
         return lambda text: text
     return backend.normalizer.normalize_str
 
 
 def segments_given(path: Path, backend) -> bool:
-    """Whether this tokenizer tells the second text from the first by its token types.
+    """Return whether the tokenizer gives the second text of a pair token type 1.
 
     Raises:
-        UserError: where it puts two texts together otherwise than [CLS] A [SEP] B [SEP], as bertqa does.
+        UserError: if it joins two texts otherwise than as [CLS] A [SEP] B [SEP].
     """
-    cls, sep = backend.token_to_id("[CLS]"), backend.token_to_id("[SEP]")
+    cls = backend.token_to_id("[CLS]")
+    sep = backend.token_to_id("[SEP]")
     with library(path):
-        # Any tokens will do, for only what stands around them is looked at.
+        # Any texts will do: only the tokens around them matter.
         first = backend.encode("a", add_special_tokens=False).ids
         second = backend.encode("b b", add_special_tokens=False).ids
         made = backend.encode("a", "b b")
@@ -148,46 +150,46 @@ def segments_given(path: Path, backend) -> bool:
     return True
 
 
-# Tokens that were added later
+# Added tokens
 
 LISTS = ("additional_special_tokens", "extra_special_tokens")
-"""Fields of a config that hold special tokens besides BERT's five; the second since transformers 5."""
+"""Fields of a config that hold more special tokens than BERT's five; the second since transformers 5."""
 
 NAMES = ("bos_token", "eos_token", "pad_token", "mask_token")
-"""Fields for one such token each. They are numbered before those of the lists; the others must be BERT's own."""
+"""Fields of one special token each, numbered before those of LISTS. cls_token and its like must be BERT's own."""
 
 
 @dataclass
-class Later:
-    """A token as one of the files gives it."""
+class Added:
+    """An added token as one of the files has it."""
 
     content: str
     where: str
     """The file, for messages."""
     number: int | None = None
-    """Its id; None where the file does not say."""
+    """Its id; None if the file does not state it."""
     flags: dict = field(default_factory=dict)
 
 
-def add_later_tokens(source: Path, fast: dict, config: dict) -> list[str]:
-    """Give a tokenizer.json the added tokens that it lacks; returns a remark for the report where there are any.
+def complete_added_tokens(source: Path, fast: dict, config: dict) -> list[str]:
+    """Put the added tokens that tokenizer.json lacks into it. Return a remark for the report if there are any.
 
     Raises:
-        UserError: where files give one token two ids, and for what is no token.
+        UserError: if two files give a token different ids, or an entry is not a token.
     """
     vocab = fast["model"]["vocab"]
     entries = list(fast.get("added_tokens") or [])
     ready = {entry["content"]: entry["id"] for entry in entries}
     ids = {**vocab, **ready}
     new = []
-    for token in _later_tokens(source, config):
+    for token in _added_tokens(source, config):
         known = ids.get(token.content)
         if None not in (known, token.number) and known != token.number:
             raise UserError(
                 f"{source}: the token {show(token.content)} has the id {token.number} in {token.where}, but "
                 f"{known} elsewhere"
             )
-        # Only in the vocabulary, a token like [MASK] would be taken apart: it must be an added token too.
+        # A token like [MASK] in the vocabulary alone would be split: it must be an added token too.
         if token.content in ready:
             continue
         number = ids.get(token.content, token.number)
@@ -196,15 +198,15 @@ def add_later_tokens(source: Path, fast: dict, config: dict) -> list[str]:
         ids[token.content] = number
         ready[token.content] = number
         new.append(added_token(number, token.content, **token.flags))
-    # in the order of ids, for the tokenizers library numbers them by their place
+    # sorted by id, because the tokenizers library numbers them by position
     fast["added_tokens"] = sorted(entries + new, key=lambda entry: entry["id"])
     if not new:
         return []
     return [f"{len(new)} added tokens: {', '.join(show(entry['content']) for entry in new[:8])}"]
 
 
-def _later_tokens(source: Path, config: dict) -> list[Later]:
-    """All of them; those with ids first, so that the others are numbered behind these."""
+def _added_tokens(source: Path, config: dict) -> list[Added]:
+    """Return the added tokens of all files: those with ids first, so that the others are numbered after them."""
     path = source / "tokenizer_config.json"
     special_map = source / "special_tokens_map.json"
     more = read_optional(special_map)
@@ -212,7 +214,7 @@ def _later_tokens(source: Path, config: dict) -> list[Later]:
     stated = {**more, **config}
     for name in NAMES:
         if stated.get(name):
-            token = _later(path, stated[name], special=True)
+            token = _token(path, stated[name], special=True)
             if token.content not in SPECIAL:
                 listed.append(token)
     listed += _of_lists(path, config)
@@ -222,25 +224,25 @@ def _later_tokens(source: Path, config: dict) -> list[Later]:
     numbered = _of_decoder(path, config)
     added = source / "added_tokens.json"
     for content, number in read_optional(added).items():
-        numbered.append(_later(added, content, _id(added, number), special=content in special))
+        numbered.append(_token(added, content, _id(added, number), special=content in special))
     return numbered + listed
 
 
-def _of_decoder(path: Path, config: dict) -> list[Later]:
-    """Those of "added_tokens_decoder"."""
+def _of_decoder(path: Path, config: dict) -> list[Added]:
+    """Return the tokens of "added_tokens_decoder"."""
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
         raise UserError(f'{path}: "added_tokens_decoder" is no object of id to token')
     found = []
     for number, token in decoder.items():
-        # a key of JSON is text: "30522" is an id, and what is no number is refused as it stands
+        # JSON keys are text: "30522" is an id, and _id refuses what is no number
         number = _id(path, int(number) if number.isdecimal() else number)
-        found.append(_later(path, token, number))
+        found.append(_token(path, token, number))
     return found
 
 
-def _of_lists(path: Path, config: dict) -> list[Later]:
-    """Those of the LISTS; transformers 5 writes objects of name to token."""
+def _of_lists(path: Path, config: dict) -> list[Added]:
+    """Return the tokens of the fields LISTS: lists, or since transformers 5 also objects of name to token."""
     found = []
     for name in LISTS:
         tokens = config.get(name) or []
@@ -248,23 +250,24 @@ def _of_lists(path: Path, config: dict) -> list[Later]:
             tokens = list(tokens.values())
         if not isinstance(tokens, list):
             raise UserError(f"{path}: {name} is {show(tokens)}, expected a list of tokens")
-        found += [_later(path, token, special=True) for token in tokens]
+        found += [_token(path, token, special=True) for token in tokens]
     return found
 
 
-def _later(path: Path, token: object, number: int | None = None, **more: bool) -> Later:
-    """A token as a file has it: its text, or an object with that and flags, to which `more` are added."""
+def _token(path: Path, token: object, number: int | None = None, **more: bool) -> Added:
+    """Read a token from a file: text, or an object with "content" and flags. `more` flags override the file's."""
     given = token if isinstance(token, dict) else {"content": token}
     content = given.get("content")
     if not isinstance(content, str) or not content:
         raise UserError(f"{path}: {show(token)} is no token")
     names = ("single_word", "lstrip", "rstrip", "normalized", "special")
     flags = {name: given[name] for name in names if given.get(name) is not None}
-    return Later(content, path.name, number, {**flags, **more})
+    return Added(content, path.name, number, {**flags, **more})
 
 
 def _id(path: Path, number: object) -> int:
-    # bool is an int to Python, and no id
+    """Return the id, or raise UserError if it is none."""
+    # not isinstance: True is an int in Python
     if type(number) is not int or number < 0:
         raise UserError(f"{path}: {show(number)} is no id of a token")
     return number

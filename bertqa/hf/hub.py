@@ -1,7 +1,7 @@
-"""Where a checkpoint is: a folder, one weight file, or the Hugging Face Hub.
+"""Find a checkpoint: a folder, one weight file, or a repository on the Hugging Face Hub, which is downloaded.
 
-Downloads go through huggingface_hub (which `tokenizers` brings), so its cache and its variables hold: HF_HOME,
-HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE. It is imported only when something is fetched.
+Downloads go through huggingface_hub, a dependency of `tokenizers`, with its cache and its environment variables: HF_HOME,
+HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE. It is imported only to download.
 """
 
 import contextlib
@@ -28,41 +28,41 @@ TEXT_FILES = (
     "sentence_bert_config.json",
     "1_Pooling/config.json",
 )
-"""What else a conversion reads, of tokenizers, cards, bertqa's own and sentence-transformers' settings."""
+"""Files that a conversion reads beside config.json and the weights, if they exist."""
 
 COMMIT = re.compile("[0-9a-f]{40}")
 HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
-"""git's hash of a small file, sha256 of a large one."""
+"""git's hash (sha1) of a small file, sha256 of a large one."""
 
 ID = re.compile(
     r"(?:https?://[^/]+/|hf://)?([\w.-]+/[\w.-]+?)(?:/tree/([^/@]+))?/?(?:@([\w./-]+))?"
 )
-"""org/name, org/name@revision, or the address of a model's page."""
+"""org/name, org/name@revision, or the URL of a model's page; groups: the id, and a revision in either form."""
 
 
 @dataclass
 class Place:
-    """A Hugging Face checkpoint on this disk."""
+    """A Hugging Face checkpoint on disk."""
 
     folder: Path
     """Holds config.json and the tokenizer files."""
     weights: Path
-    """The folder, or the one file or index in it to read."""
+    """The folder, or the one weight file or index in it to read."""
     source: str
-    """What its origin is called: the Hub id, or the name of the folder."""
+    """The Hub id, or the name of the folder."""
     revision: str | None = None
-    """Commit on the Hub."""
+    """The commit on the Hub; None for a local folder."""
 
 
 def locate(source: str | Path) -> Place:
-    """The folder, file or Hub id `org/name[@revision]`, downloaded if it has to be.
+    """Find a folder, a weight file or a Hub id `org/name[@revision]`, and download the latter unless it is in the cache.
 
     Raises:
-        UserError: nothing of that name here or there, no access, no connection, or a damaged download.
+        UserError: if it exists neither here nor on the Hub, without access or connection, or for a damaged download.
     """
     path = Path(source)
     if path.is_dir() or path.is_file():
-        # config.json, say: named by whoever took it for the model
+        # Some people name config.json for the model.
         if path.suffix in (".json", ".txt", ".md") and not path.name.endswith(".index.json"):
             raise UserError(f"{path}: is no weight file; name the folder that it stands in")
         folder = path if path.is_dir() else path.parent
@@ -72,16 +72,30 @@ def locate(source: str | Path) -> Place:
     return Place(folder, folder, repo, folder.name)
 
 
+def files_beside_weights(place: Place) -> list[Path]:
+    """Return the files that a conversion of this checkpoint reads beside its weights: settings, tokenizer, card, index."""
+    indexes = [name for name in WEIGHT_FILES if name.endswith(".index.json")]
+    names = [*CONFIG_FILES, *TEXT_FILES, *indexes]
+    pooling = pooling_file(place.folder)
+    if pooling and pooling not in names:
+        names.append(pooling)
+    if place.weights.name.endswith(".index.json"):
+        names.append(place.weights.name)
+    return [place.folder / name for name in names if (place.folder / name).is_file()]
+
+
 def parse_id(source: str | Path) -> tuple[str, str | None]:
-    """("org/name", revision or None) of a Hub id. Raises UserError for what can only be a path that does not exist."""
-    if Path(source).parts[:1] == ("weights",):  # README's, and ours where there is a clone
+    """Return ("org/name", revision or None) of a Hub id. Raise UserError if it can only be a path that does not exist."""
+    if Path(source).parts[:1] == (
+        "weights",
+    ):  # a folder of the repository, which README's commands name
         raise UserError(
             f"{source}: there is no such folder here, and nothing under weights/ is looked for on the Hub; "
             "the bundled reader is what is taken where no model is named"
         )
     match = ID.fullmatch(str(source))
     parent = Path(source).parent
-    # runs/bset, where runs/ is here: never ask the Hub for that
+    # runs/bset while runs/ exists is a mistyped path, not a Hub id
     mistyped = parent != Path(".") and parent.is_dir()
     if mistyped or not match or ".." in str(source):
         where = f" in {parent}" if mistyped else ""
@@ -93,24 +107,24 @@ def parse_id(source: str | Path) -> tuple[str, str | None]:
 
 
 def download(repo: str, revision: str | None = None) -> Path:
-    """Fetch config, tokenizer, card and weights of a checkpoint into Hugging Face's cache, all of one commit.
+    """Fetch config, tokenizer, card and weights of a checkpoint into Hugging Face's cache, all from one commit.
 
-    Only these files, weights in one form only; what is in the cache already is not fetched again. Every file is checked
-    against the hash under which the Hub keeps it.
+    Weights are fetched in one format only, and nothing that is in the cache already. Every file is checked against the
+    Hub's hash of it.
 
     Returns:
-        The snapshot's folder, named by its commit.
+        The snapshot folder, whose name is the commit.
     """
     with checked_answers():
         config = _first(repo, CONFIG_FILES, revision, "config.json")
-        # A branch may move while files are fetched; its commit does not.
+        # The other files come from this commit: the branch may move meanwhile.
         commit = config.parent.name
         for name in TEXT_FILES:
-            fetch(repo, name, commit)  # none of them is in every repository
+            fetch(repo, name, commit)  # each may be missing
         pooling = pooling_file(config.parent)
         if pooling and pooling not in TEXT_FILES:
             fetch(repo, pooling, commit)
-        weights = _first(repo, WEIGHT_FILES, commit, " or ".join(WEIGHT_FILES[::2]))
+        weights = _first(repo, WEIGHT_FILES, commit, "model.safetensors or pytorch_model.bin")
         if weights.name.endswith(".index.json"):
             for shard in sorted(set(shard_names(weights).values())):
                 _first(repo, [shard], commit, shard)
@@ -118,7 +132,7 @@ def download(repo: str, revision: str | None = None) -> Path:
 
 
 def _first(repo: str, names: Sequence[str], revision: str | None, wanted: str) -> Path:
-    """The first of these files that the repository has. Raises UserError, where it has none, that calls them `wanted`."""
+    """Fetch the first of these files that the repository has. Raise UserError if it has none of `wanted`."""
     from huggingface_hub import constants
 
     for name in names:
@@ -139,9 +153,9 @@ def _first(repo: str, names: Sequence[str], revision: str | None, wanted: str) -
 
 @contextlib.contextmanager
 def checked_answers() -> Iterator[None]:
-    """While the block runs, every answer of the Hub passes `refuse_bad_names` before paths are made of it.
+    """Pass every HTTP response of the Hub to `refuse_bad_names` inside the block.
 
-    huggingface_hub names files in its cache by the ETag and the commit that the server states, and believes both.
+    huggingface_hub names files in its cache by the ETag and the commit in the response, without checking either.
     """
     import huggingface_hub as hub
     from huggingface_hub.utils import _http as http
@@ -149,7 +163,7 @@ def checked_answers() -> Iterator[None]:
     if hasattr(hub, "set_client_factory"):
         before = http._GLOBAL_CLIENT_FACTORY
         configure = hub.set_client_factory
-    else:  # before 1.0, it spoke through another library
+    else:  # before 1.0: requests in place of httpx
         before = http._GLOBAL_BACKEND_FACTORY
         configure = hub.configure_http_backend
 
@@ -159,7 +173,7 @@ def checked_answers() -> Iterator[None]:
         hooks["response"].append(lambda answer, *_, **__: refuse_bad_names(answer))
         return client
 
-    # Every answer passes through a hook of the HTTP client, before huggingface_hub makes a path of what it states.
+    # The hook runs before huggingface_hub sees the response.
     configure(factory)
     try:
         yield
@@ -168,15 +182,15 @@ def checked_answers() -> Iterator[None]:
 
 
 def refuse_bad_names(answer) -> None:
-    """Raise UserError for an answer to HEAD whose ETag is no hash, or whose commit is none.
+    """Raise UserError for a response to HEAD whose ETag is no hash, or whose commit is no commit hash.
 
-    Of such an ETag no download can be checked, and one like ../../x would lead out of the cache.
+    A download cannot be checked against such an ETag, and one like ../../x would lead out of the cache.
     """
     if answer.request.method != "HEAD":
-        return  # a file's own server may have ETags of any kind: nothing is named by them
+        return  # the server of the file itself: no file is named by its ETag
     commit = answer.headers.get("X-Repo-Commit")
     if commit is None:
-        return  # huggingface_hub refuses it by itself
+        return  # huggingface_hub refuses that itself
     linked = answer.headers.get("X-Linked-Etag")
     tag = linked or answer.headers.get("ETag")
     problems = []
@@ -192,15 +206,15 @@ def refuse_bad_names(answer) -> None:
 
 
 def fetch(repo: str, name: str, revision: str | None) -> Path | None:
-    """One file of a repository, from the cache or the Hub; None where the repository has no such file.
+    """Return the path of a repository's file in the cache, downloaded if need be; None if the repository has no such file.
 
     Raises:
-        UserError: with the reason for which it could not be had.
+        UserError: if it could not be fetched; says why.
     """
     import huggingface_hub as hub
     from huggingface_hub import errors
 
-    # Narrow errors first: a gated repository is, to huggingface_hub, also one that is not found.
+    # The order matters: GatedRepoError is also a RepositoryNotFoundError, LocalEntryNotFoundError an EntryNotFoundError.
     try:
         path = Path(hub.hf_hub_download(repo, name, revision=revision))
     except UserError as error:
@@ -221,7 +235,7 @@ def fetch(repo: str, name: str, revision: str | None) -> Path | None:
             "the spelling, and for a private one set HF_TOKEN"
         ) from error
     except errors.LocalEntryNotFoundError as error:
-        # not in the cache, and the Hub could not be asked; the cache may remember that there is no such file
+        # Not in the cache, and the Hub cannot be reached. The cache also records files that the repository does not have.
         known = hub.try_to_load_from_cache(repo, name, revision=revision)
         if hub.constants.HF_HUB_OFFLINE or known is hub.file_download._CACHED_NO_EXIST:
             return None
@@ -236,7 +250,7 @@ def fetch(repo: str, name: str, revision: str | None) -> Path | None:
             f"{repo}: there is no such file or folder, and it is no Hub id either "
             f"({first_sentence(error)})"
         ) from error
-    except Exception as error:  # whatever the HTTP library of that version raises
+    except Exception as error:  # httpx or requests have errors of their own
         raise UserError(
             f"{repo}: fetching {name} failed ({type(error).__name__}: {first_sentence(error)}); run the same "
             "command again"
@@ -246,10 +260,10 @@ def fetch(repo: str, name: str, revision: str | None) -> Path | None:
 
 
 def _verify(repo: str, path: Path) -> None:
-    """The cache names a file by the hash that the Hub gave: sha256 for large files, git's own for small ones."""
+    """Check a file against the Hub's hash, which is its name in the cache. If they differ, delete it and raise UserError."""
     stored = path.resolve()
     if stored.name == path.name:
-        return  # a file system without links: the name is the plain one
+        return  # without symbolic links, the cache has no hash of the file
     if len(stored.name) == 64:
         found = sha256(stored)
     else:

@@ -1,6 +1,6 @@
-"""Which stored tensors make which of ours: each is renamed, ignored for a stated reason, or an error.
+"""Match the tensors of a checkpoint with our parameters: each is renamed, ignored for a stated reason, or an error.
 
-A tensor has a stored name, a plain name (today's spelling, without prefixes), and a place in a tensor of ours:
+A tensor has a stored name, a plain name (in today's spelling, without prefixes), and a place in one of our parameters:
 
     module.bert.encoder.layer.4.attention.self.key.bias -> encoder.layer.4.attention.self.key.bias -> encoder.layers.4.qkv.bias
 """
@@ -9,6 +9,7 @@ import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from bertqa.errors import UserError
@@ -19,7 +20,7 @@ from bertqa.model.config import CLASSES, QA, BertConfig
 from bertqa.model.disk import DTYPES, Weights
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""Parts of names that DataParallel, DistributedDataParallel, torch.compile and FSDP put in."""
+"""Parts of names that DataParallel, DistributedDataParallel, torch.compile and FSDP insert."""
 
 TIED = {
     "embeddings.word_embeddings.weight": (
@@ -27,13 +28,13 @@ TIED = {
         "vocab_projector.weight",
     )
 }
-"""Tensors that transformers ties to another: a checkpoint may hold one of the two names only."""
+"""Plain name -> other names of the same tensor, which transformers ties to it; a checkpoint may hold either."""
 
 SEGMENT = "embeddings.segment.weight"
-"""How the name of ours ends that holds a row for each segment."""
+"""How the name of our segment embedding ends, a row for each segment."""
 
 INSIDE = ("embeddings.", "encoder.", "transformer.", "pooler.")
-"""Where plain names of the encoder begin. An unknown tensor there changes what the encoder computes."""
+"""How the encoder's plain names begin. An unknown tensor there would change what the encoder computes, so it is an error."""
 
 
 @dataclass
@@ -48,37 +49,37 @@ class Stored:
 
 @dataclass
 class Plan:
-    """What becomes of a checkpoint."""
+    """How a checkpoint becomes a model of ours."""
 
     config: BertConfig
     head: str | None
     labels: list[str] | None
     empty: dict[str, Tensor]
-    """Our tensors by name, without memory: shapes, and once that is decided the types in which they are written."""
+    """Our parameters by name, on the meta device: with the shapes and types that are written."""
     parts: dict[str, list[str]] = field(default_factory=dict)
-    """Our tensor -> the stored tensors that it is made of; not there for one that is drawn fresh."""
+    """Our parameter -> the stored tensors that it is made of; a fresh one is not in it."""
     rows: list[Row] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    """Plain names of tensors that the checkpoint lacks."""
+    """Plain names of the tensors that the checkpoint lacks."""
     unexpected: list[str] = field(default_factory=list)
-    """Stored names of tensors for which there is no place."""
+    """Stored names of the tensors that are neither used nor ignored."""
     misshapen: list[str] = field(default_factory=list)
-    """What is wrong with tensors that have a place and do not fit there, in words."""
+    """A phrase for each tensor of the wrong shape or type."""
 
 
 def plan_conversion(raw: dict, weights: Weights, fresh_head) -> Plan:
-    """Find a stored tensor for each of ours; `fresh_head` as for `convert`.
+    """Find the stored tensors of each of our parameters; `fresh_head` as for `convert`.
 
     Raises:
-        UserError: for an architecture or a head that we do not have; or one that lists all tensors that do not fit.
+        UserError: for an architecture or a head that bertqa does not have, or listing all tensors that do not fit.
     """
     plain = _by_plain_name(weights)
     head, labels = _head_and_labels(raw, plain, fresh_head)
     config = architecture_of(raw, plain, head)
     one_row = config.type_vocab_size == 1
     if one_row:
-        # bertqa feeds 0 and 1: with the one row for both, a model that knows one segment sees no difference
+        # bertqa feeds the token types 0 and 1; with the same row for both, the model computes what it did before
         config = config.replace(type_vocab_size=2)
     record = {"architecture": dataclasses.asdict(config), "head": head, "labels": labels}
     plan = Plan(config, head, labels, build_empty(record).state_dict())
@@ -90,10 +91,13 @@ def plan_conversion(raw: dict, weights: Weights, fresh_head) -> Plan:
     if one_row:
         plan.remarks.append("it knows one segment only: its row stands for both")
     _match(plan, plain, fresh_head is not None, one_row)
+    for name, tensor in plan.empty.items():
+        plan.empty[name] = tensor.to(_stored_dtype(weights, plan.parts.get(name, [])))
     return plan
 
 
 def _by_plain_name(weights: Weights) -> dict[str, Stored]:
+    """Return the stored tensors by plain name. Raise UserError if two of them have the same one."""
     plain: dict[str, Stored] = {}
     for stored, shape in weights.shapes.items():
         name = plain_name(_unwrapped(stored))
@@ -106,12 +110,12 @@ def _by_plain_name(weights: Weights) -> dict[str, Stored]:
 
 
 def _unwrapped(stored: str) -> str:
-    """A stored name without what wrappers of the module put into it."""
+    """Return a stored name without the parts that WRAPPERS insert."""
     return ".".join(part for part in stored.split(".") if part not in WRAPPERS)
 
 
 def _head_and_labels(raw: dict, plain: dict[str, Stored], fresh_head):
-    """The head that the model gets, and the names of its classes where it has any."""
+    """Return the head that the model gets, and the names of its classes (None for other heads)."""
     if fresh_head == "qa":
         return QA, None
     if fresh_head == "none":
@@ -121,7 +125,7 @@ def _head_and_labels(raw: dict, plain: dict[str, Stored], fresh_head):
     head = find_head(raw, plain)
     if head != CLASSES:
         return head, None
-    count = None  # as the tensor has it, for id2label may be missing
+    count = None  # number of classes by the tensor's shape; id2label may be missing
     if "classifier.weight" in plain and plain["classifier.weight"].shape:
         count = plain["classifier.weight"].shape[0]
     labels = ["score"] if count == 1 else class_labels(raw, count)
@@ -130,18 +134,18 @@ def _head_and_labels(raw: dict, plain: dict[str, Stored], fresh_head):
 
 
 def _match(plan: Plan, plain: dict[str, Stored], fresh: bool, one_row: bool) -> None:
-    """Fill the plan's parts and rows; or one UserError that lists all that does not fit."""
+    """Fill the plan's parts and rows, or raise one UserError that lists all tensors that do not fit."""
     used: set[str] = set()
     for ours, tensor in plan.empty.items():
         theirs = their_names(ours, plan.config.model_type)
-        # A fresh head is drawn, and so is the pooler that classes stand on where the checkpoint has none.
+        # With a fresh class head, a pooler that the checkpoint lacks is initialised too.
         lacks_pooler = ours.startswith("encoder.pooler.") and theirs[0] not in plain
         if fresh and (HEAD.match(ours) or (plan.head == CLASSES and lacks_pooler)):
             plan.rows.append(Row("fresh", None, ours, tuple(tensor.shape)))
             continue
         if one_row and ours.endswith(SEGMENT):
             theirs = theirs * 2
-        used |= _take(ours, theirs, plan, plain)
+        used |= _match_parameter(ours, theirs, plan, plain)
     for name in sorted(plain.keys() - used):
         stored = plain[name]
         why = _why_unused(name, plan.config, fresh)
@@ -149,29 +153,34 @@ def _match(plan: Plan, plain: dict[str, Stored], fresh: bool, one_row: bool) -> 
             plan.rows.append(Row("ignored", stored.name, None, stored.shape, why))
         else:
             plan.unexpected.append(stored.name)
-    # Only now: whoever has the wrong file wants to see all of it at once.
+    # Only now, so that the message lists everything at once.
     if plan.missing or plan.unexpected or plan.misshapen:
         raise UserError(_what_does_not_fit(plan, plain))
 
 
-def _take(ours: str, theirs: list[str], plan: Plan, plain: dict[str, Stored]) -> set[str]:
-    """Note for one tensor of ours the stored ones that make it, one below the other, and what is wrong with them.
+def _match_parameter(
+    ours: str, theirs: list[str], plan: Plan, plain: dict[str, Stored]
+) -> set[str]:
+    """Record in the plan which stored tensors make one parameter, stacked in this order, and what is wrong with them.
 
-    Our qkv of (96, 32) takes rows 0:32 from query, 32:64 from key, 64:96 from value, (32, 32) each.
+    A qkv weight of (96, 32) takes rows 0:32 from query, 32:64 from key, 64:96 from value, (32, 32) each.
 
     Returns:
-        Their plain names.
+        The plain names of the stored tensors used.
     """
     whole = plan.empty[ours]
-    size = len(whole) // len(theirs)  # rows of each
+    size = len(whole) // len(theirs)  # rows of each stored tensor
     shape = (size, *whole.shape[1:])
     used = set()
+    parts: list[str] = []
+    plan.parts[ours] = parts
     for i, wanted in enumerate(theirs):
         found = [name for name in (wanted, *TIED.get(wanted, ())) if name in plain]
         if not found:
             plan.missing.append(wanted)
             continue
-        used.add(found[0])  # a tied one beside it is a copy, and ignored with its head
+        # If both tied names are there, the second is a copy, and ignored with its head.
+        used.add(found[0])
         stored = plain[found[0]]
         if stored.shape != shape:
             plan.misshapen.append(f"{stored.name} is {stored.shape}, config.json asks for {shape}")
@@ -181,12 +190,12 @@ def _take(ours: str, theirs: list[str], plan: Plan, plain: dict[str, Stored]) ->
             )
         place = f"{ours}[{i * size}:{(i + 1) * size}]" if len(theirs) > 1 else ours
         plan.rows.append(Row("renamed", stored.name, place, shape))
-        plan.parts.setdefault(ours, []).append(stored.name)
+        parts.append(stored.name)
     return used
 
 
 def _why_unused(name: str, config: BertConfig, fresh: bool) -> str:
-    """Why a tensor of this plain name is left out; "" where it must not be."""
+    """Return why an unused tensor may be left out; "" if it may not."""
     if name.startswith("pooler.") and config.model_type == "bert" and not config.pooler:
         return "question answering has no use for it"
     if fresh and HEAD.match(name):
@@ -197,11 +206,22 @@ def _why_unused(name: str, config: BertConfig, fresh: bool) -> str:
     return known
 
 
-# The one error
+def _stored_dtype(weights: Weights, names: list[str]) -> torch.dtype:
+    """Return the type in which a parameter is written: that of the stored tensors it is made of, which loses nothing.
+
+    It is float32 if these are float64, differ in type, or there are none (a fresh head).
+    """
+    stored = {DTYPES[weights.dtypes[name]] for name in names}
+    if len(stored) == 1 and stored != {torch.float64}:
+        return stored.pop()
+    return torch.float32
+
+
+# The message that lists all that does not fit
 
 
 def _what_does_not_fit(plan: Plan, plain: dict[str, Stored]) -> str:
-    """All of it, and what to do."""
+    """Word the message: the tensors that are missing, unexpected or of the wrong shape or type, and what to do."""
     behind = _other_prefixes(plan, plain)
     if behind:
         return (
@@ -224,7 +244,10 @@ def _what_does_not_fit(plan: Plan, plain: dict[str, Stored]) -> str:
 
 
 def _other_prefixes(plan: Plan, plain: dict[str, Stored]) -> list[str]:
-    """What the names of the whole encoder begin with, where nothing of it was found but behind something else."""
+    """Return prefixes behind which the whole encoder stands, if none of its tensors was found without one.
+
+    With only "net.bert.embeddings.word_embeddings.weight" and its like in the checkpoint, that is ["net."].
+    """
     encoder = set()
     for ours in plan.empty:
         if not HEAD.match(ours):
@@ -240,8 +263,8 @@ def _other_prefixes(plan: Plan, plain: dict[str, Stored]) -> list[str]:
     prefixes = []
     for prefix, count in found.items():
         if count < len(encoder):
-            continue  # one tensor of that ending is chance; all of an encoder is a prefix
-        # a `bert.` at its end belongs to the names behind it, unless there is nothing else
+            continue  # a single tensor with such a name is chance
+        # "net.bert." -> "net.": plain_name takes `bert.` off itself
         if prefix.endswith((".bert.", ".distilbert.")):
             prefix = prefix[: prefix.rindex(".", 0, -1) + 1]
         prefixes.append(prefix)
@@ -249,13 +272,13 @@ def _other_prefixes(plan: Plan, plain: dict[str, Stored]) -> list[str]:
 
 
 def _advice(plan: Plan) -> str:
-    """What to do about tensors that do not fit."""
+    """Say what to do about tensors that do not fit."""
     foreign = []
     for name in plan.unexpected:
         if not plain_name(_unwrapped(name)).startswith(INSIDE):
             foreign.append(name)
-    is_whole = all(HEAD.match(name) for name in plan.missing)
-    if plan.misshapen or not is_whole or len(foreign) < len(plan.unexpected):
+    encoder_is_whole = all(HEAD.match(name) for name in plan.missing)
+    if plan.misshapen or not encoder_is_whole or len(foreign) < len(plan.unexpected):
         return "Is config.json of this checkpoint?"
     if not foreign:
         return "It has no trained head: --fresh-head draws a new one"

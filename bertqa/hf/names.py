@@ -1,11 +1,12 @@
-"""What Hugging Face calls the tensors of BERT and DistilBERT, and what we call them; and a conversion's report, name by name."""
+"""Tensor names: Hugging Face's for BERT and DistilBERT, and ours; and the report of a conversion, tensor by tensor."""
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-# ours -> (BERT's, DistilBERT's), each followed by .weight or .bias; {} is the layer. Our qkv stacks three of theirs: one
-# product of (N, H) with (H, 3 H) in place of three. None: that model has no such part.
+# Our name -> (BERT's, DistilBERT's), without .weight or .bias at the end; {} is the layer's number. None: the model has no
+# such module. Our qkv stacks their query, key and value, for one product of (N, H) with (H, 3 H) in place of three.
 NAMES = {
     "embeddings.word": ("embeddings.word_embeddings", "embeddings.word_embeddings"),
     "embeddings.position": ("embeddings.position_embeddings", "embeddings.position_embeddings"),
@@ -35,18 +36,19 @@ NAMES = {
     "classifier": ("classifier", "classifier"),
 }
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
-"""The number of a layer in a tensor's name, theirs or ours."""
+"""The layer's number in a tensor name, theirs or ours."""
 
 HEAD = re.compile(r"(span|qa_outputs|pre_classifier|classifier)\.")
-"""Names of head parameters, ours and theirs; they stand outside the encoder and its prefix."""
+"""How names of head parameters begin, ours and theirs: a head has no `encoder.` or `bert.` before it."""
 
-# Spellings that checkpoints have had: TensorFlow's norms (until 2019), and NVIDIA's fused dense layers.
+# Pattern -> today's spelling: TensorFlow's LayerNorms (until 2019), and NVIDIA's fused dense layers.
 OLD_SPELLINGS = (
     (re.compile(r"(layer_?norm)\.gamma$", re.IGNORECASE), r"\1.weight"),
     (re.compile(r"(layer_?norm)\.beta$", re.IGNORECASE), r"\1.bias"),
     (re.compile(r"\.dense_act\."), ".dense."),
 )
 
+# Plain name -> why bertqa has no use for the tensor.
 IGNORED = (
     (re.compile(r"embeddings\.(position_ids|token_type_ids)"), "a buffer, not a weight"),
     (re.compile(r"cls\..+"), "head of the pre-training"),
@@ -56,14 +58,14 @@ IGNORED = (
 
 
 def plain_name(theirs: str) -> str:
-    """A stored name in today's spelling and without the `bert.` or `distilbert.` in front."""
+    """Return a stored name in today's spelling, without `bert.` or `distilbert.` before it."""
     for old, new in OLD_SPELLINGS:
         theirs = old.sub(new, theirs)
     return theirs.removeprefix("bert.").removeprefix("distilbert.")
 
 
 def ignored(plain: str) -> str:
-    """Why a tensor of this plain name is of no use here; "" where no reason is known."""
+    """Return why a tensor with this plain name is ignored; "" if it is not."""
     for pattern, why in IGNORED:
         if pattern.fullmatch(plain):
             return why
@@ -71,12 +73,12 @@ def ignored(plain: str) -> str:
 
 
 def their_names(ours: str, model_type: str) -> list[str]:
-    """The plain names of the one or three tensors that a parameter of ours holds.
+    """Return the plain names of the tensors that make a parameter of ours: one, or three for qkv.
 
     >>> their_names("encoder.layers.4.ffn_in.bias", "distilbert")
     ['transformer.layer.4.ffn.lin1.bias']
     """
-    # encoder.layers.4.ffn_in.bias -> layers.4.ffn_in, bias -> layers.{}.ffn_in, and 4 for theirs
+    # encoder.layers.4.ffn_in.bias -> module layers.4.ffn_in, kind bias -> layers.{}.ffn_in and layer 4
     module, _, kind = ours.removeprefix("encoder.").rpartition(".")
     found = LAYER.search(module)
     layer = found[0] if found else ""
@@ -86,12 +88,12 @@ def their_names(ours: str, model_type: str) -> list[str]:
 
 
 KINDS = ("renamed", "ignored", "fresh")
-"""What can become of a tensor."""
+"""What a conversion does with a tensor; fresh is one of ours that was initialised."""
 
 
 @dataclass
 class Row:
-    """What became of one tensor."""
+    """What a conversion did with one tensor."""
 
     what: str
     """One of KINDS."""
@@ -103,7 +105,7 @@ class Row:
 
 @dataclass
 class Report:
-    """What a conversion did."""
+    """What a conversion did, in either direction."""
 
     source: str
     dest: str
@@ -117,7 +119,7 @@ class Report:
     remarks: list[str]
 
     def __str__(self) -> str:
-        """A table, with one line for a tensor that all layers have, and then what else there is to say."""
+        """Return a table with one line for each tensor of a layer, not for each layer; then totals, remarks and checksums."""
         whats = [row.what for row in self.rows]
         counts = ", ".join(f"{whats.count(what)} {what}" for what in KINDS)
         head = self.head or "no head"
@@ -134,15 +136,16 @@ class Report:
 
 
 def _table(rows: list[Row]) -> list[str]:
-    """Aligned lines, one for all rows that differ in the layer only."""
-    groups: dict[tuple, list[Row]] = {}
+    """Return the table's lines with aligned columns; rows that differ in the layer only share a line."""
+    groups: dict[tuple, list[Row]] = defaultdict(list)
     for row in rows:
-        alike = (row.what, _any_layer(row.theirs), _any_layer(row.ours))
-        groups.setdefault(alike, []).append(row)
+        groups[row.what, _any_layer(row.theirs), _any_layer(row.ours)].append(row)
     lines = []
     for group in groups.values():
         first = group[0]
-        [theirs] = fold([row.theirs or "-" for row in group])
+        theirs = "-"
+        if first.theirs:
+            [theirs] = fold([row.theirs for row in group])
         ours = f"({first.why})"
         if first.ours:
             [ours] = fold([row.ours for row in group])
@@ -152,27 +155,27 @@ def _table(rows: list[Row]) -> list[str]:
 
 
 def _any_layer(name: str | None) -> str:
-    """The name without the number of its layer."""
+    """Return the name with {} for the layer's number; "" for None."""
     return LAYER.sub("{}", name or "", count=1)
 
 
 def fold(names: Sequence[str]) -> list[str]:
-    """Names that differ in the layer only become one.
+    """Merge names that differ in the layer only.
 
     >>> fold(["layer.0.bias", "layer.1.bias", "layer.2.bias", "norm.bias"])
     ['layer.{0..2}.bias', 'norm.bias']
     """
-    layers: dict[str, list[int]] = {}  # name without its number -> numbers, in the order of names
+    layers: dict[str, list[int]] = defaultdict(list)  # "layer.{}.bias" -> [0, 1, 2]
     for name in names:
+        numbers = layers[_any_layer(name)]
         number = LAYER.search(name)
-        found = layers.setdefault(_any_layer(name), [])
         if number:
-            found.append(int(number[0]))
+            numbers.append(int(number[0]))
     return [name.replace("{}", _range(numbers), 1) for name, numbers in layers.items()]
 
 
 def _range(numbers: list[int]) -> str:
-    """4, {0..5} or {0,2,5}."""
+    """Return layer numbers as 4, {0..5} or {0,2,5}."""
     if not numbers:
         return ""
     distinct = sorted(set(numbers))
@@ -185,7 +188,12 @@ def _range(numbers: list[int]) -> str:
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:
-    """Names folded and with commas between them, the first ones where there are many."""
+    """Return the first `most` names, folded and separated by commas."""
     folded = fold(names)
     rest = ", ..." if len(folded) > most else ""
     return ", ".join(folded[:most]) + rest
+
+
+def dtype_name(dtypes: Iterable) -> str:
+    """Return the distinct torch dtypes as "float16", or "float16 and float32"."""
+    return " and ".join(sorted({str(dtype).removeprefix("torch.") for dtype in dtypes}))

@@ -1,19 +1,19 @@
-"""The tokenizer files of a checkpoint, checked against each other and brought into one form.
+"""Check a checkpoint's tokenizer files against each other, and write them in one form.
 
-Checkpoints hold tokenizer.json, or only vocab.txt (all of those before 2020), or both, with or without a
-tokenizer_config.json and the tokens that were added later. A model folder always holds vocab.txt and a tokenizer.json
-that neither cuts nor pads. The files must agree; nothing is ever assumed.
+Checkpoints hold tokenizer.json, or only vocab.txt (all before 2020), or both, with or without tokenizer_config.json and
+files of added tokens. A model folder always holds vocab.txt and a tokenizer.json that neither truncates nor pads. Files that
+contradict each other are refused.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from bertqa.errors import UserError, show
 from bertqa.files import read_object, to_json, write_json, write_text
 from bertqa.hf import casing
 from bertqa.hf.fast import (
-    add_later_tokens,
+    complete_added_tokens,
     make_fast,
     normaliser,
     open_fast,
@@ -27,87 +27,91 @@ CLASSES = re.compile(
     "(Bert|DistilBert|Electra|MobileBert|RetriBert|ConvBert|Lxmert|LayoutLM|SqueezeBert)Tokenizer(Fast)?|"
     "DPR(Reader|QuestionEncoder|ContextEncoder)Tokenizer(Fast)?"
 )
-"""Tokenizer classes of transformers that do what vocab.txt and tokenizer.json say, and no more."""
+"""Tokenizer classes of transformers whose tokens follow from vocab.txt and tokenizer.json alone."""
 
 SPECIAL_NAMES = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
-"""What configs call the special tokens that bertqa uses, and what they must be."""
+"""Field of a config -> the special token that it must name."""
 
 INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
-"""What BERT is fed."""
+"""Names of the tensors that BERT takes."""
 
 
 @dataclass
 class Installed:
-    """What was found out about a tokenizer."""
+    """What `install` found out about a tokenizer."""
 
-    remarks: list[str] = field(default_factory=list)
-    """For the report: casing and where it was read, what was dropped or derived."""
-    segments: bool = True
-    """Whether the checkpoint's own stack feeds token types; where not, all tokens are of the first segment."""
+    remarks: list[str]
+    """For the report: casing and which file says so, and what was dropped or derived."""
+    segments: bool
+    """Whether the checkpoint's own tokenizer gives token types; if not, the model was trained with segment 0 alone."""
 
 
 def install(source: Path, dest: Path, vocab_size: int, complete: bool = False) -> Installed:
-    """Write vocab.txt, tokenizer.json and, where there is one, tokenizer_config.json of `source` into `dest`.
+    """Write the tokenizer of `source` into `dest`: vocab.txt, tokenizer.json, and tokenizer_config.json if `source` has one.
 
     Args:
         vocab_size: rows of the word embedding.
-        complete: write a tokenizer_config.json also where the source has none.
+        complete: write tokenizer_config.json in any case.
 
     Raises:
-        UserError: no vocabulary, another kind than WordPiece, files that contradict each other, special tokens that are
-            missing, more tokens than the embedding has rows, or so few that it must be another model's.
+        UserError: if there is no vocabulary, it is not WordPiece, files contradict each other, special tokens are missing,
+            or there are more tokens than embedding rows, or so few that the vocabulary must be another model's.
     """
-    done = Installed()
+    remarks: list[str] = []
     fast_path = source / "tokenizer.json"
     vocab = read_vocab(source / "vocab.txt") if (source / "vocab.txt").exists() else None
     config = read_optional(source / "tokenizer_config.json")
     _check_config(source, config)
-    # tokenizer.json is what transformers itself opens where there is one, so it counts, and vocab.txt must agree
+    # transformers opens tokenizer.json if there is one, so vocab.txt must agree with it
     if fast_path.exists():
-        fast, vocab = _ready(source, vocab, done.remarks)
+        fast, vocab = _read_fast(source, vocab, remarks)
     elif vocab is not None:
-        fast = _made(source, vocab, config, done.remarks)
+        fast = _make_from_vocab(source, vocab, config, remarks)
     else:
         raise UserError(
             f"{source}: has no vocab.txt and no tokenizer.json; fetch the tokenizer of this checkpoint too, "
             "for weights are of no use without it"
         )
-    done.remarks += add_later_tokens(source, fast, config)
+    remarks += complete_added_tokens(source, fast, config)
     tokens = tokens_by_id(fast_path, fast)
     if (source / "vocab.txt").exists():
         tokens = with_vocab(source, vocab, tokens)
     count = check_tokens(source, tokens, vocab_size)
-    # Measured and not read: what a normaliser does to letters is what counts, whatever a field says of it.
+    # Casing is measured: several fields and normalisers can change letters, and only the result counts.
     backend = open_fast(fast_path, fast)
     traits = casing.measure(normaliser(backend))
     if fast_path.exists():
-        done.remarks.insert(0, casing.check_stated(source, traits, config))
+        remarks.insert(0, casing.check_stated(source, traits, config))
     if count < vocab_size:
-        done.remarks.append(
+        remarks.append(
             f"{count:,} tokens; the last {vocab_size - count} of the embedding's {vocab_size:,} rows are unused"
         )
-    done.remarks += casing.check_vocabulary(source, vocab, traits, normaliser(backend))
-    # A model that was never fed token types has learned its first row only, whatever the tokenizer could say.
+    remarks += casing.check_vocabulary(source, vocab, traits, normaliser(backend))
+    # A model trained without token types has learned the embedding of segment 0 only, even if its tokenizer gives them.
     fed = config.get("model_input_names")
-    done.segments = segments_given(fast_path, backend) and (not fed or "token_type_ids" in fed)
+    segments = segments_given(fast_path, backend) and (not fed or "token_type_ids" in fed)
     _write(dest, vocab, fast, config, traits, complete)
-    return done
+    return Installed(remarks, segments)
 
 
-def _ready(source: Path, vocab: list[str] | None, remarks: list[str]) -> tuple[dict, list[str]]:
-    """The tokenizer.json of a checkpoint, that neither cuts nor pads, and its vocabulary."""
+def _read_fast(source: Path, vocab: list[str] | None, remarks: list[str]) -> tuple[dict, list[str]]:
+    """Return a checkpoint's tokenizer.json without truncation and padding, and its vocabulary in the order of ids.
+
+    Args:
+        vocab: of vocab.txt, which must agree; None if there is none.
+    """
     path = source / "tokenizer.json"
     fast = read_object(path)
     tokens = tokens_by_id(path, fast)
     if vocab is None:
-        # Where a vocabulary held a token twice, one of the two ids has none left.
+        # An id may lack a token: a vocabulary that held a token twice keeps one of its ids only.
         plain = {number: token for token, number in fast["model"]["vocab"].items()}
         if max(plain) > 2 * len(plain):
             raise UserError(f"{path}: {len(plain):,} tokens have ids up to {max(plain):,}")
         vocab = [as_line(i, plain.get(i)) for i in range(max(plain) + 1)]
         remarks.append("vocab.txt made from tokenizer.json")
     with_vocab(source, vocab, tokens)
-    # left by whoever saved it; every text would be cut and padded, unseen
+    # Settings of the process that saved the file: every text would silently be cut or padded.
     dropped = [name for name in ("truncation", "padding") if fast.get(name)]
     if dropped:
         remarks.append(
@@ -118,10 +122,10 @@ def _ready(source: Path, vocab: list[str] | None, remarks: list[str]) -> tuple[d
     return fast, vocab
 
 
-def _made(source: Path, vocab: list[str], config: dict, remarks: list[str]) -> dict:
-    """A tokenizer.json for a vocab.txt, cased or uncased as tokenizer_config.json says, or else as the vocabulary shows."""
+def _make_from_vocab(source: Path, vocab: list[str], config: dict, remarks: list[str]) -> dict:
+    """Make a tokenizer.json for a vocab.txt. If tokenizer_config.json does not state the casing, the vocabulary decides."""
     lowercase = config.get("do_lower_case")
-    strip_accents = config.get("strip_accents")  # None: as lowercase
+    strip_accents = config.get("strip_accents")  # None: the same as lowercase
     why = "from tokenizer_config.json"
     accents = ""
     if lowercase is None:
@@ -138,7 +142,7 @@ def _made(source: Path, vocab: list[str], config: dict, remarks: list[str]) -> d
 
 
 def _needs_accents(vocab: list[str]) -> bool:
-    """Whether taking accents off would make a part of the vocabulary unreachable: Korean is taken apart by it."""
+    """Return whether stripping accents would make a part of the vocabulary unreachable, as it does with Korean."""
     from tokenizers.normalizers import BertNormalizer
 
     strip = BertNormalizer(strip_accents=True).normalize_str
@@ -149,7 +153,7 @@ def _needs_accents(vocab: list[str]) -> bool:
 
 
 def _check_config(source: Path, config: dict) -> None:
-    """Refuse, by name, a tokenizer that does more than WordPiece or feeds more than BERT takes."""
+    """Raise UserError for a tokenizer that does more than BERT's WordPiece, or gives other inputs than INPUTS."""
     path = source / "tokenizer_config.json"
     wrong = []
     for name in ("do_lower_case", "strip_accents", "tokenize_chinese_chars"):
@@ -186,7 +190,7 @@ def _check_config(source: Path, config: dict) -> None:
 
 
 def _slow_problems(config: dict) -> list[str]:
-    """What a tokenizer without tokenizer.json may be told and ours is not."""
+    """Return the options of a slow tokenizer (one without tokenizer.json) that bertqa does not have."""
     problems = []
     if config.get("do_basic_tokenize") is False:
         problems.append("do_basic_tokenize false")
@@ -200,10 +204,11 @@ def _slow_problems(config: dict) -> list[str]:
 def _write(
     dest: Path, vocab, fast: dict, config: dict, traits: casing.Traits, complete: bool
 ) -> None:
+    """Write the files of `install`."""
     write_text(dest / "vocab.txt", "".join(token + "\n" for token in vocab))
     write_text(dest / "tokenizer.json", to_json(fast))
     if config:
-        # tokenizer.json has the added tokens now; in two places they would come to differ
+        # tokenizer.json holds the added tokens now; a second copy could come to differ
         kept = {name: value for name, value in config.items() if name != "added_tokens_decoder"}
         write_json(dest / "tokenizer_config.json", kept)
     elif complete:
@@ -217,6 +222,6 @@ def _write(
 
 
 def pad_id(folder: Path) -> int:
-    """Id of [PAD]; 0 where the vocabulary has none."""
+    """Return the id of [PAD]; 0 if the vocabulary has none."""
     vocab = read_vocab(folder / "vocab.txt")
     return vocab.index("[PAD]") if "[PAD]" in vocab else 0

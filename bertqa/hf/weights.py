@@ -1,4 +1,4 @@
-"""Weights in every form in which the Hub has stored them since 2018: safetensors or pickles, whole or in shards."""
+"""Open weights in any form that the Hub has had since 2018: safetensors or PyTorch pickles, in one file or in shards."""
 
 import re
 import warnings
@@ -17,24 +17,24 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""The names that weights have in a checkpoint; the first that is there is used."""
+"""File names of weights in a checkpoint; the first that exists is used."""
 
 OTHER_FORMATS = ".safetensors .bin .pt .pth .h5 .msgpack .ckpt .index .onnx .gguf".split()
-"""Files that are weights but not under a name or in a format that is read; named in the error."""
+"""Endings of weight files under other names or in other formats; the error names them."""
 
 CONTAINERS = ("state_dict", "model_state_dict")
-"""Where training programs put a model's tensors in a checkpoint of more than these."""
+"""Keys under which training programs store a model's tensors beside other state."""
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""What PEFT and AdapterHub put into the folder of an adapter."""
+"""A file that PEFT and AdapterHub write into the folder of an adapter."""
 
 
 def open_weights(path: Path) -> Weights:
     """Open the weights of a folder, or one weight file or index.
 
     Raises:
-        UserError: nothing there is a weight file we read, a file is damaged, a shard is missing, the tensors are those
-            of an adapter, or a pickle holds more than tensors (nothing of it is run).
+        UserError: if no weight file is found, a file is damaged, a shard is missing, the tensors are an adapter's, or a
+            pickle holds more than tensors (none of its code is run).
     """
     if path.is_dir():
         found = [path / name for name in WEIGHT_FILES if (path / name).is_file()]
@@ -46,14 +46,14 @@ def open_weights(path: Path) -> Weights:
     opened = open_safetensors(path, "cpu") if path.suffix == ".safetensors" else _open_pickle(path)
     if not opened.shapes:
         raise UserError(f"{path}: holds no tensor at all; is it the right file?")
-    # as PEFT and AdapterHub name their tensors, in a file that was renamed to a model's
+    # PEFT's and AdapterHub's tensor names, in a file that was renamed to a model's
     if any(".lora_" in name or ".adapters." in name for name in opened.shapes):
         raise UserError(adapter(path))
     return opened
 
 
 def adapter(where: Path | str) -> str:
-    """The message for a checkpoint that is an adapter only."""
+    """Return the message for a checkpoint that is only an adapter."""
     return (
         f"{where}: is an adapter (LoRA or its like), not a model: merge it into its base model first "
         "(peft: model.merge_and_unload(), then save_pretrained) and convert the result"
@@ -61,7 +61,7 @@ def adapter(where: Path | str) -> str:
 
 
 def _no_weights(folder: Path) -> str:
-    """Why there is nothing to open."""
+    """Return the message for a folder without a weight file that bertqa reads."""
     if (folder / ADAPTER_CONFIG).exists():
         return adapter(folder)
     others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_FORMATS)
@@ -75,15 +75,16 @@ def _no_weights(folder: Path) -> str:
 
 
 def _open_pickle(path: Path) -> Weights:
+    """Open a file of torch.save; tensors are mapped, not read, if PyTorch can do that."""
     try:
         with open(path, "rb") as stream:
             refuse_lfs_pointer(stream.read(100))
         with warnings.catch_warnings():
             # about the pickle protocol: of no use to whoever converts
             warnings.simplefilter("ignore")
-            # Files of PyTorch before 1.6 are no zip archives and cannot be mapped.
+            # Files of PyTorch before 1.6 are not zip archives and cannot be mapped.
             mapped = zipfile.is_zipfile(path)
-            # Only tensors are ever unpickled.
+            # weights_only: nothing but tensors is unpickled, so that no code of the file is run
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -93,7 +94,7 @@ def _open_pickle(path: Path) -> Weights:
         raise UserError(
             f"{path}: holds a {type(tensors).__name__}, expected a dictionary of tensors by name"
         )
-    # a container may stand in a container, in this order
+    # "state_dict" may hold "model_state_dict"
     for name in CONTAINERS:
         if isinstance(tensors.get(name), dict):
             tensors = tensors[name]
@@ -116,7 +117,7 @@ def _is_tensor(name: object, value: object) -> bool:
 
 
 def _why_no_pickle(error: str) -> str:
-    """What is wrong with a file that torch.load refused."""
+    """Say what is wrong with a file, from the message of torch.load."""
     asked = re.search(
         r"GLOBAL ([\w.]+)|unrecognized function (.+)|but got <class '([\w.]+)'>", error
     )
@@ -126,10 +127,11 @@ def _why_no_pickle(error: str) -> str:
             "and such a call could do anything to this machine. Nothing of it was run. Use a "
             "safetensors file of this checkpoint"
         )
-    # torch goes on to recommend weights_only=False, the last thing to do with a file that is not what it should be.
+    # Only this part of torch's message: the rest recommends weights_only=False, which would run the file's code.
     why = re.search(r"WeightsUnpickler error: (.+)", error)
-    why = why or re.match("(Weights only load failed)", error)
-    reason = why[1] if why else first_sentence(error)
+    if why is None:
+        why = re.match("(Weights only load failed)", error)
+    reason = first_sentence(error) if why is None else why[1]
     return (
         f"not a whole PyTorch weight file ({reason}); it was cut off or damaged on its way: "
         "fetch it again"
@@ -137,14 +139,14 @@ def _why_no_pickle(error: str) -> str:
 
 
 def shard_names(index: Path) -> dict[str, str]:
-    """Tensor name -> name of the shard that holds it, a plain file name each."""
+    """Read an index: tensor name -> file name of the shard that holds it."""
     placed = read_object(index).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise UserError(
             f'{index}: not an index of weight shards: it has no "weight_map" of tensor name to file name'
         )
     for name, file in placed.items():
-        # a path would lead out of the folder
+        # no path, which could lead out of the folder
         plain = isinstance(file, str) and re.fullmatch(r"[\w][\w.-]{0,200}", file)
         if not plain or not file.endswith((".safetensors", ".bin")):
             raise UserError(
@@ -154,6 +156,7 @@ def shard_names(index: Path) -> dict[str, str]:
 
 
 def _open_shards(index: Path) -> Weights:
+    """Open all shards of an index as one."""
     placed = shard_names(index)
     files = sorted(set(placed.values()))
     missing = [file for file in files if not (index.parent / file).is_file()]
@@ -162,9 +165,9 @@ def _open_shards(index: Path) -> Weights:
             f"{index}: {len(missing)} of its {len(files)} shards are not beside it: "
             f"{', '.join(missing[:5])}; fetch them too"
         )
-    # opened is not read: many files take no more memory than one
+    # Opening maps a file and reads nothing.
     opened = {file: open_weights(index.parent / file) for file in files}
-    # an index and shards of two versions of a model have the same file names
+    # Two versions of a model have the same file names: the index may be of one and the shards of the other.
     lost = [name for name, file in placed.items() if name not in opened[file].shapes]
     if lost:
         raise UserError(
