@@ -20,7 +20,7 @@ from bertqa.data.sources import FIRST_QUESTIONS, QUESTIONS_AT_ONCE, chunks
 from bertqa.data.windows import build_windows
 from bertqa.errors import UserError
 from bertqa.qa.asked import Asked, How, asked_of_pair, how_of
-from bertqa.qa.confidence import of_qa
+from bertqa.qa.confidence import read_confidence
 from bertqa.qa.documents import Answer, Ranking, Reading, not_ranked, rank, widen
 from bertqa.qa.search import SpanSettings
 
@@ -115,7 +115,7 @@ def _rank(
         widen(reading.spans, windows, reader.tokenizer.continues(windows.contexts.ids))
     sizes = [len(asked.documents) for asked in chunk]
     most = max(how.top_k, how.listed)
-    return list(rank(reading, sizes, how.threshold, most, of_qa(reader.qa)))
+    return list(rank(reading, sizes, how.threshold, most, read_confidence(reader.qa)))
 
 
 def read_documents(

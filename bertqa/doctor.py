@@ -1,7 +1,7 @@
-"""python -m bertqa.doctor FILE [OTHER]: what is wrong with data, and the best score they allow.
+"""python -m bertqa.doctor FILE [OTHER]: what is wrong with a data set, and the best score that it allows.
 
-That score is the ceiling (qa/ceiling.py): what a model would get that always gives the best answer it can give. What
-is counted is in qa/checkup.py, what is printed in reporting/, what --fix writes in data/repair.py.
+That score is the ceiling, the score of a perfect model (qa/ceiling.py). qa/checkup.py counts, reporting/doctor_text.py
+prints, data/writing.py writes what --fix repairs.
 """
 
 import argparse
@@ -79,13 +79,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @verb
 def main(argv: Sequence[str] | None = None) -> int:
-    """Report, show or repair. -> exit status: 0 also for sick data, for the report judges."""
+    """Report, show or repair; return the exit status, 0 also for data with faults."""
     args = parse_args(argv)
     check(args)
     folder = vocabulary_folder(args)
     settings = window_settings(args, folder)
     tokenizer = WordPiece.load(folder) if folder else None
-    # gather: all that is wrong with a file is the report, where training would stop at the first of it
+    # gather: go on after a broken record, at which training would stop.
     data = read_examples(args.file, gather=True)
     other = read_examples(args.other, gather=True) if args.other else None
     fixed = write_repaired(data, args.fix) if args.fix else None
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """What can be refused before anything is read."""
+    """Refuse invalid flags, before anything is read."""
     if args.json and (args.show is not None or args.id):
         raise UserError("--show and --id print text for people, not JSON; leave out --json")
     if args.show is not None and args.show < 1:
@@ -120,7 +120,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def vocabulary_folder(args: argparse.Namespace) -> Path | None:
-    """Where the tokenizer and the model's settings are; None: nowhere."""
+    """Return the model folder, which has the tokenizer and window settings; None if there is none."""
     if args.weights:
         return model_of(args.weights)
     bundled = Path(bundled_reader())
@@ -128,7 +128,7 @@ def vocabulary_folder(args: argparse.Namespace) -> Path | None:
 
 
 def window_settings(args: argparse.Namespace, folder: Path | None) -> dict:
-    """DEFAULTS, over them the model's qa.json, over that the flags."""
+    """Merge the window settings: DEFAULTS, then the model's qa.json, then the flags."""
     saved = read_qa(folder) if folder else {}
     given = {}
     for name in (*DEFAULTS, "step"):
@@ -140,7 +140,7 @@ def window_settings(args: argparse.Namespace, folder: Path | None) -> dict:
         for name in ("max_length", "max_question", "max_answer_length"):
             if name in layer:
                 settings[name] = layer[name]
-        # overlap and step say the same thing in two ways, so a layer that has one replaces both
+        # overlap and step are two ways to say the same thing, so one replaces the other.
         if layer.get("overlap") is not None or layer.get("step") is not None:
             settings["overlap"] = layer.get("overlap")
             settings["step"] = layer.get("step")
@@ -159,7 +159,7 @@ def window_settings(args: argparse.Namespace, folder: Path | None) -> dict:
 
 
 def named(data: Dataset, ids: Sequence[str]) -> list[Example]:
-    """The questions of these ids. Raises UserError for one that the data does not have."""
+    """Return the questions with these ids. Raises UserError for unknown ids."""
     by_id = {example.id: example for example in data.examples}
     unknown = [id for id in ids if id not in by_id]
     if unknown:
@@ -171,7 +171,7 @@ def named(data: Dataset, ids: Sequence[str]) -> list[Example]:
 
 
 def drawn(data: Dataset, count: int, seed: int) -> list[Example]:
-    """Random questions, in file order."""
+    """Return random questions, in file order."""
     count = min(count, len(data.examples))
     rows = random.Random(seed).sample(range(len(data.examples)), count)
     return [data.examples[row] for row in sorted(rows)]

@@ -18,7 +18,7 @@ from bertqa.model import folder, prepack
 from bertqa.model.encoder import BertEncoder
 from bertqa.model.products import has_calibrated_products
 from bertqa.model.ranges import command, read_ranges
-from bertqa.qa.confidence import of_qa
+from bertqa.qa.confidence import read_confidence
 
 
 SIXTEEN_BITS = ("bf16", "fp16", "bfloat16", "float16", torch.bfloat16, torch.float16)
@@ -57,7 +57,7 @@ def load_parts(name, device, dtype, int8: bool, attention) -> Parts:
     model = folder.load(where, device=device, attention=attention)
     model = for_int8(model, where) if int8 else prepack.pack(model, dtype)
     qa = folder.read_qa(where)
-    of_qa(qa, where / "qa.json")  # refused here, and not at the first question
+    read_confidence(qa, where / "qa.json")  # refused here, and not at the first question
     return Parts(model, WordPiece.load(where), qa, device, dtype, arguments)
 
 

@@ -22,7 +22,13 @@ from bertqa.errors import UserError
 from bertqa.model.record import positions_of, qa_of, with_defaults
 from bertqa.qa import metrics
 from bertqa.qa.asked import Asked, How, answer_length, asked_of_pair, how_of, pairs_in
-from bertqa.qa.confidence import errors_of, evidence_of, fit_confidence, how_right, marks_of
+from bertqa.qa.confidence import (
+    calibration_errors,
+    evidence_of,
+    fit_confidence,
+    how_right,
+    marks_of,
+)
 from bertqa.qa.documents import Answer, Ranking
 from bertqa.qa.spans import Spans, SpanSettings
 
@@ -252,7 +258,7 @@ class Reader:
         right = how_right(examples, marks)
         fitted = fit_confidence(evidence, right, marks.has_answer)
         self.qa["confidence"] = asdict(fitted)
-        return errors_of(fitted, evidence, right, marks.has_answer, self.how().threshold)
+        return calibration_errors(fitted, evidence, right, marks.has_answer, self.how().threshold)
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder, in place of an older one, that `Reader.load` and `--model` take, with what `qa` says now.

@@ -1,6 +1,6 @@
 """python -m bertqa.report RUN [OTHER ...]: one self-contained HTML page about runs.
 
-Everything comes from the run folders and the dev file that they name; reporting/ reads, analyses and draws.
+It is made from the run folders and the dev file in their settings, by reporting/.
 """
 
 import sys

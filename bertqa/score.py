@@ -1,7 +1,7 @@
-"""python -m bertqa.score DATA PREDICTIONS: the official SQuAD numbers, and more on request.
+"""python -m bertqa.score DATA PREDICTIONS: the official SQuAD scores, and more on request.
 
-Same flags and output as evaluate-v2.0.py, and for SQuAD v1.1 data as the v1.1 script. Everything else is asked for by
-a flag and has keys of its own, so what is printed without such a flag can be compared byte for byte.
+Flags and output are those of evaluate-v2.0.py, and for SQuAD v1.1 data the output is that of the v1.1 script. Everything
+else has a flag and keys of its own: without such a flag the output is the script's, byte for byte.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from bertqa.errors import UserError
 from bertqa.files import same_file, write_text
 from bertqa.flags import VerbParser, run_verb, verb
 from bertqa.qa import metrics
-from bertqa.qa.metrics import Scores
 from bertqa.qa.predictions import Predictions, read_odds, read_predictions, threshold_of
 from bertqa.reporting.score_files import details, load_matplotlib, plot, write_details
 
@@ -71,15 +70,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @dataclass
 class Inputs:
-    """All that is scored, and by which rules."""
+    """What to score, and by which rules."""
 
     data: Dataset
     predictions: Predictions
-    na_probs: dict[str, float] | None
-    """No-answer odds by question id; None: none were given."""
-    threshold: float
-    """An answer whose odds exceed it counts as no answer."""
-    v1: bool
+    na_probs: dict[str, float] | None  # no-answer odds by question id, if given
+    threshold: float  # an answer with odds above it counts as no answer
+    v1: bool  # the rules of v1.1
 
 
 @verb
@@ -99,8 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if na_probs:
         warn_of_odds(args, inputs)
     if args.out_image_dir and na_probs is None:
-        why = "plots no-answer odds and needs --na-prob-file; nothing is plotted"
-        say(f"note: --out-image-dir {why}")
+        say(
+            "note: --out-image-dir plots no-answer odds and needs --na-prob-file; nothing is plotted"
+        )
     if args.verbose:
         tell_what_was_read(args, inputs)
 
@@ -125,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what can be refused before anything is read."""
+    """Refuse invalid flags, before anything is read."""
     if args.v1 and (args.na_prob_file or args.na_prob_thresh is not None):
         raise UserError(
             "--v1 has no no-answer threshold: leave out --na-prob-file and --na-prob-thresh, or --v1"
@@ -151,34 +149,35 @@ def check(args: argparse.Namespace) -> None:
 
 
 def read_inputs(args: argparse.Namespace) -> Inputs:
-    """Read each file once, for it may be a pipe."""
+    """Read each file, once only since it may be a pipe, and choose the rules."""
     data = read_examples(args.data_file)
     predictions = read_predictions(args.pred_file)
-    # a threshold means nothing to the v1.1 script
+    # Only the v2 script has a threshold.
     asks_for_v2 = args.v2 or args.na_prob_file or args.na_prob_thresh is not None
     v1 = args.v1 or (data.is_v1 and not asks_for_v2)
     threshold = 1.0 if args.na_prob_thresh is None else args.na_prob_thresh
     na_probs = None
     if args.na_prob_file:
         na_probs = read_odds(args.na_prob_file)
-    # records that carry odds with each answer, as predict writes them; some of them are not enough for a threshold
+    # Odds beside the answers, as predict writes them. A threshold needs those of all.
     elif not v1 and predictions.odds and len(predictions.odds) == len(predictions.texts):
         na_probs = predictions.odds
         if args.na_prob_thresh is None and not are_probabilities(na_probs):
-            # Log odds that predict wrote beside its answers: 1.0 means nothing there, and nobody asked for it.
+            # They are log-odds, for which the default of 1.0 means nothing.
             threshold = math.inf
     return Inputs(data, predictions, na_probs, threshold, v1)
 
 
 def are_probabilities(odds: dict[str, float]) -> bool:
+    """Return whether all no-answer odds are between 0 and 1."""
     return all(0.0 <= value <= 1.0 for value in odds.values())
 
 
-# What makes the numbers mean something else than one may think, on stderr
+# Notes on stderr, where the scores may mean something else than one thinks
 
 
 def warn_of_missing(args: argparse.Namespace, inputs: Inputs) -> None:
-    """Say which questions have no prediction, and which predictions no question."""
+    """Warn of questions without a prediction, and of predictions without a question."""
     examples = inputs.data.examples
     predictions = inputs.predictions.texts
     absent = [example.id for example in examples if example.id not in predictions]
@@ -197,7 +196,7 @@ def warn_of_missing(args: argparse.Namespace, inputs: Inputs) -> None:
 
 
 def warn_of_odds(args: argparse.Namespace, inputs: Inputs) -> None:
-    """Say what the no-answer odds do to the scores where that is not what one may think."""
+    """Warn of no-answer odds to which the threshold does not fit, and of empty predictions."""
     texts = inputs.predictions.texts
     odds = inputs.na_probs
     if inputs.threshold == math.inf and args.na_prob_thresh is None:
@@ -224,7 +223,7 @@ def warn_of_odds(args: argparse.Namespace, inputs: Inputs) -> None:
 
 
 def tell_what_was_read(args: argparse.Namespace, inputs: Inputs) -> None:
-    """--verbose: sizes and rules."""
+    """Print sizes and rules, for --verbose."""
     ids = {example.id for example in inputs.data.examples}
     answered = len(ids & inputs.predictions.texts.keys())
     say(f"{args.data_file}: {inputs.data.summary()}")
@@ -239,33 +238,34 @@ def say(message: str) -> None:
 
 
 def few(ids: Sequence[str]) -> str:
-    """The first three, and whether there are more."""
+    """Return the first three ids, with "..." if there are more."""
     shown = ", ".join(ids[:3])
     return f"{shown}, ..." if len(ids) > 3 else shown
 
 
-# What no official script has
+# What the official scripts do not have
 
 
-def after_threshold(scores: Scores, odds: list, threshold: float) -> Scores:
-    """The scores once every answer with odds above the threshold is replaced by no answer."""
+def after_threshold(scores: metrics.Scores, odds: list, threshold: float) -> metrics.Scores:
+    """Return the scores once every answer with odds above the threshold is replaced by no answer."""
     final = replace(scores)
     for name in ("exact", "f1", "char_f1"):
         values = getattr(scores, name)
-        if values:  # char_f1 only where it was asked for
+        if values:  # char_f1 is empty unless asked for
             setattr(final, name, metrics.apply_threshold(values, scores, odds, threshold))
     return final
 
 
-def extras(args: argparse.Namespace, final: Scores, odds: list, inputs: Inputs) -> dict:
-    """The keys that no official script has. `final` is the scores after the threshold."""
+def extras(args: argparse.Namespace, final: metrics.Scores, odds: list, inputs: Inputs) -> dict:
+    """Return the keys beyond the official ones. `final` has the scores after the threshold."""
     result = {}
     if args.avna:
         result["avna"] = metrics.answer_vs_no_answer(final, odds, inputs.threshold)
     if args.char_f1:
         result["char_f1"] = 100.0 * sum(final.char_f1) / len(final.ids)
     if args.confidence:
-        from bertqa.qa.thresholds import bootstrap  # numpy takes longer to start than to score
+        # Here, because importing numpy takes longer than scoring.
+        from bertqa.qa.thresholds import bootstrap
 
         exact = "exact_match" if inputs.v1 else "exact"
         columns = {exact: final.exact, "f1": final.f1}

@@ -17,12 +17,12 @@ from bertqa.qa.confidence import (
     Confidence,
     Evidence,
     Marks,
-    errors_of,
+    calibration_errors,
     evidence_of,
     fit_confidence,
     how_right,
-    of_qa,
-    of_questions,
+    merge_documents,
+    read_confidence,
 )
 from bertqa.qa.thresholds import gap_of_equal_bins
 from bertqa.train import main as train
@@ -89,7 +89,7 @@ def test_the_best_of_several_documents_and_its_rival():
         np.array([1.0, 6.0, 2.0, 3.0, 0.5]),
         texts,
     )
-    found = of_questions(evidence, np.array([0, 3]))
+    found = merge_documents(evidence, np.array([0, 3]))
     assert found.best.tolist() == [9, 7] and found.null.tolist() == [0, 2]
     # 9 against 5 elsewhere and 3 in its own document; the other two documents agree on "a"
     assert found.margin.tolist() == [4, 3]
@@ -108,11 +108,11 @@ def test_errors_are_of_the_answers_that_are_given():
     evidence = Evidence(np.array([0.0, 0, 0, 0]), np.array([1.0, 1, -1, -1]), np.zeros(4))
     given = evidence, np.array([0.0, 1, 1, 1]), np.array([False, True, True, True])
     # every probability is a half; "", "" and two answers are given, of which three are right
-    assert errors_of(confidence, *given, 0.0)["confidence_error"] == 0.5
-    assert errors_of(confidence, *given, None)["no_answer_error"] == 0.5
+    assert calibration_errors(confidence, *given, 0.0)["confidence_error"] == 0.5
+    assert calibration_errors(confidence, *given, None)["no_answer_error"] == 0.5
     partly = replace(confidence, no_answer=None)
-    assert errors_of(partly, *given, 0.0) == {}
-    assert set(errors_of(partly, *given, None)) == {"confidence_error"}
+    assert calibration_errors(partly, *given, 0.0) == {}
+    assert set(calibration_errors(partly, *given, None)) == {"confidence_error"}
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ def test_errors_are_of_the_answers_that_are_given():
 )
 def test_a_damaged_entry_is_refused(change, says):
     with pytest.raises(UserError, match=f"here: confidence: {says}"):
-        of_qa({"confidence": {**FITTED, **change}}, "here")
-    assert of_qa({"null_threshold": 1.0}) is None
+        read_confidence({"confidence": {**FITTED, **change}}, "here")
+    assert read_confidence({"null_threshold": 1.0}) is None
 
 
 # ---- in a Reader ----
@@ -167,7 +167,7 @@ def test_the_numbers_are_those_of_the_evidence(reader):
     example = Example("1", "where is a?", TEXT, (), ())
     spans, windows = reader.spans([example])
     evidence = evidence_of(spans, windows, [example])
-    made = of_qa(reader.qa)
+    made = read_confidence(reader.qa)
     best, other = reader.answer("where is a?", TEXT, top_k=2, allow_no_answer=False)
     assert best.confidence == pytest.approx(made.chance_of_right(evidence)[0])
     assert best.no_answer == pytest.approx(made.chance_of_none(evidence)[0])
@@ -223,7 +223,7 @@ def test_a_training_leaves_one(tmp_path, tiny_model, letters):
     argv = f"--train {letters} --dev {letters} --weights {tiny_model} --out {tmp_path / 'run'}"
     train([*argv.split(), *"--max-steps 2 --max-length 32 --overlap 4 --max-question 8".split()])
     qa = json.loads((tmp_path / "run" / "best" / "qa.json").read_text())
-    assert of_qa(qa) is not None and qa["confidence"]["no_answer"]
+    assert read_confidence(qa) is not None and qa["confidence"]["no_answer"]
     assert 0 <= qa["tuning"]["tuned"]["confidence_error"] < 1
     answer = Reader.load(tmp_path / "run" / "best", "cpu").answer("where is a?", TEXT)
     assert 0 < answer.confidence < 1 and 0 < answer.no_answer < 1

@@ -1,4 +1,4 @@
-"""Spans to answers: texts cut from the raw paragraph by character offset, n-best lists, and the three prediction files.
+"""Turn spans into answers: texts cut from the paragraph, n-best lists, and the three prediction files.
 
 Q questions, n spans kept of each (spans.py).
 """
@@ -15,22 +15,23 @@ from bertqa.qa.thresholds import NO_SPAN_ODDS, abstain
 
 
 def characters(spans: Spans, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-    """(Q, n) first character of each span in its paragraph, and one past its last; 0, 0 where there is no span."""
-    # Tokens of a span count within their paragraph, those of `contexts` over all paragraphs.
+    """Return (Q, n) the first character of each span in its paragraph, and one past its last; 0, 0 without a span."""
+    # Tokens of a span are counted within its paragraph, the arrays of `contexts` hold the tokens of all paragraphs.
     base = windows.contexts.rows[windows.question_context][:, None]  # (Q, 1)
-    there = spans.first >= 0
-    starts, ends = np.zeros((2, *there.shape), np.int32)
-    starts[there] = windows.contexts.starts[(spans.first + base)[there]]
-    ends[there] = windows.contexts.ends[(spans.last + base)[there]]
+    exists = spans.first >= 0
+    starts = np.zeros(exists.shape, np.int32)
+    ends = np.zeros(exists.shape, np.int32)
+    starts[exists] = windows.contexts.starts[(spans.first + base)[exists]]
+    ends[exists] = windows.contexts.ends[(spans.last + base)[exists]]
     return starts, ends
 
 
 def null_odds(spans: Spans) -> np.ndarray:
-    """(Q,) float64 null score - best start logit - best end logit, subtracted in the old scripts' order and type.
+    """Return (Q,) float64 null odds: null score - best start logit - best end logit, as the old scripts subtract them.
 
-    A question without any valid span has NO_SPAN_ODDS, far above what logits give: it is never answered.
+    A question without a valid span gets NO_SPAN_ODDS, far above what logits give, so that it is never answered.
     """
-    # Google's null score is of double precision, and so must be what is taken from it.
+    # In google mode the null score is float64, and the subtraction must be too.
     best_start = spans.start[:, 0].astype(spans.null_score.dtype)
     best_end = spans.end[:, 0].astype(spans.null_score.dtype)
     odds = spans.null_score - best_start - best_end
@@ -39,7 +40,7 @@ def null_odds(spans: Spans) -> np.ndarray:
 
 @dataclass
 class BestAnswers:
-    """The best non-null span of Q questions, whatever the threshold: what thresholds are tuned on."""
+    """The best non-null answers of Q questions, before any threshold: what thresholds are tuned on."""
 
     texts: list[str]  # "" only where no span is valid
     starts: np.ndarray  # (Q,) int32, first character in the paragraph
@@ -47,9 +48,9 @@ class BestAnswers:
 
 
 def best_answers(spans: Spans, windows: Windows, examples: Sequence[Example]) -> BestAnswers:
-    """The raw best spans, cut from the paragraphs; `examples` are those that were windowed, in that order."""
+    """Cut the best spans from their paragraphs; `examples` are those that the windows were built from."""
     starts, ends = characters(spans, windows)  # (Q, n)
-    starts = starts[:, 0].copy()  # a copy lets go of the others
+    starts = starts[:, 0].copy()  # a copy, so that the other columns are freed
     ends = ends[:, 0].copy()
     texts = []
     for example, start, end in zip(examples, starts.tolist(), ends.tolist(), strict=True):
@@ -65,26 +66,29 @@ def n_best(
     no_answer: bool,
     most: int | None = None,
 ) -> Iterator[list[dict]]:
-    """For each question its answers, best first: {text, probability, start_logit, end_logit, start, end}.
+    """Yield the n-best list of each question, best first: {text, probability, start_logit, end_logit, start, end}.
 
-    The list holds the n best spans by position, without those whose text a better one has (hf keeps them, as run_qa
-    does). `start` and `end` are characters of the raw paragraph. With `no_answer` the null answer, text "" at 0 to 0,
-    stands where its score belongs, and last if it is not among the n best; where no span is valid it stands alone.
+    `start` and `end` are character offsets in the paragraph. A span whose text a better span has is left out (but in hf
+    mode kept, as in run_qa). `probability` is the softmax of start_logit + end_logit over the list.
 
-    `most`: no more than so many, fewer than n_best: what is not asked for takes no time.
-
-    `probability`, our one definition of an answer's score in [0, 1], is the softmax of start + end over this list.
+    Args:
+        no_answer: add the null answer, text "" at 0 to 0: where its score belongs, or last if it is not among the n
+        best.
+            Without a valid span it is the only entry in any case.
+        most: list at most this many answers, where that is less than n_best.
     """
     n = min(spans.settings.n_best, most or spans.settings.n_best)
     repeats = spans.settings.mode == "hf"
     starts, ends = characters(spans, windows)
-    found = np.count_nonzero(spans.first >= 0, axis=1)  # (Q,) spans of each, the first of its row
+    columns = (spans.score, spans.start, spans.end, starts, ends)  # (Q, n) each
+    found = np.count_nonzero(
+        spans.first >= 0, axis=1
+    )  # (Q,) number of spans, which come first in their row
     for q, example in enumerate(examples):
         entries: list[dict] = []
         scores: list[float] = []
         seen: set[str] = set()
-        columns = (spans.score, spans.start, spans.end, starts, ends)
-        # Lists, for to read one number of an array takes longer than all that is done with it here.
+        # Lists, because reading single numbers from an array is slow.
         own = [column[q, : found[q]].tolist() for column in columns]
         for score, start_logit, end_logit, start, end in zip(*own, strict=True):
             text = example.context[start:end]
@@ -104,12 +108,12 @@ def n_best(
 def insert_null(
     entries: list[dict], scores: list[float], null: dict, null_score: float, n: int
 ) -> None:
-    """Put the null answer where its score belongs in a list of at most n, or behind it.
+    """Insert the null answer into a list of at most n entries where its score belongs, or behind them.
 
     In a list of 3 with scores 5, 3, 1 a null score of 2 makes 5, 3, 2; a null score of 0 makes 5, 3, 1, 0.
     """
     place = sum(score >= null_score for score in scores)
-    if place < n:  # then it takes one of the n places
+    if place < n:  # it is among the n best, and so takes the place of one
         del entries[n - 1 :]
         del scores[n - 1 :]
     entries.insert(place, null)
@@ -117,26 +121,22 @@ def insert_null(
 
 
 def add_probabilities(entries: list[dict], scores: list[float]) -> None:
-    """Tell each entry its share of the list."""
-    for entry, share in zip(entries, softmax(np.array(scores)).tolist(), strict=True):
+    """Set the "probability" of each entry: the softmax of the scores."""
+    shares = np.exp(np.array(scores) - max(scores))
+    shares /= shares.sum()
+    for entry, share in zip(entries, shares.tolist(), strict=True):
         entry["probability"] = share
 
 
 def null_entry(spans: Spans, question: int) -> dict:
-    """The null answer as an entry of an n-best list."""
+    """Return the null answer of a question as an entry of its n-best list."""
     return _entry("", spans.null_start[question].item(), spans.null_end[question].item(), 0, 0)
-
-
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """(n,) shares that sum to 1; the largest score is taken away first, so that none overflows."""
-    shares = np.exp(scores - scores.max())
-    return shares / shares.sum()
 
 
 def _entry(text: str, start_logit: float, end_logit: float, start: int, end: int) -> dict:
     return {
         "text": text,
-        "probability": 0.0,  # known once the list is whole
+        "probability": 0.0,  # set by `add_probabilities`, once the list is complete
         "start_logit": start_logit,
         "end_logit": end_logit,
         "start": start,
@@ -147,10 +147,10 @@ def _entry(text: str, start_logit: float, end_logit: float, start: int, end: int
 def prediction_files(
     spans: Spans, windows: Windows, examples: Sequence[Example], threshold: float | None
 ) -> dict[str, dict]:
-    """File name -> content of predictions.json, nbest_predictions.json and null_odds.json, as the old scripts had them.
+    """Return the contents of predictions.json, nbest_predictions.json and null_odds.json, by file name.
 
-    A question is answered "" where its null odds exceed `threshold`; None never abstains, and leaves the null answer
-    out of the n-best lists.
+    They have the form of the old scripts. A question whose null odds exceed `threshold` is answered with "". None
+    answers all questions, and leaves the null answer out of the n-best lists.
     """
     odds = null_odds(spans)
     ids = [example.id for example in examples]

@@ -1,4 +1,4 @@
-"""What is asked, and how: pairs of a question and a context, checked, as the examples that the model reads."""
+"""Check what a Reader is given: pairs of a question and a context, and the options of how to answer them."""
 
 import numbers
 import reprlib
@@ -10,21 +10,21 @@ from bertqa.errors import UserError, show
 from bertqa.qa.search import SpanSettings
 
 MAX_ANSWER_LENGTH = 30
-"""Tokens, where the model folder does not say how it was trained."""
+"""Tokens of an answer at most, where the model's qa.json does not say."""
 
 GIVE_PAIRS = "Of two lists, give pairs: answer_many(zip(questions, contexts))"
-"""What to do about the commonest mistake."""
+"""The end of several messages: two lists in place of pairs are the commonest mistake."""
 
 
 @dataclass(frozen=True)
 class How:
-    """How questions are to be answered."""
+    """How to answer questions."""
 
-    top_k: int
-    threshold: float | None  # null odds above which the answer is ""; None: never
+    top_k: int  # answers to a question
+    threshold: float | None  # null odds above which the answer is ""; None: it never is
     spans: SpanSettings
-    whole_words: bool = False
-    listed: int = 0  # spans to list, for a file of n-best lists; 0: none but the answers
+    whole_words: bool = False  # widen answers that begin or end inside a word
+    listed: int = 0  # entries of the n-best list that is written beside the answers, if any
 
 
 @dataclass(slots=True)
@@ -32,24 +32,28 @@ class Asked:
     """A question with its documents, or what is wrong with it."""
 
     documents: list[Example] = field(default_factory=list)
-    """One Example for each document, at least one where nothing is wrong."""
-    error: str = ""  # what is wrong; "": nothing
+    """One Example for each document; at least one, unless there is an error."""
+    error: str = ""  # what is wrong; "" if nothing is
 
     @property
     def characters(self) -> int:
-        """How long it is to read."""
+        """Total length of the documents."""
         return sum(len(example.context) for example in self.documents)
 
 
 def asked_of(name: int | str, question: str, documents) -> Asked:
-    """A question that is known to be text, and texts to find its answer in."""
+    """Return a question, known to be a string, with the texts in which to find its answer."""
     examples = [Example(str(name), question, document, (), ()) for document in documents or [""]]
     return Asked(examples)
 
 
 def asked_of_pair(name: int | str, pair: object) -> Asked:
-    """A (question, context) pair, the context a text or a list of texts. What is something else has an `error`."""
-    question = context = None
+    """Return the question of a (question, context) pair, the context a text or a list of texts.
+
+    For anything else the returned Asked has an `error`.
+    """
+    question = None
+    context = None
     if isinstance(pair, (tuple, list)) and len(pair) == 2:
         question, context = pair
     documents = list(context) if isinstance(context, (tuple, list)) else [context]
@@ -62,8 +66,13 @@ def asked_of_pair(name: int | str, pair: object) -> Asked:
 
 
 def pairs_in(given: object) -> Iterable:
-    """(question, context) pairs one by one: of an iterable, or a DataFrame's two columns. Raises UserError for others."""
-    if hasattr(given, "itertuples"):  # a DataFrame, which would give the names of its columns
+    """Return the (question, context) pairs in an iterable, or in the two columns of a DataFrame.
+
+    Raises UserError for anything else.
+    """
+    if hasattr(
+        given, "itertuples"
+    ):  # a DataFrame; iterating over it gives the names of its columns
         names = list(given.columns)
         if len(names) != 2:
             raise UserError(
@@ -87,9 +96,9 @@ def how_of(
     mode: str = "exact",
     max_context: bool = False,
 ) -> How:
-    """How to answer, by the options of `Reader.answer_many`; what is None is as the model's qa.json says.
+    """Return how to answer, from the options of `Reader.answer_many`; those that are None are taken from qa.json.
 
-    Raises UserError for options without meaning.
+    Raises UserError for invalid options.
     """
     if not isinstance(top_k, numbers.Integral):
         raise UserError(f"top_k is {show(top_k)}; use a whole number. {GIVE_PAIRS}")
@@ -104,7 +113,7 @@ def how_of(
         allow_no_answer = threshold is not None or tuned is not None
     if threshold is None:
         threshold = 0.0 if tuned is None else tuned
-    # More spans than answers, since some have the same text.
+    # More spans than answers, since several may have the same text.
     spans = max(20, 3 * top_k)
     length = answer_length(qa, max_answer_length)
     settings = SpanSettings(spans, length, mode, max_context)
@@ -112,7 +121,7 @@ def how_of(
 
 
 def answer_length(qa: dict, given: int | None) -> int:
-    """Most tokens of an answer: as given, or as trained."""
+    """Return the most tokens of an answer: as given, or else as the model was trained."""
     if given is not None:
         return given
     return qa.get("max_answer_length", MAX_ANSWER_LENGTH)

@@ -1,10 +1,10 @@
-"""The ceiling: what a perfect model would score on a data set.
+"""Compute the ceiling of a data set: the scores of a perfect model.
 
-It picks for each question the best answer that it can give: "", or any span of at most `max_answer_length` tokens inside
-one window. Data, vocabulary and window settings alone put it below 100: an answer ends inside a token, takes too many
-tokens, or is not in its paragraph.
+Such a model gives each question the best answer that it can: "", or any span of at most `max_answer_length` tokens in
+one window. It still scores below 100 where the data, the vocabulary or the window settings forbid the right answer:
+one that ends inside a token, has too many tokens, or is not in its paragraph.
 
-T tokens of a paragraph; a span (i, j) is its tokens i to j, both included.
+T tokens of a paragraph; a span (i, j) is its tokens i to j, inclusive.
 """
 
 import functools
@@ -29,33 +29,33 @@ FAULTS = (UNPLACED, NO_TOKEN, NO_WINDOW, TOO_LONG, INSIDE)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the windows of a question see of its paragraph."""
+    """The tokens of a question's paragraph, and where its windows (w of them) cut it."""
 
     starts: np.ndarray  # (T,) first character of each token
     ends: np.ndarray  # (T,) one past its last
     first: np.ndarray  # (w,) first token of each window, rising
-    stop: np.ndarray  # (w,) one past its last token, never falling
+    stop: np.ndarray  # (w,) one past the last token of each window, never falling
 
     def reach(self, token: int) -> int:
-        """One past the last token of any span that begins here: the window that begins last goes furthest."""
+        """Return where spans that begin at this token must stop: at the end of the last window that has the token."""
         return int(self.stop[np.searchsorted(self.first, token, "right") - 1])
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One accepted answer, and the fewest tokens that cover it."""
+    """An accepted answer, and the shortest span that covers it."""
 
     text: str
-    fault: str  # one of FAULTS; "" = a span hits it exactly
-    tokens: int
-    nearest: str  # their text; "" = there is none
+    fault: str  # one of FAULTS, why no span hits the answer exactly; "" if one does
+    tokens: int  # length of the span; 0 if there is none
+    nearest: str  # text of the span; "" if there is none
 
 
 def views(windows: Windows) -> Iterator[View]:
-    """One for each question, in order."""
+    """Yield the View of each question, in order."""
     contexts = windows.contexts
     stop = windows.first + windows.count
-    # Windows stand by question: of questions 0 0 1 1 1 2 the first windows are 0, 2, 5, and 6 is the end.
+    # Windows are sorted by question. With questions 0 0 1 1 1 2, these are 0, 2, 5 and the end, 6.
     rows = np.searchsorted(windows.question, np.arange(len(windows.question_context) + 1))
     for question, context in enumerate(windows.question_context):
         tokens = slice(contexts.rows[context], contexts.rows[context + 1])
@@ -64,16 +64,16 @@ def views(windows: Windows) -> Iterator[View]:
 
 
 def place(example: Example, view: View, most: int) -> list[Placed]:
-    """The distinct accepted answers of a question against its windows and the `most` tokens that an answer may have."""
+    """Return the distinct accepted answers of a question, and whether spans of at most `most` tokens can hit them."""
     pairs = dict.fromkeys(zip(example.answer_texts, example.answer_starts, strict=True))
     return [place_one(example.context, text, start, view, most) for text, start in pairs]
 
 
 def place_one(context: str, text: str, start: int, view: View, most: int) -> Placed:
-    """The answer `text` at character `start` of the paragraph, or -1: which tokens cover it, and what is in the way."""
+    """Return the answer `text` at character `start` of the paragraph with the tokens that cover it; -1: not found."""
     if start < 0:
         return Placed(text, UNPLACED, 0, "")
-    # The first token that ends behind the answer's start, and the last that begins before its end.
+    # The first token that ends after the answer's start, and the last that starts before its end.
     i = int(np.searchsorted(view.ends, start, "right"))
     j = int(np.searchsorted(view.starts, start + len(text))) - 1
     if i > j:
@@ -91,10 +91,10 @@ def place_one(context: str, text: str, start: int, view: View, most: int) -> Pla
 
 
 def best_answer(example: Example, view: View, answers: list[Placed], most: int, v1: bool) -> str:
-    """The text with the highest (EM, F1) that any model could answer: "" or a span."""
+    """Return the text with the highest (EM, F1) that any model could answer: "" or a span."""
     golds = dict.fromkeys(map(normalise_answer, example.answer_texts))
     if not v1:
-        golds.pop("", None)  # as in score_answers: an answer without words does not count
+        golds.pop("", None)  # as `score_answers` does: answers without words do not count
     if not golds:
         return ""
     for answer in answers:
@@ -104,7 +104,7 @@ def best_answer(example: Example, view: View, answers: list[Placed], most: int, 
 
 
 def search(context: str, view: View, golds: list[str], most: int, v1: bool) -> str:
-    """The best span for these normalised answers, out of all; of equals the first, and "" before any."""
+    """Return the text of the best of all spans for these normalised answers; "", then the first span, wins ties."""
     words_of_golds = [gold.split() for gold in golds]
 
     def score(guess: str) -> tuple[int, float]:
@@ -132,16 +132,17 @@ def search(context: str, view: View, golds: list[str], most: int, v1: bool) -> s
 def worth_scoring(
     context: str, view: View, wanted: set[str], most: int
 ) -> Iterator[tuple[int, int]]:
-    """Characters of the spans among which a best one is, rising; `wanted` are the words of the right answers.
+    """Yield (start, end) characters of those spans that must be scored to find a best one, in the order of the
+    paragraph.
 
-    Few need to be scored. Normalisation works on each stretch between blanks alone, so a piece at the beginning of a
-    span that reaches up to a blank adds its own words to the span's and changes no other. If none of them is a gold
-    word, the span without that piece scores no less: the same hits among as many or fewer words. It is a span too, for
-    reach never falls. The same holds at the end. A span that can lose such a piece is skipped: the shorter one is
-    either scored or skipped for one that is shorter yet, and that must end.
+    Spans are skipped that a shorter span is sure to equal. Normalisation treats each stretch between blanks by itself.
+    So where a span begins with a piece that ends at a blank, that piece only adds its own words. If none of them is in
+    `wanted`, the words of the right answers, the span without the piece has the same hits among as many or fewer words,
+    and scores no less. (It is a span too, since reach never falls.) The same holds at the end of a span. The shorter
+    span may itself be skipped for a shorter one, and so on down to one that is scored.
 
-    Example: of "the old mill burned" with the answer "mill" only single words are left: "the old mill" can lose "the" at
-    its beginning, "mill burned" can lose "burned" at its end.
+    Example: of "the old mill burned" with the answer "mill", only single words are scored. "the old mill" can lose
+    "the" at its beginning, "mill burned" can lose "burned" at its end.
     """
     starts = view.starts.tolist()
     ends = view.ends.tolist()
@@ -149,16 +150,17 @@ def worth_scoring(
     before = last_before_blank(context, ends)
 
     def hopeless(begin: int, end: int) -> bool:
+        """Whether this piece has none of the wanted words."""
         return wanted.isdisjoint(normalise_answer(context[begin:end]).split())
 
     @functools.cache
     def ends_hopeless(token: int) -> bool:
-        """Whether the piece from the last blank to the end of this token is."""
+        """Whether the piece from the last blank to the end of this token is hopeless."""
         return hopeless(ends[before[token]], ends[token])
 
     for first in range(len(starts)):
         stop = min(first + most, view.reach(first))
-        # Spans from here on that reach behind a piece without a gold word can lose it: the shorter ones are scored.
+        # Spans that go beyond a hopeless first piece can lose it.
         if behind[first] < stop and hopeless(starts[first], starts[behind[first]]):
             stop = behind[first]
         for last in range(first, stop):
@@ -168,7 +170,7 @@ def worth_scoring(
 
 
 def next_after_blank(context: str, starts: list[int]) -> list[int]:
-    """(T,) the next token that stands behind a blank; T where there is none. "a b-c d" -> [1, 4, 4, 4, 5]."""
+    """Return for each token (T,) the next one that follows a blank; T if none does. "a b-c d" -> [1, 4, 4, 4, 5]."""
     total = len(starts)
     behind = [total] * total
     for i in range(total - 2, -1, -1):
@@ -180,7 +182,7 @@ def next_after_blank(context: str, starts: list[int]) -> list[int]:
 
 
 def last_before_blank(context: str, ends: list[int]) -> list[int]:
-    """(T,) the last token before this one that a blank follows; -1 where there is none."""
+    """Return for each token (T,) the last one before it that a blank follows; -1 if there is none."""
     before = [-1] * len(ends)
     for j in range(1, len(ends)):
         if context[ends[j - 1] : ends[j - 1] + 1].isspace():
@@ -193,7 +195,7 @@ def last_before_blank(context: str, ends: list[int]) -> list[int]:
 def ceiling(
     examples: Sequence[Example], placed: list[list[Placed]], scores: Scores, v1: bool
 ) -> dict:
-    """The official numbers of the best answers, and every question below 100 EM with what stands in its way."""
+    """Return the official scores of the best answers, and all questions below 100 EM with their answers' faults."""
     below = []
     rows = zip(examples, placed, scores.texts, scores.exact, scores.f1, strict=True)
     for example, answers, text, exact, f1 in rows:

@@ -1,7 +1,8 @@
-"""What is wrong with a data set, counted: repeats, contradictions, and what tokens and windows allow; as what JSON has."""
+"""Count what is wrong with a data set: repeated or contradictory questions, answers that no span can hit."""
 
+import itertools
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,16 +18,16 @@ from bertqa.qa.ceiling import FAULTS, Placed, best_answer, ceiling, place, views
 def examine(
     data: Dataset, other: Dataset | None, tokenizer: WordPiece | None, settings: dict
 ) -> dict:
-    """The whole report. Without a tokenizer it has no "settings" and nothing that counts tokens.
+    """Return the report as a JSON object. Without a tokenizer it has no "settings", and nothing about tokens.
 
     Args:
-        other: data that `data` should not overlap with.
+        other: data that `data` should share nothing with.
         settings: max_length, overlap or step, max_question, max_answer_length, all in tokens.
     """
     examples = data.examples
     groups = repeated(examples)
     answers = Counter(len(example.answer_texts) for example in examples)
-    unplaced = 0  # accepted answers whose place in the paragraph is not known
+    unplaced = 0  # accepted answers without a known place in the paragraph
     for example in examples:
         unplaced += example.answer_starts.count(-1)
     report = {
@@ -54,30 +55,29 @@ def examine(
     return report
 
 
-# Questions among themselves
+# Questions that repeat others
 
 
 def question_key(question: str) -> str:
-    """What makes two questions the same: case, blanks and closing punctuation aside."""
+    """Return what equal questions have in common: lower case, single spaces, no punctuation at the end."""
     return " ".join(question.casefold().split()).rstrip(" ?!.") or question.strip()
 
 
 def paragraph_key(example: Example) -> str:
-    """What makes two paragraphs the same: blanks aside."""
+    """Return what equal paragraphs have in common: the text with single spaces."""
     return " ".join(example.context.split())
 
 
 def repeated(examples: Sequence[Example]) -> list[list[Example]]:
-    """Groups of two or more questions that ask the same about the same paragraph."""
-    groups: dict[tuple[str, str], list[Example]] = {}
+    """Return the groups of two or more examples with the same question about the same paragraph."""
+    groups: dict[tuple[str, str], list[Example]] = defaultdict(list)
     for example in examples:
-        key = (question_key(example.question), example.context)
-        groups.setdefault(key, []).append(example)
+        groups[question_key(example.question), example.context].append(example)
     return [group for group in groups.values() if len(group) > 1]
 
 
 def contradictions(groups: Sequence[Sequence[Example]]) -> list[dict]:
-    """Those of the groups that contradict themselves: their ids, and how."""
+    """Return the groups whose answers contradict each other: ids, and the kind of contradiction."""
     found = []
     for group in groups:
         golds = [set(map(normalise_answer, example.answer_texts)) for example in group]
@@ -92,27 +92,20 @@ def contradictions(groups: Sequence[Sequence[Example]]) -> list[dict]:
 
 
 def any_disjoint(sets: Sequence[set]) -> bool:
-    """Whether two of these sets that are not empty have nothing in common."""
+    """Return whether two of these sets, of those that are not empty, have nothing in common."""
     filled = [each for each in sets if each]
-    for i, first in enumerate(filled):
-        if any(first.isdisjoint(second) for second in filled[:i]):
-            return True
-    return False
+    return any(first.isdisjoint(second) for first, second in itertools.combinations(filled, 2))
 
 
 def overlap(data: Dataset, other: Dataset) -> dict:
-    """What `data` shares with `other`. Lists hold ids of `data`."""
-    ids, titles, paragraphs, questions, pairs = set(), set(), set(), set(), set()
-    for example in other.examples:
-        question = question_key(example.question)
-        paragraph = paragraph_key(example)
-        ids.add(example.id)
-        titles.add(example.title)
-        paragraphs.add(paragraph)
-        questions.add(question)
-        pairs.add((question, paragraph))
+    """Return what `data` shares with `other`, counted; "ids", "questions" and the like are lists of ids of `data`."""
+    pairs = {(question_key(example.question), paragraph_key(example)) for example in other.examples}
+    questions = {question for question, _ in pairs}
+    paragraphs = {paragraph for _, paragraph in pairs}
+    ids = {example.id for example in other.examples}
+    titles = {example.title for example in other.examples}
     same = {"ids": [], "questions": [], "questions_and_paragraphs": []}
-    on_shared = []  # the paragraph of each question that is on a shared one
+    on_shared = []  # the shared paragraph of each question that is about one
     for example in data.examples:
         question = question_key(example.question)
         paragraph = paragraph_key(example)
@@ -135,20 +128,20 @@ def overlap(data: Dataset, other: Dataset) -> dict:
     }
 
 
-# What tokens and windows allow
+# Tokens and windows
 
 
 def token_report(data: Dataset, tokenizer: WordPiece, settings: dict) -> dict:
-    """Lengths, windows, answers that the tokens do not allow, and the ceiling."""
+    """Return the part of the report about tokens: lengths, windows, answers that no span can hit, and the ceiling."""
     window_settings = dict(settings)
     most = window_settings.pop("max_answer_length")
     progress = "tokens" if sys.stderr.isatty() else None
     windows = build_windows(data.examples, tokenizer, progress=progress, **window_settings)
 
-    # The ceiling: each question gets the best answer that a model could give it, and is scored.
+    # The ceiling: score the best answer that a model could give to each question.
     best: dict[str, str] = {}
     placed: list[list[Placed]] = []
-    tokens: list[int] = []  # of every answer that has any
+    tokens: list[int] = []  # lengths of the answers that have any
     for example, view in zip(data.examples, views(windows), strict=True):
         answers = place(example, view, most)
         best[example.id] = best_answer(example, view, answers, most, data.is_v1)
@@ -183,7 +176,7 @@ def token_report(data: Dataset, tokenizer: WordPiece, settings: dict) -> dict:
 def faulty_answers(
     examples: Sequence[Example], placed: Sequence[Sequence[Placed]]
 ) -> dict[str, list[dict]]:
-    """Per fault, the answers that no span can hit exactly."""
+    """Return, for each fault, the answers that no span can hit exactly because of it."""
     faulty: dict[str, list[dict]] = {fault: [] for fault in FAULTS}
     for example, answers in zip(examples, placed, strict=True):
         for answer in answers:
@@ -195,7 +188,7 @@ def faulty_answers(
 
 
 def percentiles(counts: Sequence[int]) -> dict:
-    """Values that do occur in `counts`, so whole numbers."""
+    """Return percentiles of whole numbers, each of which is one of them (no interpolation)."""
     names = ("least", "median", "90 %", "99 %", "most")
     values = np.percentile(counts, (0, 50, 90, 99, 100), method="inverted_cdf")
     return dict(zip(names, map(int, values), strict=True))

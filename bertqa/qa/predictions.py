@@ -1,12 +1,11 @@
-"""Predictions and no-answer odds as files hold them, whoever wrote them.
+"""Read files of predictions and of no-answer odds, in the forms in which people have them.
 
     {question id: answer text}                  SQuAD's own, and what predict writes
     [{"id", "prediction_text", "no_answer_probability"}, ...]
-                                                as the metrics of datasets and evaluate take them
-    one such object a line (JSONL), or a CSV with these columns
+                                                for the metrics of the libraries datasets and evaluate
+    one such object per line (JSONL), or a CSV with these columns
 
-null stands for no answer, as "" does. The keys may have the other names of ID_KEYS, TEXT_KEYS and
-ODDS_KEYS.
+null means no answer, as "" does. The keys may have the other names in ID_KEYS, TEXT_KEYS and ODDS_KEYS.
 """
 
 import math
@@ -31,14 +30,14 @@ ODDS_WANTED = "it must hold one object {question id: no-answer odds}"
 
 @dataclass
 class Predictions:
-    """Answers by question id, and the no-answer odds that stood beside them."""
+    """Answers by question id, and the no-answer odds that the same file has for them."""
 
     texts: dict[str, str] = field(default_factory=dict)
     odds: dict[str, float] = field(default_factory=dict)
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a predictions file, gzipped or not. Raises UserError that names the file."""
+    """Read a predictions file, gzipped or not. Raises UserError, naming the file."""
     try:
         text = decode(read_bytes(path))
         is_lines = True
@@ -60,11 +59,11 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def json_or_lines(text: str) -> tuple[object, bool]:
-    """The value of a JSON text, or the list of the values on its lines; and whether it was lines.
+    """Return the value of a JSON text, or the list of the values on its lines, and whether it was lines.
 
-    NaN is let through: the checks that follow name the question that has it.
+    NaN passes: later checks refuse it, and name its question.
     """
-    # a whole object on the first line with more behind it; indented JSON has "{" alone there
+    # JSONL has a whole object on its first line, and more lines. Indented JSON has only "{" there.
     first, _, rest = text.strip().partition("\n")
     if first.startswith("{") and first.rstrip().endswith("}") and rest:
         return [value for _, value in json_lines(text, allow_nan=True)], True
@@ -72,7 +71,7 @@ def json_or_lines(text: str) -> tuple[object, bool]:
 
 
 def csv_records(text: str) -> list[dict]:
-    """The rows of a CSV as records."""
+    """Return the rows of a CSV as records. Raises UserError without columns of ids and answers."""
     header, rows = whole_table(text, {*ID_KEYS, *TEXT_KEYS})
     if not set(header) & set(ID_KEYS) or not set(header) & set(TEXT_KEYS):
         first = text.lstrip().partition("\n")[0]
@@ -83,7 +82,7 @@ def csv_records(text: str) -> list[dict]:
 
 
 def from_records(path: Path, records: Iterable[tuple[str, object]]) -> Predictions:
-    """Predictions out of records; each comes with its place in the file, for messages."""
+    """Return the predictions in records; each record comes with its place in the file, for messages."""
     found = Predictions()
     for where, record in records:
         if not isinstance(record, dict):
@@ -91,7 +90,7 @@ def from_records(path: Path, records: Iterable[tuple[str, object]]) -> Predictio
         id_key = name_among(record, ID_KEYS)
         text_key = name_among(record, TEXT_KEYS)
         if text_key not in record and "error" in record:
-            continue  # predict could not read that question
+            continue  # predict wrote this for a question that it could not read
         for key in (id_key, text_key):
             if key not in record:
                 raise UserError(
@@ -108,14 +107,15 @@ def from_records(path: Path, records: Iterable[tuple[str, object]]) -> Predictio
 
 
 def number_in(cell: object) -> object:
-    """The number that a CSV cell spells; anything else as it is."""
-    with suppress(ValueError):
-        return float(cell) if isinstance(cell, str) else cell
+    """Return a CSV cell as a number if it spells one; anything else as it is."""
+    if isinstance(cell, str):
+        with suppress(ValueError):
+            return float(cell)
     return cell
 
 
 def checked_text(path: Path, id: str, value: object) -> str:
-    """An answer; null is no answer. Raises UserError for anything else that is no text."""
+    """Return an answer, "" for null. Raises UserError for anything that is not a string."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -129,7 +129,7 @@ def checked_text(path: Path, id: str, value: object) -> str:
 
 
 def read_odds(path: Path) -> dict[str, float]:
-    """Read {question id: no-answer odds}, numbers that are not NaN. Raises UserError that names the file."""
+    """Read {question id: no-answer odds}. Raises UserError, naming the file."""
     try:
         found = parse_json(decode(read_bytes(path)), allow_nan=True)
     except UserError as error:
@@ -140,8 +140,8 @@ def read_odds(path: Path) -> dict[str, float]:
 
 
 def checked_odds(path: Path, id: str, value: object) -> float:
-    """No-answer odds: a number, be it infinite, that is not NaN."""
-    # a whole number may be beyond what a float holds, and would fail wherever it meets one
+    """Return no-answer odds: a number, may be infinite. Raises UserError for anything else, NaN included."""
+    # An int may be too large for a float, and would fail later, in arithmetic with floats.
     fits = type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
     if not fits or math.isnan(value):
         raise UserError(f"{path}: question {id!r} has {show(value)}; {ODDS_WANTED}")
@@ -149,16 +149,16 @@ def checked_odds(path: Path, id: str, value: object) -> float:
 
 
 def threshold_of(texts: Mapping[str, str], odds: Mapping[str, float]) -> float | None:
-    """The no-answer threshold at which these answers were made; None where no threshold explains them.
+    """Return a no-answer threshold that gives these answers, or None if there is none.
 
-    It does where every empty answer has higher odds than every other. With odds a -3, b 1.5, c 4
-    and only c empty, thresholds from 1.5 up to 4 all give these answers, and 2.75 is returned.
+    There is one if all empty answers have higher odds than all others. With odds a -3, b 1.5, c 4, of which only c is
+    empty, thresholds from 1.5 up to 4 all give these answers, and 2.75 is returned.
     """
     given = [odds[id] for id, text in texts.items() if text and id in odds]
     silent = [odds[id] for id, text in texts.items() if not text and id in odds]
     if not given or not silent or max(given) >= min(silent):
         return None
-    # Rounded, for people read it, but not out of the range.
+    # Rounded for people to read, unless that leaves the range.
     middle = round((max(given) + min(silent)) / 2, 4)
     if max(given) <= middle < min(silent):
         return middle

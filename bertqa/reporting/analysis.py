@@ -1,12 +1,14 @@
-"""What predictions tell beyond their score: tables with intervals, kinds of miss, groups of questions, runs compared.
+"""Analyse the scores of runs: tables with confidence intervals, comparisons, kinds of error, groups of questions.
 
-Q questions; `exact` and `f1` are (Q,) fractions after the no-answer threshold. Scores that leave this file are percentages.
+Q questions; `exact` and `f1` are (Q,) fractions after the no-answer threshold. Scores that are returned are
+percentages.
 """
 
 import itertools
 import math
 import re
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,13 +16,13 @@ import numpy as np
 
 from bertqa.data.examples import Example
 from bertqa.qa.thresholds import bootstrap
-from bertqa.reporting.run_folder import Run
 
 System = tuple[np.ndarray, np.ndarray]
 """exact and f1 of one run, (Q,) each."""
 
 
 def percent(fraction: float) -> float:
+    """Return a fraction in percent, rounded."""
     return round(100.0 * float(fraction), 4)
 
 
@@ -28,10 +30,10 @@ def percent(fraction: float) -> float:
 
 
 def score_table(has_answer: np.ndarray, systems: Sequence[System]) -> list[dict]:
-    """Rows for all questions, those with and those without an answer: n, exact and f1 as [mean, low, high] per system.
+    """Return a row for all questions, for those with an answer and for those without: n, and per system exact and f1.
 
-    Intervals are 95 % bootstrap intervals over questions. With two systems `difference` holds that of the second minus the
-    first, of which the draws are paired by question.
+    Scores are [mean, low, high], with 95 % bootstrap intervals over questions. With two systems `difference` has the
+    second's minus the first's, from paired resamples.
     """
     rows = [score_row("All questions", np.ones(len(has_answer), bool), systems)]
     if has_answer.any() and not has_answer.all():
@@ -41,54 +43,51 @@ def score_table(has_answer: np.ndarray, systems: Sequence[System]) -> list[dict]
 
 
 def score_row(label: str, inside: np.ndarray, systems: Sequence[System]) -> dict:
-    """One row: the scores of the questions that are `inside`, (Q,) bool."""
-    columns = []
-    for exact, f1 in systems:
-        columns += [np.asarray(exact, float)[inside], np.asarray(f1, float)[inside]]
+    """Return one row of the table, for the questions that are `inside`, (Q,) bool."""
+    exact = [np.asarray(system_exact, float)[inside] for system_exact, _ in systems]
+    f1 = [np.asarray(system_f1, float)[inside] for _, system_f1 in systems]
+    columns = [*exact, *f1]
     if len(systems) == 2:
-        first_exact, first_f1, second_exact, second_f1 = columns
-        columns += [second_exact - first_exact, second_f1 - first_f1]
-    # Differences are columns like the others, so that each draw of questions is that of both systems.
-    table = np.stack(columns, 1)  # (q, 2 x systems), exact and f1 of each, then the differences
+        # The bootstrap draws the same questions for all columns, which makes the differences paired.
+        columns += [exact[1] - exact[0], f1[1] - f1[0]]
+    table = np.stack(columns, axis=1)  # (questions inside, columns)
     cells = []
-    for mean, (low, high) in zip(table.mean(0), bootstrap(table), strict=True):
+    for mean, (low, high) in zip(table.mean(axis=0), bootstrap(table), strict=True):
         cells.append([percent(mean), percent(low), percent(high)])
-    # of two systems: exact, f1, exact, f1, and the two differences
     row = {"label": label, "n": int(inside.sum())}
-    row["exact"] = cells[0 : 2 * len(systems) : 2]
-    row["f1"] = cells[1 : 2 * len(systems) : 2]
+    row["exact"] = cells[: len(systems)]
+    row["f1"] = cells[len(systems) : 2 * len(systems)]
     if len(systems) == 2:
         row["difference"] = {"exact": cells[4], "f1": cells[5]}
     return row
 
 
-CHANCE = {"seed", "out", "dev", "threads", "device", "save_every", "max_minutes"}
+NOT_OF_THE_RECIPE = {"seed", "out", "dev", "threads", "device", "save_every", "max_minutes"}
 """Settings in which runs of one recipe may differ."""
 
 
-def families(runs: Sequence[Run]) -> dict[str, list[int]]:
-    """Recipes: the settings in which they differ, in words -> the rows of their runs."""
-    recipes = []
-    for run in runs:
-        settings = run.config["settings"]
-        recipes.append({name: value for name, value in settings.items() if name not in CHANCE})
-    differing: dict[str, None] = {}  # a set that keeps its order
-    for name in itertools.chain(*recipes):
-        if any(recipe.get(name) != recipes[0].get(name) for recipe in recipes):
-            differing[name] = None
-    found: dict[str, list[int]] = {}
-    for row, recipe in enumerate(recipes):
-        words = ", ".join(f"{name} {recipe.get(name)}" for name in differing)
-        found.setdefault(words or "one recipe", []).append(row)
+def families(runs: Sequence[dict]) -> dict[str, list[int]]:
+    """Group runs by recipe, given the settings of each: {the settings in which recipes differ: rows of the runs}."""
+    names = dict.fromkeys(itertools.chain(*runs))  # a set that keeps its order
+    differing = []
+    for name in names:
+        values = [settings.get(name) for settings in runs]
+        is_same = all(value == values[0] for value in values)
+        if name not in NOT_OF_THE_RECIPE and not is_same:
+            differing.append(name)
+    found: dict[str, list[int]] = defaultdict(list)
+    for row, settings in enumerate(runs):
+        recipe = ", ".join(f"{name} {settings.get(name)}" for name in differing)
+        found[recipe or "one recipe"].append(row)
     return found
 
 
 def family_rows(families: dict[str, list[int]], systems: Sequence[System]) -> list[dict]:
-    """Mean and standard deviation over the runs of each recipe, which differ in their seeds alone.
+    """Return the mean and the standard deviation of scores over the runs of each recipe.
 
     Args:
-        families: name of a recipe -> rows of its runs in `systems`.
-        systems: for each run two scores as fractions, (Q,) or of the whole.
+        families: recipe -> rows of its runs in `systems`.
+        systems: two scores of each run as fractions, (Q,) or averages.
 
     Returns:
         name, runs, and exact and f1 as [mean, deviation, lowest, highest]; the deviation is None for a single run.
@@ -104,17 +103,19 @@ def family_rows(families: dict[str, list[int]], systems: Sequence[System]) -> li
     return rows
 
 
-# Two runs
+# Comparing two runs
 
 
 def mcnemar(only_first: int, only_second: int) -> tuple[float, str]:
-    """p value and method for "both are right equally often", from the questions that only one of them gets right.
+    """Test whether two runs are right equally often; return the p value and the method (McNemar's test).
+
+    Only the numbers of questions that one run alone gets right matter.
 
     Exact (binomial) below 25 such questions, else chi-squared with continuity correction (McNemar 1947; Edwards 1948).
     """
     n = only_first + only_second
     if n < 25:
-        # two-sided: the probability that a fair coin is at least as uneven
+        # Two-sided: the probability that a fair coin gives at least this imbalance.
         tail = sum(math.comb(n, i) for i in range(min(only_first, only_second) + 1)) / 2**n
         return min(1.0, 2 * tail), "exact"
     chi2 = max(0, abs(only_first - only_second) - 1) ** 2 / n
@@ -122,9 +123,16 @@ def mcnemar(only_first: int, only_second: int) -> tuple[float, str]:
 
 
 def verdict(row: dict, exact: Sequence[np.ndarray], names: Sequence[str]) -> dict:
-    """Whether the second system differs from the first: `row` is the first of `score_table`, `exact` two times (Q,).
+    """Say whether the second system differs from the first.
 
-    `text` judges F1 by its paired bootstrap interval, `detail` exact match by McNemar's test.
+    Args:
+        row: the first row of `score_table`.
+        exact: exact match of both systems, (Q,) each.
+
+    Returns:
+        text: on F1, by its paired bootstrap interval; detail: on exact match, by McNemar's test; better: 0 or 1, the
+        system with significantly better F1, or None; p; only: the numbers of questions that one system alone gets
+        right.
     """
     gap, low, high = row["difference"]["f1"]
     better = None
@@ -153,7 +161,7 @@ def verdict(row: dict, exact: Sequence[np.ndarray], names: Sequence[str]) -> dic
     return {"text": text, "detail": detail, "better": better, "p": p, "only": only}
 
 
-# Kinds of miss
+# Kinds of error
 
 KINDS = {
     "right": ("Right answer", "exactly an accepted answer"),
@@ -164,13 +172,13 @@ KINDS = {
     "false_silence": ("False no-answer", "there is an answer, and none was given"),
     "missing": ("No prediction", "the predictions do not have this question"),
 }
-"""Every question is of one kind: name -> label, what it means."""
+"""Each question is of one kind: name -> label, meaning."""
 
 
 def kind_of(
     example: Example, text: str | None, exact: float, f1: float, span: tuple[int, int] | None
 ) -> str:
-    """The key of `KINDS` for a prediction; `span` is where it stands in the context, None where that is not known."""
+    """Return the kind of a prediction, a key of KINDS; `span` is its place in the context, None if not known."""
     if text is None:
         return "missing"
     if exact:
@@ -179,26 +187,26 @@ def kind_of(
         return "false_answer"
     if text == "":
         return "false_silence"
-    # Places decide, for a wrong answer may share a word with the right one by chance.
+    # Places decide rather than words, since a wrong answer may share a word with the right one by chance.
     all_placed = span is not None
     for gold, start in zip(example.answer_texts, example.answer_starts, strict=True):
         if start < 0:
             all_placed = False
         elif span and span[0] < start + len(gold) and start < span[1]:
             return "boundary"
-    # Only where a place is missing do the words decide.
+    # Words decide only where a place is not known.
     if f1 > 0 and not all_placed:
         return "boundary"
     return "wrong"
 
 
 def kind_rows(kinds: Sequence[str], f1: np.ndarray) -> list[dict]:
-    """Per kind in the order of `KINDS`: n, and the F1 points it costs; these add up to 100 - F1."""
-    of = np.array(kinds)
+    """Return n of each kind in KINDS, and the F1 points that it costs; these add up to 100 - F1."""
+    kind_of_question = np.array(kinds)
     rows = []
     for kind in KINDS:
-        inside = of == kind
-        lost = (1 - f1)[inside].sum() / len(of)
+        inside = kind_of_question == kind
+        lost = (1 - f1)[inside].sum() / len(kinds)
         rows.append({"n": int(inside.sum()), "lost": percent(lost)})
     return rows
 
@@ -210,7 +218,7 @@ _WORD = re.compile(r"\b(?:what|who(?:se|m)?|when|where|which|why|how(?: many| mu
 
 
 def question_word(question: str) -> str:
-    """The first question word, wherever it stands: "In what year" -> what, "To whom" -> who, "How much" -> how many."""
+    """Return the first question word: "In what year" -> what, "To whom" -> who, "How much" -> how many."""
     found = _WORD.search(question.lower())
     if not found:
         return "other"
@@ -219,18 +227,17 @@ def question_word(question: str) -> str:
 
 @dataclass
 class Group:
-    """One way to part the questions."""
+    """A way to divide the questions into groups."""
 
     name: str
     labels: list[str]
-    of: np.ndarray
-    """(Q,) int, index of each question's label; -1 = the question has no part in it."""
+    of: np.ndarray  # (Q,) int, index of each question's label; -1: in none of the groups
 
 
 def group(examples: Sequence[Example], windows: np.ndarray | None = None) -> list[Group]:
-    """Questions by question word, answer length, context length and, if their number (Q,) is given, windows.
+    """Group questions by question word, by words in the answer and in the context, and by their windows (Q,) if given.
 
-    Lengths are in words. Labels that no question has are left out, and a group of fewer than two labels with them.
+    Empty groups are left out, and so is a division into fewer than two.
     """
     words = []
     answer = []
@@ -254,7 +261,7 @@ def group(examples: Sequence[Example], windows: np.ndarray | None = None) -> lis
 
 
 def _buckets(name: str, counts: Sequence[int], starts: tuple[int, ...]) -> Group:
-    """Counts by the bucket they fall in: (1, 2, 4) gives "1", "2–3" and "4+"."""
+    """Group counts into buckets that start at these numbers: (1, 2, 4) gives "1", "2–3" and "4+"."""
     labels = []
     for low, next_low in itertools.pairwise(starts):
         high = next_low - 1
@@ -264,15 +271,15 @@ def _buckets(name: str, counts: Sequence[int], starts: tuple[int, ...]) -> Group
 
 
 def _without_empty(old: Group) -> Group:
-    """The group without labels that no question has: of [0, 2, -1] with labels a, b, c is [0, 1, -1] with a, c."""
+    """Leave out labels that no question has: labels a, b, c with [0, 2, -1] become a, c with [0, 1, -1]."""
     used = np.unique(old.of[old.of >= 0])
-    place = np.full(len(old.labels) + 1, -1)  # old label -> new one; the last entry serves -1
-    place[used] = np.arange(len(used))
-    return Group(old.name, [old.labels[i] for i in used], place[old.of])
+    new_label = np.full(len(old.labels) + 1, -1)  # of each old one; the last entry is for -1
+    new_label[used] = np.arange(len(used))
+    return Group(old.name, [old.labels[i] for i in used], new_label[old.of])
 
 
 def group_rows(parted: Group, systems: Sequence[System]) -> list[dict]:
-    """Per label: n, and for each system its mean exact and f1, and the half width of the F1 mean's 95 % interval."""
+    """Return for each label n, and per system the mean exact and f1, and half the width of F1's 95 % interval."""
     rows = []
     for index in range(len(parted.labels)):
         inside = parted.of == index

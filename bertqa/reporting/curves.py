@@ -1,6 +1,7 @@
-"""Points for the page's plots: of training, over the null odds, and of how sure a run is.
+"""Compute the curves of the page: training, no-answer threshold, calibration, and risk over coverage.
 
-Q questions; `exact` and `f1` are (Q,) fractions, `odds` (Q,) null odds. A curve is points, or a sentence why there are none.
+Q questions; `exact` and `f1` are (Q,) fractions, `odds` (Q,) null odds. In place of a curve there may be a sentence
+that says why there is none.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ import numpy as np
 
 from bertqa.data.examples import Example
 from bertqa.qa import metrics
-from bertqa.qa.metrics import Scores
 from bertqa.qa.thresholds import (
     NO_SPAN_ODDS,
     calibration_error,
@@ -22,19 +22,15 @@ from bertqa.reporting.run_folder import Run, is_number, numbers
 MOST = 300
 """Points of a curve; a screen shows no more."""
 
-
-# Few points for many
+# Fewer points
 
 
 def thin(most: int, *columns: Sequence[float]) -> list[list[float]]:
-    """At most `most` points of each column: means over neighbours, so that noise shrinks and no trend is lost.
-
-    thin(2, [1, 2, 3, 4]) is [[1.5, 3.5]].
-    """
+    """Average neighbouring points to at most `most`, which removes noise: thin(2, [1, 2, 3, 4]) is [[1.5, 3.5]]."""
     n = len(columns[0])
     if n == 0:
         return [[] for _ in columns]
-    # of 5 points, 2 wanted: edges 0, 2, 5, and the means of rows 0:2 and 2:5
+    # To make 2 points of 5, the edges are 0, 2, 5: means of rows 0:2 and 2:5.
     edges = np.unique(np.linspace(0, n, min(n, most) + 1).astype(int))
     thinned = []
     for column in columns:
@@ -44,14 +40,14 @@ def thin(most: int, *columns: Sequence[float]) -> list[list[float]]:
 
 
 def pick(most: int, *columns: Sequence[float]) -> list[list[float]]:
-    """At most `most` of the points, evenly spaced, both ends among them: for curves whose every point is exact."""
+    """Pick at most `most` evenly spaced points, the first and the last among them: for curves without noise."""
     n = len(columns[0])
     rows = np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))  # no row twice
     return [[_short(value) for value in np.asarray(column, float)[rows]] for column in columns]
 
 
 def _short(value: float) -> float:
-    """Six significant digits: more cannot be seen, and the page stays small."""
+    """Round to six significant digits, to keep the page small."""
     return float(f"{float(value):.6g}")
 
 
@@ -59,7 +55,7 @@ def _short(value: float) -> float:
 
 
 def training_curves(run: Run) -> dict:
-    """name -> [steps, values], of training thinned; `dev` has two scores, by their label."""
+    """Return [steps, values] of each curve by name; "dev" has two scores by their labels."""
     scores = {"F1": "f1", "EM": "exact"}
     if run.classifies:
         scores = {"macro-F1": "macro_f1", "accuracy": "accuracy"}
@@ -73,13 +69,13 @@ def training_curves(run: Run) -> dict:
     return found
 
 
-# Whether there is an answer
+# Null odds
 
 
 def answer_or_not(run: Run, examples: list[Example], has_answer: np.ndarray) -> dict:
-    """Curves over the null odds: pr, sweep, histogram, reliability.
+    """Return the curves over null odds: pr (precision and recall), sweep, histogram, reliability.
 
-    `at_zero` has EM and F1 at threshold 0, for a run whose threshold was tuned.
+    With a tuned threshold, `at_zero` has EM and F1 at threshold 0 instead.
     """
     best = best_texts(run)
     known = best.keys() & run.odds.keys()
@@ -100,12 +96,12 @@ def answer_or_not(run: Run, examples: list[Example], has_answer: np.ndarray) -> 
         return {**result, "sweep": why, "reliability": why}
 
     result["sweep"] = sweep(odds, exact, f1, has_answer)
-    # what the model would score had nobody tuned a threshold on these questions
+    # For comparison: the tuned threshold was fitted to these same questions.
     if run.qa.get("null_threshold") is not None:
         exact_at_zero = np.where(odds > 0, ~has_answer, exact)
         f1_at_zero = np.where(odds > 0, ~has_answer, f1)
         result["at_zero"] = [100 * float(exact_at_zero.mean()), 100 * float(f1_at_zero.mean())]
-    # Platt's two numbers, fitted when the threshold was tuned (thresholds.fit_probability)
+    # Fitted when the threshold was tuned (thresholds.fit_probability).
     scale = run.qa.get("no_answer_scale")
     bias = run.qa.get("no_answer_bias")
     result["reliability"] = "best/qa.json holds no fitted probability."
@@ -116,15 +112,15 @@ def answer_or_not(run: Run, examples: list[Example], has_answer: np.ndarray) -> 
 
 
 def best_texts(run: Run) -> dict[str, str]:
-    """The best span of each question, whatever the threshold says; "" where there is none."""
+    """Return the best non-null answer of each question, before any threshold; "" where there is none."""
     best = {}
     for id, entries in run.nbest.items():
         best[id] = next((entry["text"] for entry in entries if entry["text"]), "")
     return best
 
 
-def precision_and_recall(run: Run, raw: Scores, odds: np.ndarray) -> dict | str:
-    """The two curves, of exact match and of F1."""
+def precision_and_recall(run: Run, raw: metrics.Scores, odds: np.ndarray) -> dict | str:
+    """Return the precision-recall curves of exact match and of F1."""
     if not any(raw.has_answer):
         return "No question has an answer."
     order = metrics.ranking(raw, run.odds)
@@ -136,8 +132,8 @@ def precision_and_recall(run: Run, raw: Scores, odds: np.ndarray) -> dict | str:
 
 
 def sweep(odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answer: np.ndarray) -> dict:
-    """EM and F1 of the raw best answers at every threshold; questions without any span stay unanswered throughout."""
-    # NO_SPAN_ODDS is far beyond all others, and would make the curve a point at the left
+    """Return EM and F1 of the best non-null answers at every threshold."""
+    # NO_SPAN_ODDS is so far beyond all others that the curve would be a point at the left.
     highest = odds[odds < NO_SPAN_ODDS].max(initial=0.0)
     odds = np.where(odds < NO_SPAN_ODDS, odds, highest)
     found = tune_threshold(odds, exact, f1, has_answer)
@@ -147,11 +143,11 @@ def sweep(odds: np.ndarray, exact: np.ndarray, f1: np.ndarray, has_answer: np.nd
 
 
 def odds_histogram(odds: np.ndarray, has_answer: np.ndarray, bins: int = 30) -> dict:
-    """Questions with and without an answer per bin of null odds; the last bin takes those without any span."""
+    """Count questions with and without an answer per bin of null odds; those without a span are in the last bin."""
     real = odds[odds < NO_SPAN_ODDS]
     low = float(real.min()) if len(real) else 0.0
     high = float(real.max()) if len(real) else 1.0
-    if high <= low:  # one question, or all alike: a bin needs a width
+    if high <= low:  # all odds are equal, but bins need a width
         high = low + 1.0
     edges = np.linspace(low, high, bins + 1)
     inside = np.clip(odds, low, high)
@@ -161,23 +157,26 @@ def odds_histogram(odds: np.ndarray, has_answer: np.ndarray, bins: int = 30) -> 
 
 
 def reliability(odds: np.ndarray, has_answer: np.ndarray, scale: float, bias: float) -> dict:
-    """Promised and actual share of questions without an answer, [mean probability, share, n] per tenth that is used."""
+    """Return the reliability diagram of the no-answer probability: [mean probability, share without an answer, n].
+
+    There is a point for each tenth of the probability that has questions.
+    """
     probability = no_answer_probability(odds, scale, bias)
-    place = np.minimum((probability * 10).astype(int), 9)  # 1.0 falls into the last
+    bin_of = np.minimum((probability * 10).astype(int), 9)  # 1.0 belongs to the last bin
     points = []
-    for index in np.unique(place):
-        rows = place == index
-        promised = _short(probability[rows].mean())
+    for index in np.unique(bin_of):
+        rows = bin_of == index
+        predicted = _short(probability[rows].mean())
         actual = _short((~has_answer)[rows].mean())
-        points.append([promised, actual, int(rows.sum())])
+        points.append([predicted, actual, int(rows.sum())])
     return {"points": points, "error": _short(calibration_error(probability, has_answer))}
 
 
-# Whether the answer is right
+# Confidence
 
 
 def risk(run: Run, examples: list[Example], exact: np.ndarray) -> dict | str:
-    """The curve of risk and coverage of the run's answers."""
+    """Return the risk-coverage curve of the run's answers."""
     lacking = sum(example.id not in run.confidence for example in examples)
     if lacking:
         return f"confidence.json lacks {lacking:,} of {len(examples):,} questions."
@@ -186,10 +185,10 @@ def risk(run: Run, examples: list[Example], exact: np.ndarray) -> dict | str:
 
 
 def risk_and_coverage(sure: np.ndarray, exact: np.ndarray) -> dict:
-    """How often the surest answers are wrong: coverage and risk of the surest one, the two surest, ... all questions.
+    """Return how often the most confident answers are wrong: (coverage, risk) of the first, the first two, ... all.
 
-    Answers of confidence 0.9, 0.8 and 0.7, of which the second is wrong, give coverage 1/3, 2/3, 1 and risk 0, 1/2, 1/3,
-    which is 0.28 on average, the area. `error` is the expected calibration error of the confidence.
+    Answers of confidence 0.9, 0.8 and 0.7, of which the second is wrong, have coverage 1/3, 2/3, 1 and risk 0, 1/2,
+    1/3. `area` is the mean risk, here 0.28; `error` the expected calibration error of the confidence.
     """
     order = np.argsort(-sure, kind="stable")
     answered = np.arange(1, len(order) + 1)

@@ -1,4 +1,4 @@
-"""What the doctor prints: its report in lines, and questions with answers and windows marked."""
+"""Print what `doctor` finds: its report as a table, and single questions with answers and windows marked."""
 
 import json
 import os
@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bertqa.data.examples import Example
-from bertqa.data.offsets import CHARACTERS
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
 from bertqa.qa.ceiling import FAULTS, INSIDE, NO_WINDOW, TOO_LONG, UNPLACED, View, views
 
 
 def printable(text: str) -> str:
-    """Control characters but tab and newline could do anything to a terminal."""
+    """Replace control characters, except tab and newline: a terminal would obey them."""
     return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
 
 
@@ -23,10 +22,11 @@ def printable(text: str) -> str:
 
 
 def table(report: dict, most: int) -> Iterator[str]:
-    """The report as lines of at most 100 columns (a long path may take more).
+    """Yield the report in lines of at most 100 columns (more with long paths).
 
     Args:
-        most: questions to list of each problem.
+        report: see `checkup.examine`.
+        most: questions to list for each problem.
     """
     yield from data_table(report)
     yield from problem_table(report, most)
@@ -46,13 +46,13 @@ def table(report: dict, most: int) -> Iterator[str]:
 
 
 def row(label: str, number: int | str, note: str = "") -> str:
-    """One line: what is counted, how many, and a note."""
+    """Return a line of the table: what is counted, how many, and a note."""
     shown = number if isinstance(number, str) else f"{number:,}"
     return f"{label:<26}{shown:>10}   {note}".rstrip()
 
 
 def brief(text: str, width: int) -> str:
-    """The text on one line of at most this width."""
+    """Return the text on one line of at most this width."""
     text = printable(" ".join(text.split()))
     if len(text) > width:
         return text[: width - 3] + "..."
@@ -60,11 +60,12 @@ def brief(text: str, width: int) -> str:
 
 
 def quoted(text: str, width: int) -> str:
+    """Return the text in quotes, on one line of at most this width."""
     return brief(json.dumps(text, ensure_ascii=False), width)
 
 
 def data_table(report: dict) -> Iterator[str]:
-    """What is in the file."""
+    """Yield what is in the file."""
     questions = report["questions"]
     impossible = report["impossible"]
     yield f"{report['file']}   ({report['format']}, sha256 {report['sha256'][:12]})"
@@ -73,19 +74,18 @@ def data_table(report: dict) -> Iterator[str]:
     articles = f"in {report['articles']:,} articles" if report["articles"] else ""
     yield row("paragraphs", report["paragraphs"], articles)
 
-    spread = Counter(report["answers_per_question"])
-    given = sum(
-        answers * count for answers, count in spread.items()
-    )  # {3: 2} is two questions of three
+    # {3: 2, 1: 5} is two questions with three answers each, and five with one.
+    questions_with = report["answers_per_question"]
+    answers = sum(number * count for number, count in questions_with.items())
     note = ""
     answerable = questions - impossible
     if answerable:
-        note = f"at most {max(spread)} a question, {given / answerable:.1f} on average"
-    yield row("answers", given, note)
+        note = f"at most {max(questions_with)} a question, {answers / answerable:.1f} on average"
+    yield row("answers", answers, note)
 
 
 def problem_table(report: dict, most: int) -> Iterator[str]:
-    """What is wrong with answers and questions."""
+    """Yield what is wrong with records, answers and questions."""
     rejected = report["rejected"]
     faults = report["faults"]
     if faults:
@@ -95,7 +95,7 @@ def problem_table(report: dict, most: int) -> Iterator[str]:
         if len(faults) > most:
             yield f"  ... and {len(faults) - most:,} more: --explain {len(faults)}, or --json"
     unit = ""
-    if report["offsets_in"] != CHARACTERS:
+    if report["offsets_in"] != "characters":
         unit = f"the file counts in {report['offsets_in']}"
     yield row("offsets repaired", report["repaired"], unit)
     unplaced = report["unplaced_answers"]
@@ -103,7 +103,7 @@ def problem_table(report: dict, most: int) -> Iterator[str]:
     yield row("questions rejected", len(rejected), "training leaves them out, scores do not")
     reasons: Counter[str] = Counter()
     for question in rejected:
-        # without the answer that a reason quotes, so that equal reasons can be counted
+        # Reasons quote the answer. Without it, equal reasons can be counted together.
         quote = r'the answer ".*?(?= does not occur| occurs more)'
         reasons[re.sub(quote, "an answer", question["reason"])] += 1
     for reason, count in reasons.most_common(5):
@@ -111,7 +111,7 @@ def problem_table(report: dict, most: int) -> Iterator[str]:
     for question in rejected[:most]:
         yield f"  {question['id']}   {brief(question['reason'], 60)}"
 
-    again = sum(len(ids) - 1 for ids in report["duplicates"])  # the first of each is asked once
+    again = sum(len(ids) - 1 for ids in report["duplicates"])  # the first of a group repeats none
     yield row("asked again", again, "same question, same paragraph")
     pairs = report["contradictions"]
     yield row("contradictions", len(pairs), "such questions with answers that exclude each other")
@@ -120,7 +120,7 @@ def problem_table(report: dict, most: int) -> Iterator[str]:
 
 
 def overlap_table(shared: dict) -> Iterator[str]:
-    """What is shared with the other file."""
+    """Yield what is shared with the other file."""
     same = len(shared["questions_and_paragraphs"])
     yield f"\nshared with {shared['file']}   ({shared['questions_in_it']:,} questions)"
     yield row("ids", len(shared["ids"]))
@@ -131,7 +131,7 @@ def overlap_table(shared: dict) -> Iterator[str]:
 
 
 def token_table(report: dict) -> Iterator[str]:
-    """Lengths, windows, and answers that no span can hit."""
+    """Yield lengths in tokens, numbers of windows, and answers that no span can hit."""
     settings = report["settings"]
     windows = report["windows"]
     lengths = report["tokens"]
@@ -157,7 +157,7 @@ def token_table(report: dict) -> Iterator[str]:
 
 
 def ceiling_table(report: dict, most: int) -> Iterator[str]:
-    """The best that any model could score, and the questions in its way."""
+    """Yield the best score that any model could reach, and the questions that keep it below 100."""
     figures = report["ceiling"]["figures"]
     below = report["ceiling"]["below"]
     exact = figures.get("exact_match", figures.get("exact"))
@@ -177,7 +177,7 @@ def ceiling_table(report: dict, most: int) -> Iterator[str]:
 
 
 def why(answer: dict, settings: dict) -> str:
-    """What stands between an answer and the windows, in a few words."""
+    """Return in a few words why no span hits this answer."""
     if answer["fault"] == TOO_LONG:
         return f"{answer['tokens']} tokens, --max-answer-length is {settings['max_answer_length']}"
     if answer["fault"] == INSIDE:
@@ -186,7 +186,7 @@ def why(answer: dict, settings: dict) -> str:
 
 
 def fixed_line(fixed: dict) -> str:
-    """What --fix wrote and left out."""
+    """Return a line about what --fix wrote and left out."""
     mended = f"{fixed['repaired']:,} offsets repaired"
     if fixed["renamed"]:
         mended += f", {fixed['renamed']:,} repeated ids made unique"
@@ -204,7 +204,7 @@ def fixed_line(fixed: dict) -> str:
 
 @dataclass(frozen=True)
 class Marks:
-    """What opens an answer, what closes it, and a pattern for the ends of a window."""
+    """How to mark an answer's beginning and end, and a pattern for the marks of windows."""
 
     opening: str = "[["
     closing: str = "]]"
@@ -212,7 +212,7 @@ class Marks:
 
 
 def marks_for(stream) -> Marks:
-    """Colours for a terminal, brackets for everything else."""
+    """Return colours for a terminal, brackets for anything else."""
     if stream.isatty() and "NO_COLOR" not in os.environ:
         return Marks("\x1b[7m", "\x1b[27m", "\x1b[36m{}\x1b[39m")
     return Marks()
@@ -221,14 +221,14 @@ def marks_for(stream) -> Marks:
 def describe(
     examples: Sequence[Example], tokenizer: WordPiece | None, settings: dict, marks: Marks
 ) -> Iterator[str]:
-    """The questions with their answers and marked paragraphs, a line or a block of lines at a time."""
+    """Yield the questions with their answers and marked paragraphs, in lines or blocks of lines."""
     shown: list[View | None] = [None] * len(examples)
     cut = [False] * len(examples)
     if tokenizer:
         asked = tokenizer.encode([example.question for example in examples])
         cut = (asked.counts > settings["max_question"]).tolist()
         options = dict(settings)
-        del options["max_answer_length"]  # of spans, not of windows
+        del options["max_answer_length"]  # concerns spans, not windows
         shown = list(views(build_windows(examples, tokenizer, **options)))
     for example, view, is_cut in zip(examples, shown, cut, strict=True):
         title = f"   ({example.title})" if example.title else ""
@@ -245,7 +245,7 @@ def describe(
 
 
 def answer_lines(example: Example) -> Iterator[str]:
-    """Each accepted answer once, with its offset."""
+    """Yield the distinct accepted answers, with their offsets."""
     if not example.answer_texts:
         yield "answer    (impossible)"
     counts = Counter(zip(example.answer_texts, example.answer_starts, strict=True))
@@ -257,12 +257,12 @@ def answer_lines(example: Example) -> Iterator[str]:
 
 
 def marked(example: Example, view: View | None, marks: Marks) -> str:
-    """The paragraph with its marks. A single window needs none.
+    """Return the paragraph with its answer and windows marked; a single window is not.
 
-    Where several marks fall on one character they stand in this order: an answer's end, a window's
-    end, a window's beginning, an answer's beginning.
+    Several marks at one character come in this order: an answer's end, a window's end, a window's beginning, an
+    answer's beginning.
     """
-    places = []  # (character, rank among marks at one place, mark)
+    places = []  # (character, rank among the marks there, mark)
     for text, start in zip(example.answer_texts, example.answer_starts, strict=True):
         if start >= 0:
             places.append((start, 3, marks.opening))

@@ -1,4 +1,4 @@
-"""What was run, in words: sentences, and the table of facts."""
+"""Describe a run in words: its remarks, its lead sentence and its table of facts."""
 
 import math
 import shlex
@@ -8,7 +8,7 @@ from bertqa.reporting.run_folder import Run, has_numbers, is_number, moved_ends,
 
 
 def remarks(run: Run) -> list[str]:
-    """What a reader must know to read the numbers rightly, a sentence each."""
+    """Return what one must know to understand the numbers, a sentence each."""
     notes = moved_ends(run.config)
     end = run.last("end")
     if run.events and not end:
@@ -23,12 +23,12 @@ def remarks(run: Run) -> list[str]:
 
 
 def tuning_remarks(run: Run) -> list[str]:
-    """On which questions the no-answer threshold was tuned."""
+    """Return a sentence about the questions that the no-answer threshold was tuned on, if it was tuned."""
     tuning = run.qa.get("tuning")
     if run.qa.get("null_threshold") is None or not isinstance(tuning, dict):
         return []
     tuned = tuning.get("tuned")
-    rest = tuning.get("held_out")  # of runs made when a part of dev could be kept from the tuning
+    rest = tuning.get("held_out")  # only in older runs, which could keep a part of dev for this
     if has_numbers(tuned, "questions") and has_numbers(rest, "questions", "exact", "f1"):
         return [
             f"The no-answer threshold was tuned on {tuned['questions']:,} of these questions. On the "
@@ -43,12 +43,12 @@ def tuning_remarks(run: Run) -> list[str]:
 
 
 def counted(value: object) -> str:
-    """A number with commas; what is no number, as it is."""
+    """Return a number with thousands separators; anything else as it is."""
     return f"{value:,}" if is_number(value) else str(value)
 
 
 def lead(run: Run) -> str:
-    """One sentence: what was trained, on what, how long."""
+    """Return the lead sentence: what was trained, on what, for how long."""
     started_from = data_name(run.setting("weights"))
     end = run.last("end") or run.last("train")
     steps = end.get("steps", end.get("step"))  # the end's count, or how far the last record got
@@ -61,7 +61,7 @@ def lead(run: Run) -> str:
 
 
 def model_in_words(run: Run) -> str:
-    """What model it is: "A BERT of 6 layers and 22.6 million parameters", as far as it is known."""
+    """Return "A BERT of 6 layers and 22.6 million parameters", or the part of it that is known."""
     kinds = {"bert": "A BERT", "distilbert": "A DistilBERT"}
     kind = kinds.get(str(run.shape.get("model_type")), "A model")
     parts = []
@@ -74,13 +74,13 @@ def model_in_words(run: Run) -> str:
 
 
 def data_name(setting: object) -> str:
-    """The name of a file or folder that a setting holds; a run's best/ and last/ with the run's before it."""
+    """Return the name of the file or folder in a setting; for best/ and last/ with that of their run."""
     path = Path(str(setting or "?"))
     return "/".join(path.parts[-2:]) if path.name in ("best", "last") else path.name
 
 
 def evaluated_on(run: Run) -> str:
-    """The name of the dev set; a classifier without one had a part of its training texts."""
+    """Return the name of the dev set, or what was held out of the training data where none was given."""
     if run.setting("dev"):
         return data_name(run.setting("dev"))
     if run.classifies:
@@ -91,7 +91,7 @@ def evaluated_on(run: Run) -> str:
 
 
 def duration(seconds: float) -> str:
-    """3725 -> "1 h 2 min", 95 -> "1 min 35 s"."""
+    """Return seconds in words: 3725 -> "1 h 2 min", 95 -> "1 min 35 s"."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
@@ -101,10 +101,10 @@ def duration(seconds: float) -> str:
 
 
 def facts(run: Run) -> dict[str, str]:
-    """Label -> value of what was run, for people; what is not known is left out."""
+    """Return the table of facts, label -> value; what is not known is left out."""
     config = run.config
     versions = dict(run.part("versions"))
-    versions.pop("platform", None)  # stands with the hardware
+    versions.pop("platform", None)  # shown with the hardware
     command = config.get("command")
     words = command if isinstance(command, list) else []
     found = {
@@ -122,7 +122,7 @@ def facts(run: Run) -> dict[str, str]:
         "Begun": config.get("started"),
         "Command": shlex.join(map(str, words)),
     }
-    # everything read from config.json may be of any type, for it may have been edited
+    # str: config.json may have been edited, so its values may be of any type.
     return {label: str(value) for label, value in found.items() if value}
 
 
@@ -150,7 +150,7 @@ def source_fact(run: Run) -> str:
 
 
 def file_fact(run: Run, part: str) -> str:
-    """A data file, how much of it, and the beginning of its hash."""
+    """Return a data file's name, how many of its questions were used, and the beginning of its hash."""
     text = str(run.setting(part))
     limit = run.setting(f"limit_{part}")
     if limit:
@@ -172,7 +172,7 @@ def window_fact(run: Run) -> str:
 
 
 def recipe_fact(run: Run) -> str:
-    """What really ran: the steps, and the epochs that they are, not those that were asked for."""
+    """Return the hyper-parameters, with the steps and epochs that really ran, where these are known."""
     last = run.last("train")
     length = f"{run.setting('epochs')} epochs planned"
     if is_number(last.get("step")):
@@ -196,7 +196,7 @@ def best_fact(run: Run) -> str:
 
 
 def effort_facts(end: dict) -> dict[str, str]:
-    """What the training took, by the last record of its journal."""
+    """Return the time, throughput and memory of training, from the journal's last record."""
     found = {}
     if is_number(end.get("seconds")):
         steps = counted(end.get("steps"))
@@ -211,13 +211,14 @@ def effort_facts(end: dict) -> dict[str, str]:
 
 
 def hardware(run: Run) -> str:
-    """The machine as config.json tells of it (its "hardware", platform, processes), then device and number format: those
-    that were chosen where the run says them, else those that were asked for.
+    """Return the machine as config.json describes it, then device and number format.
+
+    These are the chosen ones if the run recorded them, else those of its settings, such as "auto".
     """
     known = run.part("hardware")
     chosen = {name: known.get(name, run.setting(name)) for name in ("device", "precision")}
     parts = []
-    # "cores" and "gpu" today; what a later version notes is shown too
+    # All that is recorded, "cores" and "gpu" today.
     for name, value in known.items():
         if name not in chosen:
             parts.append(f"{name.replace('_', ' ')} {value}")
@@ -230,7 +231,7 @@ def hardware(run: Run) -> str:
 
 
 def parameters(folder: Path | None) -> int:
-    """Numbers in a model folder's weights, from the header of model.safetensors; 0 where that cannot be read."""
+    """Return the number of parameters, from the header of model.safetensors; 0 if that cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     if folder is None:

@@ -1,7 +1,7 @@
-"""The report: one self-contained HTML page about a run, about two compared, or about several of a few recipes.
+"""Write the report, a self-contained HTML page about one run, about two compared, or about the seeds of a few recipes.
 
-A piece that is missing becomes a sentence on the page. Text from data reaches the page as JSON only
-and becomes text nodes; the page's policy lets no script run but its own, and nothing be fetched.
+Where a piece is missing, the page has a sentence that says why. Text from the data gets into the page only as JSON,
+and is shown as text nodes; the page's content security policy allows no script but its own, and no network.
 """
 
 import base64
@@ -25,7 +25,7 @@ from bertqa.reporting.run_folder import FILES, Run, find_dev, is_number, read_ru
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 SCRIPTS = ("charts.js", "sections.js", "classes.js", "questions.js", "start.js")
-"""One after the other, as one script."""
+"""Joined in this order, they are the page's script."""
 
 
 def write_report(
@@ -35,12 +35,13 @@ def write_report(
     dev: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Write the page, and return where. `say` takes the verdict, and what the page lacks, a line at a time.
+    """Write the page, and return its path.
 
     Args:
-        run, others: folders that training made.
-        out: where the page goes; by default into `run`.
-        dev: the questions, where they are no longer where the run had them.
+        run, others: run folders.
+        out: path of the page, by default in `run`.
+        dev: the dev questions, if they are no longer where the run's settings say.
+        say: is called with each line to print: the verdict, remarks, and what is missing on the page.
 
     Raises:
         UserError: for a folder that is not a run, damaged files, and runs that share no question.
@@ -55,7 +56,7 @@ def write_report(
     lines = [*page["notes"], *page["gaps"].values()]
     if page["verdict"]:
         lines.insert(0, page["verdict"]["text"])
-    for line in dict.fromkeys(lines):  # several gaps may have one reason
+    for line in dict.fromkeys(lines):  # each once: several gaps may have the same reason
         say(line)
     with replacing(out) as fresh:
         fresh.write_text(render(page), encoding="utf-8", newline="")
@@ -63,7 +64,7 @@ def write_report(
 
 
 def tell_apart(runs: list[Run]) -> None:
-    """Put the parent's name before names that several runs have."""
+    """Prefix names that several runs have with the name of the parent folder."""
     names = [run.name for run in runs]
     for run in runs:
         if names.count(run.name) > 1:
@@ -71,7 +72,7 @@ def tell_apart(runs: list[Run]) -> None:
 
 
 def refuse_overwriting(out: Path, runs: list[Run], dev: str | None) -> None:
-    """Raise UserError where the page would take the place of a file that it is made from."""
+    """Raise UserError if the page would overwrite a file that it is made from."""
     for run in runs:
         inputs = [run.folder / name for name in FILES]
         questions = find_dev(run, dev)
@@ -83,7 +84,7 @@ def refuse_overwriting(out: Path, runs: list[Run], dev: str | None) -> None:
 
 
 def collect(runs: list[Run], dev: str | None) -> dict:
-    """All that the page shows; `gaps` says of a section why there is nothing to show."""
+    """Return everything that the page shows; "gaps" has a sentence for each section that has nothing to show."""
     page = {
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "version": __version__,
@@ -102,26 +103,19 @@ def collect(runs: list[Run], dev: str | None) -> dict:
     if not any(run.events for run in runs):
         page["gaps"]["training"] = "There are no curves: metrics.jsonl is missing or empty."
     why = why_unscored(runs, dev)
-    if not why and runs[0].classifies:
-        page["classes"] = [scored.class_report(run, dev) for run in runs]
-        if len(runs) > 1:
-            fractions = [(one["accuracy"] / 100, one["macro_f1"] / 100) for one in page["classes"]]
-            page["families"] = analysis.family_rows(analysis.families(runs), fractions)
-        return page
-    if not why:
-        # the first so many questions, as the run was evaluated; a config.json that was edited may say anything
-        limit = runs[0].setting("limit_dev")
-        is_count = type(limit) is int and 0 < limit < 2**31
-        fill(page, runs, read_examples(find_dev(runs[0], dev), limit if is_count else None))
-        return page
-    if len(runs) > 1:
+    if why and len(runs) > 1:
         raise UserError(f"{folders_of(runs)} cannot be compared: {why}")
-    page["gaps"].update(dict.fromkeys(("scores", "answers", "failures", "questions"), why))
+    if why:
+        page["gaps"].update(dict.fromkeys(("scores", "answers", "failures", "questions"), why))
+    elif runs[0].classifies:
+        add_classes(page, runs, dev)
+    else:
+        add_scores(page, runs, dev_questions(runs[0], dev))
     return page
 
 
 def why_unscored(runs: list[Run], dev: str | None) -> str:
-    """A sentence why there are no scores to show; "" where there are."""
+    """Return a sentence that says why there are no scores to show; "" if there are."""
     if any(run.classifies for run in runs):
         if not all(run.classifies for run in runs):
             return "Some of these runs answer questions, and others learned classes of texts."
@@ -145,11 +139,11 @@ def why_unscored(runs: list[Run], dev: str | None) -> str:
 
 
 def shared_notes(runs: list[Run]) -> list[str]:
-    """The remarks about each run, with its name before what is not true of all."""
-    said = [remarks(run) for run in runs]
-    shared = set(said[0]).intersection(*said[1:])
+    """Return the remarks about the runs; those that are not the same for all runs with the run's name."""
+    remarks_of = [remarks(run) for run in runs]
+    shared = set(remarks_of[0]).intersection(*remarks_of[1:])
     notes = {}  # a set that keeps its order
-    for run, sentences in zip(runs, said, strict=True):
+    for run, sentences in zip(runs, remarks_of, strict=True):
         for sentence in sentences:
             if sentence not in shared:
                 sentence = f"{run.name}: {sentence}"
@@ -158,9 +152,9 @@ def shared_notes(runs: list[Run]) -> list[str]:
 
 
 def describe_run(run: Run) -> dict:
-    """What the page shows of a run whether it was evaluated or not."""
+    """Return what the page shows of any run, evaluated or not."""
     threshold = run.qa.get("null_threshold")
-    settings = {}  # as text, for the page shows where two runs differ
+    settings = {}  # as text, which the page compares
     for name, value in run.config["settings"].items():
         settings[name] = "none" if value is None else str(value)
     return {
@@ -173,8 +167,30 @@ def describe_run(run: Run) -> dict:
     }
 
 
-def fill(page: dict, runs: list[Run], data: Dataset) -> None:
-    """Add what rests on the predictions."""
+def add_classes(page: dict, runs: list[Run], dev: str | None) -> None:
+    """Add the scores of classifiers."""
+    page["classes"] = [scored.class_report(run, dev) for run in runs]
+    if len(runs) > 1:
+        fractions = [(one["accuracy"] / 100, one["macro_f1"] / 100) for one in page["classes"]]
+        page["families"] = family_rows(runs, fractions)
+
+
+def dev_questions(run: Run, dev: str | None) -> Dataset:
+    """Read the questions that a run was evaluated on, as many as it was."""
+    limit = run.setting("limit_dev")
+    # A config.json that was edited by hand may hold anything here.
+    is_count = type(limit) is int and 0 < limit < 2**31
+    return read_examples(find_dev(run, dev), limit if is_count else None)
+
+
+def family_rows(runs: list[Run], systems: Sequence[tuple]) -> list[dict]:
+    """Return mean and deviation of the scores of each recipe over its runs."""
+    families = analysis.families([run.config["settings"] for run in runs])
+    return analysis.family_rows(families, systems)
+
+
+def add_scores(page: dict, runs: list[Run], data: Dataset) -> None:
+    """Add all that depends on the predictions of answers."""
     page["notes"] += changed_data_notes(runs, data)
     examples = data.examples
     if len(runs) > 1:
@@ -190,12 +206,12 @@ def fill(page: dict, runs: list[Run], data: Dataset) -> None:
     page["total"] = len(examples)
     page["scores"] = analysis.score_table(has_answer, systems)
     if len(runs) > 1:
-        page["families"] = analysis.family_rows(analysis.families(runs), systems)
+        page["families"] = family_rows(runs, systems)
     if len(runs) == 2:
         exact = [one.exact for one in found]
         names = [run.name for run in runs]
         page["verdict"] = analysis.verdict(page["scores"][0], exact, names)
-    # The first run's windows serve for all: two that cut texts otherwise could not share a table.
+    # Groups are by the windows of the first run: the runs of one table must share its groups.
     for each in analysis.group(examples, scored.count_windows(runs[0], examples)):
         rows = analysis.group_rows(each, systems)
         page["groups"].append(
@@ -216,7 +232,7 @@ def fill(page: dict, runs: list[Run], data: Dataset) -> None:
 
 
 def beside(shown: list[dict], has_answer: np.ndarray) -> list[str]:
-    """What the scores can be held against, a sentence each."""
+    """Return what to compare the scores with, a sentence each."""
     sentences = []
     for run in shown:
         if "at_zero" in run:
@@ -234,11 +250,11 @@ def folders_of(runs: Sequence[Run]) -> str:
 
 
 def changed_data_notes(runs: list[Run], data: Dataset) -> list[str]:
-    """A sentence for each run that was evaluated on other questions than these."""
+    """Return a sentence for each run that was evaluated on another file than this."""
     notes = []
     for run in runs:
         known = run.part("fingerprints").get("dev file")
-        # dev.json was held out of the training file: its own hash is not that of any file that was given
+        # dev.json was held out of the training file, and so has another hash than that.
         is_held_out = Path(data.path) == run.folder / "dev.json"
         if known and not is_held_out and not data.sha256.startswith(str(known)):
             notes.append(
@@ -248,11 +264,9 @@ def changed_data_notes(runs: list[Run], data: Dataset) -> list[str]:
 
 
 def answered_by_all(runs: Sequence[Run], data: Dataset) -> list[Example]:
-    """The questions that every run has a prediction for. Raises UserError where there are none."""
-    examples = []
-    for example in data.examples:
-        if all(example.id in run.predictions for run in runs):
-            examples.append(example)
+    """Return the questions that all runs have predictions for. Raises UserError if there are none."""
+    answered = set.intersection(*(set(run.predictions) for run in runs))
+    examples = [example for example in data.examples if example.id in answered]
     if not examples:
         raise UserError(
             f"{folders_of(runs)} have no question of {data.path} in common; compare "
@@ -262,10 +276,10 @@ def answered_by_all(runs: Sequence[Run], data: Dataset) -> list[Example]:
 
 
 def render(page: dict) -> str:
-    """The page with style, script and data inside. No text of the data can end its block or run."""
+    """Return the HTML with style, script and data inside. No text in the data can end its element or be run."""
     text = to_json(page)
-    # Inside a script element "</script>" and "<!--" mean something even within a JSON string, and
-    # the two line separators end a line of JavaScript; escaped they are the same text to JSON.parse.
+    # In a script element "</script>" and "<!--" have a meaning even inside a JSON string, and the two line separators
+    # end a line of JavaScript. Escaped, they are the same text to JSON.parse.
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     parts = {
@@ -274,7 +288,7 @@ def render(page: dict) -> str:
         "script": "".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS),
         "data": text,
     }
-    # the policy in the template lets nothing run but what has these hashes
+    # The content security policy in the template allows only what has these hashes.
     for name in ("style", "script"):
         digest = hashlib.sha256(parts[name].encode()).digest()
         parts[f"{name}_hash"] = f"'sha256-{base64.b64encode(digest).decode()}'"

@@ -1,4 +1,4 @@
-"""A run folder as one reads it afterwards, without torch: its files."""
+"""Read the files of a run folder, without torch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,54 +8,58 @@ from bertqa.data.download import official
 from bertqa.errors import UserError, show
 from bertqa.files import decode, json_lines, parse_json, read_bytes, read_json
 
-FILES = ("config.json", "metrics.jsonl", "predictions.json", "predictions.jsonl")
-FILES += ("nbest_predictions.json", "null_odds.json", "confidence.json", "summary.json")
-FILES += ("rejected.jsonl",)
-"""What training leaves in a run folder beside best/ and last/."""
+FILES = (
+    "config.json",
+    "metrics.jsonl",
+    "predictions.json",
+    "predictions.jsonl",
+    "nbest_predictions.json",
+    "null_odds.json",
+    "confidence.json",
+    "summary.json",
+    "rejected.jsonl",
+)
+"""The files that training leaves in a run folder, beside best/ and last/."""
 
 
 @dataclass
 class Run:
-    """A run folder as found; what it lacks is empty or None."""
+    """The contents of a run folder; what is missing is empty or None."""
 
     folder: Path
     name: str
-    config: dict
-    events: list[dict]
-    weights: Path | None
-    """best/, or last/ before the first evaluation."""
-    model: dict
-    """config.json of that folder."""
-    qa: dict
-    """qa.json of best/."""
+    config: dict  # config.json
+    events: list[dict]  # metrics.jsonl
+    weights: Path | None  # best/, or last/ before the first evaluation
+    model: dict  # config.json of that folder
+    qa: dict  # qa.json of best/
     predictions: dict[str, str] | None
     nbest: dict[str, list[dict]]
     odds: dict[str, float]
-    confidence: dict[str, float]
-    """How sure each prediction is; of runs from before there was such, empty."""
+    confidence: dict[str, float]  # probability that each prediction is right; empty in older runs
     classified: list[dict] | None
     """The lines of a classifier's predictions.jsonl: id, label, gold, probabilities."""
 
     def of(self, event: str) -> list[dict]:
-        """The journal's records of this event."""
+        """Return the journal's records of this event."""
         return [record for record in self.events if record.get("event") == event]
 
     def last(self, event: str) -> dict:
-        """The last record of this event; empty where there is none."""
+        """Return the last record of this event; empty if there is none."""
         records = self.of(event)
         return records[-1] if records else {}
 
     def setting(self, name: str):
-        """The run's value of a setting; None also for one it did not know."""
+        """Return the value of a setting; None also for one that the run does not have."""
         return self.config["settings"].get(name)
 
     def part(self, name: str) -> dict:
-        """An object in config.json, such as its versions; empty where there is none."""
+        """Return an object in config.json, such as "versions"; empty if there is none."""
         return object_at(self.config, name)
 
     @property
     def shape(self) -> dict:
-        """The architecture of its model."""
+        """The architecture of the model, as its config.json says."""
         return object_at(self.model, "architecture")
 
     @property
@@ -64,13 +68,13 @@ class Run:
 
 
 def object_at(parent: dict, name: str) -> dict:
-    """parent[name] where that is an object, else an empty one."""
+    """Return parent[name] if that is an object, else an empty one."""
     value = parent.get(name)
     return value if isinstance(value, dict) else {}
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder. Raises UserError where it is none, or where one of its files is damaged."""
+    """Read a run folder. Raises UserError if it is not one, and for damaged files."""
     config = object_in(folder / "config.json")
     if config is None or not isinstance(config.get("settings"), dict):
         what = "there is no such folder"
@@ -79,7 +83,7 @@ def read_run(folder: Path) -> Run:
         raise UserError(
             f"{folder}: {what}; give the folder that python -m bertqa.train --out FOLDER made"
         )
-    # a run that was started and not evaluated has this much: config.json, and a journal soon after
+    # A run that was started a moment ago has only config.json.
     journal = folder / "metrics.jsonl"
     events = list(read_journal(journal)) if journal.exists() else []
     weights = None
@@ -89,14 +93,17 @@ def read_run(folder: Path) -> Run:
     nbest = object_in(folder / "nbest_predictions.json") or {}
     for id, entries in nbest.items():
         check_entries(folder / "nbest_predictions.json", id, entries)
-    # A run of any age is read: what it lacks is empty, and the page says so.
+    model = {}
+    if weights:
+        model = object_in(weights / "config.json") or {}
+    # Files may be missing, in older runs or in unfinished ones: the page says so.
     return Run(
         folder=folder,
         name=folder.resolve().name,
         config=config,
         events=[record for record in events if isinstance(record, dict)],
         weights=weights,
-        model=(weights and object_in(weights / "config.json")) or {},
+        model=model,
         qa=object_in(folder / "best" / "qa.json") or {},
         predictions=object_in(folder / "predictions.json", str),
         nbest=nbest,
@@ -107,15 +114,16 @@ def read_run(folder: Path) -> Run:
 
 
 def damaged(path: Path, what: object) -> UserError:
+    """Return the error for a file that is not as training wrote it."""
     return UserError(f"{path}: cannot be read ({what}); the file is damaged, or not of a run")
 
 
 def object_in(path: Path, kind: type = object) -> dict | None:
-    """A JSON object with values of a kind; None where there is no such file. Raises UserError where it is damaged."""
+    """Read a JSON object with values of one kind; None if there is no file. Raises UserError if it is damaged."""
     if not path.is_file():
         return None
     try:
-        found = read_json(path, allow_nan=True)  # a NaN is named below
+        found = read_json(path, allow_nan=True)  # NaN is refused below, with its key
     except UserError as error:
         raise damaged(path, str(error).removeprefix(f"{path}: ")) from None
     if not isinstance(found, dict):
@@ -128,18 +136,18 @@ def object_in(path: Path, kind: type = object) -> dict | None:
 
 
 def is_number(value: object) -> bool:
-    """Whether this is a finite number, and not True or False, or more than a float can hold."""
-    # NaN compares false; an int of 400 digits is fine to Python, and no float
+    """Return whether this is a finite number that a float can hold; True and False are not."""
+    # Comparisons with NaN are False. The bounds exclude ints too large for a float.
     return type(value) in (int, float) and -1e300 < value < 1e300
 
 
 def has_numbers(record: object, *names: str) -> bool:
-    """Whether this is an object with a number under each of these names."""
+    """Return whether this is an object with a number under each of these names."""
     return isinstance(record, dict) and all(is_number(record.get(name)) for name in names)
 
 
 def check_entries(path: Path, id: str, entries: object) -> None:
-    """Raise UserError where a question's n-best list is not a list of spans with probabilities."""
+    """Raise UserError if a question's n-best list is not a list of spans with probabilities."""
     if not isinstance(entries, list):
         raise damaged(path, f"it holds {show(entries)[:40]} for {id!r}")
     for entry in entries:
@@ -149,14 +157,14 @@ def check_entries(path: Path, id: str, entries: object) -> None:
             and type(entry.get("start")) is int
             and type(entry.get("end")) is int
             and is_number(entry.get("probability"))
-            and abs(entry["probability"]) < 2  # rounding may pass 1
+            and abs(entry["probability"]) < 2  # not 1: it may be rounded up
         )
         if not good:
             raise damaged(path, f"an entry of {id!r} is {show(entry)[:60]}")
 
 
 def classes_in(path: Path) -> list[dict] | None:
-    """A classifier's predictions; None where there is no such file. Raises UserError where it is damaged."""
+    """Read a classifier's predictions; None if there is no file. Raises UserError if it is damaged."""
     if not path.is_file():
         return None
     records = []
@@ -172,17 +180,17 @@ def classes_in(path: Path) -> list[dict] | None:
 
 
 def read_journal(path: str | Path) -> Iterator[dict]:
-    """The events of a metrics.jsonl, in order. A last line that was cut off in the middle is left out.
+    """Yield the records of a metrics.jsonl, in order. A last line that is incomplete is left out.
 
     Raises:
-        UserError: where the file is missing or another line is not JSON.
+        UserError: if the file is missing, or any other line is not JSON.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: there is no journal; is this the folder of a run?")
     if path.stat().st_size == 0:
         return
-    # A run that was killed may have left half a line, and only as the last one: lines are appended.
+    # Lines are appended, so a run that was killed can only have left the last one incomplete.
     *lines, last = read_bytes(path).split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -194,11 +202,11 @@ def read_journal(path: str | Path) -> Iterator[dict]:
     try:
         yield parse_json(decode(last))
     except UserError:
-        pass  # the end of a run that was killed, or nothing behind the last newline
+        pass  # incomplete, or the empty text after the last newline
 
 
 def find_dev(run: Run, given: str | None = None) -> Path | None:
-    """The file of dev questions: as given, else as the run had it, seen from here or from above its folder."""
+    """Return the file of dev questions: as given, or else as in the settings of the run. None if it is not found."""
     if given is not None:
         return Path(given)
     held_out = run.folder / "dev.json"
@@ -208,19 +216,19 @@ def find_dev(run: Run, given: str | None = None) -> Path | None:
 
 
 def find_file(run: Run, setting: object) -> Path | None:
-    """The file that a setting names; None where it is not found."""
+    """Return the file that a setting names; None if it is not found."""
     if not isinstance(setting, str) or not setting:
         return None
     name = Path(setting)
-    fetched = official(name)  # squad2: where it was fetched to
+    fetched = official(name)  # a name like squad2, which was downloaded
     places = [fetched.path if fetched else name]
-    # a relative path was meant from where training was started, mostly above runs/
+    # A relative path is relative to where training was started: in most cases the folder that has runs/.
     places += [parent / name for parent in run.folder.resolve().parents[:3]]
     return next((place for place in places if place.is_file()), None)
 
 
 def numbers(records: list[dict], *names: str) -> list[list[float]]:
-    """The columns `names` of the records that have them all as finite numbers."""
+    """Return the columns `names` of those records that have finite numbers in all of them."""
     rows = []
     for record in records:
         row = [record.get(name) for name in names]
@@ -232,11 +240,11 @@ def numbers(records: list[dict], *names: str) -> list[list[float]]:
 
 
 def moved_ends(config: dict) -> list[str]:
-    """A sentence for each time that --resume gave the run another end: its schedule is not that of the settings alone."""
-    sentences = []
+    """Return a sentence for each time that --resume moved the run's end, and with it the learning rate schedule."""
     moves = config.get("moved_ends")
     if not isinstance(moves, list):
         return []
+    sentences = []
     for move in moves:
         if has_numbers(move, "step", "from", "to"):
             sentences.append(

@@ -1,4 +1,4 @@
-"""What score writes beside its numbers: a row per question, and plots named as the official script names them."""
+"""Write the files of `score`: a row per question, and plots with the file names of the official script."""
 
 import csv
 import io
@@ -9,7 +9,6 @@ from bertqa.data.examples import Example
 from bertqa.errors import UserError
 from bertqa.files import write_text
 from bertqa.qa import metrics
-from bertqa.qa.metrics import Scores
 
 CURVES = {"exact": "exact match", "f1": "F1", "oracle": "having an answer at all"}
 HISTOGRAMS = (
@@ -19,22 +18,26 @@ HISTOGRAMS = (
 
 
 def details(
-    examples: list[Example], final: Scores, odds: list, threshold: float, with_odds: bool
+    examples: list[Example], final: metrics.Scores, odds: list, threshold: float, with_odds: bool
 ) -> list[dict]:
-    """One row per scored question: all that its scores were made from.
+    """Return a row for each scored question; `answered` is None for a missing prediction.
 
-    `answered` is null for a missing prediction.
+    Args:
+        final: scores after the no-answer threshold.
+        odds: no-answer odds of each row.
+        with_odds: add these as na_prob.
     """
     by_id = {example.id: example for example in examples}
     answered = metrics.answered(final, odds, threshold)
     rows = []
     for i, id in enumerate(final.ids):
+        example = by_id[id]
         row = {
             "id": id,
-            "title": by_id[id].title,
-            "question": by_id[id].question,
+            "title": example.title,
+            "question": example.question,
             "prediction": final.texts[i],
-            "answers": list(by_id[id].answer_texts),
+            "answers": list(example.answer_texts),
             "answered": answered[i],
             "exact": final.exact[i],
             "f1": final.f1[i],
@@ -48,7 +51,7 @@ def details(
 
 
 def write_details(path: Path, rows: list[dict]) -> None:
-    """As JSON lines, or as a CSV in which the accepted answers are a JSON list."""
+    """Write rows as JSON lines, or as a CSV in which the accepted answers are a JSON list."""
     out = io.StringIO()
     if path.suffix == ".jsonl":
         out.writelines(json.dumps(row) + "\n" for row in rows)
@@ -58,12 +61,12 @@ def write_details(path: Path, rows: list[dict]) -> None:
         for row in rows:
             answers = json.dumps(row["answers"], ensure_ascii=False)
             writer.writerow({**row, "answers": answers})
-    # UTF-8 has no half of a surrogate pair: a CSV gets it spelled out
+    # UTF-8 cannot encode half of a surrogate pair: a CSV gets it as an escape, such as \ud800.
     write_text(path, out.getvalue().encode("utf-8", "backslashreplace").decode())
 
 
 def load_matplotlib():
-    """matplotlib's Figure class: without pyplot there is no global state. Raises UserError where it is missing."""
+    """Return matplotlib's Figure class (pyplot has global state). Raises UserError if it is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -73,8 +76,8 @@ def load_matplotlib():
     return Figure
 
 
-def plot(folder: Path, scores: Scores, na_probs: dict[str, float]) -> None:
-    """Write all that can be drawn: curves need a question with an answer, a histogram one of its kind."""
+def plot(folder: Path, scores: metrics.Scores, na_probs: dict[str, float]) -> None:
+    """Write those plots for which there are questions of their kind."""
     folder.mkdir(parents=True, exist_ok=True)
     odds = metrics.odds_of(scores, na_probs)
     if any(scores.has_answer):
@@ -83,11 +86,10 @@ def plot(folder: Path, scores: Scores, na_probs: dict[str, float]) -> None:
             curve = metrics.precision_recall(values, scores.has_answer, odds, order)
             draw_curve(folder / f"pr_{name}.png", CURVES[name], *curve)
     for name, kind, title in HISTOGRAMS:
-        chosen = [
-            value
-            for value, has_answer in zip(odds, scores.has_answer, strict=True)
-            if has_answer is kind and value is not None
-        ]
+        chosen = []
+        for value, has_answer in zip(odds, scores.has_answer, strict=True):
+            if has_answer is kind and value is not None:
+                chosen.append(value)
         if chosen:
             draw_histogram(folder / f"na_prob_hist_{name}.png", title, chosen)
 
@@ -95,10 +97,10 @@ def plot(folder: Path, scores: Scores, na_probs: dict[str, float]) -> None:
 def draw_curve(
     path: Path, title: str, precisions: list[float], recalls: list[float], area: float
 ) -> None:
-    """Precision over recall; `area` under it in percent."""
+    """Plot precision over recall; `area` is the average precision in percent."""
     figure = load_matplotlib()()
     axes = figure.subplots()
-    # a step and not a slope: between two thresholds there is nothing
+    # Steps, not slopes: between two thresholds there is nothing.
     axes.step(recalls, precisions, where="post")
     axes.fill_between(recalls, precisions, step="post", alpha=0.2)
     axes.set(xlim=(0, 1.05), ylim=(0, 1.05))
@@ -107,8 +109,9 @@ def draw_curve(
 
 
 def draw_histogram(path: Path, title: str, odds: list[float]) -> None:
-    """The share of the questions in each bin of odds."""
-    from bertqa.qa.thresholds import histogram  # numpy takes longer to start than to score
+    """Plot the share of the questions in each bin of odds."""
+    # Here, because importing numpy takes longer than scoring.
+    from bertqa.qa.thresholds import histogram
 
     shares, edges = histogram(odds)
     figure = load_matplotlib()()

@@ -1,8 +1,10 @@
-"""A run's predictions beside the data: what it got right, and what the page lists of single questions, or of texts and classes."""
+"""Score a run's predictions against the data, and prepare what the page lists: questions, or texts and classes."""
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +20,17 @@ from bertqa.reporting.run_folder import Run, find_file
 
 @dataclass
 class Scored:
-    """A run's predictions against the examples, a row per question."""
+    """A run's scored predictions, Q questions."""
 
-    texts: list[str | None]
-    exact: np.ndarray
-    f1: np.ndarray
-    spans: list[tuple[int, int] | None]
-    kinds: list[str]
+    texts: list[str | None]  # None: missing
+    exact: np.ndarray  # (Q,)
+    f1: np.ndarray  # (Q,)
+    spans: list[tuple[int, int] | None]  # characters of each prediction in its context, if known
+    kinds: list[str]  # keys of analysis.KINDS
 
 
 def score(run: Run, examples: list[Example]) -> Scored:
-    """Score predictions.json, which is written at the tuned threshold; a question it lacks counts as wrong."""
+    """Score predictions.json, which was written at the tuned threshold. Missing predictions count as wrong."""
     scores = metrics.score_answers(examples, run.predictions)
     exact = np.array(scores.exact, float)
     f1 = np.array(scores.f1, float)
@@ -43,10 +45,10 @@ def score(run: Run, examples: list[Example]) -> Scored:
 
 
 def place(run: Run, example: Example, text: str | None) -> tuple[int, int] | None:
-    """Where a prediction stands in the context, if the n-best list says so, and truly."""
+    """Return the place of a prediction in the context, (start, end), if the n-best list has it and it is right."""
     if not text:
         return None
-    # not example.context.find(text): the text may stand there several times
+    # Not example.context.find(text): the text may occur several times.
     for entry in run.nbest.get(example.id, ()):
         start, end = entry["start"], entry["end"]
         if entry["text"] == text and example.context[start:end] == text:
@@ -55,12 +57,12 @@ def place(run: Run, example: Example, text: str | None) -> tuple[int, int] | Non
 
 
 def count_windows(run: Run, examples: list[Example]) -> np.ndarray | None:
-    """(Q,) windows of each question as the run cut them; None where its tokenizer or settings are missing."""
-    # not at the top: tokenizers takes longer to import than a small report takes
+    """Return (Q,) the number of windows of each question, cut as in the run; None without its tokenizer or settings."""
+    # Here, because importing tokenizers takes longer than a small report.
     from bertqa.data.tokenizer import WordPiece
     from bertqa.data.windows import build_windows
 
-    # by the model's qa.json and not the run's settings: these may leave a choice to training
+    # From the model's qa.json: the run's settings may be None, a choice that training made.
     options = {}
     for name in ("max_length", "overlap", "step", "max_question"):
         if run.qa.get(name) is not None:
@@ -74,15 +76,16 @@ def count_windows(run: Run, examples: list[Example]) -> np.ndarray | None:
     return np.bincount(windows.question, minlength=len(examples))
 
 
-# The question browser: columns of numbers, each context once, so that the page stays small
+# The question browser: contexts only once, and columns of numbers, to keep the page small
 
 RUNNERS_UP = 3
-"""Spans shown beneath each prediction."""
+"""Spans shown below each prediction."""
 
 
 def utf16(text: str) -> Callable[[int], int]:
-    """From Python's character offsets to JavaScript's, which counts characters beyond U+FFFF twice: in "a🐼b" the b is at 2,
-    and at 3 in JavaScript.
+    """Return a function from Python's character offsets in this text to JavaScript's.
+
+    JavaScript counts characters beyond U+FFFF as two: the b of "a🐼b" is at 2 in Python, at 3 in JavaScript.
     """
     wide = []
     if max(text, default="") > "\uffff":
@@ -91,25 +94,28 @@ def utf16(text: str) -> Callable[[int], int]:
 
 
 def browser(examples: list[Example]) -> dict:
-    """Questions and accepted answers: `gold` is start, end, start, end, ... in the context, `lost` what has no place."""
+    """Return questions and accepted answers for the page.
+
+    `gold` has start, end, start, end, ... of the answers in the context, `lost` the texts of those without a place.
+    """
     contexts: dict[str, int] = {}
     titles: list[str] = []
     rows: list[int] = []
     gold: list[list[int]] = []
-    lost: dict[int, list[str]] = {}
+    lost: dict[int, list[str]] = defaultdict(list)
     for number, example in enumerate(examples):
         row = contexts.setdefault(example.context, len(contexts))
         rows.append(row)
-        if row == len(titles):  # a context that was not there before
+        if row == len(titles):  # a new context
             titles.append(example.title)
         at = utf16(example.context)
-        ends: dict[tuple[int, int], None] = {}  # a set that keeps its order
+        spans: dict[tuple[int, int], None] = {}  # a set that keeps its order
         for text, start in zip(example.answer_texts, example.answer_starts, strict=True):
             if start >= 0:
-                ends[at(start), at(start + len(text))] = None
+                spans[at(start), at(start + len(text))] = None
             else:
-                lost.setdefault(number, []).append(text)
-        gold.append([side for span in ends for side in span])
+                lost[number].append(text)
+        gold.append(list(chain.from_iterable(spans)))
     return {
         "contexts": list(contexts),
         "titles": titles,
@@ -122,9 +128,10 @@ def browser(examples: list[Example]) -> dict:
 
 
 def columns(run: Run, scored: Scored, examples: list[Example]) -> dict:
-    """One run's answers: `answer` is [start, end], "" for none, null for missing, or a text that has no place.
+    """Return one run's answers for the page.
 
-    `best` is start, end, per mille of the best entries of the n-best list, the null answer as 0, 0.
+    `answer` is [start, end], "" for no answer, None for a missing prediction, or the text if its place is not known.
+    `best` has start, end and per mille of the best entries of the n-best list; 0, 0 is the null answer.
     """
     names = list(KINDS)
     result = {"kind": [], "f1": [], "odds": [], "answer": [], "best": []}
@@ -134,13 +141,10 @@ def columns(run: Run, scored: Scored, examples: list[Example]) -> dict:
         answer = scored.texts[row]
         if span:
             answer = [at(span[0]), at(span[1])]
-        odds = run.odds.get(
-            example.id, NO_SPAN_ODDS
-        )  # which stands for a question without any span
-        shown = round(odds, 2) if odds < NO_SPAN_ODDS else None
+        odds = run.odds.get(example.id, NO_SPAN_ODDS)
         result["kind"].append(names.index(scored.kinds[row]))
         result["f1"].append(round(100 * float(scored.f1[row])))
-        result["odds"].append(shown)
+        result["odds"].append(round(odds, 2) if odds < NO_SPAN_ODDS else None)
         result["answer"].append(answer)
         best = []
         for entry in run.nbest.get(example.id, ())[: RUNNERS_UP + 1]:
@@ -153,42 +157,40 @@ def columns(run: Run, scored: Scored, examples: list[Example]) -> dict:
 # Texts and classes, C of them
 
 MOST_ERRORS = 500
-"""Texts that the page lists, those first of which the model was surest."""
+"""Wrongly classified texts that the page lists, the most confident predictions first."""
 LONGEST = 600
 """Characters shown of a text."""
 
 
 def class_report(run: Run, dev: str | None) -> dict:
-    """What the page shows of a classifier's predictions on its dev texts: a confusion matrix, scores, the errors."""
+    """Return what the page shows of a classifier on its dev texts: confusion matrix, scores, wrong predictions."""
     labelled = [record for record in run.classified if record.get("gold") is not None]
     labels = run.model.get("labels") or sorted({str(record["gold"]) for record in labelled})
-    place = {label: row for row, label in enumerate(labels)}
-    matrix = np.zeros(
-        (len(labels), len(labels)), int
-    )  # (C, C) texts: the right class, the predicted
+    class_of = {label: number for number, label in enumerate(labels)}
+    matrix = np.zeros((len(labels), len(labels)), int)  # (C, C) texts by right and predicted class
     errors = []
-    texts = dev_texts(run, dev)
     for record in labelled:
-        gold, label = str(record["gold"]), str(record.get("label"))
-        # else labels of another model's run, or a file that was edited
-        if gold not in place or label not in place:
-            continue
-        matrix[place[gold], place[label]] += 1
+        gold = class_of.get(str(record["gold"]))
+        label = class_of.get(str(record.get("label")))
+        if gold is None or label is None:
+            continue  # a label of another model, or of a file that was edited
+        matrix[gold, label] += 1
         if gold != label:
-            id = str(record.get("id"))
-            errors.append(
-                {
-                    "id": id,
-                    "gold": gold,
-                    "label": label,
-                    "probability": float(max(record["probabilities"].values(), default=0.0)),
-                    "text": texts.get(id, "")[:LONGEST],
-                }
-            )
-    errors.sort(key=lambda error: error["probability"], reverse=True)
-    shown = errors[:MOST_ERRORS]
-    for error in shown:
-        error["probability"] = round(error["probability"], 4)
+            errors.append(record)
+    errors.sort(key=surest, reverse=True)
+    texts = dev_texts(run, dev)
+    shown = []
+    for record in errors[:MOST_ERRORS]:
+        id = str(record.get("id"))
+        shown.append(
+            {
+                "id": id,
+                "gold": str(record["gold"]),
+                "label": str(record["label"]),
+                "probability": round(surest(record), 4),
+                "text": texts.get(id, "")[:LONGEST],
+            }
+        )
     total = int(matrix.sum())
     return {
         "labels": labels,
@@ -202,26 +204,31 @@ def class_report(run: Run, dev: str | None) -> dict:
     }
 
 
+def surest(record: dict) -> float:
+    """Return the highest probability of a prediction."""
+    return float(max(record["probabilities"].values(), default=0.0))
+
+
 def class_rows(matrix: np.ndarray) -> list[dict]:
-    """n, precision, recall and F1 in percent of each class; None where there is nothing to divide by."""
+    """Return n, precision, recall and F1 in percent of each class; None where they are not defined."""
     rows = []
-    for row in range(len(matrix)):
-        right = int(matrix[row, row])
-        asked = int(matrix[row].sum())
-        said = int(matrix[:, row].sum())
+    for number in range(len(matrix)):
+        right = int(matrix[number, number])
+        actual = int(matrix[number].sum())
+        predicted = int(matrix[:, number].sum())
         rows.append(
             {
-                "n": asked,
-                "precision": share(right, said),
-                "recall": share(right, asked),
-                "f1": share(2 * right, asked + said),
+                "n": actual,
+                "precision": share(right, predicted),
+                "recall": share(right, actual),
+                "f1": share(2 * right, actual + predicted),
             }
         )
     return rows
 
 
 def macro_f1(matrix: np.ndarray) -> float:
-    """The mean of F1 over the classes that are right or predicted at least once, in percent."""
+    """Return the mean F1 in percent of the classes that occur, in the data or among the predictions."""
     counts = matrix.sum(0) + matrix.sum(1)
     seen = counts > 0
     if not seen.any():
@@ -230,11 +237,12 @@ def macro_f1(matrix: np.ndarray) -> float:
 
 
 def share(part: int, whole: int) -> float | None:
+    """Return a part in percent; None of nothing."""
     return round(100 * part / whole, 2) if whole else None
 
 
 def dev_texts(run: Run, dev: str | None) -> dict[str, str]:
-    """id -> text of the dev set, which may be a part of the training file; empty where that is not found."""
+    """Return the dev texts by id, which may be a part of the training file; empty if the file is not found."""
     path = Path(dev) if dev else find_file(run, run.setting("dev") or run.setting("train"))
     if path is None:
         return {}

@@ -23,7 +23,13 @@ from bertqa.model.card import model_card
 from bertqa.model.heads import span_loss
 from bertqa.qa import metrics, thresholds
 from bertqa.qa.answers import null_odds, prediction_files
-from bertqa.qa.confidence import errors_of, evidence_of, fit_confidence, how_right, marks_of
+from bertqa.qa.confidence import (
+    calibration_errors,
+    evidence_of,
+    fit_confidence,
+    how_right,
+    marks_of,
+)
 from bertqa.qa.spans import Spans, SpanSettings
 from bertqa.training.job import FileTask
 
@@ -188,7 +194,7 @@ class Evaluation:
         right = how_right(examples, marks)
         confidence = fit_confidence(evidence, right, has_answer)
         qa["confidence"] = asdict(confidence)
-        errors = errors_of(confidence, evidence, right, has_answer, threshold)
+        errors = calibration_errors(confidence, evidence, right, has_answer, threshold)
         qa["tuning"]["tuned"] |= errors
 
         silent = thresholds.abstain(odds, threshold)
