@@ -20,7 +20,6 @@ from bertqa.model.products import has_calibrated_products
 from bertqa.model.ranges import command, read_ranges
 from bertqa.qa.confidence import read_confidence
 
-
 SIXTEEN_BITS = ("bf16", "fp16", "bfloat16", "float16", torch.bfloat16, torch.float16)
 """What a caller may name them."""
 

@@ -72,9 +72,8 @@ def n_best(
     mode kept, as in run_qa). `probability` is the softmax of start_logit + end_logit over the list.
 
     Args:
-        no_answer: add the null answer, text "" at 0 to 0: where its score belongs, or last if it is not among the n
-        best.
-            Without a valid span it is the only entry in any case.
+        no_answer: add the null answer, text "" at 0 to 0, where its score belongs, or last if it is not among the n
+            best. Without a valid span it is the only entry, also if this is False.
         most: list at most this many answers, where that is less than n_best.
     """
     n = min(spans.settings.n_best, most or spans.settings.n_best)

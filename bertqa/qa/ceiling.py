@@ -33,8 +33,8 @@ class View:
 
     starts: np.ndarray  # (T,) first character of each token
     ends: np.ndarray  # (T,) one past its last
-    first: np.ndarray  # (w,) first token of each window, rising
-    stop: np.ndarray  # (w,) one past the last token of each window, never falling
+    first: np.ndarray  # (w,) first token of each window, increasing
+    stop: np.ndarray  # (w,) one past the last token of each window, never decreasing
 
     def reach(self, token: int) -> int:
         """Return where spans that begin at this token must stop: at the end of the last window that has the token."""
@@ -55,7 +55,7 @@ def views(windows: Windows) -> Iterator[View]:
     """Yield the View of each question, in order."""
     contexts = windows.contexts
     stop = windows.first + windows.count
-    # Windows are sorted by question. With questions 0 0 1 1 1 2, these are 0, 2, 5 and the end, 6.
+    # Windows are sorted by question. Those of questions 0 0 1 1 1 2 begin at 0, 2, 5 and end at 6.
     rows = np.searchsorted(windows.question, np.arange(len(windows.question_context) + 1))
     for question, context in enumerate(windows.question_context):
         tokens = slice(contexts.rows[context], contexts.rows[context + 1])
@@ -132,13 +132,12 @@ def search(context: str, view: View, golds: list[str], most: int, v1: bool) -> s
 def worth_scoring(
     context: str, view: View, wanted: set[str], most: int
 ) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) characters of those spans that must be scored to find a best one, in the order of the
-    paragraph.
+    """Yield (start, end) characters of the spans that must be scored to find a best one.
 
     Spans are skipped that a shorter span is sure to equal. Normalisation treats each stretch between blanks by itself.
     So where a span begins with a piece that ends at a blank, that piece only adds its own words. If none of them is in
     `wanted`, the words of the right answers, the span without the piece has the same hits among as many or fewer words,
-    and scores no less. (It is a span too, since reach never falls.) The same holds at the end of a span. The shorter
+    and scores no less. (It is a span too, since reach never decreases.) The same holds at the end of a span. The shorter
     span may itself be skipped for a shorter one, and so on down to one that is scored.
 
     Example: of "the old mill burned" with the answer "mill", only single words are scored. "the old mill" can lose

@@ -81,8 +81,9 @@ def merge_documents(evidence: Evidence, begins: np.ndarray) -> Evidence:
     document scores 3, that in the others 5, so the margin is 4. A document with the same answer is no rival.
     """
     best = np.maximum.reduceat(evidence.best, begins)
-    question = np.repeat(np.arange(len(begins)), np.diff([*begins, len(evidence.best)]))  # (D,)
     # With begins 0, 3 and best scores 5, 9, 4 | 7, the questions are 0 0 0 1, and documents 1 and 3 win.
+    sizes = np.diff(begins, append=len(evidence.best))
+    question = np.arange(len(begins)).repeat(sizes)  # (D,)
     has_best = evidence.best == best[question]
     documents = np.arange(len(question))
     winner = np.minimum.reduceat(np.where(has_best, documents, len(documents)), begins)  # (Q,)
@@ -127,22 +128,22 @@ class Confidence:
             right = np.nan
         return np.where(silent, none, right).astype(np.float64)
 
-    def of_lists(
+    def of_answers(
         self, evidence: Evidence, scores: list[list[float]]
     ) -> tuple[list[float | None], list[list[float | None]]]:
-        """Return each question's probability that it has no answer, and the probability that each of its answers is
-        right.
+        """Return the probability that each question has no answer, and that each of its answers is right.
 
         Args:
             scores: of the answers of each question, best first. The margin of the best is to its rival; the margin of
                 the others is to the best, and negative.
         """
-        # The answers of all questions in a row. Scores 9 6 | 4, where the best have margins 2 and 5, get 2 -3 | 5.
+        # All answers in a row. With scores 9 6 | 4, whose best have margins 2 and 5, the margins are 2 -3 | 5.
         counts = np.array([len(own) for own in scores], np.int64)
         flat = np.fromiter(chain.from_iterable(scores), np.float64)
         margin = flat - evidence.best.repeat(counts)
-        answered = np.flatnonzero(counts)
-        margin[(counts.cumsum() - counts)[answered]] = evidence.margin[answered]
+        begins = counts.cumsum() - counts
+        answered = counts > 0
+        margin[begins[answered]] = evidence.margin[answered]
         right = self.chance_of_right(Evidence(flat, evidence.null.repeat(counts), margin))
         chances = [[None] * len(own) for own in scores]
         if right is not None:
@@ -232,8 +233,9 @@ def how_right(examples: Sequence[Example], marks: Marks) -> np.ndarray:
     them by a word or two would be another person's answer, so F1 is nearer to what people find right.
     """
     references = [len(set(example.answer_texts)) for example in examples if example.answer_texts]
-    several = bool(references) and np.mean(references) >= 1.5
-    return np.where(marks.has_answer, marks.exact if several else marks.f1, 0.0)
+    of_several_people = bool(references) and np.mean(references) >= 1.5
+    right = marks.exact if of_several_people else marks.f1
+    return np.where(marks.has_answer, right, 0.0)
 
 
 def calibration_errors(

@@ -69,7 +69,8 @@ class Answer:
             context: the text that was asked about, or its documents.
             around: characters to show on either side; None shows all.
         """
-        text = context if isinstance(context, str) else [*context, ""][self.document]
+        documents = [context] if isinstance(context, str) else list(context)
+        text = documents[self.document] if documents else ""
         first = 0
         last = len(text)
         if around is not None:
@@ -206,7 +207,7 @@ def _confidences(
         return [None] * len(lists), [[None] * len(entries) for entries in lists]
     evidence = evidence_of(reading.spans, reading.windows, reading.examples)
     scores = [[score_of(entry) for entry in entries] for entries in lists]
-    return confidence.of_lists(merge_documents(evidence, begins), scores)
+    return confidence.of_answers(merge_documents(evidence, begins), scores)
 
 
 def _in_order(answers: list[Answer], no_answer: float | None) -> list[Answer]:

@@ -189,8 +189,9 @@ def apply_threshold(
     """Return the scores once answers with odds > threshold are replaced by "". Missing predictions stay at 0."""
     result = []
     for value, text, odd, has in zip(values, scores.texts, odds, scores.has_answer, strict=True):
-        silent = text is not None and odd > threshold
-        result.append(float(not has) if silent else value)
+        if text is not None and odd > threshold:
+            value = float(not has)
+        result.append(value)
     return result
 
 

@@ -54,8 +54,9 @@ class Spans:
 class SpanDecoder:
     """Turns the logits of windows, batch by batch, into the best spans of each question.
 
-    The result does not depend on the order of the windows, nor on how they are batched. Logits are not kept. Memory:
-    with n = 20, 560 bytes a question, four times that in google mode, and some ten MB for buffer and block.
+    The result does not depend on the order of the windows, nor on how they are batched. Logits are not kept. With n = 20
+    it takes 560 bytes of memory for each question (four times that in google mode), 17 for each window, and some ten MB
+    for buffer and block.
     """
 
     def __init__(self, windows: Windows, settings: SpanSettings = SpanSettings()):
@@ -84,9 +85,8 @@ class SpanDecoder:
 
         Args:
             rows: (S,) rows of `windows`; each row is added exactly once.
-            start_logits, end_logits: (N,) float32, packed in the order of `rows`: all `windows.lengths` tokens of
-            each
-                window, from [CLS] to the last [SEP]. They are copied.
+            start_logits, end_logits: (N,) float32, packed in the order of `rows`: of each window all tokens, from
+                [CLS] to the last [SEP] (`windows.lengths` of them). They are copied.
             null: (S,) scores of a verifier head, which are added to the null scores.
 
         Raises:
@@ -96,7 +96,9 @@ class SpanDecoder:
         rows = np.array(rows, np.int64)
         start = np.array(start_logits, np.float32)
         end = np.array(end_logits, np.float32)
-        null = np.zeros(len(rows), np.float32) if null is None else np.asarray(null, np.float32)
+        if null is None:
+            null = np.zeros(len(rows))
+        null = np.asarray(null, np.float32)
         lengths = self.lengths[rows]
         tokens = int(lengths.sum())
         shapes = f"{start.shape} and {end.shape} logits for {tokens} tokens"
@@ -136,27 +138,6 @@ class SpanDecoder:
             null_end=self.null_end[lowest],
             null_score=self.null_score[lowest],
         )
-
-    def _check_finite(self, rows, start, end, null):
-        """Raise UserError for logits (N,) or verifier scores (S,) that are not finite."""
-        # Comparisons with NaN are False.
-        finite = (np.abs(start) < LARGEST_LOGIT) & (np.abs(end) < LARGEST_LOGIT)  # (N,)
-        if not finite.all():
-            token = int(finite.argmin())  # the first that is not
-            # Windows of 5 and 4 tokens end at 5 and 9: token 4 is in the first, token 5 in the second.
-            nth = np.searchsorted(self.lengths[rows].cumsum(), token, side="right")
-            raise UserError(
-                f"question {self.windows.question[rows[nth]]} (counted from 0): the model gave start logit "
-                f"{start[token]} and end logit {end[token]}; logits must be finite, so its weights are damaged, or "
-                "training diverged, or half precision overflowed: try float32"
-            )
-        finite = np.abs(null) < LARGEST_LOGIT  # (S,)
-        if not finite.all():
-            nth = int(finite.argmin())
-            raise UserError(
-                f"question {self.windows.question[rows[nth]]} (counted from 0): the model gave null score {null[nth]}; "
-                "scores must be finite, so its weights are damaged, or training diverged"
-            )
 
     def _search(self):
         """Search the windows in the buffer, and empty it."""
@@ -213,6 +194,27 @@ class SpanDecoder:
         keep = rank < self.settings.kept
         self.best[changed] = empty_spans((), self.settings)
         self.best[question[keep], rank[keep]] = pool[keep]
+
+    def _check_finite(self, rows, start, end, null):
+        """Raise UserError for logits (N,) or verifier scores (S,) that are not finite."""
+        # Comparisons with NaN are False.
+        finite = (np.abs(start) < LARGEST_LOGIT) & (np.abs(end) < LARGEST_LOGIT)  # (N,)
+        if not finite.all():
+            token = int(finite.argmin())  # the first that is not
+            # Windows of 5 and 4 tokens end at 5 and 9: token 4 is in the first, token 5 in the second.
+            nth = np.searchsorted(self.lengths[rows].cumsum(), token, side="right")
+            raise UserError(
+                f"question {self.windows.question[rows[nth]]} (counted from 0): the model gave start logit "
+                f"{start[token]} and end logit {end[token]}; logits must be finite, so its weights are damaged, or "
+                "training diverged, or half precision overflowed: try float32"
+            )
+        finite = np.abs(null) < LARGEST_LOGIT  # (S,)
+        if not finite.all():
+            nth = int(finite.argmin())
+            raise UserError(
+                f"question {self.windows.question[rows[nth]]} (counted from 0): the model gave null score {null[nth]}; "
+                "scores must be finite, so its weights are damaged, or training diverged"
+            )
 
 
 def empty_spans(shape: tuple[int, ...], settings: SpanSettings) -> np.ndarray:

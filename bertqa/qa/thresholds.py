@@ -249,9 +249,8 @@ def calibration_error(probability: np.ndarray, has_answer: np.ndarray, bins: int
 def gap_of_equal_bins(probability: np.ndarray, outcome: np.ndarray, bins: int = 15) -> float:
     """Return the expected calibration error of any probability, 0 to 1, over bins of equally many questions.
 
-    Bins of equal width would be nearly empty where most probabilities are near 0 or 1, as the confidence of answers
-    is. `outcome` (Q,) is 0 to 1: the error is the mean over questions of |mean probability - mean outcome| in the
-    bin.
+    Most confidences of answers are near 0 or 1, which would leave bins of equal width nearly empty. The error is the
+    mean over questions of |mean probability - mean outcome| in the question's bin; `outcome` (Q,) is 0 to 1.
     """
     probability = np.asarray(probability, np.float64)
     outcome = np.asarray(outcome, np.float64)

@@ -1,9 +1,9 @@
 """Analyse the scores of runs: tables with confidence intervals, comparisons, kinds of error, groups of questions.
 
-Q questions; `exact` and `f1` are (Q,) fractions after the no-answer threshold. Scores that are returned are
-percentages.
+Q questions; `exact` and `f1` are (Q,) fractions after the no-answer threshold. Returned scores are percentages.
 """
 
+import functools
 import itertools
 import math
 import re
@@ -130,9 +130,11 @@ def verdict(row: dict, exact: Sequence[np.ndarray], names: Sequence[str]) -> dic
         exact: exact match of both systems, (Q,) each.
 
     Returns:
-        text: on F1, by its paired bootstrap interval; detail: on exact match, by McNemar's test; better: 0 or 1, the
-        system with significantly better F1, or None; p; only: the numbers of questions that one system alone gets
-        right.
+        text: a sentence on F1, by its paired bootstrap interval.
+        detail: a sentence on exact match, by McNemar's test.
+        better: 0 or 1, the system with significantly better F1, or None.
+        p: of McNemar's test.
+        only: how many questions each system alone gets right.
     """
     gap, low, high = row["difference"]["f1"]
     better = None
@@ -239,16 +241,13 @@ def group(examples: Sequence[Example], windows: np.ndarray | None = None) -> lis
 
     Empty groups are left out, and so is a division into fewer than two.
     """
-    words = []
+    words = [QUESTION_WORDS.index(question_word(example.question)) for example in examples]
     answer = []
-    context = []
-    lengths: dict[str, int] = {}  # many questions share a context
     for example in examples:
-        words.append(QUESTION_WORDS.index(question_word(example.question)))
-        answer.append(len(example.answer_texts[0].split()) if example.answer_texts else -1)
-        if example.context not in lengths:
-            lengths[example.context] = len(example.context.split())
-        context.append(lengths[example.context])
+        first = example.answer_texts[:1]
+        answer.append(len(first[0].split()) if first else -1)
+    count_words = functools.cache(lambda text: len(text.split()))  # many questions share a context
+    context = [count_words(example.context) for example in examples]
     groups = [
         Group("Question word", list(QUESTION_WORDS), np.array(words)),
         _buckets("Words in the answer", answer, (1, 2, 3, 4, 6, 11)),

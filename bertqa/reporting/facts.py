@@ -164,10 +164,14 @@ def file_fact(run: Run, part: str) -> str:
 def window_fact(run: Run) -> str:
     if run.classifies:
         return f"{run.setting('max_length')} tokens" if run.setting("max_length") else ""
-    stride = f"step {run.setting('step')}"
-    if run.setting("step") is None:
-        overlap = run.setting("overlap")
-        stride = f"overlap {128 if overlap is None else overlap}"
+    step = run.setting("step")
+    overlap = run.setting("overlap")
+    if step is not None:
+        stride = f"step {step}"
+    elif overlap is not None:
+        stride = f"overlap {overlap}"
+    else:
+        stride = "overlap 128"  # the default
     return f"{run.setting('max_length')} tokens, {stride}"
 
 

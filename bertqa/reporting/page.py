@@ -49,8 +49,10 @@ def write_report(
     folders = [Path(folder) for folder in (run, *others)]
     runs = [read_run(folder) for folder in folders]
     tell_apart(runs)
-    name = "-".join(["report", *(folder.resolve().name for folder in folders[1:])])[:100]
-    out = Path(out) if out else folders[0] / f"{name}.html"
+    if not out:
+        names = ["report", *(folder.resolve().name for folder in folders[1:])]
+        out = folders[0] / ("-".join(names)[:100] + ".html")
+    out = Path(out)
     refuse_overwriting(out, runs, dev)
     page = collect(runs, dev)
     lines = [*page["notes"], *page["gaps"].values()]

@@ -45,12 +45,13 @@ def score(run: Run, examples: list[Example]) -> Scored:
 
 
 def place(run: Run, example: Example, text: str | None) -> tuple[int, int] | None:
-    """Return the place of a prediction in the context, (start, end), if the n-best list has it and it is right."""
+    """Return the place of a prediction in the context, (start, end), if the n-best list has it and the text is there."""
     if not text:
         return None
     # Not example.context.find(text): the text may occur several times.
     for entry in run.nbest.get(example.id, ()):
-        start, end = entry["start"], entry["end"]
+        start = entry["start"]
+        end = entry["end"]
         if entry["text"] == text and example.context[start:end] == text:
             return start, end
     return None
