@@ -200,13 +200,13 @@ def test_fold_teachers_label_the_articles_that_they_were_not_trained_on(tmp_path
     flags = ["--folds", "2", "--swaps", "1", "--seed", "3"]
     assert train_reader.main([*arguments, *flags]) == 0
     results = json.loads((out / "results.json").read_text())
-    assert [one["name"] for one in results["trainings"]] == ["fold0", "fold1", "student"]
+    assert [one["name"] for one in results["trainings"]] == ["teacher0", "teacher1", "student"]
     trained = read_examples(out / "data" / "train.json").examples
     titles = {one.title for one in trained}
     seen_by = []
     for number in (0, 1):
         file = results["trainings"][number]["command"].split("--train ")[1].split()[0]
-        assert file == str(out / "data" / f"fold{number}.json")
+        assert file == str(out / "data" / f"not-fold{number}.json")
         seen = {one.title for one in read_examples(file).examples}
         assert seen == titles - set(results["split"]["folds"][number])
         seen_by.append(seen)
@@ -215,9 +215,9 @@ def test_fold_teachers_label_the_articles_that_they_were_not_trained_on(tmp_path
     settings = QuestionAnsweringSettings(max_length=48, overlap=16, max_question=8)
     pairs = str(out / "data" / "train-and-pairs.json")
     task = QuestionAnswering(
-        pairs, pairs, out / "fold0" / "best", settings, seed=0, device=torch.device("cpu")
+        pairs, pairs, out / "teacher0" / "best", settings, seed=0, device=torch.device("cpu")
     )
-    teachers = [str(out / name / "best") for name in ("fold0", "fold1")]
+    teachers = [str(out / name / "best") for name in ("teacher0", "teacher1")]
     asked = DistillationSettings(teacher=teachers)
     folds = results["split"]["folds"]
     teaching = ask_fold_teachers(asked, folds, task, torch.float32)
@@ -235,12 +235,15 @@ def test_fold_teachers_label_the_articles_that_they_were_not_trained_on(tmp_path
         torch.testing.assert_close(teaching.logits[rows], said[unseen].logits[rows])
         assert not torch.allclose(teaching.logits[rows], said[1 - unseen].logits[rows], 0, 0.01)
     assert any(one.id.startswith("swap:") for one in examples)
+    # Two teachers of one fold label it with the mean of their logits.
+    both = ask_fold_teachers(asked, [sorted(titles)] * 2, task, torch.float32)
+    torch.testing.assert_close(both.logits, ask_teachers(asked, task, torch.float32).logits)
     # The student of the run was taught by the very same logits.
     begun = json.loads((out / "student" / "config.json").read_text())
     assert begun["fingerprints"]["teachers"] == teaching.fingerprint
     assert begun["settings"]["teacher"] == teachers
     card = (out / "reader" / "README.md").read_text()
-    assert "the one that was not trained on it" in card and "best of 1 trainings" in card
+    assert "those that were not trained on it" in card and "best of 1 trainings" in card
 
     # Stopped between its last step and its end, it goes on with the same teachers.
     (out / "student" / "training.json").unlink()
@@ -249,7 +252,10 @@ def test_fold_teachers_label_the_articles_that_they_were_not_trained_on(tmp_path
     assert train_reader.main([*arguments, *flags]) == 0
     assert (out / "reader" / "model.safetensors").read_bytes() == whole
     with pytest.raises(UserError, match="give 2 to 3, as many"):
-        train_reader.main([*arguments, "--folds", "9", "--out", str(tmp_path / "more")])
+        more = ["--folds", "9", "--teachers", "9", "--out", str(tmp_path / "more")]
+        train_reader.main([*arguments, *more])
+    with pytest.raises(UserError, match="with --folds 2 give a multiple of 2"):
+        train_reader.main([*arguments, "--folds", "2", "--teachers", "3"])
 
 
 def test_the_same_command_goes_on(tmp_path, arguments, capsys):

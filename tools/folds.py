@@ -1,13 +1,14 @@
 """Out-of-fold teachers: each labels only training articles that it was not trained on.
 
 The logits of a teacher on its own training windows are little more than the right answers again. So the training articles
-are split into K folds, teacher k is trained on all folds but fold k, and labels the windows of fold k, among them the new
-pairs (new_pairs.py) that were made from its articles.
+are split into K folds; a teacher is trained on all folds but one, and labels the windows of that one, among them the new
+pairs (new_pairs.py) that were made from its articles. Several teachers of one fold label it with their mean logits.
 """
 
 import copy
 import hashlib
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -42,16 +43,19 @@ def ask_fold_teachers(
     task: QuestionAnswering,
     dtype: torch.dtype,
 ) -> Teaching:
-    """Return the logits of all training windows, each by the teacher that was not trained on its article.
+    """Return the logits of all training windows, each by the teachers that were not trained on its article.
 
     Args:
-        settings: its teachers, one for each fold.
-        folds: the titles of each fold; every training article is in one of them.
+        settings: `teacher` names them.
+        folds: for each teacher the titles of its fold; every training article is in the fold of some teacher.
         task: the student's.
         dtype: of autocast while the teachers answer.
     """
+    teachers_of_fold = defaultdict(list)
+    for teacher, titles in zip(settings.teacher, folds, strict=True):
+        teachers_of_fold[tuple(titles)].append(teacher)
     fold_of_title = {}
-    for number, titles in enumerate(folds):
+    for number, titles in enumerate(teachers_of_fold):
         fold_of_title.update(dict.fromkeys(titles, number))
     fold_of_question = [fold_of_title[example.title] for example in task.train.trainable()]
     fold = np.array(fold_of_question)[task.windows.question]  # (W,)
@@ -61,10 +65,10 @@ def ask_fold_teachers(
     logits = torch.empty(len(fold_of_token), 2, dtype=torch.float16, device=task.device)
     names = []
     fingerprints = []
-    for number, teacher in enumerate(settings.teacher):
+    for number, teachers in enumerate(teachers_of_fold.values()):
         of_fold = copy.copy(task)
         of_fold.windows = task.windows.select(fold == number)
-        labelled = ask_teachers(replace(settings, teacher=[teacher]), of_fold, dtype)
+        labelled = ask_teachers(replace(settings, teacher=teachers), of_fold, dtype)
         # A fold's windows, and so their tokens, are in the order in which they stand among all.
         logits[fold_of_token == number] = labelled.logits
         names += labelled.names

@@ -44,14 +44,17 @@ class Generations:
         return {"teachers": teachers, "students between": middle}
 
     def train_fold_teachers(self) -> list[Training]:
-        """Train a teacher for each fold, on the articles of the other folds (folds.py)."""
+        """Train the teachers of each fold on the articles of the other folds (folds.py)."""
+        args = self.args
         teachers = []
-        for number, titles in enumerate(self.results.facts["split"]["folds"]):
-            file = self.bench.out / "data" / f"fold{number}.json"
-            other_folds = self.bench.learning_from(str(file))
-            flags = self.teacher_flags(number)
-            teachers.append(other_folds.train(f"fold{number}", *flags, fold=titles))
-            self.results.write()
+        for fold, titles in enumerate(self.results.facts["split"]["folds"]):
+            other_folds = self.bench.learning_from(
+                str(self.bench.out / f"data/not-fold{fold}.json")
+            )
+            for number in range(fold, args.teachers, args.folds):
+                flags = self.teacher_flags(number)
+                teachers.append(other_folds.train(f"teacher{number}", *flags, fold=titles))
+                self.results.write()
         return teachers
 
     def train_teachers(self, growth: float) -> list[Training]:

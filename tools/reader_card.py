@@ -103,7 +103,7 @@ def taught_by(results: Results, best: Training) -> str:
     scores = ", ".join(f"{one.metrics['f1']:.2f}" for one in teachers)
     logits = "the mean of their logits"
     if teachers[0].fold:
-        logits = "on each article the logits of the one that was not trained on it"
+        logits = "on each article the logits of those that were not trained on it"
     line = (
         f"{len(teachers)} reader(s) of its own size (F1 on the held-out articles {scores}): {logits}, "
         "beside the right answers"

@@ -64,7 +64,7 @@ def write_squad(path: Path, examples: Sequence[Example]) -> None:
 
 
 def split_data(args: argparse.Namespace, out: Path) -> dict:
-    """Write data/train.json and data/held-out.json, once; train-and-pairs.json and fold0.json, fold1.json where asked for.
+    """Write data/train.json and data/held-out.json, once; train-and-pairs.json and not-fold0.json, ... where asked for.
 
     Returns the content of split.json: what was asked for, counts, the titles held out and those of each fold.
 
@@ -101,7 +101,7 @@ def split_data(args: argparse.Namespace, out: Path) -> dict:
     folds = split_folds(kept, args.folds, args.seed) if args.folds else []
     for number, titles in enumerate(folds):
         others = [example for example in kept if example.title not in titles]
-        write_squad(out / "data" / f"fold{number}.json", others)
+        write_squad(out / "data" / f"not-fold{number}.json", others)
     split = {
         "asked": asked,
         "source": Path(source.path).name,

@@ -11,8 +11,8 @@ If it is stopped, the same command goes on. It does, in this order:
    SQuAD 2.0's dev set have them. Threshold, calibration and the best model are chosen on them.
 2. Train the teachers: the plain recipe with several seeds. With --max-minutes, the time of the first one decides how many
    there are and how many epochs the student gets, so that no training is cut short.
-   With --folds K there are K teachers instead, always: each is trained on K - 1 of K folds of the articles, and labels the
-   windows of the fold that it has not seen (tools/folds.py).
+   With --folds K each is trained on K - 1 of K folds of the articles, and labels the windows of the fold that it has not
+   seen (tools/folds.py): K teachers, or a multiple of K with --teachers, however little time there is.
 3. With --middle N, train a generation of N students of few epochs, which learn from the mean of the teachers' logits
    (bertqa/training/distillation.py). It is left out where there is no time for it.
 4. Train the student on the mean logits of that generation, or of the teachers. With --swaps and --edits all students also
@@ -37,6 +37,7 @@ from split_articles import LOGGED, split_data
 from trainings import Bench, Training, open_bench, say
 
 from bertqa.data.download import locate
+from bertqa.errors import UserError
 from bertqa.flags import run_verb
 from bertqa.inference import calibrate
 from bertqa.model import folder
@@ -65,8 +66,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--max-length", type=int, default=384, help="tokens of a window [%(default)s]")
     add("--held-out", type=float, default=0.1, help="share of the articles [%(default)s]")
     add("--seed", type=int, default=0, help="of the split; others are counted from it [0]")
-    add("--teachers", type=int, default=5, help="how many [%(default)s]")
-    add("--folds", type=int, default=0, help="teachers that label what is new to them [0]")
+    add("--teachers", type=int, help="how many [5; with --folds one a fold]")
+    add(
+        "--folds",
+        type=int,
+        default=0,
+        help="of the articles: teachers label a fold new to them [0]",
+    )
     add("--teacher-epochs", type=int, default=2, help="[%(default)s]")
     add("--teacher-lr", default="3e-4", help="[%(default)s]")
     add("--middle", type=int, default=0, help="students that teach the student [%(default)s]")
@@ -84,6 +90,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--limit", type=int, help="use N questions of each file only")
     add("--quick", action="store_true", help="a few hundred questions, one epoch: does it run?")
     args = parser.parse_args(argv)
+    if args.teachers is None:
+        args.teachers = args.folds or 5
+    if args.folds and args.teachers % args.folds:
+        raise UserError(
+            f"--teachers {args.teachers}: with --folds {args.folds} give a multiple of {args.folds}"
+        )
     if args.quick:
         args.limit = args.limit or 200
         args.teachers = min(args.teachers, 2)
