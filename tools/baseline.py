@@ -120,17 +120,21 @@ def refuse_ours_alone(settings: RunSettings) -> None:
 
 def their_model(job: Job, weights: Path) -> Theirs:
     """Return transformers' model with the initial weights of ours, a fresh head included, and attention dropout."""
-    import transformers
-
     with tempfile.TemporaryDirectory() as scratch:
         ours = Path(scratch) / "ours"
-        theirs = Path(scratch) / "theirs"
         folder.save(ours, job.model, tokenizer_from=weights, provenance={"source": str(weights)})
-        export(ours, theirs)
-        model = transformers.AutoModelForQuestionAnswering.from_pretrained(
-            theirs, attention_probs_dropout_prob=0.1
-        )
-    return Theirs(model.float()).to(job.device).train()
+        model = in_transformers(ours, attention_probs_dropout_prob=0.1)
+    return Theirs(model).to(job.device).train()
+
+
+def in_transformers(weights: Path, **config) -> nn.Module:
+    """Return a model folder's question answering model as transformers' own, in float32; `config` changes its config."""
+    from transformers import AutoModelForQuestionAnswering
+
+    with tempfile.TemporaryDirectory() as scratch:
+        exported = Path(scratch) / "theirs"
+        export(weights, exported)
+        return AutoModelForQuestionAnswering.from_pretrained(exported, **config).float()
 
 
 def train(model: Theirs, job: Job, cast) -> list[float]:

@@ -49,11 +49,8 @@ SHAPES = {
     "BERT-large": (1024, 24, 16, 4096),
 }
 """Of models with random weights."""
-KNOWN = {
-    "only": [*CONTESTANTS, "run"],
-    "models": ["reader", *SHAPES],
-    "precision": ["fp32", "bf16", "int8"],
-}
+FORMATS = ["fp32", "bf16", "int8"]
+KNOWN = {"only": [*CONTESTANTS, "run"], "models": ["reader", *SHAPES], "precision": FORMATS}
 """The words of each flag that takes a list."""
 ON_GPU = {"only": "training,inference,run", "models": ",".join(SHAPES), "precision": "bf16"}
 ON_GPU |= {"windows": "16,64", "questions": 4096}
@@ -185,10 +182,9 @@ def with_model(work: Work, name: str) -> Work:
         return work
     sizes = dict(zip(SIZES, SHAPES[name], strict=True))
     config = BertConfig(**sizes, attention_probs_dropout_prob=0.0)
-    source = {"source": "random", "license": "CC0-1.0", "sha256": ""}
-    weights = work.scratch / name
     model = BertForQuestionAnswering(config)
-    folder.save(weights, model, tokenizer_from=READER, provenance=source)
+    weights = work.scratch / name
+    folder.save(weights, model, tokenizer_from=READER, provenance={"source": "random"})
     return replace(work, weights=weights, label=name)
 
 

@@ -5,7 +5,6 @@ round of inference returns (rows (S,), start, end) of each batch, logits on the 
 cannot take part raises UserError or ImportError.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,14 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-# so that it runs from a clone without installing
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from baseline import in_transformers
 
 from bertqa.data.batches import Batch, WindowStore, padded
 from bertqa.device import DTYPES, autocast
 from bertqa.errors import UserError
-from bertqa.hf.export import export
 from bertqa.inference import calibrate, forward_all
 from bertqa.loading import for_int8
 from bertqa.model import folder, prepack
@@ -77,16 +73,6 @@ class Work:
         batches = np.split(order, range(size, len(order), size))
         return [(rows, self.padded(store.batch(rows), length)) for rows in batches]
 
-    def their_model(self, **config):
-        """Transformers' model with the same weights, in eval mode."""
-        from transformers import AutoModelForQuestionAnswering
-
-        exported = self.scratch / f"hf-{self.label}"
-        if not exported.exists():
-            export(self.weights, exported)
-        model = AutoModelForQuestionAnswering.from_pretrained(exported, **config)
-        return model.float().eval().to(self.device)
-
     def wait(self) -> None:
         """Wait until the GPU has finished."""
         if self.device.type == "cuda":
@@ -116,7 +102,8 @@ def our_training(work: Work, **settings) -> Callable:
 
 def their_training(work: Work, grouped=False, length=None, attention_dropout=0.1) -> Callable:
     """Transformers' model with the attention dropout of every published BERT; ours trains without."""
-    model = work.their_model(attention_probs_dropout_prob=attention_dropout).train()
+    model = in_transformers(work.weights, attention_probs_dropout_prob=attention_dropout)
+    model.to(work.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01, fused=True)
     batches = []
     for rows in work.batches(grouped):
@@ -170,7 +157,7 @@ def in_padded_batches(answer: Callable[[dict], Sequence], work: Work, length=Non
 def their_inference(work: Work, length: int | None = None) -> Callable:
     if work.format == "int8":
         raise UserError("it has no int8 of its own")
-    model = work.their_model()
+    model = in_transformers(work.weights).to(work.device).eval()
 
     @torch.inference_mode()
     def answer(inputs):
@@ -191,7 +178,7 @@ def onnx_file(work: Work) -> Path:
         raise UserError("it is measured on CPUs")
     path = work.scratch / f"model-{work.label}.onnx"
     if not path.exists():
-        model = work.their_model(return_dict=False)
+        model = in_transformers(work.weights, return_dict=False).eval()
         _, example = work.batches_to_answer()[0]
         sizes = dict.fromkeys((0, 1), torch.export.Dim.DYNAMIC)
         how = {"dynamic_shapes": dict.fromkeys(example, sizes), "external_data": False}
