@@ -108,10 +108,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    groups = [rows.split(",") for rows in args.rows or [",".join(ROWS)]]
-    unknown = [name for group in groups for name in group if name not in ROWS]
-    if unknown:
-        raise UserError(f"--rows: unknown {', '.join(unknown)}; known are {', '.join(ROWS)}")
+    groups = [list(ROWS)]
+    if args.rows:
+        groups = [names.split(",") for names in args.rows]
+    for group in groups:
+        unknown = [name for name in group if name not in ROWS]
+        if unknown:
+            raise UserError(f"--rows: unknown {', '.join(unknown)}; known are {', '.join(ROWS)}")
     seeds = [int(seed) for seed in args.seeds.split(",")]
     deadline = time.monotonic() + 60 * (args.max_minutes or 1e9)
     # Of two equal flags the last one counts, so a row can override these.
@@ -164,10 +167,11 @@ class Made:
 
     def _longest(self, row: str) -> float:
         """Return the most seconds that a training of this row took, or of any row where it has none yet."""
-        # The first one of all also compiles, which takes longer.
-        later = self.bench.done[1:] or self.bench.done
-        same = [training.seconds for training in later if training.name.startswith(f"{row}-")]
-        return max(same or [training.seconds for training in later], default=0.0)
+        done = self.bench.done
+        if len(done) > 1:
+            done = done[1:]  # the first one of all also compiled, which takes longer
+        of_row = [training for training in done if training.name.startswith(f"{row}-")]
+        return max((training.seconds for training in of_row or done), default=0.0)
 
     def _bench(self, recipe: Recipe) -> Bench:
         """Return the bench of a row; one with new pairs is made once."""

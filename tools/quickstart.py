@@ -67,7 +67,8 @@ def install_torch(python: Path) -> None:
         print(f"torch: {CPU_INDEX} does not answer, so the one with CUDA; {CUDA_SIZE}", flush=True)
         return
     print(f"torch: for CPUs, from {CPU_INDEX}; some 200 MB, no NVIDIA driver is here", flush=True)
-    pinned = next(line for line in CONSTRAINTS.read_text().splitlines() if line[:7] == "torch==")
+    lines = CONSTRAINTS.read_text().splitlines()
+    pinned = next(line for line in lines if line.startswith("torch=="))
     # Its dependencies are installed with bertqa's, from PyPI.
     command = [*pip_install(python), "--no-deps", "--index-url", CPU_INDEX, pinned]
     if subprocess.run([str(part) for part in command]).returncode:

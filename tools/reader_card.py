@@ -46,7 +46,10 @@ def reader_card(results: Results, best: Training) -> str:
     split = results.facts["split"]
     articles = split["held_out_articles"]
     candidates = [one for one in results.bench.done if not one.fold]
-    return f"""{chr(10).join(front)}
+    start = provenance.get("lineage") or provenance.get("source")
+    licence = provenance.get("license") or "no licence known"
+    newline = "\n"  # f-strings of Python 3.10 take no backslash
+    return f"""{newline.join(front)}
 
 # {name}
 
@@ -54,7 +57,7 @@ A small extractive question answering model: it marks the answer in a text that 
 
 ## Where it comes from
 
-- started from: {provenance.get("lineage") or provenance.get("source")}, {provenance.get("license") or "no licence known"}
+- started from: {start}, {licence}
 - fine-tuned on: {provenance["fine_tuned_on"]}
 - taught by: {provenance["taught_by"]}
 
@@ -80,7 +83,7 @@ no-answer threshold and calibration were fitted to them. The articles, drawn by 
 
 did these trainings in its folder OUT:
 
-{chr(10).join(recipe)}
+{newline.join(recipe)}
 
 ## Limits
 

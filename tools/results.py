@@ -25,10 +25,9 @@ class Row:
 class Results:
     """Collects the results of a run and keeps them in results.json and results.md, for a run that is stopped too."""
 
-    def __init__(self, bench: Bench, questions: str, facts: dict):
-        """`questions` names the data that trainings are evaluated on; `facts` go into results.json unchanged."""
+    def __init__(self, bench: Bench, facts: dict):
+        """`facts` go into results.json unchanged."""
         self.bench = bench
-        self.questions = questions
         self.facts = facts
         self.rows: list[Row] = []
 
@@ -38,6 +37,10 @@ class Results:
         """Score a model on questions and add the row."""
         metrics = self.bench.score(model, asked, threshold, dtype)
         self.add(Row(name, asked.name, len(asked.data.examples), metrics))
+
+    def held_out(self, name: str, metrics: dict) -> Row:
+        """Return the row of a model on the held-out questions, to which its threshold was tuned."""
+        return Row(name, "held out, tuned on it", len(self.bench.task.dev.examples), metrics)
 
     def add(self, row: Row) -> None:
         """Add a row, print it, and write the files."""
@@ -57,11 +60,10 @@ class Results:
 
     def table(self) -> str:
         """Return trainings and rows as a Markdown table."""
-        count = len(self.bench.task.dev.examples)
         rows = []
         for training in self.bench.done:
             name = f"{training.name} ({training.windows:,} windows, {training.seconds:.0f} s)"
-            rows.append(Row(name, self.questions, count, training.metrics))
+            rows.append(self.held_out(name, training.metrics))
         return markdown(HEADER, [cells_of(row) for row in rows + self.rows])
 
 

@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 from generations import Generations
 from reader_card import lineage, reader_card
-from results import Results, Row
+from results import Results
 from split_articles import LOGGED, split_data
 from trainings import Bench, Training, open_bench, say
 
@@ -67,12 +67,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--held-out", type=float, default=0.1, help="share of the articles [%(default)s]")
     add("--seed", type=int, default=0, help="of the split; others are counted from it [0]")
     add("--teachers", type=int, help="how many [5; with --folds one a fold]")
-    add(
-        "--folds",
-        type=int,
-        default=0,
-        help="of the articles: teachers label a fold new to them [0]",
-    )
+    add("--folds", type=int, default=0, help="of articles; teachers label what is new to them [0]")
     add("--teacher-epochs", type=int, default=2, help="[%(default)s]")
     add("--teacher-lr", default="3e-4", help="[%(default)s]")
     add("--middle", type=int, default=0, help="students that teach the student [%(default)s]")
@@ -127,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     students = bench
     if split["new_pairs"]:
         students = bench.learning_from(str(out / "data" / "train-and-pairs.json"))
-    results = Results(bench, "held out, tuned on it", {"split": split})
+    results = Results(bench, {"split": split})
     teaching = Generations(args, bench, students, results, deadline).train()
 
     # Fold teachers were trained on a part of the questions only.
@@ -153,7 +148,7 @@ def make_reader(args: argparse.Namespace, bench: Bench, results: Results, best: 
         parameter.data = parameter.data.half().float()
     held = bench.task.dev.examples
     tuned = bench.tune(model, torch.float32)
-    results.add(Row("reader", "held out, tuned on it", len(held), tuned.metrics))
+    results.add(results.held_out("reader", tuned.metrics))
     threshold = tuned.qa["null_threshold"]
 
     def save() -> None:
@@ -197,12 +192,12 @@ def measure_ensemble(
     kind: str,
     members: list[Training],
 ) -> None:
-    """Measure the mean of several models' logits, which is what a student learned."""
+    """Measure the mean of several models' logits."""
     models = [folder.load(bench.model_of(one), device=bench.device) for one in members]
     ensemble = Ensemble(models).eval()
     name = f"ensemble of the {len(members)} {kind}"
     tuned = bench.tune(ensemble, bench.dtype)
-    results.add(Row(name, "held out, tuned on it", len(bench.task.dev.examples), tuned.metrics))
+    results.add(results.held_out(name, tuned.metrics))
     asked = bench.read("dev", locate(args.dev, "dev"), args.limit)
     results.measure(name, ensemble, asked, tuned.qa["null_threshold"], bench.dtype)
 
