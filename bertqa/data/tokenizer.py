@@ -1,7 +1,7 @@
-"""Text to WordPiece ids and character offsets, with a model folder's own vocabulary and casing."""
+"""Tokenise text into WordPiece ids and character offsets, with a model folder's own vocabulary and casing."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -12,34 +12,35 @@ from bertqa.data.tokens import Tokens, running_sum, whole_characters
 from bertqa.errors import UserError, show
 from bertqa.files import read_object
 
-TEXTS_A_CALL = 256
-"""Texts handed to the tokenizer at once: enough for its threads, few enough for a live progress bar."""
+TEXTS_PER_CALL = 256
+"""Texts per call of the library: enough for its threads, few enough for a live progress bar."""
 
-WORDS_A_LINE = 64
-"""Distinct words that go to the tokenizer as one text: a text for each would cost more than its tokens."""
+WORDS_PER_LINE = 64
+"""Distinct words that are tokenised as one text, because the cost of a call per word would exceed that of its tokens."""
 
 
 class WordPiece:
-    """The tokenizer of a model folder.
+    """The tokenizer of a model folder: a `tokenizers.Tokenizer` (`backend`), and the ids of [CLS] and [SEP].
 
-    It is read from the folder's own tokenizer.json, or from vocab.txt with tokenizer_config.json,
-    so casing is the checkpoint's and never a default.
+    It is read from the folder's tokenizer.json, or from vocab.txt and tokenizer_config.json, so casing is that of the
+    checkpoint and never a default.
     """
 
     def __init__(self, backend, folder: Path):
         self.backend = backend
         self.folder = folder
-        # The library's own windows change between versions; ours are in windows.py.
+        # windows.py truncates; how the library does it differs between its versions.
         self.backend.no_truncation()
         self.backend.no_padding()
         self.vocab_size = self.backend.get_vocab_size()
         self.cls_id = self._special("[CLS]")
         self.sep_id = self._special("[SEP]")
-        # Without it the first unknown word would be an error of the library's.
+        # Without an unknown token the library fails at the first unknown word: refuse the folder now.
         self._special(getattr(backend.model, "unk_token", "[UNK]"))
         self.word_by_word = words_are_independent(backend)
 
     def _special(self, token: str) -> int:
+        """Return the id of a special token. Raises UserError if the vocabulary does not have it."""
         found = self.backend.token_to_id(token)
         if found is None:
             raise UserError(
@@ -50,7 +51,7 @@ class WordPiece:
 
     @classmethod
     def load(cls, folder: str | Path) -> "WordPiece":
-        """The tokenizer of a model folder. Raises UserError where the folder has none, or not a readable one."""
+        """Read the tokenizer of a model folder. Raises UserError if it is missing or cannot be read."""
         folder = Path(folder)
         try:
             return cls(_backend_of(folder), folder)
@@ -62,10 +63,12 @@ class WordPiece:
             ) from None
 
     def encode(self, texts: Sequence[str], progress: str | None = None) -> Tokens:
-        """Tokenise texts; a progress bar of this name is shown where `progress` is given.
+        """Tokenise texts, without special tokens; the tokens of a text do not depend on the other texts.
 
-        A text's tokens are those that it has by itself, whatever else is in the call. Their offsets
-        never lie inside a character (characters.py).
+        Offsets are widened to whole characters (characters.py).
+
+        Args:
+            progress: name of a progress bar; None shows none.
         """
         if self.word_by_word:
             tokens = self._encode_by_words(texts, progress)
@@ -74,39 +77,39 @@ class WordPiece:
         return whole_characters(tokens, texts)
 
     def _encode_by_words(self, texts: Sequence[str], progress: str | None) -> Tokens:
-        """Tokenise each distinct word once: a data set has few of them.
+        """Tokenise each distinct word once, then copy its tokens to wherever the word stands: data sets repeat their words.
 
-        Such a word may still be a whole paragraph of a language without spaces.
+        A word is what stands between spaces, so in a language written without spaces it may be a whole paragraph.
 
-        Example, with a token for each letter:  "ab c ab"  and  "c":
-            words    0 1 0 | 1        ab is word 0, c is word 1
-            table    ab: a b   c: c   the distinct words tokenised
+        Example: the texts "ab c ab" and "c", with one token per letter:
+            word     0 1 0 | 1        "ab" is word 0, "c" is word 1
+            table    ab: a b   c: c   tokens of each distinct word
             tokens   a b c a b | c
-            shift    0 0 3 5 5 | 0    where the token's word begins in its text
+            shift    0 0 3 5 5 | 0    offset in its text at which the token's word begins
         """
-        known: dict[str, int] = {}  # a distinct word -> its number
+        row_of: dict[str, int] = {}  # distinct word -> its row in the table
         words: list[int] = []
         counts: list[int] = []
         for text in texts:
-            # Two blanks in a row have an empty word between them, which has no tokens and takes up its blank.
+            # Two spaces in a row enclose an empty word: it has no tokens, but it counts for the offsets.
             parts = text.split(" ")
-            words += [known.setdefault(part, len(known)) for part in parts]
+            words += [row_of.setdefault(part, len(row_of)) for part in parts]
             counts.append(len(parts))
-        table = self._encode_words(list(known), progress)  # one row a distinct word
+        table = self._encode_words(list(row_of), progress)
 
-        word = np.array(words, np.int64)  # (w,) over all texts
-        sizes = np.array([len(part) + 1 for part in known], np.int64)  # with the space behind it
-        # With all texts on one line, the words of the example begin at 0 3 5 8, and the line ends at 10.
+        word = np.array(words, np.int64)  # (w,) table row of every word of every text
+        sizes = np.array([len(part) + 1 for part in row_of], np.int64)  # with the space behind it
+        # Offset of each word if all texts were one line: 0 3 5 8 in the example, and 10 for the end.
         begins = running_sum(sizes[word])  # (w+1,)
         text_rows = running_sum(counts)  # (R+1,) text r owns words text_rows[r] : text_rows[r+1]
-        text_begins = np.repeat(begins[text_rows[:-1]], counts)  # (w,) where the word's text begins
-        shift = begins[:-1] - text_begins  # (w,) where the word begins in its text
+        text_begins = np.repeat(begins[text_rows[:-1]], counts)  # (w,) offset of the word's text
+        word_shift = begins[:-1] - text_begins  # (w,) offset of the word in its text
 
-        # Each word's tokens are copied from its row of the table: from there on, as many as it has.
-        tokens = table.counts[word]  # (w,)
-        rows = running_sum(tokens)  # (w+1,)
-        source = np.arange(rows[-1]) + np.repeat(table.rows[word] - rows[:-1], tokens)  # (T,)
-        shift = np.repeat(shift, tokens).astype(np.int32)  # (T,)
+        # Word i of the line copies `copied[i]` tokens, from `table.rows[word[i]]` on.
+        copied = table.counts[word]  # (w,)
+        rows = running_sum(copied)  # (w+1,)
+        source = np.arange(rows[-1]) + np.repeat(table.rows[word] - rows[:-1], copied)  # (T,)
+        shift = np.repeat(word_shift, copied).astype(np.int32)  # (T,)
         return Tokens(
             ids=table.ids[source],
             starts=table.starts[source] + shift,
@@ -115,40 +118,43 @@ class WordPiece:
         )
 
     def _encode_words(self, words: list[str], progress: str | None) -> Tokens:
-        """A row for each word. They are tokenised as lines of words and told apart by their offsets.
+        """Tokenise words, one row each: as lines of many words, whose tokens are assigned to words by their offsets.
 
-        Example:  "kl", "a"  is the line  "kl a":
+        Example: the words "kl" and "a" become the line "kl a":
             tokens   k 0-1   ##l 1-2   a 3-4
-            begins   0 3               where words begin on the line
-            word     0 0 1             the last word that begins at the token's start or before
+            begins   0 3               offset of each word on the line
+            word     0 0 1             the last word whose offset is not greater than the token's start
             offsets  0-1   1-2   0-1   within the word
         """
         texts = []
-        for i in range(0, len(words), WORDS_A_LINE):
-            texts.append(" ".join(words[i : i + WORDS_A_LINE]))
+        for i in range(0, len(words), WORDS_PER_LINE):
+            texts.append(" ".join(words[i : i + WORDS_PER_LINE]))
         lines = self._encode_texts(texts, progress)
-        # Lines are laid one behind the other as if a blank stood between them, for so words are counted.
+        # Offsets count as if all lines were one, with a space between two of them as between two words.
         begins = running_sum([len(word) + 1 for word in words])
-        line_begins = np.repeat(begins[:-1:WORDS_A_LINE], lines.counts)  # (T,)
+        line_begins = np.repeat(begins[:-1:WORDS_PER_LINE], lines.counts)  # (T,)
         word = np.searchsorted(begins, lines.starts + line_begins, side="right") - 1  # (T,)
         inside = (begins[word] - line_begins).astype(np.int32)
         rows = running_sum(np.bincount(word, minlength=len(words)))
         return Tokens(lines.ids, lines.starts - inside, lines.ends - inside, rows)
 
     def _encode_texts(self, texts: Sequence[str], progress: str | None) -> Tokens:
-        """Tokenise texts as they are, on all cores."""
-        flat = chain.from_iterable
+        """Tokenise whole texts with the library, which uses all cores."""
         counts: list[int] = []
-        ids = [np.zeros(0, np.int32)]  # for no texts, of which nothing could be joined
+        ids = [
+            np.zeros(0, np.int32)
+        ]  # so that there is something to concatenate if there are no texts
         spans = [np.zeros(0, np.int32)]
         for chunk in _chunks(texts, progress):
             encodings = self.backend.encode_batch(
                 [_legal_utf8(text) for text in chunk], add_special_tokens=False
             )
-            counts += map(len, encodings)
-            # One pass over a chunk: an array for each text would cost more than the numbers in it.
-            ids.append(np.fromiter(flat(one.ids for one in encodings), np.int32))
-            spans.append(np.fromiter(flat(flat(one.offsets for one in encodings)), np.int32))
+            counts += [len(encoding) for encoding in encodings]
+            # One array per chunk: an array for each text would cost more than the numbers in it.
+            chunk_ids = chain.from_iterable(encoding.ids for encoding in encodings)
+            pairs = chain.from_iterable(encoding.offsets for encoding in encodings)
+            ids.append(np.fromiter(chunk_ids, np.int32))
+            spans.append(np.fromiter(chain.from_iterable(pairs), np.int32))
         starts_ends = np.concatenate(spans)  # (2T,) start, end, start, ...
         return Tokens(
             ids=np.concatenate(ids),
@@ -159,22 +165,25 @@ class WordPiece:
 
 
 def words_are_independent(backend) -> bool:
-    """Whether what stands between spaces is tokenised the same whatever stands around it, as by BERT's own steps.
+    """Return whether the tokens of a word do not depend on the words around it.
 
-    Added tokens are looked for before them, and may hold a space ("new york") or take the blanks beside them.
+    That holds for BERT's own normalizer and pre-tokenizer, but not if an added token, which the library looks for first,
+    contains a space ("new york") or includes the white space beside it.
     """
-    steps = (type(backend.normalizer).__name__, type(backend.pre_tokenizer).__name__)
-    if steps != ("BertNormalizer", "BertPreTokenizer"):
+    if type(backend.normalizer).__name__ != "BertNormalizer":
+        return False
+    if type(backend.pre_tokenizer).__name__ != "BertPreTokenizer":
         return False
     for token in backend.get_added_tokens_decoder().values():
-        normal = backend.normalizer.normalize_str(token.content)  # 東京 becomes two words here
-        if token.lstrip or token.rstrip or any(map(str.isspace, token.content + normal)):
+        # The normalizer may insert spaces: 東京 becomes two words.
+        content = token.content + backend.normalizer.normalize_str(token.content)
+        if token.lstrip or token.rstrip or re.search(r"\s", content):
             return False
     return True
 
 
 def _backend_of(folder: Path):
-    """The library's tokenizer of a model folder."""
+    """Return the `tokenizers.Tokenizer` of a model folder. Raises UserError if its files do not suffice."""
     from tokenizers import BertWordPieceTokenizer, Tokenizer
 
     ready = folder / "tokenizer.json"
@@ -203,24 +212,24 @@ def _backend_of(folder: Path):
 
 
 def _legal_utf8(text: str) -> str:
-    """The text with a stand-in for lone surrogates: they are Python characters, but not legal UTF-8."""
+    """Replace lone surrogates, which Python strings may hold and UTF-8 may not, by U+FFFD: one character for another."""
     if text.isascii():
         return text
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
-def _chunks(texts: Sequence[str], progress: str | None) -> Iterable[Sequence[str]]:
-    """The texts in pieces for the tokenizer, counted on a progress bar of this name."""
-    kind = {"desc": progress, "unit": " texts", "leave": False, "shown": progress is not None}
-    with progress_bar(total=len(texts), **kind) as bar:
-        for i in range(0, len(texts), TEXTS_A_CALL):
-            chunk = texts[i : i + TEXTS_A_CALL]
+def _chunks(texts: Sequence[str], progress: str | None) -> Iterator[Sequence[str]]:
+    """Yield the texts, TEXTS_PER_CALL at a time, and count them on a progress bar of this name, if it has one."""
+    look = {"desc": progress, "unit": " texts", "leave": False, "shown": progress is not None}
+    with progress_bar(total=len(texts), **look) as bar:
+        for i in range(0, len(texts), TEXTS_PER_CALL):
+            chunk = texts[i : i + TEXTS_PER_CALL]
             yield chunk
             bar.update(len(chunk))
 
 
 def vocabulary_difference(theirs: WordPiece, ours: WordPiece) -> str:
-    """How another model's vocabulary, special tokens among it, differs from ours; "" where it is the same."""
+    """Describe how another model's vocabulary, special tokens included, differs from ours; "" if they are equal."""
     other = theirs.backend.get_vocab()
     own = ours.backend.get_vocab()
     differ = [token for token in own if other.get(token) != own[token]]
