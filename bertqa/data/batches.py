@@ -1,10 +1,11 @@
-"""Windows to packed batches on the device. The only room of data that knows torch.
+"""Gather windows into packed batches on the device. The only module of data that imports torch.
 
-Which windows make up step k of epoch e on rank r is a pure function of (seed, epoch, rank, world): the position in the
-data is one integer, nothing is replayed on resume, and no `set_epoch` can be forgotten.
+The windows of step k of epoch e on rank r are a pure function of (seed, epoch, rank, world size). So a training's position
+in the data is one integer, resuming replays nothing, and there is no `set_epoch` to forget.
+
+Shapes: S windows in a batch, N tokens of all of them, L tokens of the longest, W windows of the data set.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,38 +17,40 @@ from bertqa.data.text_windows import TextWindows
 from bertqa.data.windows import Windows
 from bertqa.device import to_device
 
-START, END, LENGTH = 3, 4, 5
-"""Columns of WindowStore's table."""
+START_LABEL = 3
+END_LABEL = 4
+LENGTH = 5
+"""Columns of `WindowStore.table`."""
 
 
 @dataclass
 class Batch:
-    """S windows packed into N tokens, one behind the other. All tensors are on the device."""
+    """S windows packed into N tokens without padding. All tensors are on the device."""
 
     input_ids: Tensor  # (N,) int64
-    token_type_ids: Tensor  # (N,) int64: 0 up to the first [SEP], 1 behind it
-    start_labels: Tensor  # (S,) int64, position in the window; 0 = no answer here
+    token_type_ids: Tensor  # (N,) int64: 0 up to the first [SEP], then 1
+    start_labels: Tensor  # (S,) int64, position in the window; 0: it does not hold the answer
     end_labels: Tensor  # (S,) int64
-    picked: Tensor  # (S,) int64: which windows these are
+    picked: Tensor  # (S,) int64: row of each window in the data set
     weights: Tensor
-    """(S,) float32: how much each window counts in the loss: 1, and 0 for what only fills a static batch."""
+    """(S,) float32: weight of each window in the loss: 1, or 0 for the dummy windows that fill a static batch."""
     cu_seqlens: Tensor  # (S+1,) int32: window s owns tokens cu_seqlens[s] : cu_seqlens[s+1]
-    positions: Tensor  # (N,) int64: of each token in its window
-    sequence: Tensor  # (N,) int64: which of the S windows each token belongs to
-    longest: int  # no window is longer than this
+    positions: Tensor  # (N,) int64: position of each token in its window
+    sequence: Tensor  # (N,) int64: index (0 to S-1) of each token's window
+    longest: int  # L, or an upper bound of it
     rows: np.ndarray | None = None
-    """(S,) `picked` on the host, by which a task of one's own finds its labels; None in a static batch."""
+    """(S,) `picked` on the host, for tasks that look up labels of their own; None in a static batch."""
     lengths: tuple[int, ...] | None = None
-    """S lengths, on the host; they sum to N. None in a static batch, whose lengths only the device knows."""
+    """Tokens of each window, on the host; they sum to N. None in a static batch, where only the device knows them."""
 
     @property
     def classes(self) -> Tensor:
-        """(S,) int64, where the windows are texts to classify: the class of each, which stands for the start label."""
+        """(S,) int64, class of each text. `TextWindows.sequences` puts it in the place of the start label."""
         return self.start_labels
 
 
 class WindowStore:
-    """All windows of a data set resident on a device as flat integer arrays, from which batches are gathered there."""
+    """All windows of a data set, on a device, as flat integer arrays; batches are gathered from them on that device."""
 
     def __init__(self, windows: Windows | TextWindows, device: torch.device | str = "cpu"):
         sequences = windows.sequences()
@@ -55,74 +58,85 @@ class WindowStore:
         self.lengths = sequences.lengths
         self.ids = torch.from_numpy(sequences.ids).to(self.device)
         table = np.column_stack([sequences.table, sequences.lengths]).astype(np.int64)
-        self.window = torch.from_numpy(table).to(self.device)  # (W, 6)
+        self.table = torch.from_numpy(table).to(self.device)  # (W, 6)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest window."""
+        """Number of tokens of the longest window."""
         return int(self.lengths.max())
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """The windows `rows` (S,), packed in that order. Nothing here makes the host wait for the device."""
-        # Lengths are known on the host too: to ask the device for them would be to wait for it.
+        """Return the windows `rows` (S,), packed in that order. The host never waits for the device here."""
+        # The host has its own copy of the lengths: reading them from the device would be waiting for it.
         lengths = tuple(self.lengths[rows].tolist())
         picked = to_device(rows.astype(np.int64), self.device)  # (S,)
-        ends = self.window[picked, LENGTH].cumsum(0)  # (S,)
+        ends = self.table[picked, LENGTH].cumsum(0)  # (S,)
         batch = self._gather(picked, ends, sum(lengths), max(lengths))
         batch.rows = rows
         batch.lengths = lengths
         return batch
 
     def static_batch(self, picked: Tensor, tokens: int) -> Batch:
-        """The same with nothing that depends on which windows they are but the numbers in its tensors.
+        """Return a batch whose shapes depend on `len(picked)` and `tokens` alone, so that a CUDA graph can replay it.
 
-        So one CUDA graph serves all batches of so many tokens: `picked` is all that the host writes, and the host looks at
-        nothing. Windows that are missing have no tokens, and dummy windows behind the last take up those that are left.
-        With windows of 5 and 4 tokens, one missing, none longer than 6, and 16 tokens to fill:
+        The host writes `picked` and reads nothing back. A missing window has no tokens; dummy windows of weight 0 at the end
+        fill the batch up to `tokens`. Example: windows 7 and 3 of 5 and 4 tokens, one missing window, longest window 6, 16
+        tokens to fill:
 
             picked 7 3 -1     lengths 5 4 0 | 6 1     cu_seqlens 0 5 9 9 15 16     weights 1 1 0 0 0
 
         Args:
-            picked: (S,) int64 on the device, -1 for a window that is missing.
-            tokens: N, from `bucket_of` the tokens of the windows.
+            picked: (S,) int64 on the device, rows of windows; -1 for a missing window.
+            tokens: N, which is `bucket_of` the number of tokens of the windows.
         """
         longest = self.longest
         dummies = -(-bucket_width(tokens) // longest)
-        lengths = self.window[picked.clamp(min=0), LENGTH]
+        lengths = self.table[picked.clamp(min=0), LENGTH]
         ends = torch.where(picked < 0, 0, lengths).cumsum(0)  # (S,)
-        # A dummy is no longer than a window: its positions must exist, and attention computes up to the longest only.
-        steps = longest * torch.arange(1, dummies + 1, device=self.device)
-        ends = torch.cat([ends, (ends[-1] + steps).clamp(max=tokens)])  # (S + dummies,)
+        # A dummy is at most as long as the longest window: attention and position embeddings reach no further.
+        offsets = longest * torch.arange(1, dummies + 1, device=self.device)
+        dummy_ends = (ends[-1] + offsets).clamp(max=tokens)
+        ends = torch.cat([ends, dummy_ends])  # (S + dummies,)
         picked = torch.cat([picked, picked.new_full((dummies,), -1)])
         return self._gather(picked, ends, tokens, longest)
 
     def _gather(self, picked: Tensor, ends: Tensor, tokens: int, longest: int) -> Batch:
-        """The batch of the windows `picked` (S,), -1 for none, that end behind so many tokens (S,)."""
+        """Return the batch of the windows `picked`.
+
+        Args:
+            picked: (S,) rows of windows; -1 for a missing or dummy window.
+            ends: (S,) cumulative sum of the windows' lengths.
+            tokens: N.
+            longest: upper bound of the lengths.
+        """
         is_window = picked >= 0  # (S,)
         picked = picked.clamp(min=0)
-        fields = self.window[picked]  # (S, 6)
+        fields = self.table[picked]  # (S, 6)
         place = torch.arange(tokens, device=self.device)  # (N,)
-        # Windows without tokens end where their neighbour does, and no place lies in them.
+        # A window without tokens ends where the one before it ends, so that no place is found in it.
         sequence = torch.searchsorted(ends, place, right=True)  # (N,)
         begins = F.pad(ends, (1, 0))  # (S+1,)
         position = place - begins[sequence]  # (N,)
 
-        question_at, asked, context_at, _, _, length = fields[sequence].unbind(1)  # (N,) each
-        # Of [CLS] q q [SEP] c c [SEP], which asks 2 tokens, positions 0 to 6 are -4 -3 -2 -1 0 1 2 in the context.
-        in_context = position - asked - 2
-        # The ids of [CLS] and [SEP] are the first two that there are.
+        question_at, question_count, context_at, _, _, length = fields[sequence].unbind(
+            1
+        )  # (N,) each
+        # In [CLS] q q [SEP] c c [SEP], with 2 question tokens, positions 0 to 6 are -4 -3 -2 -1 0 1 2 in the context.
+        in_context = position - question_count - 2
         source = torch.where(in_context < 0, question_at + position - 1, context_at + in_context)
+        # The ids of [CLS] and [SEP] are at indices 0 and 1 of `ids`.
+        source = torch.where(position == 0, 0, source)
         is_separator = (in_context == -1) | (position == length - 1)
-        source = torch.where(is_separator, 1, torch.where(position == 0, 0, source))
+        source = torch.where(is_separator, 1, source)
         is_real = is_window[sequence]  # (N,)
         return Batch(
             input_ids=self.ids[torch.where(is_real, source, 0)].long(),
             token_type_ids=((in_context >= 0) & is_real).long(),
-            start_labels=torch.where(is_window, fields[:, START], 0),
-            end_labels=torch.where(is_window, fields[:, END], 0),
+            start_labels=torch.where(is_window, fields[:, START_LABEL], 0),
+            end_labels=torch.where(is_window, fields[:, END_LABEL], 0),
             picked=picked,
             weights=is_window.float(),
             cu_seqlens=begins.to(torch.int32),
@@ -133,35 +147,35 @@ class WindowStore:
 
 
 def bucket_width(tokens: int) -> int:
-    """How far token counts of this size are rounded up: 3 % at most, and 128 for small ones."""
+    """Return the multiple to which `bucket_of` rounds: a power of two, at most 1/32 of `tokens` but at least 128."""
     return max(128, 2 ** (tokens.bit_length() - 6))
 
 
 def bucket_of(tokens: int) -> int:
-    """A count of tokens, rounded up, so that few CUDA graphs serve many batches.
+    """Round a number of tokens up, so that few CUDA graphs serve many batches.
 
-    2,800 -> 2,816 (in steps of 128); 11,400 -> 11,520 (256); 30,000 -> 30,208 (512).
+    2,800 -> 2,816 (a multiple of 128); 11,400 -> 11,520 (256); 30,000 -> 30,208 (512).
     """
     width = bucket_width(tokens)
     return max(1, -(-tokens // width)) * width
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """(count,) the order of `count` windows in an epoch: a permutation that depends on nothing else."""
+    """Return the order of `count` windows in an epoch: a permutation (count,) that depends on the arguments alone."""
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def step_rows(order: np.ndarray, step: int, batch_size: int) -> np.ndarray:
-    """The windows of optimizer step `step` of an epoch, over all ranks; those of the last one may be fewer.
+    """Return the windows of optimizer step `step` of an epoch, for all ranks together; the last step may have fewer.
 
-    Ranks share them by turns: of order 0..9 and batch_size 4, step 0 gives rank 0 of two `[0, 1, 2, 3][0::2]` = [0, 2],
-    rank 1 [1, 3]; step 2 gives them [8] and [9].
+    Rank r of w takes every w-th of them, `[r::w]`. Example: order 0..9, batch_size 4, two ranks. Step 0 is [0, 1, 2, 3], of
+    which rank 0 takes [0, 2] and rank 1 [1, 3]; step 2 is [8, 9], of which they take [8] and [9].
     """
     return order[step * batch_size : (step + 1) * batch_size]
 
 
 def split_by_tokens(rows: np.ndarray, lengths: np.ndarray, most: int) -> list[np.ndarray]:
-    """Cut `rows` into consecutive micro-batches of at most `most` tokens each (a single window may exceed it)."""
+    """Split `rows` into consecutive micro-batches of at most `most` tokens each; a longer window is a batch of its own."""
     parts = []
     start = 0
     tokens = 0
@@ -177,41 +191,41 @@ def split_by_tokens(rows: np.ndarray, lengths: np.ndarray, most: int) -> list[np
 
 
 def split_evenly(rows: np.ndarray, lengths: np.ndarray, most: int) -> list[np.ndarray]:
-    """Cut `rows` into consecutive micro-batches of at most `most` tokens that are nearly equal, not the last a small one.
+    """Split `rows` into consecutive micro-batches of at most `most` tokens each, of nearly equal size.
 
-    Windows of 4 4 4 4 4 tokens with most 16 are not 4 4 4 4 | 4 but 4 4 4 | 4 4.
+    Example: windows of 4 4 4 4 4 tokens and most 16 become 4 4 4 | 4 4, where `split_by_tokens` gives 4 4 4 4 | 4.
     """
     if not len(rows):
         return []
     ends = lengths[rows].cumsum(dtype=np.int64)
     if ends[-1] <= most:
         return [rows]
-    # As many parts as the tokens need, and more where a cut between windows makes one of them too large.
-    count = -(-int(ends[-1]) // most)
-    while True:
+    # A split is between windows, so one of the fewest parts that could hold the tokens may come out too large: then take more.
+    fewest = -(-int(ends[-1]) // most)
+    for count in range(fewest, len(rows) + 1):
         shares = ends[-1] * np.arange(1, count) / count
-        # A cut stands behind the first window that reaches its share.
+        # Each part ends with the first window that reaches its share of the tokens.
         parts = np.split(rows, np.searchsorted(ends, shares) + 1)
         parts = [part for part in parts if len(part)]
-        largest = max(int(lengths[part].sum()) for part in parts)
-        if largest <= most or count >= len(rows):
-            return parts if largest <= most else split_by_tokens(rows, lengths, most)
-        count += 1
+        if max(lengths[part].sum() for part in parts) <= most:
+            return parts
+    return split_by_tokens(rows, lengths, most)
 
 
-def by_length(lengths: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """All windows, longest first, in batches of at most `most` tokens: for inference, where order does not matter.
+def by_length(lengths: np.ndarray, most: int) -> list[np.ndarray]:
+    """Split all windows, longest first, into batches of at most `most` tokens: for inference, where order does not matter.
 
-    Neighbours are of nearly equal length, and the largest batch comes first, so memory that suffices for it suffices.
+    Windows of a batch are of nearly equal length. The first batch needs the most memory, so running out shows at once.
     """
-    yield from split_by_tokens(np.argsort(-lengths, kind="stable"), lengths, most)
+    return split_by_tokens(np.argsort(-lengths, kind="stable"), lengths, most)
 
 
 def padded(batch: Batch, pad_id: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """The same batch as people know it: input_ids, attention_mask, token_type_ids, each (S, L)."""
+    """Return input_ids, attention_mask and token_type_ids of the batch in the usual padded form, each (S, L)."""
 
     def rows(values: Tensor, fill: int) -> Tensor:
-        return torch.nn.utils.rnn.pad_sequence(values.split(batch.lengths), True, fill)
+        sequences = values.split(batch.lengths)
+        return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=fill)
 
     mask = rows(torch.ones_like(batch.input_ids), 0)
     return rows(batch.input_ids, pad_id), mask, rows(batch.token_type_ids, 0)
