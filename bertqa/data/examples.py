@@ -1,6 +1,7 @@
-"""Question files become a list of `Example`, whatever their format; content tells the format, the name never does.
+"""Read files of questions into a list of `Example`, checked and repaired.
 
-Plain or gzipped UTF-8, with or without byte order mark, in one of these shapes (formats.py has the table of all):
+The format is told by a file's content, never by its name. Read are UTF-8 files, with or without byte order mark, plain or
+gzipped, in one of these formats (the table of formats.py has all):
 
     squad      {"data": [{"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers",
                "is_impossible"}]}]}]}; v1.1 has no is_impossible; also a list of such paragraphs
@@ -8,24 +9,25 @@ Plain or gzipped UTF-8, with or without byte order mark, in one of these shapes 
     jsonl      a flat record per line: id, question, context, answers, and optionally title and is_impossible
     mrqa       a header line, then {"context", "qas": [{"qid", "question", "detected_answers", "answers"}]} per line
     csv        columns id, question, context; answers, or answer_text and answer_start; optionally title, is_impossible
-               (true/false/1/0); others are ignored; comma, semicolon or tab between them
+               (true/false/1/0); other columns are ignored; cells are separated by comma, semicolon or tab
 
-Answers come in the forms that questions.py lists. A record must say what its answers are, or is_impossible: an empty list
-says that there is none, an absent key is a mistake. Where no record has an id, they are numbered.
+questions.py lists the forms of answers. A record must have answers or is_impossible: an empty list means that there is no
+answer, a missing key is an error. If no record has an id, the questions are numbered.
 
-What is checked:
+Three kinds of fault are told apart:
 
-    structure   a wrong type, an absent key, an id seen before: `UserError`, naming file and record.
-    offsets     an answer that does not stand at its offset is looked for (offsets.py); `repaired` counts it. What
-                cannot be placed keeps start -1. White space around an answer is dropped.
-    rejected    what training cannot use: an empty question, answers of which none can be placed, is_impossible true
-                with answers or false without. They stay in `examples`, for evaluation loses no question, and count
-                there as in the official scorer: by their answers, whatever the flag says.
+    structure   a wrong type, a missing key, a repeated id: `UserError` that names the file and the record.
+    offsets     an answer that does not stand at its offset is searched for (offsets.py) and counted in `repaired`. If it
+                cannot be placed, its start is -1. White space around answers is dropped.
+    rejected    training cannot use the question: it is empty, or none of its answers can be placed, or it has is_impossible
+                true with answers or false without. It stays in `examples`, because evaluation must not lose questions, and
+                is scored by its answers whatever its flag, as the official scorer does.
 """
 
 import gc
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -34,13 +36,14 @@ from bertqa.data.download import locate
 from bertqa.data.formats import questions_in
 from bertqa.data.offsets import (
     CHARACTERS,
+    Placed,
     exact_place,
     place,
     unit_of,
     unit_of_paragraph,
     why_unplaced,
 )
-from bertqa.data.questions import Checked, Gold, checked_questions
+from bertqa.data.questions import CheckedQuestion, Gold, checked_questions
 from bertqa.data.record_fields import Faults
 from bertqa.errors import UserError, no_data
 from bertqa.files import read_bytes
@@ -48,19 +51,19 @@ from bertqa.files import read_bytes
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question about one paragraph. A start >= 0 promises: context[start : start + len(text)] == text."""
+    """One question about one paragraph. Where start >= 0, context[start : start + len(text)] == text."""
 
     id: str
     question: str
-    context: str  # one object for all questions about a paragraph, so that it is tokenised once
-    answer_texts: tuple[str, ...]  # accepted answers; () = the question is impossible
-    answer_starts: tuple[int, ...]  # character offset of each in context; -1 = could not be located
+    context: str  # the same object for all questions about a paragraph
+    answer_texts: tuple[str, ...]  # gold answers; (): the question is impossible
+    answer_starts: tuple[int, ...]  # character offset of each answer in context; -1: not located
     title: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A question that training cannot use, and why. Its record is flat: mended, it can be read again as JSONL."""
+    """A question that training cannot use, and why. Its record is flat, so that it can be corrected and read as JSONL."""
 
     id: str
     reason: str
@@ -69,48 +72,49 @@ class Rejected:
 
 @dataclass
 class Dataset:
-    """What `read_examples` found in one file."""
+    """The questions of one file, as `read_examples` returns them."""
 
     path: str
-    sha256: str  # of the uncompressed content, so that a file and its .gz have the same
+    sha256: str  # of the uncompressed content, so that a file and its .gz agree
     format: str  # squad, flat json, jsonl, mrqa, csv or parquet
     examples: list[Example] = field(default_factory=list)
-    repaired: int = 0  # answers whose offset or text was off and was repaired
+    repaired: int = 0  # number of answers whose offset or text was repaired
     rejected: list[Rejected] = field(default_factory=list)
-    flagged: bool = False  # whether a record has the key is_impossible
-    unit: str = CHARACTERS  # what the file's offsets count, see units.UNITS
+    flagged: bool = False  # whether any record has the key is_impossible
+    unit: str = CHARACTERS  # what the file's offsets count, see offsets.UNITS
     faults: list[str] = field(default_factory=list)
-    """What is wrong with broken records, which were left out; only where that was asked for."""
+    """Messages about broken records, which were left out; filled only by `gather=True`."""
     repeats: list[Example] = field(default_factory=list)
-    """Of the broken ones those that are whole, but have the id of an earlier question."""
+    """Questions that were left out only because an earlier question has their id; filled only by `gather=True`."""
 
     @property
     def has_impossible(self) -> bool:
+        """Whether any question has no answer."""
         return any(not example.answer_texts for example in self.examples)
 
     @property
     def version(self) -> str:
-        """The SQuAD version that these data are like: "2.0" if a question is impossible, otherwise "1.1"."""
+        """The SQuAD version that the data resemble: "2.0" if any question is impossible, otherwise "1.1"."""
         return "2.0" if self.has_impossible else "1.1"
 
     @property
     def is_v1(self) -> bool:
-        """Whether SQuAD v1.1's rules of scoring apply.
+        """Whether SQuAD v1.1's scoring rules apply.
 
-        A part of a v2 file with answerable questions only is still v2 data: its records have the key is_impossible.
+        A subset of a v2 file may have answerable questions only, but it still has the key is_impossible, so it is v2 data.
         """
         return not self.has_impossible and not self.flagged
 
     def trainable(self) -> list[Example]:
-        """The examples that have a located answer or are impossible, in file order, without the rejected ones."""
+        """Return the examples that were not rejected, in file order: each has a located answer or is impossible."""
         rejected = {question.id for question in self.rejected}
         return [example for example in self.examples if example.id not in rejected]
 
     def summary(self) -> str:
-        """What the file holds, in one line."""
-        examples = counted(len(self.examples), "example")
+        """Describe the data in one line: how many examples, impossible ones, repaired offsets and rejected questions."""
+        examples = _count_of(len(self.examples), "example")
         impossible = sum(not example.answer_texts for example in self.examples)
-        repaired = counted(self.repaired, "offset") + " repaired"
+        repaired = _count_of(self.repaired, "offset") + " repaired"
         if self.unit != CHARACTERS:
             repaired += f" (counted in {self.unit})"
         rejected = f"{len(self.rejected):,} rejected"
@@ -119,136 +123,162 @@ class Dataset:
         return ", ".join([examples, f"{impossible:,} impossible", repaired, rejected])
 
 
-def counted(count: int, name: str) -> str:
-    """1 example, 2,000 examples."""
+def _count_of(count: int, name: str) -> str:
+    """Return "1 example", "2,000 examples"."""
     plural = "" if count == 1 else "s"
     return f"{count:,} {name}{plural}"
 
 
 def read_examples(path: str | Path, limit: int | None = None, *, gather: bool = False) -> Dataset:
-    """Read a file of questions; `limit` keeps the first so many of them, in file order, and checks no further.
-
-    The names `squad1` and `squad2` stand for dev files here, `squad2-train` for that one: see `bertqa.data.download`.
+    """Read a file of questions.
 
     Args:
-        gather: leave broken records out and list them in `faults`, as long as one is whole.
+        path: a file, or a name such as `squad2-train` (data/download.py); `squad1` and `squad2` are dev files here.
+        limit: keep only the first questions, this many; what follows is not checked.
+        gather: leave broken records out and list them in `faults`, if at least one record is sound.
 
     Raises UserError, one line that names the file and the record, line or byte, for a file that is missing, empty, cut
-    off, not UTF-8, not JSON, of another shape or without questions, and for a record that breaks its structure.
+    off, not UTF-8, not JSON, in an unknown format or without questions, and for a broken record unless `gather`.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1 question")
     path = locate(path)
-    collects = gc.isenabled()
-    gc.disable()  # a million small objects and no cycle among them: looking for one takes a third of the time
     try:
-        content = read_bytes(Path(path))
-        faults = Faults(gather)
-        kind, questions = questions_in(content, faults)
-        data = Dataset(str(path), hashlib.sha256(content).hexdigest(), kind)
-        found = list(checked_questions(islice(questions, limit), faults))
-        _fill(data, found)
-        data.faults = faults.found
-        if not data.examples and data.faults:
-            first, *others = data.faults
-            more = f" (and {len(others):,} more)" if others else ""
-            raise UserError(f"not one question is whole: {first}{more}")
-        if not data.examples:
-            raise no_data(f"has no questions in it, though its shape is right ({kind})")
+        with _garbage_collection_paused():
+            return _read(Path(path), limit, Faults(gather))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+@contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """Keep Python from searching for reference cycles: among a million new records it takes a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
-        if collects:
+        if was_enabled:
             gc.enable()
-    return data
 
 
-def _fill(data: Dataset, found: Sequence[Checked]) -> None:
-    """Place all answers, and put the questions into `data`."""
-    units = _units(data, found)
-    for checked in found:
-        unit = units.get(checked.context, data.unit)
-        example, repaired = _example(checked, unit)
-        reason = _why_rejected(checked, example)
-        if checked.repeat:
+def _read(path: Path, limit: int | None, faults: Faults) -> Dataset:
+    """Read the questions of a file. Its errors do not name the file."""
+    content = read_bytes(path)
+    format, questions = questions_in(content, faults)
+    found = list(checked_questions(islice(questions, limit), faults))
+    data = Dataset(str(path), hashlib.sha256(content).hexdigest(), format, faults=faults.found)
+    _fill(data, found)
+    if data.examples:
+        return data
+    if not data.faults:
+        raise no_data(f"has no questions in it, though its shape is right ({format})")
+    first, *others = data.faults
+    more = f" (and {len(others):,} more)" if others else ""
+    raise UserError(f"not one question is whole: {first}{more}")
+
+
+def _fill(data: Dataset, found: Sequence[CheckedQuestion]) -> None:
+    """Place the answers of all questions, and add the questions to `data`."""
+    units = _offset_units(found)
+    data.unit = units.file
+    for question in found:
+        answers = _placed_answers(question, units.of(question.context))
+        example = Example(
+            id=question.id,
+            question=question.question,
+            context=question.context,
+            answer_texts=tuple(answer.text for answer in answers),
+            answer_starts=tuple(answer.start for answer in answers),
+            title=question.title,
+        )
+        if question.repeat:
             data.repeats.append(example)
             continue
         data.examples.append(example)
-        data.repaired += repaired
-        data.flagged |= "is_impossible" in checked.record
+        data.repaired += sum(answer.repaired for answer in answers)
+        data.flagged |= "is_impossible" in question.record
+        reason = _why_rejected(question, example)
         if reason:
-            record = {**checked.record, "id": example.id, "context": example.context}
+            record = {**question.record, "id": example.id, "context": example.context}
             record["title"] = example.title
             data.rejected.append(Rejected(example.id, reason, record))
 
 
-def _units(data: Dataset, found: Sequence[Checked]) -> dict[str, str]:
-    """paragraph -> the unit of its offsets, where any answer is not at its offset; `data.unit` becomes the file's."""
-    paragraphs: dict[str, list[Gold]] = {}
-    # Paragraphs with an answer that is not where the file says, counted in characters.
-    missed = set()
-    for checked in found:
-        paragraphs.setdefault(checked.context, []).extend(checked.golds)
-        for gold in checked.golds:
-            if gold.start < 0 or gold.stands_in(checked.context):
+@dataclass
+class OffsetUnits:
+    """What the offsets of a file count: characters, bytes, ..., keys of `offsets.UNITS`."""
+
+    file: str = CHARACTERS  # the unit that explains most answers
+    paragraphs: dict[str, str] = field(default_factory=dict)  # paragraph -> its unit, if another
+
+    def of(self, context: str) -> str:
+        """Return the unit of a paragraph's offsets."""
+        return self.paragraphs.get(context, self.file)
+
+
+def _offset_units(found: Sequence[CheckedQuestion]) -> OffsetUnits:
+    """Work out what the offsets of a file count, by where its answers stand."""
+    golds_of: dict[str, list[Gold]] = {}  # paragraph -> the answers of all its questions
+    missed = set()  # paragraphs with an answer that is not at its offset, counted in characters
+    for question in found:
+        golds_of.setdefault(question.context, []).extend(question.golds)
+        for gold in question.golds:
+            if gold.start < 0 or gold.stands_in(question.context):
                 continue
-            if gold.text.strip() and exact_place(checked.context, gold) < 0:
-                missed.add(checked.context)
+            if gold.text.strip() and exact_place(question.context, gold) < 0:
+                missed.add(question.context)
     if not missed:
-        return {}
+        return OffsetUnits()
     pairs = []
-    for context, golds in paragraphs.items():
+    for context, golds in golds_of.items():
         pairs += [(context, gold) for gold in golds]
-    data.unit = unit_of(pairs)
-    # Counted in bytes, an answer may stand at its offset by chance: then each paragraph is looked at.
-    if data.unit != CHARACTERS:
-        missed = set(paragraphs)
-    units = {}
+    units = OffsetUnits(unit_of(pairs))
+    # In a file that counts bytes, an answer may stand at its offset in characters by chance, so check every paragraph.
+    if units.file != CHARACTERS:
+        missed = set(golds_of)
     for context in missed:
-        units[context] = unit_of_paragraph(context, paragraphs[context], data.unit)
+        units.paragraphs[context] = unit_of_paragraph(context, golds_of[context], units.file)
     return units
 
 
-def _example(checked: Checked, unit: str) -> tuple[Example, int]:
-    """-> the example, and how many of its answers were repaired."""
-    texts: list[str] = []
-    starts: list[int] = []
+def _placed_answers(question: CheckedQuestion, unit: str) -> list[Placed]:
+    """Place a question's gold answers in its paragraph; `unit` is what their offsets count."""
+    found: list[Placed] = []
     other_spellings: list[str] = []
-    repaired = 0
-    for gold in checked.golds:
-        if gold.further and gold.text in texts:
+    for gold in question.golds:
+        if gold.further and _has_text(found, gold.text):
             continue
-        if unit == CHARACTERS and gold.stands_in(checked.context):
-            texts.append(gold.text)
-            starts.append(gold.start)
+        # The fast path, for nearly all answers.
+        if unit == CHARACTERS and gold.stands_in(question.context):
+            found.append(Placed(gold.text, gold.start))
             continue
-        placed = place(checked.context, gold, unit)
-        texts.append(placed.text)
-        starts.append(placed.start)
-        repaired += placed.repaired
-        # Where a file gives the span, its text may be more than another case or other blanks: it is accepted too.
+        placed = place(question.context, gold, unit)
+        found.append(placed)
+        # The span of a file that states ends wins over its text. If they differ by more than case or blanks, the text is an
+        # accepted answer too.
         same = placed.text.casefold().split() == gold.text.casefold().split()
         if gold.end >= 0 and not same:
             other_spellings.append(gold.text)
     for text in other_spellings:
-        if text not in texts:
-            texts.append(text)
-            starts.append(-1)
-    example = Example(
-        checked.id, checked.question, checked.context, tuple(texts), tuple(starts), checked.title
-    )
-    return example, repaired
+        if not _has_text(found, text):
+            found.append(Placed(text, -1))
+    return found
 
 
-def _why_rejected(checked: Checked, example: Example) -> str:
-    """Why training cannot use a question; "" where it can."""
+def _has_text(answers: list[Placed], text: str) -> bool:
+    return any(answer.text == text for answer in answers)
+
+
+def _why_rejected(question: CheckedQuestion, example: Example) -> str:
+    """Return why training cannot use a question; "" if it can."""
     if not example.question.strip():
         return "the question is empty"
-    if checked.flag and example.answer_texts:
+    if question.flag and example.answer_texts:
         return "is_impossible is true, but there are answers"
-    if checked.flag is False and not example.answer_texts:
+    if question.flag is False and not example.answer_texts:
         return "is_impossible is false, but there are no answers"
     if example.answer_starts and max(example.answer_starts) < 0:
-        reasons = [why_unplaced(example.context, gold) for gold in checked.golds]
+        reasons = [why_unplaced(example.context, gold) for gold in question.golds]
         return "; ".join(dict.fromkeys(reasons))
     return ""

@@ -56,7 +56,7 @@ class Gold:
 
 
 @dataclass(slots=True)
-class Checked:
+class CheckedQuestion:
     """A question whose record is sound; its answers are not placed yet."""
 
     where: str
@@ -70,7 +70,7 @@ class Checked:
     repeat: bool = False  # whether an earlier question has its id
 
 
-def checked_questions(questions: Iterator[Question], faults: Faults) -> Iterator[Checked]:
+def checked_questions(questions: Iterator[Question], faults: Faults) -> Iterator[CheckedQuestion]:
     """The questions whose records are sound; of others the mistake is raised, or noted in `faults`."""
     first: Question | None = None  # it decides whether ids are read or given
     seen: dict[str, str] = {}  # id -> where
@@ -107,7 +107,7 @@ def _has_id(record: object) -> bool:
     return isinstance(record, dict) and any(name in record for name in IDS)
 
 
-def _check(question: Question, id: str) -> Checked:
+def _check(question: Question, id: str) -> CheckedQuestion:
     """A question with its fields checked. Raises UserError."""
     where, record = question.where, question.record
     refuse_doubles(where, record, KNOWN)
@@ -121,7 +121,7 @@ def _check(question: Question, id: str) -> Checked:
     golds = golds or []
     if flag and not any(gold.text.strip() for gold in golds):
         golds = []  # impossible, and written with "" as its answer
-    return Checked(where, id, text, question.context, question.title, golds, flag, record)
+    return CheckedQuestion(where, id, text, question.context, question.title, golds, flag, record)
 
 
 def _without_answers(where: str, record: dict, flag: bool | None) -> str:
