@@ -1,7 +1,7 @@
-"""The shapes in which questions are shipped: one table, from the keys of a record to how it is read, or why not.
+"""The shapes in which data sets ship questions, in one table: the keys of a record decide how it is read, or why it is not.
 
-To add a shape, add a row to SHAPES: a name, the keys that tell it, and a function from one record to
-its questions, or a text that says why it is not read and what to use instead.
+To add a shape, add a row to SHAPES: a name, the keys by which it is recognised, and a function from one record to its
+questions, or a text that says why it is not read and what to use instead.
 """
 
 import io
@@ -32,36 +32,37 @@ ACCEPTED = (
 )
 
 LOOKED_AT = 20
-"""Records among which one must have the keys of a shape: a first one without them is that record's mistake."""
+"""First records that decide the shape. It takes one that has a shape's keys; the others may be broken."""
 
 
 @dataclass(slots=True)
-class Question:
-    """One question as its file has it; nothing in it is checked but that it has a paragraph."""
+class RawQuestion:
+    """One question as its file has it. Only its context is checked."""
 
-    where: str  # where it stands in the file, for messages
-    record: dict  # its keys: an id, the question and the answers, under any of their names
+    where: str  # its place in the file, for messages
+    record: dict  # id, question and answers, under any of their known keys
     context: str
     title: str
 
 
-Reader = Callable[[str, object, Faults], Iterator[Question]]
+Reader = Callable[[str, object, Faults], Iterator[RawQuestion]]
+"""From the place of a record, the record, and what to do about faults, to its questions."""
 
 
 @dataclass(frozen=True)
 class Shape:
     """A row of the table."""
 
-    name: str  # what messages and `Dataset.format` call it
+    name: str  # in messages and in `Dataset.format`
     keys: str
-    """The keys that a record of it has, a dot before what is inside another's value, # for a number."""
-    then: Reader | str  # how a record is read, or why it is not and what to use
+    """Keys that a record of this shape has: `a.b` is key b inside the value of a, # is a number."""
+    then: Reader | str  # reads a record; or says why it is not read, and what to use
 
 
-# How a record is read
+# Functions that read a record
 
 
-def _article(where: str, article: object, faults: Faults) -> Iterator[Question]:
+def _article(where: str, article: object, faults: Faults) -> Iterator[RawQuestion]:
     """SQuAD: {"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}."""
     with faults:
         refuse_doubles(where, article, {"title", "paragraphs"})
@@ -72,18 +73,18 @@ def _article(where: str, article: object, faults: Faults) -> Iterator[Question]:
 
 def _paragraph(
     where: str, paragraph: object, faults: Faults, title: str = ""
-) -> Iterator[Question]:
-    """A paragraph of SQuAD, also without an article, as SimpleTransformers, CMRC and MRQA write them."""
+) -> Iterator[RawQuestion]:
+    """SQuAD's paragraph, which SimpleTransformers, CMRC and MRQA also write without an article around it."""
     with faults:
         refuse_doubles(where, paragraph, {*CONTEXTS, "qas", "title"})
         context = field(where, paragraph, name_among(paragraph, CONTEXTS), str)
         title = title or title_in(where, paragraph)
         for here, record in members(where, paragraph, "qas"):
-            yield Question(here, record, context, title)
+            yield RawQuestion(here, record, context, title)
 
 
-def _mrqa(where: str, entry: object, faults: Faults) -> Iterator[Question]:
-    """MRQA: {"context", "qas": [{"qid", "question", "detected_answers", "answers"}]}, behind a header."""
+def _mrqa(where: str, entry: object, faults: Faults) -> Iterator[RawQuestion]:
+    """MRQA: a header, then {"context", "qas": [{"qid", "question", "detected_answers", "answers"}]}."""
     if isinstance(entry, dict) and "header" in entry and "context" not in entry:
         return
     for question in _paragraph(where, entry, faults):
@@ -93,14 +94,14 @@ def _mrqa(where: str, entry: object, faults: Faults) -> Iterator[Question]:
         yield question
 
 
-def _flat(where: str, record: object, faults: Faults) -> Iterator[Question]:
+def _flat(where: str, record: object, faults: Faults) -> Iterator[RawQuestion]:
     """A question with its own context: {"id", "question", "context", "answers"}."""
     with faults:
         context = field(where, record, name_among(record, CONTEXTS), str)
-        yield Question(where, record, context, title_in(where, record))
+        yield RawQuestion(where, record, context, title_in(where, record))
 
 
-def _sberquad(where: str, record: dict, faults: Faults) -> Iterator[Question]:
+def _sberquad(where: str, record: dict, faults: Faults) -> Iterator[RawQuestion]:
     """SberQuAD's CSV: paragraph_id, question_id, paragraph, question, answer."""
     flat = {"answers": [record.get("answer")], **record}
     if "question_id" in record:
@@ -109,8 +110,8 @@ def _sberquad(where: str, record: dict, faults: Faults) -> Iterator[Question]:
     yield from _flat(where, {**flat, "context": record.get("paragraph")}, faults)
 
 
-def _subjqa(where: str, record: dict, faults: Faults) -> Iterator[Question]:
-    """SubjQA's CSV: question, review, human_ans_spans; a review ends in the word that stands for no answer."""
+def _subjqa(where: str, record: dict, faults: Faults) -> Iterator[RawQuestion]:
+    """SubjQA's CSV: question, review, human_ans_spans; the answer ANSWERNOTFOUND means that there is none."""
     text = record.get("human_ans_spans")
     indices = parse_printed(where, "human_ans_indices", str(record.get("human_ans_indices", "")))
     start = indices[0] if isinstance(indices, list) and indices else None
@@ -120,7 +121,7 @@ def _subjqa(where: str, record: dict, faults: Faults) -> Iterator[Question]:
     yield from _flat(where, {**flat, "context": record.get("review")}, faults)
 
 
-# Why others are not, where several say the same
+# Reasons not to read a shape that several shapes share
 
 MRQA = "use its file from MRQA's collection (mrqa/MRQA-Shared-Task-2019)"
 ELSEWHERE = f"its texts are in other files; {MRQA}"
@@ -210,11 +211,11 @@ SHAPES = (
     Shape("flat", "question", _flat),
     Shape("flat", "context", _flat),
 )
-"""The first row all of whose keys a record has is its shape; keys are compared without case."""
+"""A record has the shape of the first row all of whose keys it has; case does not matter."""
 
 
-def questions_in(content: bytes, faults: Faults) -> tuple[str, Iterator[Question]]:
-    """-> the format, and the questions, lazily. Raises UserError for a shape that is not read."""
+def questions_in(content: bytes, faults: Faults) -> tuple[str, Iterator[RawQuestion]]:
+    """Return the name of a file's format and its questions, lazily. Raises UserError for a shape that is not read."""
     if content.startswith(PARQUET):
         records = Records("parquet", parquet_records(io.BytesIO(content)))
         shape = shape_of_records(records)
@@ -226,19 +227,23 @@ def questions_in(content: bytes, faults: Faults) -> tuple[str, Iterator[Question
         else:
             shape = shape_of_columns(records.header, text)
     refuse(shape)
-    name = shape.name
-    if name in ("flat", "sberquad", "subjqa"):
-        name = {"json": "flat json"}.get(records.kind, records.kind)
-    return name, _all_questions(records, shape.then, faults)
+    return _format_name(shape, records), _all_questions(records, shape.then, faults)
 
 
-def _all_questions(records: Records, read: Reader, faults: Faults) -> Iterator[Question]:
+def _format_name(shape: Shape, records: Records) -> str:
+    """Return the name of a file's format: of its shape, or, of flat records, of what holds them."""
+    if shape.name not in ("flat", "sberquad", "subjqa"):
+        return shape.name
+    return "flat json" if records.kind == "json" else records.kind
+
+
+def _all_questions(records: Records, read: Reader, faults: Faults) -> Iterator[RawQuestion]:
     for where, record in records.items:
         yield from read(where, record, faults)
 
 
 def shape_of_keys(keys: set[str]) -> Shape | None:
-    """The first shape whose keys are all among these."""
+    """Return the first shape whose keys are all among `keys`; None if there is none."""
     for shape in SHAPES:
         if keys.issuperset(shape.keys.split()):
             return shape
@@ -246,7 +251,7 @@ def shape_of_keys(keys: set[str]) -> Shape | None:
 
 
 def shape_of_records(records: Records) -> Shape:
-    """The shape of the first records, that of a single odd one aside. Raises UserError where none has one."""
+    """Return the shape that the first records have. Raises UserError if none of them has a known shape."""
     first, records.items = look_ahead(records.items, LOOKED_AT)
     if not first:
         return Shape("flat", "", _flat)
@@ -259,19 +264,27 @@ def shape_of_records(records: Records) -> Shape:
 
 
 def common_shape(records: list[object]) -> Shape | None:
-    """The shape of these records, as far as they have one: of several the one that stands first in the table."""
-    found = [shape_of_keys(keys_in(record)) for record in records]
-    return min(filter(None, found), key=SHAPES.index, default=None)
+    """Return the first shape of the table that any of these records has; None if none has one."""
+    found = {shape_of_keys(keys_in(record)) for record in records}
+    for shape in SHAPES:
+        if shape in found:
+            return shape
+    return None
 
 
 def refuse(shape: Shape) -> None:
-    """Raise UserError for a shape that is not read."""
+    """Raise UserError if this shape is not read: its name, why, and what to use."""
     if isinstance(shape.then, str):
         raise UserError(f"is {shape.name}: {shape.then}")
 
 
 def shape_of_columns(header: list[str], text: str) -> Shape:
-    """The shape of a CSV. Raises UserError that names the column that it lacks."""
+    """Return the shape of a CSV. Raises UserError that names the columns that it lacks.
+
+    Args:
+        header: the column names, in lower case.
+        text: the file or its first line, to quote in a message.
+    """
     shape = shape_of_keys(set(header))
     if shape and shape.then not in (_flat, NO_CONTEXT):
         return shape

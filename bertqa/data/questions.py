@@ -1,10 +1,9 @@
-"""Questions as a file has them, checked: each has an id of its own, a text, and says what its answers are, in one of the
-forms in which files write them:
+"""Check the questions of a file: each has a text, an id of its own, and answers, in one of the forms that files use.
 
 "answers": {"text": ["a", "b"], "answer_start": [3, 7]}     SQuAD's rows on the Hub; also single values
 "answers": [{"text": "a", "answer_start": 3}]               SQuAD; {"start", "end", "text"} of annotation tools
-"answers": ["a", "b"]                                       texts without a place
-"answers": "{'text': ['a'], 'answer_start': [3]}"           any of these, printed
+"answers": ["a", "b"]                                       texts without offsets
+"answers": "{'text': ['a'], 'answer_start': [3]}"           any of these, printed by Python or NumPy
 "answers": "a"                                              one text
 "answers.text": ["a"], "answers.answer_start": [3]          flattened rows
 "answer_text": "a", "answer_start": 3                       one answer
@@ -13,8 +12,9 @@ forms in which files write them:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
-from bertqa.data.formats import Question
+from bertqa.data.formats import RawQuestion
 from bertqa.data.record_fields import (
     ANSWERS,
     IDS,
@@ -32,24 +32,26 @@ from bertqa.data.record_fields import (
 )
 from bertqa.errors import UserError, show
 
-PRINTED = ("[", "{", "array(", "np.array(")
-"""How a text begins that is printed answers."""
+LISTS = ("[", "array(", "np.array(")
+"""How a list begins that Python or NumPy printed into a string."""
+PRINTED = ("{", *LISTS)
+"""How answers begin that were printed into a string."""
 
 
 @dataclass(slots=True)
 class Gold:
-    """An answer as a file gives it."""
+    """A gold answer as its file states it; its offset is not checked."""
 
     text: str
-    start: int = -1  # offset in the file's own counting; -1: none was given
+    start: int = -1  # offset, in whatever the file counts; -1: not stated
     end: int = -1
-    """One past the last character, where a file gives the span to the character (MRQA); else -1."""
-    keys: tuple[str, ...] = ()  # the keys of an answer that has no offset under any known name
+    """One past the last character, in files that state it (MRQA); else -1."""
+    keys: tuple[str, ...] = ()  # the keys of the answer if none of them is known to hold an offset
     further: bool = False
-    """A text that is accepted too, and not needed where an answer before it is the same."""
+    """MRQA's other accepted texts: dropped if an answer before it has the same text."""
 
     def stands_in(self, context: str) -> bool:
-        """Whether the text stands at its offset, counted in characters and to the character, as nearly all do."""
+        """Return whether the text, without blanks around it, stands at its offset counted in characters: most do."""
         if self.start < 0 or not context.startswith(self.text, self.start):
             return False
         return self.text != "" and not self.text[0].isspace() and not self.text[-1].isspace()
@@ -57,7 +59,7 @@ class Gold:
 
 @dataclass(slots=True)
 class CheckedQuestion:
-    """A question whose record is sound; its answers are not placed yet."""
+    """A question whose record is sound; its answers are not yet placed."""
 
     where: str
     id: str
@@ -65,34 +67,42 @@ class CheckedQuestion:
     context: str
     title: str
     golds: list[Gold]
-    flag: bool | None  # is_impossible, where it is said
+    flag: bool | None  # is_impossible; None if the record does not say
     record: dict
-    repeat: bool = False  # whether an earlier question has its id
+    repeat: bool = False  # whether an earlier question has the same id
 
 
-def checked_questions(questions: Iterator[Question], faults: Faults) -> Iterator[CheckedQuestion]:
-    """The questions whose records are sound; of others the mistake is raised, or noted in `faults`."""
-    first: Question | None = None  # it decides whether ids are read or given
-    seen: dict[str, str] = {}  # id -> where
-    contexts: dict[str, str] = {}  # one object for each paragraph, so that it is tokenised once
+def checked_questions(
+    questions: Iterator[RawQuestion], faults: Faults
+) -> Iterator[CheckedQuestion]:
+    """Yield the questions whose records are sound; raise UserError for the others, or note it in `faults`.
+
+    A question that repeats an id is a fault too; if faults are gathered it is yielded all the same, marked as `repeat`.
+    """
+    first: RawQuestion | None = None  # decides whether records have ids or are numbered
+    seen: dict[str, str] = {}  # id -> where it was used first
+    contexts: dict[str, str] = {}  # equal paragraphs become one object, which saves memory
     for number, question in enumerate(questions):
         with faults:
             if first is None and isinstance(question.record, dict):
                 first = question
             checked = _check(question, _id_of(question, first, number))
             checked.context = contexts.setdefault(checked.context, checked.context)
-            user = seen.setdefault(checked.id, question.where)
-            checked.repeat = user != question.where
+            used_by = seen.setdefault(checked.id, question.where)
+            checked.repeat = used_by != question.where
             if not checked.repeat or faults.gather:
                 yield checked
             if checked.repeat:
                 raise UserError(
-                    f"{question.where}: id {show(checked.id)} was used by {user}; make every id unique"
+                    f"{question.where}: id {show(checked.id)} was used by {used_by}; make every id unique"
                 )
 
 
-def _id_of(question: Question, first: Question | None, number: int) -> str:
-    """The id of a question; its number where the first one has no id. Raises UserError where it has one all the same."""
+def _id_of(question: RawQuestion, first: RawQuestion | None, number: int) -> str:
+    """Return the id of a question; its number if the first question has no id.
+
+    Raises UserError if the first question has an id and this one has none, or the other way round.
+    """
     record = question.record
     if first is None or _has_id(first.record):
         return name_in(question.where, record, name_among(record, IDS))
@@ -107,9 +117,10 @@ def _has_id(record: object) -> bool:
     return isinstance(record, dict) and any(name in record for name in IDS)
 
 
-def _check(question: Question, id: str) -> CheckedQuestion:
-    """A question with its fields checked. Raises UserError."""
-    where, record = question.where, question.record
+def _check(question: RawQuestion, id: str) -> CheckedQuestion:
+    """Check the fields of a question. Raises UserError for the first fault."""
+    where = question.where
+    record = question.record
     refuse_doubles(where, record, KNOWN)
     text = field(where, record, name_among(record, QUESTIONS), str)
     if not id.strip():
@@ -120,12 +131,12 @@ def _check(question: Question, id: str) -> CheckedQuestion:
         raise UserError(_without_answers(where, record, flag))
     golds = golds or []
     if flag and not any(gold.text.strip() for gold in golds):
-        golds = []  # impossible, and written with "" as its answer
+        golds = []  # an impossible question whose answer is written as ""
     return CheckedQuestion(where, id, text, question.context, question.title, golds, flag, record)
 
 
 def _without_answers(where: str, record: dict, flag: bool | None) -> str:
-    """What is wrong with a record that lacks every key of answers: a name that nobody knows must not pass for none."""
+    """Word the message for a record without a known key of answers: an unknown key must not pass for "no answer"."""
     lacks = 'neither "answers" nor "is_impossible"'
     if flag is False:
         lacks = 'no "answers", though "is_impossible" is false'
@@ -139,15 +150,11 @@ def _without_answers(where: str, record: dict, flag: bool | None) -> str:
 
 
 def gold_answers(where: str, record: dict) -> list[Gold] | None:
-    """The answers of a record; None where it says nothing of them."""
+    """Return the answers of a record; None if it has no key of answers. Raises UserError for answers that are not sound."""
     if "detected_answers" in record:
         return _mrqa(where, record)
     answers = record.get("answers")
-    if (
-        isinstance(answers, str)
-        and not missing(answers)
-        and not answers.lstrip().startswith(PRINTED)
-    ):
+    if isinstance(answers, str) and not answers.lstrip().startswith(PRINTED):
         return [_single(f"{where}.answers[0]", {**record, "answer_text": answers})]
     if not missing(answers):
         return _answers(f"{where}.answers", answers)
@@ -168,6 +175,7 @@ def gold_answers(where: str, record: dict) -> list[Gold] | None:
 
 
 def _answers(where: str, answers: object) -> list[Gold]:
+    """Read the value of "answers": a list, an object of columns, or either of them printed."""
     if isinstance(answers, str):
         answers = parse_printed(where.removesuffix(".answers"), "answers", answers)
     if isinstance(answers, dict):
@@ -178,6 +186,7 @@ def _answers(where: str, answers: object) -> list[Gold]:
 
 
 def _answer(where: str, answer: object) -> Gold:
+    """Read one member of a list of answers: a text, or an object."""
     if isinstance(answer, str):
         return Gold(answer)
     refuse_doubles(where, answer, {"text", *STARTS})
@@ -187,13 +196,13 @@ def _answer(where: str, answer: object) -> Gold:
 
 
 def _single(where: str, record: dict) -> Gold:
-    """The one answer of a record that has it beside its question."""
+    """Read the only answer of a record, whose text and offset stand beside the question."""
     name = name_among(record, STARTS)
     return _gold(where, record, record["answer_text"], name, record.get(name))
 
 
 def _columns(where: str, answers: dict) -> list[Gold]:
-    """One object for all answers, a list or a single value under each key."""
+    """Read answers from an object of columns: under each key a list, or the value of a single answer."""
     refuse_doubles(where, answers, {"text", *STARTS})
     name = name_among(answers, STARTS)
     texts = _column(where, answers, "text")
@@ -209,7 +218,7 @@ def _columns(where: str, answers: dict) -> list[Gold]:
 
 
 def _gold(where: str, record: dict, text: object, name: str, start: object) -> Gold:
-    """An answer, checked; `record` is what has its offset under this `name`, or lacks it under any known one."""
+    """Check an answer's text and its offset `start`, whose key in `record` is `name`."""
     if not isinstance(text, str):
         raise UserError(f'{where}: "text" must be text, not {show(text)}')
     keys = () if name in record else tuple(record)
@@ -217,23 +226,25 @@ def _gold(where: str, record: dict, text: object, name: str, start: object) -> G
 
 
 def _column(where: str, answers: dict, name: str) -> list:
-    """The list under a key, or the list that a string prints; a single value is a list of one."""
+    """Return the list under a key; a single value becomes a list of one."""
     value = answers.get(name)
-    if isinstance(value, str) and value.lstrip().startswith(("[", "array(", "np.array(")):
+    if isinstance(value, str) and value.lstrip().startswith(LISTS):
         printed = parse_printed(where, name, value)
-        # "[sic]" as a single answer is a text, and no list
-        value = printed if isinstance(printed, list) else value
+        if isinstance(printed, list):
+            value = printed
     if isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return [value]
     found = field(where, answers, name, list)
+    # Arrays within arrays, as NumPy prints them, are flattened.
     while found and all(isinstance(member, list) for member in found):
-        found = [value for member in found for value in member]  # arrays within arrays
+        found = list(chain.from_iterable(found))
     return found
 
 
 def _offset(where: str, name: str, value: object) -> int:
-    """An offset as a number; -1 for none."""
-    if isinstance(value, float) and value.is_integer():  # a pandas column with empty cells
+    """Return an offset as an int; -1 if it is null or negative. Raises UserError if it is not a whole number."""
+    # In a column with empty cells pandas makes a float of 3.
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is None:
         return -1
@@ -243,7 +254,7 @@ def _offset(where: str, name: str, value: object) -> int:
 
 
 def _mrqa(where: str, record: dict) -> list[Gold]:
-    """The first span of each detected answer, then the other accepted texts."""
+    """Read MRQA's answers: the first span of each detected answer, then the other accepted texts."""
     found = []
     for number, detected in enumerate(field(where, record, "detected_answers", list)):
         found.append(_detected(f"{where}.detected_answers[{number}]", detected))
@@ -256,7 +267,7 @@ def _mrqa(where: str, record: dict) -> list[Gold]:
 
 
 def _detected(where: str, detected: dict) -> Gold:
-    """MRQA's spans are [first, last character]."""
+    """Read one of MRQA's detected answers, whose spans are [first, last] characters, inclusive."""
     text = field(where, detected, "text", str)
     spans = field(where, detected, "char_spans", list)
     if not spans:
