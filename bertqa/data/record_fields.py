@@ -1,6 +1,6 @@
-"""The fields of a record, checked: the right type under one of the names that files give them; and printed values read.
+"""Check the fields of a record, under any of the names that files give them; and parse values that Python printed.
 
-Each raises UserError that says what is wrong, where, and what to do; its callers put the name of the file before it.
+Errors are UserErrors that name the record; callers put the name of the file before the message.
 """
 
 import ast
@@ -16,7 +16,7 @@ QUESTIONS = ("question", "query_text")
 IDS = ("id", "qid", "question_id", "query_id", "guid", "_id", "key")
 STARTS = ("answer_start", "start", "start_offset", "answer_offset", "char_start", "offset", "begin")
 ANSWERS = ("answers", "answer_text", "answers.text", "detected_answers")
-"""A record with one of them says what its answers are, be it that there are none."""
+"""A record with one of these keys states its answers, even if it states that there are none."""
 
 KNOWN = {
     *IDS,
@@ -29,22 +29,22 @@ KNOWN = {
     "is_impossible",
     "header",
 }
-"""Names of keys and columns that mean something here, in lower case."""
+"""Keys and columns that are read, in lower case."""
 
-KINDS = {str: "text", list: "a list", dict: "an object", bool: "true or false"}
+TYPE_NAMES = {str: "text", list: "a list", dict: "an object"}
+"""How messages call the types of JSON."""
 
 FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-"""What files write for yes and no, in lower case; pandas makes 1.0 of true where cells are empty."""
+"""What files write for true and false, in lower case; pandas writes 1.0 for true if the column has empty cells."""
 
 EMPTY = ("", "nan", "none", "null")
-"""What files write, in lower case, where nothing is said."""
+"""What files write for a missing value, in lower case."""
 
 
 class Faults:
-    """What to do with a mistake in a file: raise it, or take note of it and go on with what follows.
+    """A context manager that decides what happens to a UserError inside it.
 
-    with faults:
-        read one thing, which may raise UserError
+    By default the error is raised. With `gather` its message is added to `found`, and the program goes on behind the block.
     """
 
     def __init__(self, gather: bool = False):
@@ -62,25 +62,25 @@ class Faults:
 
 
 def field(where: str, record: object, key: str, kind: type):
-    """record[key], checked to be there and to be of this type."""
+    """Return record[key]. Raises UserError if the record is not an object, lacks the key or has a value of another type."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: must be an object, not {show(record)}")
     if key not in record:
         raise UserError(f'{where}: has no "{key}", its keys are {show(list(record))}')
     value = record[key]
     if not isinstance(value, kind):
-        raise UserError(f'{where}: "{key}" must be {KINDS[kind]}, not {show(value)}')
+        raise UserError(f'{where}: "{key}" must be {TYPE_NAMES[kind]}, not {show(value)}')
     return value
 
 
 def members(where: str, record: object, key: str) -> Iterator[tuple[str, object]]:
-    """Where each member of the list record[key] stands, and the member."""
+    """Yield the place and value of each member of the list record[key]. Raises UserError as `field` does."""
     for number, member in enumerate(field(where, record, key, list)):
         yield f"{where}.{key}[{number}]", member
 
 
 def name_among(record: object, names: Sequence[str]) -> str:
-    """The first of these names that the record has as a key; the first of all where it has none."""
+    """Return the first of these names that is a key of the record; names[0] if none is, for messages about its absence."""
     if isinstance(record, dict):
         for name in names:
             if name in record:
@@ -89,21 +89,21 @@ def name_among(record: object, names: Sequence[str]) -> str:
 
 
 def name_in(where: str, record: dict, key: str) -> str:
-    """record[key], text or a whole number, as text."""
+    """Return record[key], a string or a whole number, as a string. Raises UserError as `field` does."""
     if isinstance(record, dict) and type(record.get(key)) is int:
         return str(record[key])
     return field(where, record, key, str)
 
 
 def title_in(where: str, record: dict) -> str:
-    """The title, "" where there is none."""
+    """Return the title of a record; "" if it has none."""
     if not isinstance(record, dict) or missing(record.get("title")):
         return ""
     return name_in(where, record, "title")
 
 
 def flag_in(where: str, record: dict, key: str) -> bool | None:
-    """record[key] as yes or no; None where it says neither."""
+    """Return record[key] as a bool; None if it is missing or blank. Raises UserError if it is something else."""
     value = record.get(key)
     if missing(value):
         return None
@@ -116,12 +116,12 @@ def flag_in(where: str, record: dict, key: str) -> bool | None:
 
 
 def missing(value: object) -> bool:
-    """Whether a value says that there is none: null, or the NaN of pandas."""
+    """Return whether a value is null, or NaN, which pandas writes instead."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def refuse_doubles(where: str, record: object, names: Set[str]) -> None:
-    """Raise UserError where an object has one of these keys twice, spelt in two ways ("Question" beside "question")."""
+    """Raise UserError if an object has one of the keys `names` in two spellings, such as "Question" beside "question"."""
     if not isinstance(record, dict):
         return
     spelt: dict[str, str] = {}
@@ -136,7 +136,10 @@ def refuse_doubles(where: str, record: object, names: Set[str]) -> None:
 
 
 def keys_in(value: object, before: str = "", depth: int = 4) -> set[str]:
-    """The keys of an object in lower case, and those inside with a dot: {"qas": [{"id": 1}]} has "qas" and "qas.id"."""
+    """Return the keys of a JSON value in lower case, nested ones with a dot: {"qas": [{"id": 1}]} has "qas" and "qas.id".
+
+    A key that is a number becomes #. Large values are sampled: 5 members of a list, 200 keys of an object, `depth` levels.
+    """
     found: set[str] = set()
     if isinstance(value, list):
         for member in value[:5]:
@@ -149,11 +152,11 @@ def keys_in(value: object, before: str = "", depth: int = 4) -> set[str]:
     return found
 
 
-# Values as Python, NumPy and pandas print them into cells and strings: {'text': array(['a'], dtype=object)}. They are read by
-# hand and never evaluated. NumPy leaves commas out (['a' 'b'], where Python would glue the two), names its types
-# (np.int64(32)), and cuts what is long (...), which is refused.
+# Values as Python, NumPy and pandas print them into cells and strings: {'text': array(['a'], dtype=object)}. They are parsed
+# here and never evaluated. NumPy leaves commas out (['a' 'b'], which Python would concatenate), names its types
+# (np.int64(32)), and abbreviates long arrays (...), which is refused.
 
-DEPTH = 20  # brackets within brackets; answers have two or three
+MAX_DEPTH = 20  # nested brackets; answers have two or three levels
 
 TOKEN = re.compile(
     r"""\s*(?:
@@ -166,7 +169,7 @@ TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-WORDS = {
+CONSTANTS = {
     **dict.fromkeys(["True", "true", "np.True_"], True),
     **dict.fromkeys(["False", "false", "np.False_"], False),
     **dict.fromkeys(["None", "null", "nan", "NaN", "np.nan"], None),
@@ -174,9 +177,13 @@ WORDS = {
 
 
 def parse_printed(where: str, name: str, cell: str) -> object:
-    """The value of a cell in JSON, or as Python or NumPy print it; None where it is blank.
+    """Parse a cell that holds JSON, or what Python or NumPy prints; None if it is blank.
 
-    Lists, tuples and arrays become lists, dictionaries keep text keys. Raises UserError for anything else.
+    Lists, tuples and arrays become lists; keys of dictionaries must be strings. Raises UserError for anything else.
+
+    Args:
+        where: the place of the record, for messages.
+        name: the key of the cell, for messages.
     """
     if not cell.strip():
         return None
@@ -185,27 +192,31 @@ def parse_printed(where: str, name: str, cell: str) -> object:
     except UserError:
         pass
     try:
-        printed = Printed(cell)
-        value = printed.value()
-        printed.finish()
+        parser = PrintedParser(cell)
+        value = parser.value()
+        parser.finish()
         return value
-    except (ValueError, SyntaxError) as error:
-        if str(error) == "...":
-            raise UserError(
-                f'{where}: "{name}" is cut: NumPy or pandas wrote "..." in the place of values: '
-                f"{show(cell)}; write JSON instead (to_json)"
-            ) from None
+    except Abbreviated:
+        raise UserError(
+            f'{where}: "{name}" is cut: NumPy or pandas wrote "..." in the place of values: '
+            f"{show(cell)}; write JSON instead (to_json)"
+        ) from None
+    except (ValueError, SyntaxError):
         raise UserError(
             f'{where}: "{name}" is neither JSON nor a Python literal: {show(cell)}'
         ) from None
 
 
-class Printed:
-    """A printed value, read from left to right. Each method raises ValueError where the text is something else."""
+class Abbreviated(ValueError):
+    """A printed value has ... in the place of values."""
+
+
+class PrintedParser:
+    """A recursive descent parser of one printed value. Its methods raise ValueError if the text is not such a value."""
 
     def __init__(self, text: str):
-        self.tokens: list[tuple[str, str]] = []
-        self.at = 0
+        self.tokens: list[tuple[str, str]] = []  # kind (a group of TOKEN) and text of each
+        self.at = 0  # index of the next token
         place = 0
         text = text.rstrip()
         while place < len(text):
@@ -216,31 +227,35 @@ class Printed:
             place = match.end()
 
     def next(self) -> tuple[str, str]:
+        """Return the next token and go past it."""
         if self.at == len(self.tokens):
             raise ValueError("ends early")
         self.at += 1
         return self.tokens[self.at - 1]
 
     def skip(self, mark: str) -> bool:
-        """Go past this mark if it comes next; whether it does."""
+        """Go past `mark` if it is the next token; return whether it was."""
         comes = self.at < len(self.tokens) and self.tokens[self.at] == ("mark", mark)
         self.at += comes
         return comes
 
     def finish(self) -> None:
+        """Raise ValueError if any token is left."""
         if self.at < len(self.tokens):
             raise ValueError("more follows")
 
     def value(self, depth: int = 0) -> object:
+        """Parse a value; `depth` is the number of brackets around it."""
         kind, text = self.next()
-        if depth > DEPTH:
+        if depth > MAX_DEPTH:
             raise ValueError("too deep")
         if kind == "cut":
-            raise ValueError("...")
+            raise Abbreviated("...")
         if kind == "string":
-            # Only a string literal can get here; a line end inside it was printed as it is.
-            read = ast.literal_eval(text.replace("\r", "\\r").replace("\n", "\\n"))
-            return read.decode() if isinstance(read, bytes) else read
+            # Line ends inside a string literal were printed as they are.
+            literal = text.replace("\r", "\\r").replace("\n", "\\n")
+            value = ast.literal_eval(literal)
+            return value.decode() if isinstance(value, bytes) else value
         if kind == "number":
             return float(text) if re.search("[.eE]", text) else int(text)
         if text == "[":
@@ -254,13 +269,15 @@ class Printed:
         raise ValueError(f"stray {text}")
 
     def items(self, end: str, depth: int) -> list:
+        """Parse the members of a list, up to the bracket `end`."""
         found = []
         while not self.skip(end):
             found.append(self.value(depth + 1))
-            self.skip(",")  # NumPy leaves it out
+            self.skip(",")  # NumPy prints none
         return found
 
     def dictionary(self, depth: int) -> dict:
+        """Parse the items of a dictionary, up to its closing bracket."""
         found: dict = {}
         while not self.skip("}"):
             key = self.value(depth + 1)
@@ -271,16 +288,16 @@ class Printed:
         return found
 
     def named(self, name: str, depth: int) -> object:
-        """A constant, or what NumPy wraps around a value: array([1, 2], dtype=int32), np.str_('a')."""
-        if name in WORDS:
-            return WORDS[name]
+        """Parse a constant, or a value with NumPy's type around it: array([1, 2], dtype=int32), np.str_('a')."""
+        if name in CONSTANTS:
+            return CONSTANTS[name]
         if name != "array" and not name.startswith(("np.", "numpy.")):
             raise ValueError(f"unknown {name}")
         if not self.skip("("):
             raise ValueError("a type alone")
         inside = self.value(depth + 1)
         while not self.skip(")"):
-            # dtype=object, dtype='<U9': how NumPy keeps the values does not matter
+            # dtype=object or dtype='<U9' is skipped: it does not change the values
             if not self.skip(",") or self.next()[0] != "name" or not self.skip("="):
                 raise ValueError("more than one value")
             self.next()

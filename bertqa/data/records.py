@@ -1,6 +1,6 @@
-"""A file's text to its records, whatever holds them: JSON lines, a list, an object around a list, CSV.
+"""Read the records of a file's text, whatever holds them: JSON lines, a JSON list, an object around a list, CSV.
 
-What a record is, an article or a question, is formats.py's affair.
+What a record is, an article, a paragraph or a question, is decided in formats.py.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -13,31 +13,37 @@ from bertqa.errors import UserError, show
 from bertqa.files import RepeatedKey, decode, parse_json
 
 Located = tuple[str, object]
-"""Where a record stands, for messages, and the record."""
+"""The place of a record in its file, for messages, and the record."""
 
 SPLITS = ("train", "training", "validation", "valid", "dev", "test")
+"""Keys under which a JSON object may hold the records of a split."""
 
 ANSWER_COLUMNS = ("answers", "answers.text", "answers.answer_start", "detected_answers")
-"""Columns of a CSV whose cells hold lists and objects, printed."""
+"""Columns of a CSV whose cells hold printed lists and objects."""
 
 
 @dataclass
 class Records:
-    """The records of a file, lazily."""
+    """The records of a file, read lazily."""
 
-    kind: str  # jsonl, json or csv
+    kind: str  # jsonl, json, csv or parquet
     items: Iterator[Located]
-    header: list[str] | None = None  # the columns of a CSV
+    header: list[str] | None = None  # the columns of a CSV, in lower case
 
 
 def records_in(text: str, known: Collection[str], faults: Faults) -> Records:
-    """The records of a file; `known` are names of columns by which a CSV is told. Raises UserError.
+    """Return the records of a file.
 
-    A line of JSONL that is no JSON is a fault of that line; other files cannot be read behind such a place.
+    Args:
+        text: the file, which is not blank.
+        known: column names by which the delimiter of a CSV, and an object that is a record, are recognised.
+        faults: what to do about a line of JSONL that is not JSON.
+
+    Raises UserError where another file cannot be read, because nothing behind such a place can be read either.
     """
     if text.lstrip()[0] not in "{[":
         header, rows = whole_table(text, known)
-        return Records("csv", map(_with_values, rows), header)
+        return Records("csv", (_with_values(where, row) for where, row in rows), header)
     if _is_lines(text):
         return Records("jsonl", _lines(text, faults))
     document = parse_json(text, allow_nan=True)
@@ -47,22 +53,22 @@ def records_in(text: str, known: Collection[str], faults: Faults) -> Records:
 
 
 def _is_lines(text: str) -> bool:
-    """Whether the first line is whole JSON and more follows: the mark of JSONL."""
+    """Return whether a text is JSONL: its first line is a JSON value by itself, and other lines follow."""
     first, _, rest = text.lstrip().partition("\n")
     if not rest.strip():
         return False
     try:
         value = parse_json(first, allow_nan=True)
     except RepeatedKey:
-        return True  # a mistake, but a whole line
+        return True  # a fault of that line, but it is a line of JSONL
     except UserError:
         return False
     return not (isinstance(value, dict) and "data" in value)
 
 
 def _lines(text: str, faults: Faults) -> Iterator[Located]:
-    """The values of the lines."""
-    # not splitlines: U+2028 may stand inside a JSON string
+    """Yield the values of the lines of JSONL."""
+    # not splitlines: a JSON string may contain U+2028, which is a line end for Python
     for where, value in line_values(text.split("\n")):
         with faults:
             if isinstance(value, UserError):
@@ -71,9 +77,9 @@ def _lines(text: str, faults: Faults) -> Iterator[Located]:
 
 
 def line_values(lines: Iterable[str | bytes]) -> Iterator[Located]:
-    """The value of each line that is not blank; a UserError in its place says what is wrong with it.
+    """Yield the value of each line that is not blank, or a UserError if it is not JSON.
 
-    Of text an error names the line, of bytes it does not: those come from streams, which say it themselves.
+    The error names the line if the lines are str, and not if they are bytes: streams put it before the message themselves.
     """
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -89,16 +95,18 @@ def line_values(lines: Iterable[str | bytes]) -> Iterator[Located]:
 
 
 def alone(value: object) -> object:
-    """{...} for [{...}]: some write MRQA's header so."""
+    """Return the only member of a list of one, and any other value as it is: some write MRQA's header as [{...}]."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _numbered(name: str, values: Iterable[object]) -> Iterator[Located]:
-    return ((f"{name}[{number}]", value) for number, value in enumerate(values))
+    """Yield name[0], name[1], ... with the values."""
+    for number, value in enumerate(values):
+        yield f"{name}[{number}]", value
 
 
 def _inside(document: dict, known: Collection[str]) -> Records:
-    """The records of an object: those of the list that it wraps, or the object itself."""
+    """Return the records of a JSON object: those of the list in it, or the object itself as the only one."""
     refuse_doubles("the file", document, {"data", "columns", "export", "rows", *SPLITS})
     if "data" in document:
         data = document["data"]
@@ -109,24 +117,30 @@ def _inside(document: dict, known: Collection[str]) -> Records:
         return Records("json", _numbered("data", data))
     if isinstance(document.get("export"), list):  # Haystack's feedback
         return Records("json", _numbered("export", document["export"]))
-    if isinstance(document.get("rows"), list):  # the Hub's viewer
+    if isinstance(document.get("rows"), list):  # the Hub's data set viewer
         return Records("json", _rows(document["rows"]))
+    split = _only_split(document)
+    if split:
+        return Records("json", _numbered(split, document[split]))
+    # {"0": record, "1": record}: pandas with orient="index", DROP
+    are_objects = all(isinstance(value, dict) for value in document.values())
+    if document and are_objects and not document.keys() & known:
+        return Records("json", ((f"[{show(key)}]", value) for key, value in document.items()))
+    return Records("jsonl", iter([("the only record", document)]))
+
+
+def _only_split(document: dict) -> str:
+    """Return the key of the only split in a JSON object; "" if there is none. Raises UserError if there are several."""
     filled = [name for name in SPLITS if isinstance(document.get(name), list) and document[name]]
     if len(filled) > 1:
         raise UserError(
             f"holds several splits, {', '.join(map(show, filled))}; save each to a file of its own"
         )
-    if filled:
-        return Records("json", _numbered(filled[0], document[filled[0]]))
-    values = list(document.values())
-    if values and not document.keys() & known and all(isinstance(v, dict) for v in values):
-        # {"0": record, "1": record}: pandas with orient="index", DROP
-        return Records("json", ((f"[{show(key)}]", value) for key, value in document.items()))
-    return Records("jsonl", iter([("the only record", document)]))
+    return filled[0] if filled else ""
 
 
 def _rows(rows: list) -> Iterator[Located]:
-    """The Hub's viewer puts each record under "row", and says which of its cells it has cut."""
+    """Yield the records of the Hub's data set viewer, each under "row"; refuse those of which it has cut cells."""
     for number, row in enumerate(rows):
         where = f"rows[{number}]"
         if isinstance(row, dict) and row.get("truncated_cells"):
@@ -140,20 +154,20 @@ def _rows(rows: list) -> Iterator[Located]:
 
 
 def _of_columns(columns: list, rows: list) -> Iterator[Located]:
-    """pandas with orient="split": {"columns": ["id", ...], "data": [["1", ...], ...]}."""
-    refuse_doubled_columns([str(name) for name in columns])
+    """Yield the records of pandas' orient="split": {"columns": ["id", ...], "data": [["1", ...], ...]}."""
+    names = [str(name) for name in columns]
+    refuse_doubled_columns(names)
     for number, row in enumerate(rows):
         where = f"data[{number}]"
         if not isinstance(row, list) or len(row) != len(columns):
             raise UserError(
                 f"{where}: must be a list of {len(columns)} values, one for each column"
             )
-        yield where, dict(zip(map(str, columns), row, strict=True))
+        yield where, dict(zip(names, row, strict=True))
 
 
-def _with_values(item: tuple[str, dict[str, str]]) -> Located:
-    """A row of a CSV as the record that JSON would hold: printed lists and numbers read, blank cells null."""
-    where, row = item
+def _with_values(where: str, row: dict[str, str]) -> Located:
+    """Turn a row of a CSV into the record that JSON would hold: lists and numbers are parsed, blank cells become None."""
     record: dict[str, object] = dict(row)
     for name in ANSWER_COLUMNS:
         if name in row:
@@ -167,7 +181,7 @@ def _with_values(item: tuple[str, dict[str, str]]) -> Located:
 
 
 def _number(cell: str) -> object:
-    """A cell as a whole number, None where it is blank, and as it is where it is no number."""
+    """Return a cell as a number; None if it is blank; the cell itself if it is not a number."""
     if cell.lower() in ("", "nan"):
         return None
     try:
@@ -177,19 +191,25 @@ def _number(cell: str) -> object:
 
 
 def look_ahead(items: Iterator[Located], most: int) -> tuple[list[Located], Iterator[Located]]:
-    """The first items, and all of them again. A mistake behind the first is left to be found in its place."""
+    """Return the first `most` items, and an iterator of all items, these included.
+
+    A UserError among the first items is raised by the iterator, in its place.
+    """
     first: list[Located] = []
-    broken: list[UserError] = []
+    error: UserError | None = None
     try:
         for item in islice(items, most):
             first.append(item)
-    except UserError as error:
-        broken.append(error)
+    except UserError as caught:
+        error = caught
+    return first, _again(first, error, items)
 
-    def again() -> Iterator[Located]:
-        yield from first
-        if broken:
-            raise broken[0]
-        yield from items
 
-    return first, again()
+def _again(
+    first: list[Located], error: UserError | None, rest: Iterator[Located]
+) -> Iterator[Located]:
+    """Yield the first items, then raise the error that came behind them, or yield the rest."""
+    yield from first
+    if error:
+        raise error
+    yield from rest
