@@ -1,15 +1,15 @@
-"""Where an answer stands in its paragraph, given its text and the offset that a file states, if any.
+"""Place a gold answer in its paragraph, given its text and the offset that its file states, if any.
 
-Files count in characters as Python does, or in the units of what made them (UTF-16 in JavaScript,
-UTF-8 bytes, two for a line end on Windows). Their texts may differ from the paragraph's own in
-blanks, case, accents or quotation marks. In this order:
+Files count offsets in characters as Python does, or in the units of the tool that wrote them (UTF-16 units in JavaScript,
+UTF-8 bytes, two for a line end on Windows). Answer texts may differ from the paragraph in blanks, case, accents or quotation
+marks. These are tried in order:
 
-    1. the text stands at the offset
-    2. its letters and digits stand there, in another form: the paragraph's own characters are the answer
-    3. the offset means another place in another unit, and the text stands there
-    4. the text stands once as a whole word, anywhere; or clearly nearest to the offset
+    1. The text stands at the offset.
+    2. Its letters and digits stand there in another form: the paragraph's own characters become the answer.
+    3. The text stands where the offset points in another unit.
+    4. The text stands only once in the paragraph as a whole word, or it stands clearly nearest to the offset.
 
-What stands only inside other words ("5" in 1952) is left without a place, and so is what cannot be told.
+A text that stands only inside other words ("5" in 1952), or whose place is ambiguous, is not placed.
 """
 
 import unicodedata
@@ -23,16 +23,20 @@ from bertqa.data.characters import extends, inside_word, only_place, whole_words
 from bertqa.data.questions import Gold
 from bertqa.errors import show
 
-NEARBY = 20  # characters; offsets slip by a few through stripped blanks and byte order marks
-MARKS = 3  # hyphens, quotation marks, zero width spaces: most of them in a row that a text may lack
+NEARBY = (
+    20  # characters by which an offset may be off, through stripped blanks or a byte order mark
+)
+MARKS = 3  # hyphens, quotation marks or zero width spaces in a row that an answer's text may lack
 CHARACTERS = "characters"
 
 
 def utf16_units(character: str) -> int:
+    """Return how many UTF-16 code units a character takes."""
     return 1 + (character > "\uffff")
 
 
 def utf8_bytes(character: str) -> int:
+    """Return how many UTF-8 bytes a character takes."""
     return len(character.encode("utf-8", "surrogatepass"))
 
 
@@ -47,22 +51,23 @@ UNITS: dict[str, Callable[[str], int]] = {
     "UTF-16 units, line ends as two": lambda c: utf16_units(c) + (c == "\n"),
     "UTF-8 bytes, line ends as two": lambda c: utf8_bytes(c) + (c == "\n"),
 }
-"""What a file may count in -> how much a character counts."""
+"""What a file's offsets may count -> how much one character counts."""
 
 FROM_ONE = "characters from 1"
+"""Offsets in characters of which the first is 1."""
 
 
 @dataclass(slots=True)
 class Placed:
     """An answer in its paragraph."""
 
-    text: str  # the paragraph's own characters; the text as given where start is -1
-    start: int  # -1: it could not be placed
-    repaired: bool = False  # whether an offset was stated, and it or the text had to be mended
+    text: str  # the paragraph's own characters; the stated text if start is -1
+    start: int  # offset in characters; -1: not placed
+    repaired: bool = False  # whether an offset was stated, and it or the text had to be changed
 
 
 def place(context: str, gold: Gold, unit: str = CHARACTERS) -> Placed:
-    """Find an answer in its paragraph; `unit` is what its file seems to count in."""
+    """Place an answer in its paragraph; `unit`, a key of UNITS, is what its file probably counts."""
     text = gold.text.strip()
     if not text:
         return Placed("", -1)
@@ -71,7 +76,7 @@ def place(context: str, gold: Gold, unit: str = CHARACTERS) -> Placed:
     found = _at_span(context, text, gold)
     if found:
         return found
-    # The file's unit comes first; one answer of many may be in characters all the same.
+    # The file's unit comes first, but a single answer may still be counted in characters.
     units = [unit] if unit == CHARACTERS else [unit, CHARACTERS]
     for name in units:
         start = exact_place(context, gold, name)
@@ -81,7 +86,7 @@ def place(context: str, gold: Gold, unit: str = CHARACTERS) -> Placed:
         own = other_form(context, text, in_characters(context, gold.start, name))
         if own:
             return Placed(own.text, own.start, repaired=True)
-    # Any exact conversion before the nearest match, which may be another occurrence.
+    # Other units come before the nearest match, which may be another occurrence of the text.
     for name in UNITS:
         start = exact_place(context, gold, name)
         if start >= 0:
@@ -93,7 +98,7 @@ def place(context: str, gold: Gold, unit: str = CHARACTERS) -> Placed:
 
 
 def _at_span(context: str, text: str, gold: Gold) -> Placed | None:
-    """A span that is given to the character is worth more than its text, if their letters agree."""
+    """Return the span that a file states with start and end, if it has the letters of the text, else None."""
     if gold.end < 0 or context.startswith(text, gold.start):
         return None
     piece = context[gold.start : gold.end]
@@ -103,15 +108,15 @@ def _at_span(context: str, text: str, gold: Gold) -> Placed | None:
     return Placed(own, gold.start + piece.index(own))
 
 
-# What a file counts in: a unit that gives an answer its own text at the stated offset explains it
+# Units. A unit explains an answer if the answer's text stands at its offset, counted in that unit
 
 
 def exact_place(context: str, gold: Gold, unit: str = CHARACTERS) -> int:
-    """Where the text stands at its stated offset; -1 where it does not."""
+    """Return the offset in characters of the stripped text, if it stands at the stated offset in `unit`; else -1."""
     text = gold.text.strip()
     lead = gold.text.index(text)
     start = in_characters(context, gold.start, unit)
-    # Of " mill" at 7 the letter m is at 8; where the file stripped its text before it counted, at 7.
+    # If " mill" is stated at 7, the letter m is at 8, or at 7 if the file counted after stripping.
     for offset in (start + lead, start):
         if start >= 0 and context.startswith(text, offset):
             return offset
@@ -120,64 +125,65 @@ def exact_place(context: str, gold: Gold, unit: str = CHARACTERS) -> int:
 
 @lru_cache(maxsize=8)
 def _offsets(context: str, unit: str) -> list[int]:
-    """What a file that counts in `unit` calls each character of the context, and its end, rising."""
-    return list(accumulate(map(UNITS[unit], context), initial=0))
+    """Return the offset, counted in `unit`, of each character of the context, and of its end; they never fall."""
+    sizes = map(UNITS[unit], context)
+    return list(accumulate(sizes, initial=0))
 
 
 def in_characters(context: str, start: int, unit: str) -> int:
-    """An offset in `unit` as one in characters; -1 where it lies inside a character, or behind the end.
+    """Convert an offset from `unit` to characters; -1 if it lies inside a character or beyond the end.
 
-    Example: "😀 ab" counted in UTF-16 units has its characters at 0, 2, 3, 4: 3 is character 2, and 1 is none.
+    Example: the characters of "😀 ab" are at 0, 2, 3, 4 in UTF-16 units. So 3 becomes 2, and 1 becomes -1.
     """
     if unit == CHARACTERS or start < 0:
         return start
     if unit == FROM_ONE:
         return start - 1
     offsets = _offsets(context, unit)
-    # The last of equals: those before it count nothing, such as an accent in NFC.
+    # The last of equal offsets, because characters before it count 0 (a combining accent in NFC).
     place = bisect_right(offsets, start) - 1
     return place if offsets[place] == start else -1
 
 
 def unit_of(answers: Iterable[tuple[str, Gold]]) -> str:
-    """The unit in which most of these (paragraph, answer) have their text at the stated offset; characters if equal."""
-    answers = [pair for pair in answers if _states_a_place(pair[1])]
-    missed = [pair for pair in answers if exact_place(*pair) < 0]
-    # Another unit must explain more answers than characters do, for most of a text in English is the same in all units.
+    """Return the unit that explains most of these pairs of paragraph and answer; characters if no unit explains more."""
+    stated = [(context, gold) for context, gold in answers if _has_offset(gold)]
+    missed = [(context, gold) for context, gold in stated if exact_place(context, gold) < 0]
     best = CHARACTERS
-    most = len(answers) - len(missed)
+    most = len(stated) - len(missed)
     for unit in (*UNITS, FROM_ONE):
-        # Most units explain nothing of what characters do not: they need not be tried on all.
+        # Skip early a unit that explains none of the answers that characters do not explain.
         if not any(exact_place(context, gold, unit) >= 0 for context, gold in missed):
             continue
-        hits = sum(exact_place(context, gold, unit) >= 0 for context, gold in answers)
-        if unit == FROM_ONE and (hits < len(answers) or hits < 3):
-            continue  # one off happens by mistake too
-        if hits > most:
+        explained = sum(exact_place(context, gold, unit) >= 0 for context, gold in stated)
+        # Being off by one is also a common mistake: only a file that is so throughout counts from 1.
+        if unit == FROM_ONE and (explained < len(stated) or explained < 3):
+            continue
+        if explained > most:
             best = unit
-            most = hits
+            most = explained
     return best
 
 
-def _states_a_place(gold: Gold) -> bool:
+def _has_offset(gold: Gold) -> bool:
     return gold.start >= 0 and bool(gold.text.strip())
 
 
 def unit_of_paragraph(context: str, golds: list[Gold], unit: str) -> str:
-    """The unit that explains all stated offsets of one paragraph: the file's own `unit` before others."""
-    stated = list(filter(_states_a_place, golds))
+    """Return a unit that explains all answers of a paragraph, first of all the file's `unit`; `unit` if there is none."""
+    stated = [gold for gold in golds if _has_offset(gold)]
     for name in dict.fromkeys([unit, *UNITS]):
         if all(exact_place(context, gold, name) >= 0 for gold in stated):
             return name
     return unit
 
 
-# Another form of the same letters
+# The same letters in another form
 
 
 @lru_cache(maxsize=1 << 16)
 def _letters(character: str) -> str:
-    """What makes a character the same in another form: its letters and digits, without case and accents."""
+    """Return the letters and digits of a character, without case and accents: "" for a mark or a blank."""
     plain = unicodedata.normalize("NFKD", character.casefold())
     kept = []
     for part in plain:
@@ -188,28 +194,28 @@ def _letters(character: str) -> str:
 
 
 def _letters_of(text: str) -> str:
-    return "".join(map(_letters, text))
+    return "".join(_letters(character) for character in text)
 
 
 def other_form(context: str, text: str, start: int) -> Placed | None:
-    """The paragraph's own characters from `start` on, where they have the letters of the text and end with a word.
+    """Return the paragraph's characters from `start` on that have the letters of the text, if they are whole words.
 
-    Blanks and quotation marks before the first letter are passed over, as far as the text has none. Example: "elin-varga"
-    is elinvarga; in “Elin Varga” the mark is passed over, the blank has no letters, and the answer is Elin Varga.
+    Blanks and quotation marks that the text does not begin with are skipped first. Example: the text "elin-varga" has the
+    letters elinvarga. In the paragraph “Elin Varga” the quotation mark is skipped, and the answer is Elin Varga.
     """
     wanted = _letters_of(text)
     if not wanted or not 0 <= start < len(context):
         return None
     begin = start
     limit = min(start + MARKS, len(context))
-    while begin < limit and _passed_over(context[begin], text[0]):
+    while begin < limit and _is_skipped(context[begin], text[0]):
         begin += 1
     if begin == len(context) or bool(_letters(context[begin])) != bool(_letters(text[0])):
         return None
     end = _end_of_letters(context, begin, wanted)
     if end < 0:
         return None
-    # A full stop or a closing quotation mark belongs to the answer where its text has one, in any form of it.
+    # For each mark at the end of the text, such as a full stop or a quotation mark, take one mark more, of any form.
     marks = "".join({character for character in text if not _letters(character)})
     for mark in text[len(text.rstrip(marks)) :]:
         here = context[end : end + 1]
@@ -221,9 +227,9 @@ def other_form(context: str, text: str, start: int) -> Placed | None:
 
 
 def _end_of_letters(context: str, begin: int, wanted: str) -> int:
-    """Where the letters `wanted` end that begin at `begin`, accents on the last one included; -1 where others stand."""
-    found = 0  # of the letters wanted
-    marks = 0  # in a row
+    """Return the offset behind the letters `wanted`, and their accents, which begin at `begin`; -1 if others stand there."""
+    found = 0  # letters of `wanted` found so far
+    marks = 0  # marks in a row
     end = begin
     while found < len(wanted):
         if end == len(context):
@@ -241,17 +247,17 @@ def _end_of_letters(context: str, begin: int, wanted: str) -> int:
     return end
 
 
-def _passed_over(character: str, first: str) -> bool:
-    """Whether a character of the paragraph is none of the answer's, whose text begins with `first`."""
+def _is_skipped(character: str, first: str) -> bool:
+    """Return whether a character stands before an answer whose text begins with the character `first`."""
     if character.isspace() or unicodedata.category(character) == "Cf":
         return True
     return not _letters(character) and bool(_letters(first))
 
 
 def clearly_nearest(context: str, text: str, start: int) -> int:
-    """Where the text stands near to `start`, with the next place at least twice as far; else -1.
+    """Return the place of the text that is at most NEARBY from `start`, if any other is at least twice as far; else -1.
 
-    Example: "cat" at 0, 5 and 10. From 6 it is 1 and 4 to the next ones, so 5; from 7 it is 2 and 3: not clear.
+    Example: "cat" stands at 0, 5 and 10. From 6 the distances are 1 and 4, so 5. From 7 they are 2 and 3, so -1.
     """
     reach = 2 * NEARBY + 1
     low = max(0, start - reach)
@@ -267,7 +273,7 @@ def clearly_nearest(context: str, text: str, start: int) -> int:
 
 
 def why_unplaced(context: str, gold: Gold) -> str:
-    """Why an answer could not be placed, for people."""
+    """Word the reason why an answer could not be placed."""
     text = gold.text.strip()
     if not text:
         return "the answer text is empty"

@@ -179,11 +179,8 @@ CONSTANTS = {
 def parse_printed(where: str, name: str, cell: str) -> object:
     """Parse a cell that holds JSON, or what Python or NumPy prints; None if it is blank.
 
-    Lists, tuples and arrays become lists; keys of dictionaries must be strings. Raises UserError for anything else.
-
-    Args:
-        where: the place of the record, for messages.
-        name: the key of the cell, for messages.
+    Lists, tuples and arrays become lists; keys of dictionaries must be strings. Raises UserError for anything else, with the
+    record's place `where` and the cell's key `name`.
     """
     if not cell.strip():
         return None
@@ -240,7 +237,6 @@ class PrintedParser:
         return comes
 
     def finish(self) -> None:
-        """Raise ValueError if any token is left."""
         if self.at < len(self.tokens):
             raise ValueError("more follows")
 

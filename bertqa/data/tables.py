@@ -1,7 +1,7 @@
-"""Tables to records: CSV, TSV and Parquet.
+"""Read the rows of tables: CSV, TSV and Parquet.
 
-Comma, semicolon or tab between the cells, whichever gives a header with the columns that are looked
-for. A first line "sep=;", as Excel writes it, says which.
+The delimiter of a CSV is the comma, semicolon or tab that gives its header the columns that are wanted, unless a first line
+"sep=;", as Excel writes it, states it.
 """
 
 import csv
@@ -20,27 +20,36 @@ from bertqa.errors import UserError, no_data, show
 DELIMITERS = ",;\t"
 
 BLANK = DELIMITERS + '" \r\n'
-"""What a row without a cell is made of: a sheet may begin with some, before its header."""
+"""Characters of a row whose cells are all empty; a spreadsheet may have such rows above its header."""
 
 PARQUET = b"PAR1"
-"""How a Parquet file begins: what the Hub has of most data sets."""
+"""First bytes of a Parquet file, the form in which the Hub keeps most data sets."""
 
 ROWS_AT_ONCE = 1024
-"""Of a Parquet file."""
+"""Rows of a Parquet file that are in memory at a time."""
+
+
+@dataclass
+class Head:
+    """The header of a CSV as it stands in the file."""
+
+    line: str
+    before: int  # number of lines above it
+    delimiter: str
 
 
 @dataclass
 class Table:
-    """A table whose rows are read one after the other."""
+    """A CSV whose rows are read lazily."""
 
-    header: list[str]
-    head: str  # the line of the header as it stands in the file
+    header: list[str]  # column names
+    head: str  # the header as it stands in the file
     rows: Iterator[tuple[str, dict[str, str] | UserError]]
-    """"line 3", where the row begins, and column -> cell; or what is wrong with the row."""
+    """The line on which each row begins ("line 3"), and its cells by column; or an error, if the row is not sound."""
 
 
 def whole_table(text: str, wanted: Collection[str]) -> tuple[list[str], list[tuple[str, dict]]]:
-    """(header in lower case, rows) of a CSV in memory. Raises UserError for the first row that cannot be read."""
+    """Return the header in lower case, and the rows, of a CSV. Raises UserError for the first row that cannot be read."""
     quoted = quotes_well(io.StringIO(text, newline=""), wanted)
     table = stream_table(io.StringIO(text, newline=""), wanted, lower=True, quoted=quoted)
     rows = []
@@ -59,54 +68,62 @@ def stream_table(
     keep_blank: bool = False,
     quoted: bool = True,
 ) -> Table:
-    """A CSV, with the delimiter that gives its header most of the columns `wanted`; it need not fit into memory.
+    """Read a CSV, which need not fit into memory.
 
     Args:
-        lower: column names are those of the header in lower case.
+        wanted: column names, by which the delimiter is chosen.
+        lower: put column names in lower case.
         keep_blank: keep rows whose cells are all blank.
-        quoted: whether a quotation mark begins a quoted cell; else it is a character like others.
+        quoted: whether a quotation mark begins a quoted cell; otherwise it is a character like any other.
 
-    Raises UserError for a header with two columns of one name, and from `rows` where nothing behind a place can be read.
+    Raises UserError if two columns have the same name. `rows` raises it where the rest of the file cannot be read.
     """
-    # Lines, not the file, for csv: the first are looked at, and each row's place is known by the lines taken so far.
+    # csv is given lines, not the file, because the first lines are looked at here and rows are named by their line.
     lines = _at_every_return(lines)
-    head, before, delimiter = head_of(lines, wanted)
-    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(chain([head], lines), delimiter=delimiter, strict=True, quoting=quoting)
-    header = [name.strip() for name in _next_row(reader, before)]
+    head = head_of(lines, wanted)
+    reader = csv.reader(
+        chain([head.line], lines),
+        delimiter=head.delimiter,
+        strict=True,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+    )
+    header = [name.strip() for name in _next_row(reader, head.before)]
     if lower:
         header = [name.lower() for name in header]
     refuse_doubled_columns(header)
-    return Table(header, head, _rows(reader, header, before, keep_blank))
+    return Table(header, head.line, _rows(reader, header, head.before, keep_blank))
 
 
 def quotes_well(lines: Iterator[str], wanted: Collection[str]) -> bool:
-    """Whether a quotation mark in a table begins a quoted cell. In many a TSV (GLUE's) it is a character like others: where
-    quoted cells make no table, nothing is quoted."""
-    head, before, delimiter = head_of(lines, wanted)
-    if delimiter != "\t":
+    """Return whether quotation marks in a table enclose cells.
+
+    In many TSVs, such as GLUE's, a quotation mark is a character like any other. A TSV that cannot be read with quoted cells
+    is taken for one of them.
+    """
+    head = head_of(lines, wanted)
+    if head.delimiter != "\t":
         return True
     try:
-        rows = stream_table(chain([head], lines), wanted).rows
+        rows = stream_table(chain([head.line], lines), wanted).rows
         return not any(isinstance(row, UserError) for _, row in rows)
     except UserError:
         return False
 
 
-def head_of(lines: Iterator[str], wanted: Collection[str]) -> tuple[str, int, str]:
-    """-> the line of the header, how many stand before it, and what separates cells: as Excel says, or as it seems."""
-    said = ""
+def head_of(lines: Iterator[str], wanted: Collection[str]) -> Head:
+    """Find the header of a CSV. Raises UserError if there is none."""
+    stated = ""  # by Excel's line
     for number, line in enumerate(lines):
         excel = re.match(r'\s*"?sep=([,;\t])', line)
         if excel:
-            said = excel[1]
+            stated = excel[1]
         elif line.strip(BLANK):
-            return line, number, said or best_delimiter(line, wanted)
-    raise no_data("holds no rows" if said else "holds only white space")
+            return Head(line, number, stated or best_delimiter(line, wanted))
+    raise no_data("holds no rows" if stated else "holds only white space")
 
 
 def best_delimiter(head: str, wanted: Collection[str]) -> str:
-    """The delimiter under which a header has most of the columns `wanted`, in any case, then most cells."""
+    """Return the delimiter that gives a header the most columns of `wanted`, whatever their case; then the most cells."""
 
     def merit(delimiter: str) -> tuple[int, int]:
         names = header_cells(head, delimiter)
@@ -116,24 +133,30 @@ def best_delimiter(head: str, wanted: Collection[str]) -> str:
 
 
 def header_cells(head: str, delimiter: str) -> list[str]:
-    """The cells of a header, trimmed."""
+    """Split a header into column names, without blanks and quotation marks around them."""
     line = re.split("[\r\n]", head.lstrip(), maxsplit=1)[0]
     return [name.strip(' "') for name in line.split(delimiter)]
 
 
 def _at_every_return(lines: Iterator[str]) -> Iterator[str]:
-    """Lines as csv wants them: they also end at a \\r that no \\n follows, as Excel for old Macs has it."""
+    """Split lines at each \\r that no \\n follows, as Excel wrote on old Macs: csv refuses them inside a line."""
     for line in lines:
         if "\r" in line[:-2]:
-            yield from filter(None, re.split("(?<=\r)(?!\n)", line))
+            parts = re.split("(?<=\r)(?!\n)", line)
+            yield from (part for part in parts if part)
         else:
             yield line
 
 
 def _next_row(reader, before: int) -> list[str] | None:
-    """The next row of a CSV, None behind the last; `before` lines of the file stand before what the reader was given."""
+    """Return the next row of a CSV, None at its end. Raises UserError if it cannot be read.
+
+    Args:
+        reader: a `csv.reader`.
+        before: lines of the file that the reader was not given.
+    """
     begins = reader.line_num + 1 + before
-    # Cells may be over 128 KiB. That limit is one for the whole process, so it is put back.
+    # Cells may be longer than csv's limit of 128 KiB, which holds for the whole process, so it is restored.
     usual = csv.field_size_limit(2**31 - 1)
     try:
         return next(reader, None)
@@ -147,7 +170,7 @@ def _next_row(reader, before: int) -> list[str] | None:
 
 
 def _rows(reader, header: list[str], before: int, keep_blank: bool) -> Iterator:
-    """The rows behind the header. A quoted paragraph may go over several lines: a row is named by its first."""
+    """Yield the rows below the header. A row is named by its first line, because a quoted cell may span several lines."""
     while True:
         where = f"line {reader.line_num + 1 + before}"
         row = _next_row(reader, before)
@@ -157,14 +180,14 @@ def _rows(reader, header: list[str], before: int, keep_blank: bool) -> Iterator:
             continue
         if len(row) == len(header):
             yield where, dict(zip(header, row, strict=True))
-        # Spreadsheets leave rows of empty cells behind the last: these are none of the table's.
+        # Rows of empty cells that do not fit the header are skipped: spreadsheets leave them below a table.
         elif any(row):
             cells = f"has {len(row)} cells, the header {len(header)}"
             yield where, UserError(f"{cells}; cut off, or a quote missing?")
 
 
 def refuse_doubled_columns(header: Sequence[str]) -> None:
-    """Raise UserError where two columns have one name: of two cells one would be lost."""
+    """Raise UserError if two columns have the same name: one of their cells would be lost."""
     for name, count in Counter(header).items():
         if name and count > 1:  # pandas leaves the name of its index blank
             raise UserError(f"the header has {count} columns {show(name)}; leave out all but one")
@@ -173,9 +196,12 @@ def refuse_doubled_columns(header: Sequence[str]) -> None:
 def parquet_records(
     file: Path | BinaryIO, tell_share: Callable[[float], None] = lambda share: None
 ) -> Iterator[tuple[str, dict]]:
-    """-> "row 3", counted from 0, and its columns as Python values; a list or struct column becomes a list or object.
+    """Yield "row 0", "row 1", ... and their values by column; lists and structs become lists and dictionaries.
 
-    `tell_share` is told how much of the file is out, 0 to 1. Raises UserError, also where pyarrow is missing.
+    Args:
+        tell_share: called with the share of the file that has been read, 0 to 1.
+
+    Raises UserError if pyarrow is missing or cannot read the file.
     """
     try:
         from pyarrow import ArrowException, parquet
@@ -197,7 +223,7 @@ def parquet_records(
 
 
 def parquet_rows(source: Source) -> Iterator[tuple[str, dict]]:
-    """The rows of an open file, which is told how far they have come."""
+    """Yield the rows of an open Parquet file, as `parquet_records` does, and keep its `share_read` up to date."""
     if source.path == STDIN:
         raise UserError("is Parquet, which cannot be read from a pipe; give the file's name")
     return parquet_records(source.path, source.tell_share)
