@@ -1,8 +1,9 @@
-"""Characters and words as readers see them. A character: a letter with its accents and vowel signs, an emoji with what is joined to it.
+"""Characters and words as readers see them.
 
-A tokenizer may drop an accent or a variation selector, or make a token of it. An answer must not
-end between the two all the same: "Dupré" written with a combining accent would lose the accent.
-This is the rule of Unicode's grapheme clusters (UAX 29), without its tables for flags.
+A character may have several code points: a letter with its accents and vowel signs, an emoji with those that are joined to
+it. A tokenizer may drop some of them, or make a token of each, but an answer must not end between two of them: "Dupré"
+written with a combining accent would lose the accent. The rule is that of Unicode's grapheme clusters (UAX 29), without its
+rule for pairs of flag letters.
 """
 
 import unicodedata
@@ -12,34 +13,34 @@ from functools import lru_cache
 JOINERS = "\u200c\u200d"  # zero width non-joiner, zero width joiner
 JOINER = "\u200d"
 STACKERS = "\u094d\u09cd\u0acd\u0b4d\u0c4d\u0d4d\u1039\u17d2"
-"""Signs of Indic scripts that write the next consonant under or into the one before."""
-THAI_AM = "\u0e33\u0eb3"  # vowels of Thai and Lao that count as letters
+"""Signs of Indic and other scripts that join the next consonant to the one before."""
+THAI_AM = "\u0e33\u0eb3"  # vowels of Thai and Lao whose Unicode category is letter
 
 
 @lru_cache(maxsize=1 << 16)
 def extends(character: str) -> bool:
-    """Whether a code point belongs to the character before it."""
+    """Return whether a code point always belongs to the character before it."""
     code = ord(character)
     return (
         unicodedata.category(character) in ("Mn", "Mc", "Me")  # accents, vowel signs, selectors
         or character in JOINERS
         or character in THAI_AM
-        or 0x1160 <= code <= 0x11FF  # vowels and finals of Korean syllables in pieces
+        or 0x1160 <= code <= 0x11FF  # vowels and final consonants of decomposed Korean syllables
         or 0x1F3FB <= code <= 0x1F3FF  # skin tones
-        or 0xE0020 <= code <= 0xE007F  # the letters of a flag, invisible
+        or 0xE0020 <= code <= 0xE007F  # invisible letters that name a flag
     )
 
 
 def beginnings(text: str) -> list[int]:
-    """The offsets at which a character of `text` begins, and its length.
+    """Return the offsets at which the characters of a text begin, and at which the last one ends.
 
-    Example: e, combining accent, blank, x: 0, 2, 3, 4.
+    Example: for e, combining accent, blank, x they are 0, 2, 3, 4.
     """
     begins = [0]
     for place in range(1, len(text)):
-        # A mark behind a blank stands for itself: the blank is no part of an answer.
-        marks = extends(text[place]) and not text[place - 1].isspace()
-        if not marks and not joined(text, place):
+        # A mark that follows a blank is a character of its own, because the blank is no part of an answer.
+        is_mark = extends(text[place]) and not text[place - 1].isspace()
+        if not is_mark and not joined(text, place):
             begins.append(place)
     if text:
         begins.append(len(text))
@@ -47,9 +48,9 @@ def beginnings(text: str) -> list[int]:
 
 
 def joined(text: str, place: int) -> bool:
-    """Whether a code point that could stand alone is one character with those before it.
+    """Return whether the code point at `place`, which could stand alone, is joined to the character before it.
 
-    A family of emoji, tied by joiners; an Indic conjunct, tied by a sign, with a joiner behind it or without.
+    That is so in a family of emoji, by a zero width joiner, and in an Indic conjunct, by a sign that a joiner may follow.
     """
     before = text[place - 1]
     kind = unicodedata.category(text[place])
@@ -61,12 +62,12 @@ def joined(text: str, place: int) -> bool:
 
 @lru_cache(maxsize=1 << 16)
 def _kind(character: str) -> str:
-    """ "letter" or "digit"; "" for what parts words, and for scripts that write words without blanks between."""
+    """Return "letter" or "digit"; "" for what separates words, and for scripts that do not separate words by blanks."""
     code = ord(character)
     spaceless = (
         0x0E00 <= code <= 0x109F  # Thai, Lao, Tibetan, Burmese
         or 0x1780 <= code <= 0x17FF  # Khmer
-        or 0x1100 <= code <= 0x11FF  # Korean, whose particles join the word
+        or 0x1100 <= code <= 0x11FF  # Korean, which writes particles without a blank
         or 0xAC00 <= code <= 0xD7FF
         or 0x3040 <= code <= 0x9FFF  # Japanese, Chinese
         or 0xF900 <= code <= 0xFAFF
@@ -81,7 +82,7 @@ def _kind(character: str) -> str:
 
 
 def inside_word(context: str, place: int) -> bool:
-    """Whether an offset lies between two letters, or two digits, of one word, or within a number such as 1,000 or 5.25."""
+    """Return whether an offset lies between two letters or two digits, or within a number such as 1,000 or 5.25."""
     if not 0 < place < len(context):
         return False
     before = context[place - 1]
@@ -97,8 +98,8 @@ def inside_word(context: str, place: int) -> bool:
 
 
 def whole_words(context: str, text: str, low: int = 0, high: int | None = None) -> Iterator[int]:
-    """Where the text stands in context[low:high] without cutting a word; places may overlap."""
-    # A long text that repeats itself could be found at every offset: the work is bounded.
+    """Yield the offsets in context[low:high] at which the text stands as whole words; occurrences may overlap."""
+    # A long text that repeats itself could be found at every offset, so the work is bounded.
     tries = max(1000, 5_000_000 // len(text))
     start = context.find(text, low, high)
     while start >= 0 and tries:
@@ -109,7 +110,7 @@ def whole_words(context: str, text: str, low: int = 0, high: int | None = None) 
 
 
 def only_place(context: str, text: str) -> int:
-    """Where the text stands as a whole word, if that is one place; else -1."""
+    """Return the only offset at which the text stands as whole words; -1 if there is none or more than one."""
     places = whole_words(context, text)
     first = next(places, -1)
     second = next(places, -1)

@@ -32,7 +32,7 @@ ACCEPTED = (
 )
 
 LOOKED_AT = 20
-"""First records that decide the shape. It takes one that has a shape's keys; the others may be broken."""
+"""First records that decide the shape: one must have a shape's keys, the others may be broken."""
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class Shape:
 
 
 def _article(where: str, article: object, faults: Faults) -> Iterator[RawQuestion]:
-    """SQuAD: {"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}."""
+    """Read SQuAD's article: {"title", "paragraphs": [{"context", "qas": [{"id", "question", "answers"}]}]}."""
     with faults:
         refuse_doubles(where, article, {"title", "paragraphs"})
         title = title_in(where, article)
@@ -74,7 +74,7 @@ def _article(where: str, article: object, faults: Faults) -> Iterator[RawQuestio
 def _paragraph(
     where: str, paragraph: object, faults: Faults, title: str = ""
 ) -> Iterator[RawQuestion]:
-    """SQuAD's paragraph, which SimpleTransformers, CMRC and MRQA also write without an article around it."""
+    """Read SQuAD's paragraph, which SimpleTransformers, CMRC and MRQA also write without an article around it."""
     with faults:
         refuse_doubles(where, paragraph, {*CONTEXTS, "qas", "title"})
         context = field(where, paragraph, name_among(paragraph, CONTEXTS), str)
@@ -84,7 +84,7 @@ def _paragraph(
 
 
 def _mrqa(where: str, entry: object, faults: Faults) -> Iterator[RawQuestion]:
-    """MRQA: a header, then {"context", "qas": [{"qid", "question", "detected_answers", "answers"}]}."""
+    """Read MRQA's {"context", "qas": [{"qid", "question", "detected_answers", "answers"}]}; skip its header."""
     if isinstance(entry, dict) and "header" in entry and "context" not in entry:
         return
     for question in _paragraph(where, entry, faults):
@@ -95,23 +95,24 @@ def _mrqa(where: str, entry: object, faults: Faults) -> Iterator[RawQuestion]:
 
 
 def _flat(where: str, record: object, faults: Faults) -> Iterator[RawQuestion]:
-    """A question with its own context: {"id", "question", "context", "answers"}."""
+    """Read a question with its own context: {"id", "question", "context", "answers"}."""
     with faults:
         context = field(where, record, name_among(record, CONTEXTS), str)
         yield RawQuestion(where, record, context, title_in(where, record))
 
 
 def _sberquad(where: str, record: dict, faults: Faults) -> Iterator[RawQuestion]:
-    """SberQuAD's CSV: paragraph_id, question_id, paragraph, question, answer."""
-    flat = {"answers": [record.get("answer")], **record}
+    """Read a row of SberQuAD's CSV: paragraph_id, question_id, paragraph, question, answer."""
+    flat = {**record, "context": record.get("paragraph")}
+    answer = flat.pop("answer", None)
+    flat.setdefault("answers", [answer])
     if "question_id" in record:
         flat.setdefault("id", record["question_id"])
-    flat.pop("answer", None)
-    yield from _flat(where, {**flat, "context": record.get("paragraph")}, faults)
+    yield from _flat(where, flat, faults)
 
 
 def _subjqa(where: str, record: dict, faults: Faults) -> Iterator[RawQuestion]:
-    """SubjQA's CSV: question, review, human_ans_spans; the answer ANSWERNOTFOUND means that there is none."""
+    """Read a row of SubjQA's CSV: question, review, human_ans_spans; the answer ANSWERNOTFOUND means that there is none."""
     text = record.get("human_ans_spans")
     indices = parse_printed(where, "human_ans_indices", str(record.get("human_ans_indices", "")))
     start = indices[0] if isinstance(indices, list) and indices else None
@@ -146,6 +147,7 @@ CLASSES = (
 IN_SQUAD = "export it in SQuAD's form"
 NO_SPANS = "answers are no spans of the text; use SQuAD"
 TEN_ARTICLES = f"the context is ten articles, some answers yes or no; {MRQA}"
+BY_COLUMN = 'write df.to_json(FILE, orient="records")'
 
 SHAPES = (
     Shape("QuAC", "paragraphs.qas.followup", DIALOGUE),
@@ -191,11 +193,7 @@ SHAPES = (
     Shape("BioASQ", "body snippets", UNPLACED),
     Shape("MRQA as the Hub's rows", "detected_answers.char_spans.start", f"to read it, {MRQA}"),
     Shape("a file of Haystack's labels", "query document", IN_SQUAD),
-    Shape(
-        "a table by column (pandas)",
-        "question.# context.#",
-        'write df.to_json(FILE, orient="records")',
-    ),
+    Shape("a table by column (pandas)", "question.# context.#", BY_COLUMN),
     Shape("mrqa", "header", _mrqa),
     Shape("mrqa", "context qas.detected_answers", _mrqa),
     Shape("squad", "paragraphs", _article),
@@ -279,11 +277,9 @@ def refuse(shape: Shape) -> None:
 
 
 def shape_of_columns(header: list[str], text: str) -> Shape:
-    """Return the shape of a CSV. Raises UserError that names the columns that it lacks.
+    """Return the shape of a CSV with this header, in lower case. Raises UserError that names the columns that it lacks.
 
-    Args:
-        header: the column names, in lower case.
-        text: the file or its first line, to quote in a message.
+    `text` is the file or its first line, for a message to quote.
     """
     shape = shape_of_keys(set(header))
     if shape and shape.then not in (_flat, NO_CONTEXT):

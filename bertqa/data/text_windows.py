@@ -1,7 +1,6 @@
-"""Texts, or pairs of texts, to token sequences: what is classified or embedded. One window a text, none overlaps. And their
-labels to classes, and to parts for training and for tests.
+"""Turn texts to classify or embed, or pairs of texts, into token sequences; and labels into class numbers.
 
-A sequence is  [CLS] text [SEP],  of a pair  [CLS] text [SEP] second text [SEP].
+A text becomes one sequence  [CLS] text [SEP],  a pair  [CLS] text [SEP] second text [SEP].  A long one is cut, not split.
 """
 
 import re
@@ -19,14 +18,14 @@ from bertqa.errors import UserError, show
 
 @dataclass
 class TextWindows:
-    """R texts, or pairs of texts, in their order."""
+    """R texts, or R pairs of texts."""
 
     texts: Tokens  # one row a text, already cut
-    seconds: Tokens | None  # one row a second text, already cut; None where there are single texts
-    classes: np.ndarray  # (R,) int32, the class of each; 0 where none is known
+    seconds: Tokens | None  # one row a second text, already cut; None for single texts
+    classes: np.ndarray  # (R,) int32, class of each; 0 if it is not known
     cls_id: int
     sep_id: int
-    cut: int  # texts or pairs that were longer than the limit and lost their end
+    cut: int  # number of texts or pairs that were cut
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -39,10 +38,10 @@ class TextWindows:
         return (self.texts.counts + self.seconds.counts + 3).astype(np.int32)
 
     def sequences(self) -> Sequences:
-        """The texts as a model reads them; the first label is the class, the second is not used."""
+        """Return the texts as token sequences, for `WindowStore`: the first label is the class, the second is 0."""
         seconds = self.seconds or no_tokens()
         second_at = seconds.rows[:-1] if self.seconds else np.zeros(len(self), np.int64)
-        # As in windows.py: [CLS] and [SEP] come first, then all first texts, then all second ones.
+        # `ids` holds [CLS], [SEP], all first texts, all second texts, as in windows.py.
         columns = [
             2 + self.texts.rows[:-1],
             self.texts.counts,
@@ -58,7 +57,7 @@ class TextWindows:
         )
 
     def fingerprint(self) -> str:
-        """Of what the model sees: the same texts, classes and vocabulary give the same 16 digits."""
+        """Return 16 hexadecimal digits that depend on the tokens and the classes, and nothing else."""
         seconds = self.seconds or no_tokens()
         arrays = [self.texts.ids, self.texts.rows, seconds.ids, seconds.rows, self.classes]
         return fingerprint(arrays)
@@ -73,34 +72,38 @@ def text_windows(
     max_length: int = 512,
     progress: str | None = None,
 ) -> TextWindows:
-    """Tokenise texts, or pairs of a text and its second one in `pairs`, for sequences of at most `max_length` tokens.
+    """Tokenise texts, or pairs of texts, and cut them to sequences of at most `max_length` tokens.
 
-    What is longer loses its end, a pair from the longer of its two first: with room for 7, tokens 9 and 1 become 6
-    and 1, and 9 and 9 become 4 and 3. `labels` (R,) are the classes.
+    Of a pair the longer text is cut first: with room for 7 tokens, texts of 9 and 1 tokens are cut to 6 and 1, texts of 9
+    and 9 to 4 and 3.
+
+    Args:
+        pairs: the second text of each pair; None for single texts.
+        labels: (R,) class of each; None if they are not known.
+        progress: name of a progress bar; None shows none.
     """
-    whole = tokenizer.encode(texts, progress)
-    classes = np.zeros(len(texts), np.int32) if labels is None else labels.astype(np.int32)
+    firsts = tokenizer.encode(texts, progress)
     if pairs is None:
-        room = max_length - 2  # [CLS] and [SEP]
-        return TextWindows(
-            texts=whole.cut(room),
-            seconds=None,
-            classes=classes,
-            cls_id=tokenizer.cls_id,
-            sep_id=tokenizer.sep_id,
-            cut=int((whole.counts > room).sum()),
-        )
-    room = max_length - 3
-    seconds = tokenizer.encode(pairs, progress)
-    # A first text keeps what the second leaves, and half of the room at least; a second one gets the rest.
-    kept = np.minimum(whole.counts, np.maximum(room - seconds.counts, (room + 1) // 2))  # (R,)
+        seconds = None
+        totals = firsts.counts  # (R,)
+        room = max_length - 2  # without [CLS] and [SEP]
+        kept = np.minimum(firsts.counts, room)  # (R,) tokens of the first text
+    else:
+        seconds = tokenizer.encode(pairs, progress)
+        totals = firsts.counts + seconds.counts  # (R,)
+        room = max_length - 3  # without [CLS] and two [SEP]
+        # The first text gets what the second leaves, but at least half of the room; the second gets the rest.
+        share = np.maximum(room - seconds.counts, (room + 1) // 2)  # (R,)
+        kept = np.minimum(firsts.counts, share)  # (R,)
+        seconds = seconds.cut(room - kept)
+    classes = np.zeros(len(texts), np.int32) if labels is None else labels.astype(np.int32)
     return TextWindows(
-        texts=whole.cut(kept),
-        seconds=seconds.cut(room - kept),
+        texts=firsts.cut(kept),
+        seconds=seconds,
         classes=classes,
         cls_id=tokenizer.cls_id,
         sep_id=tokenizer.sep_id,
-        cut=int((whole.counts + seconds.counts > room).sum()),
+        cut=int((totals > room).sum()),
     )
 
 
@@ -108,7 +111,7 @@ def text_windows(
 
 
 def label_names(labels: Sequence[str]) -> list[str]:
-    """The classes in their order: by value where all are whole numbers, else by name."""
+    """Return the distinct labels in the order of their class numbers: by value if all are whole numbers, else by name."""
     names = set(labels)
     if all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
@@ -116,12 +119,12 @@ def label_names(labels: Sequence[str]) -> list[str]:
 
 
 def label_rows(texts: Texts, names: Sequence[str]) -> np.ndarray:
-    """(R,) the class of each row, as its place in `names`. Raises UserError for labels that are not among them."""
-    place = {name: row for row, name in enumerate(names)}
-    unseen: dict[str, str] = {}  # label -> where it stands first
+    """Return the class of each row, its index in `names`, (R,). Raises UserError for labels that are not in `names`."""
+    class_of = {name: number for number, name in enumerate(names)}
+    unseen: dict[str, str] = {}  # label -> the row where it stands first
     count = 0
     for label, where in zip(texts.labels, texts.where, strict=True):
-        if label not in place:
+        if label not in class_of:
             unseen.setdefault(label, where)
             count += 1
     if unseen:
@@ -131,19 +134,19 @@ def label_rows(texts: Texts, names: Sequence[str]) -> np.ndarray:
             f"{texts.path}: {count:,} of {len(texts):,} labels were not seen in training: {kinds}; "
             f"known are {', '.join(map(show, names))}"
         )
-    return np.array([place[label] for label in texts.labels])
+    return np.array([class_of[label] for label in texts.labels])
 
 
 def split(texts: Texts, share: float, seed: int) -> tuple[Texts, Texts]:
-    """(the rest, `share` of the rows), both in the file's order.
+    """Draw `share` of the rows, stratified by label; return the other rows and the drawn rows, each in the file's order.
 
-    Stratified: that share is drawn of each label, by seed; one row at least if there are two, and never the last.
+    Of a label with several rows at least one row is drawn and one is not; the only row of a label is not drawn.
     """
     labels = np.array(texts.labels)
-    draw = np.random.default_rng([seed, 2])
+    random = np.random.default_rng([seed, 2])
     drawn: set[int] = set()
     for name in label_names(texts.labels):
-        rows = draw.permutation(np.flatnonzero(labels == name)).tolist()
+        rows = random.permutation(np.flatnonzero(labels == name)).tolist()
         count = min(len(rows) - 1, max(1, round(share * len(rows))))
         drawn.update(rows[:count])
     rest = [row for row in range(len(texts)) if row not in drawn]
