@@ -1,11 +1,11 @@
-"""Attention over packed sequences: the one place that knows where a sequence begins and ends.
+"""Attention over packed sequences: the only part of the encoder that knows where a sequence begins and ends.
 
 S sequences, N tokens in all of them, L longest sequence, A heads, D head size.
 
-Every body has the same signature, `body(query, key, value, layout, dropout) -> mixed`, all of shape (N, A, D), and the
-same result up to rounding; `dropout` is the probability of dropping an attention weight. To try another kind of
-attention, write such a function and pass it: `BertEncoder(config, attention=my_attention)`; or a list of them, one for
-each layer. A body that also has maps to show returns `(mixed, maps)`.
+All attention functions have one signature, `attend(query, key, value, layout, dropout) -> mixed`, with tensors of shape
+(N, A, D) and `dropout` the probability of dropping an attention weight; their results are equal up to rounding. To try
+attention of your own, write such a function and pass it, `BertEncoder(config, attention=my_attention)`, or a list with
+one per layer. A function that returns `(mixed, maps)` supports `output_attentions`.
 """
 
 import functools
@@ -22,40 +22,40 @@ from bertqa.model.cpu_attention import fastest_call, runs
 
 @dataclass(frozen=True)
 class Layout:
-    """Where S sequences lie in N packed tokens, one behind the other, nothing between them.
+    """Where S sequences lie in N packed tokens, one after the other without gaps.
 
-    To a compiled model pass a Layout that was made outside of it: one graph serves all batches of two sequences or more. A
-    list of lengths is made into one inside, where torch.compile breaks the graph in three for every batch.
+    For torch.compile, make the Layout outside the compiled model: then one graph serves all batches of two or more
+    sequences. A plain list of lengths becomes a Layout inside, which breaks the graph into three for every batch.
     """
 
     lengths: tuple[int, ...] | None
-    """S lengths, on the host: slicing by them needs no synchronisation with the device. None in a static layout, whose
-    lengths only the device knows; some of them may be 0."""
+    """S lengths on the host, so that slicing by them needs no synchronisation. None in a static layout (CUDA graphs),
+    whose lengths only the device knows; some of those may be 0."""
     cu_seqlens: Tensor
-    """(S+1,) int32 on the device: sequence s owns tokens cu_seqlens[s] : cu_seqlens[s+1]."""
+    """(S+1,) int32 on the device: sequence s has the tokens cu_seqlens[s] : cu_seqlens[s+1]."""
     positions: Tensor
-    """(N,) int64 on the device: position of each token in its own sequence."""
+    """(N,) int64 on the device: position of each token in its sequence."""
     sequence: Tensor
-    """(N,) int64 on the device: the sequence of each token."""
+    """(N,) int64 on the device: index of the sequence that each token belongs to."""
     longest: int
-    """L: no sequence is longer."""
+    """L, an upper bound of the lengths."""
 
     @classmethod
     def of_batch(cls, batch) -> "Layout":
-        """The layout of a Batch of windows (data/batches.py), whose index tensors are on the device already."""
+        """Return the layout of a Batch of windows (data/batches.py), whose index tensors are on the device already."""
         return cls(batch.lengths, batch.cu_seqlens, batch.positions, batch.sequence, batch.longest)
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Layout":
-        """The layout of sequences with these lengths, its index tensors on `device`.
+        """Return the layout of sequences with these lengths, its index tensors on `device`.
 
         Lengths 3 and 2:
-            cu_seqlens  0 3 5       where each begins, and where the last ends
+            cu_seqlens  0 3 5       start of each sequence, and end of the last
             sequence    0 0 0 1 1   of each token
             positions   0 1 2 0 1
 
         Raises:
-            UserError: for no lengths at all, and for one below 1.
+            UserError: if there are no lengths, or one is below 1.
         """
         lengths = tuple(int(length) for length in lengths)
         if not lengths or min(lengths) < 1:
@@ -64,19 +64,19 @@ class Layout:
         cu_seqlens = F.pad(on_host.cumsum(0), (1, 0))  # (S+1,)
         sequence = torch.repeat_interleave(on_host)  # (N,)
         positions = torch.arange(len(sequence)) - cu_seqlens[sequence]  # (N,)
-        # What the host does next need not wait for these copies: a GPU does its work in order.
+        # Asynchronous: the GPU finishes these copies before any later kernel reads them.
         move = functools.partial(torch.Tensor.to, device=device, non_blocking=True)
-        cu_seqlens = move(cu_seqlens.to(torch.int32))  # what the variable-length kernel takes
+        cu_seqlens = move(cu_seqlens.to(torch.int32))  # the type that the varlen kernel takes
         return cls(lengths, cu_seqlens, move(positions), move(sequence), max(lengths))
 
     @property
     def first_tokens(self) -> Tensor:
-        """(S,) index of each sequence's first token, [CLS]; of some token where a sequence has none."""
-        # An empty sequence behind the last token begins at N, where nothing is.
+        """(S,) index of each sequence's first token, [CLS]; any token for an empty sequence."""
+        # An empty sequence after the last token would start at N, out of range.
         return self.cu_seqlens[:-1].long().clamp(max=self.positions.shape[0] - 1)
 
     def pad(self, packed: Tensor, value: float = 0.0) -> Tensor:
-        """(N, ...) -> (S, L, ...), `value` behind the end of each sequence."""
+        """(N, ...) -> (S, L, ...), with `value` after the end of each sequence."""
         sequences = self.cu_seqlens.shape[0] - 1
         padded = packed.new_full((sequences, self.longest, *packed.shape[1:]), value)
         return padded.index_put((self.sequence, self.positions), packed)
@@ -91,13 +91,13 @@ class Layout:
 
 
 Attention = Callable[[Tensor, Tensor, Tensor, Layout, float], Tensor | tuple[Tensor, Tensor]]
-"""`body(query, key, value, layout, dropout) -> mixed`, or `(mixed, maps)` from a body that shows its maps (S, A, L, L)."""
+"""`attend(query, key, value, layout, dropout) -> mixed`, or `(mixed, maps)` with attention maps (S, A, L, L)."""
 
 
 def reference_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0
 ) -> Tensor:
-    """softmax(Q K^T / sqrt(D)) V written out (Vaswani et al. 2017, equation 1): slow, plain, what the others must equal."""
+    """Compute softmax(Q K^T / sqrt(D)) V (Vaswani et al. 2017, equation 1). Slow and plain: tests compare with it."""
     mixed, _ = reference_attention_with_maps(query, key, value, layout, dropout)
     return mixed
 
@@ -105,14 +105,14 @@ def reference_attention(
 def reference_attention_with_maps(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Like `reference_attention`, and the attention maps (S, A, L, L): row = asking token, zero outside the sequence."""
+    """Compute `reference_attention` and its maps (S, A, L, L): a row per query, zero on padding."""
     query = _padded_rows(query, layout)  # (N, A, D) -> (S, A, L, D)
     key = _padded_rows(key, layout)
     value = _padded_rows(value, layout)
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5  # (S, A, L, L)
     real = layout.mask()  # (S, L)
-    # Nobody may look at padding. Padding itself still looks at the sequence: a row with everything masked would be a
-    # softmax of nothing, NaN. Its maps are zeroed behind the softmax instead.
+    # Keys on padding are masked. Queries on padding are not: a row masked everywhere would be a softmax of nothing,
+    # NaN. Their rows of the maps are set to zero after the softmax instead.
     scores = scores.masked_fill(~real[:, None, None, :], float("-inf"))
     maps = F.dropout(scores.softmax(-1), dropout) * real[:, None, :, None]  # (S, A, L, L)
     return layout.unpad((maps @ value).transpose(1, 2)), maps  # (N, A, D)
@@ -121,10 +121,9 @@ def reference_attention_with_maps(
 def per_sequence_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0
 ) -> Tensor:
-    """One attention call for each run of neighbours of equal length, no mask at all: the fastest way on a CPU.
+    """Compute attention by one call per run of adjacent sequences of equal length, without a mask: fastest on a CPU.
 
-    Lengths 9, 9, 9, 4 are two calls: one of 3 sequences, one of 1. In batches sorted by length a run is many sequences;
-    otherwise it is mostly one, and a call costs little.
+    Lengths 9, 9, 9, 4 take two calls, of 3 sequences and of 1. Batches sorted by length have long runs.
     """
     if layout.lengths is None:
         raise UserError(
@@ -132,13 +131,13 @@ def per_sequence_attention(
         )
     attend = fastest_call(query, dropout)
     equal = runs(layout.lengths)
-    # Split at once: a slice of each would have its gradient as a whole tensor of zeros around it.
+    # One split, no slices: the gradient of each slice would be a zero tensor of the size of the whole.
     tokens = [length * count for length, count in equal]
     parts = zip(equal, query.split(tokens), key.split(tokens), value.split(tokens), strict=True)
 
     mixed = []
     for (length, count), *qkv in parts:
-        # (count * length, A, D) -> (count, A, length, D): what torch's attention takes
+        # (count * length, A, D) -> (count, A, length, D), as torch's attention takes them
         q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)
         rows = attend(q, k, v, dropout_p=dropout)
         mixed.append(rows.transpose(1, 2).flatten(0, 1))  # back to (count * length, A, D)
@@ -148,27 +147,27 @@ def per_sequence_attention(
 def padded_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0
 ) -> Tensor:
-    """One fused attention call over padded rows with a mask: for devices without the variable-length kernel."""
+    """Compute attention by one fused call over padded rows with a mask, for devices without the varlen kernel."""
     query = _padded_rows(query, layout)  # (N, A, D) -> (S, A, L, D)
     key = _padded_rows(key, layout)
     value = _padded_rows(value, layout)
-    # Of an empty sequence nothing is kept, so its row comes out as NaN; but no token is read from there.
+    # The row of an empty sequence is masked everywhere and comes out as NaN, but unpad reads no token of it.
     keep = layout.mask()[:, None, None, :]  # (S, 1, 1, L)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=keep, dropout_p=dropout)
     return layout.unpad(mixed.transpose(1, 2))  # (N, A, D)
 
 
 def _padded_rows(x: Tensor, layout: Layout) -> Tensor:
-    """(N, A, D) -> (S, A, L, D): sequences as rows, heads before tokens, zero on padding."""
+    """(N, A, D) -> (S, A, L, D), zero on padding."""
     return layout.pad(x).transpose(1, 2)
 
 
 def varlen_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0
 ) -> Tensor:
-    """Flash attention over the packed tokens themselves (CUDA, 16-bit, no attention dropout)."""
-    assert dropout == 0, "this kernel has no dropout; choose_attention sends none here"
-    # Here and not above: older versions of torch lack this module, and need it for no other body.
+    """Compute flash attention on the packed tokens, without padding (CUDA, 16-bit, no attention dropout)."""
+    assert dropout == 0, "this kernel has no dropout; choose_attention does not choose it then"
+    # Imported here, because older versions of torch lack this module and need it for no other function.
     from torch.nn.attention.varlen import varlen_attn
 
     begins = layout.cu_seqlens
@@ -178,13 +177,21 @@ def varlen_attention(
 
 @functools.cache
 def _has_varlen(device: torch.device) -> bool:
-    """Whether torch is new enough to have the kernel, and the GPU is of a kind that it runs on."""
+    """Whether this version of torch and this GPU have the varlen kernel."""
     try:
         from torch.nn.attention.varlen import varlen_attn  # noqa: F401
     except ImportError:
         return False
     # The kernel is flash attention 2: Ampere and newer.
     return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def fastest_attention(query: Tensor, layout: Layout, dropout: float) -> Attention:
+    """Return the fastest attention function for a layer's tensors and layout (a Layout, or padding.Rows)."""
+    # torch.compile would make numbers on the host constants of the graph: a new graph for each batch.
+    has_lengths = not torch.compiler.is_compiling() and layout.lengths is not None
+    is_packed = isinstance(layout, Layout)
+    return choose_attention(query.device, query.dtype, dropout, has_lengths, is_packed)
 
 
 def choose_attention(
@@ -194,11 +201,11 @@ def choose_attention(
     has_lengths: bool = True,
     is_packed: bool = True,
 ) -> Attention:
-    """The fastest body for these tensors. All bodies but the variable-length one can drop attention weights.
+    """Return the fastest attention function. All but `varlen_attention` support dropout.
 
     Args:
-        has_lengths: whether the layout knows its lengths as numbers on the host.
-        is_packed: whether there are nothing but tokens, no padding between them.
+        has_lengths: whether the lengths are known on the host.
+        is_packed: whether the N tokens are free of padding.
     """
     if device.type != "cuda":
         return per_sequence_attention if has_lengths else padded_attention
@@ -208,6 +215,8 @@ def choose_attention(
     return padded_attention
 
 
+# Attention of the user's own
+
 OURS = (
     reference_attention,
     reference_attention_with_maps,
@@ -215,59 +224,61 @@ OURS = (
     padded_attention,
     varlen_attention,
 )
-"""The bodies that all give the numbers of `reference_attention`."""
+"""The functions above; all compute BERT's attention."""
 
 
 def own_name(attention) -> str | None:
-    """What to call attention of one's own, a body or one for each layer; None for ours, which all give the same numbers.
+    """Return the name of the user's own attention, one function or one per layer; None for BERT's attention (`OURS`).
 
-    Training with another attention makes another model, so a model folder keeps this name: see model/folder.py.
+    A model trained with other attention is another model, so its folder records this name: see model/build.py.
     """
     if attention is None or attention in OURS:
         return None
     if isinstance(attention, Iterable):
-        names = [own_name(body) for body in attention]
-        own = dict.fromkeys(name for name in names if name)  # each once, in order
+        names = [own_name(function) for function in attention]
+        own = dict.fromkeys(name for name in names if name)  # without repetitions, in order
         return ", ".join(own) or None
     if isinstance(attention, functools.partial):
         return own_name(attention.func)
     return getattr(attention, "__name__", type(attention).__name__)
 
 
-def bodies_of(attention, layers: int, maps: list[Tensor] | None) -> list[Attention | None]:
-    """The body of each layer; None where the layer is to choose the fastest.
+def attention_of_layers(
+    attention, layers: int, maps: list[Tensor] | None
+) -> list[Attention | None]:
+    """Return the attention function of each layer; None for a layer that chooses the fastest.
 
     Args:
-        attention: one body for all layers, or a list with one for each.
-        maps: a list to which each layer's attention maps are to be added, once it has run; None where none are wanted.
+        attention: None, one function for all layers, or a list with one per layer.
+        maps: a list to which each layer appends its attention maps when it runs; None if no maps are requested.
     """
-    bodies = [attention] * layers
+    functions = [attention] * layers
     if isinstance(attention, Iterable):
-        bodies = list(attention)
-    if len(bodies) != layers:
+        functions = list(attention)
+    if len(functions) != layers:
         raise UserError(
-            f"attention is a list of {len(bodies)}, but there are {layers} layers; give one for each"
+            f"attention is a list of {len(functions)}, but there are {layers} layers; give one for each"
         )
     if maps is not None:
-        bodies = [_keeping_maps(body, maps) for body in bodies]
-    return bodies
+        functions = [_recording_maps(function, maps) for function in functions]
+    return functions
 
 
-def _keeping_maps(body: Attention | None, maps: list[Tensor]) -> Attention:
-    """A body that gives what `body` gives and adds its attention maps to a list."""
-    # Ours all give the same numbers, but only the reference makes maps.
-    if body is None or body in OURS:
-        body = reference_attention_with_maps
+def _recording_maps(function: Attention | None, maps: list[Tensor]) -> Attention:
+    """Return an attention function that gives the result of `function` and appends its maps to the list."""
+    # Of ours, only the reference computes maps; the others have the same result.
+    if function is None or function in OURS:
+        function = reference_attention_with_maps
 
     def attend(query, key, value, layout, dropout):
-        found = body(query, key, value, layout, dropout)
-        if not isinstance(found, tuple):
+        result = function(query, key, value, layout, dropout)
+        if not isinstance(result, tuple):
             raise UserError(
-                f"output_attentions: the attention {own_name(body)!r} shows no maps; let it return (mixed, maps), maps "
+                f"output_attentions: the attention {own_name(function)!r} shows no maps; let it return (mixed, maps), maps "
                 "of shape (S, A, L, L)"
             )
-        mixed, found_maps = found
-        maps.append(found_maps)
+        mixed, layer_maps = result
+        maps.append(layer_maps)
         return mixed
 
     return attend

@@ -1,4 +1,4 @@
-"""The shape of a BERT, with Hugging Face's field names so that a config.json needs no dictionary."""
+"""The configuration of a BERT encoder; fields are named as in Hugging Face's config.json."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from bertqa.errors import UserError
 
 QA = "question-answering"
 CLASSES = "sequence-classification"
-"""The heads, as config.json names them; null is the encoder alone."""
+"""Names of the heads in config.json; a bare encoder has null there."""
 
 CHOICES = {
     "hidden_act": ("gelu", "gelu_tanh", "relu"),
     "position_embedding_type": ("absolute", "none"),
     "model_type": ("bert", "distilbert"),
 }
-"""Fields that are one of a few words."""
+"""Fields that take one of a few words."""
 
 LARGEST = {
     "vocab_size": 10_000_000,
@@ -25,29 +25,39 @@ LARGEST = {
     "max_position_embeddings": 10_000_000,
     "type_vocab_size": 100_000,
 }
-"""Sizes beyond these are no model's; a file that states one must not make us build it."""
+"""Upper bounds of the sizes: a damaged file that states more must not make us allocate it."""
+
+
+FRACTIONS = (
+    "layer_norm_eps",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+)
+"""Fields that take a number from 0 to 1."""
 
 
 @dataclass(frozen=True)
 class BertConfig:
-    """Everything that decides the parameters of an encoder and what they compute. Defaults are bert-base-uncased's."""
+    """Sizes and functions of an encoder. The defaults are those of bert-base-uncased."""
 
     model_type: str = "bert"
-    """"bert" or "distilbert": the same layers; only their Hugging Face names and the classification head differ."""
+    """"bert" or "distilbert". The layers are the same; the heads and the names in Hugging Face's files differ."""
     vocab_size: int = 30522
     """V, rows of the word embedding."""
     hidden_size: int = 768
-    """H, width of a token."""
+    """H, width of a token's vector."""
     num_hidden_layers: int = 12
-    """Layers of attention and feed-forward."""
+    """Transformer layers, each with attention and a feed-forward network."""
     num_attention_heads: int = 12
     """A; the head size is D = H / A."""
     intermediate_size: int = 3072
-    """F, inner width of the feed-forward."""
+    """F, inner width of the feed-forward network."""
     max_position_embeddings: int = 512
-    """Longest sequence, in tokens. Without position embeddings the encoder takes any; this is then what the verbs go by."""
+    """Longest sequence, in tokens. Without position embeddings the encoder takes longer ones too; the command-line
+    programs still keep to this length."""
     type_vocab_size: int = 2
-    """Segments; 0 where the architecture has none (DistilBERT)."""
+    """Segment embeddings; 0 where the architecture has none (DistilBERT)."""
     hidden_act: str = "gelu"
     """"gelu" (exact, with erf), "gelu_tanh" (Google's approximation) or "relu"."""
     layer_norm_eps: float = 1e-12
@@ -55,17 +65,17 @@ class BertConfig:
     hidden_dropout_prob: float = 0.1
     """Dropout after the embeddings and after each sub-layer."""
     attention_probs_dropout_prob: float = 0.1
-    """Dropout on attention probabilities; the fast attention bodies have none (see attention.py)."""
+    """Dropout on attention probabilities. Flash attention has none, so training with it is slower (see attention.py)."""
     initializer_range: float = 0.02
-    """Standard deviation of freshly drawn weights."""
+    """Standard deviation of newly initialised weights."""
     pooler: bool = False
-    """Whether there is a dense + tanh over [CLS]; question answering does not use one."""
+    """Whether the encoder ends in a pooler, tanh(dense([CLS])); question answering does not use one."""
     position_embedding_type: str = "absolute"
-    """"absolute", or "none" for attention that knows by itself where tokens stand (ALiBi, rotary)."""
+    """"absolute", or "none" for attention functions that encode positions themselves (ALiBi, rotary)."""
 
     def __post_init__(self):
         problems = [*self._wrong_sizes(), *self._wrong_numbers()]
-        # only of numbers that are some: 768 % 0 and 768 % "12" would be errors of their own
+        # Only once both are known to be positive integers: 768 % 0 and 768 % "12" would raise here.
         if not problems and self.hidden_size % self.num_attention_heads:
             problems.append(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
@@ -82,69 +92,65 @@ class BertConfig:
         problems = []
         for name, most in LARGEST.items():
             size = getattr(self, name)
-            least = 0 if name == "type_vocab_size" else 1
-            # bool is an int to Python, and no size
+            # type(), because True and False are instances of int.
             if type(size) is not int:
                 problems.append(f"{name} is {size!r}, it must be a whole number")
-            elif size < least:
-                problems.append(
-                    f"{name} is {size}, it must be {'positive' if least else '0 or more'}"
-                )
+            elif size < 0 and name == "type_vocab_size":
+                problems.append(f"{name} is {size}, it must be 0 or more")
+            elif size < 1 and name != "type_vocab_size":
+                problems.append(f"{name} is {size}, it must be positive")
             elif size > most:
                 problems.append(f"{name} is {size}, and no model's is over {most:,}")
         return problems
 
     def _wrong_numbers(self) -> list[str]:
         problems = []
-        for name in (
-            "layer_norm_eps",
-            "hidden_dropout_prob",
-            "attention_probs_dropout_prob",
-            "initializer_range",
-        ):
+        for name in FRACTIONS:
             value = getattr(self, name)
-            # written so that NaN is refused too
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            # NaN compares false, so it is refused too.
+            if not is_number or not 0 <= value <= 1:
                 problems.append(f"{name} is {value!r}, it must be a number from 0 to 1")
         return problems
 
     @property
     def has_positions(self) -> bool:
-        """Whether there is an embedding of positions."""
+        """Whether the encoder has position embeddings."""
         return self.position_embedding_type == "absolute"
 
     @property
     def longest(self) -> int | None:
-        """Tokens of the longest sequence that the encoder takes; None where it has no positions, and takes any."""
+        """Tokens in the longest sequence that the encoder takes; None for no limit (no position embeddings)."""
         return self.max_position_embeddings if self.has_positions else None
 
     def replace(self, **changes) -> "BertConfig":
-        """A copy with some fields changed."""
+        """Return a copy with these fields changed."""
         return dataclasses.replace(self, **changes)
 
 
 CHANGEABLE = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
-"""Fields that decide neither the parameters nor what they compute in eval mode."""
+"""Fields that change neither the shapes of parameters nor the result in eval mode."""
 
 
 def misfits(config: BertConfig, encoder) -> list[str]:
-    """What a config says otherwise than an encoder is, one phrase each; [] where it describes the encoder."""
+    """Return how a config contradicts an encoder, one phrase per field; [] where it describes the encoder."""
     embeddings = encoder.embeddings
-    is_there = {
-        "vocab_size": embeddings.word.num_embeddings,
-        "num_hidden_layers": len(encoder.layers),
-        "type_vocab_size": 0 if embeddings.segment is None else embeddings.segment.num_embeddings,
-    }
+    actual = dataclasses.asdict(encoder.config)
+    # Surgery changes modules before the config, so what the modules show counts for more.
+    actual["vocab_size"] = embeddings.word.num_embeddings
+    actual["num_hidden_layers"] = len(encoder.layers)
+    actual["type_vocab_size"] = 0
+    if embeddings.segment is not None:
+        actual["type_vocab_size"] = embeddings.segment.num_embeddings
     if embeddings.position is not None:
-        is_there["max_position_embeddings"] = embeddings.position.num_embeddings
+        actual["max_position_embeddings"] = embeddings.position.num_embeddings
     elif not config.has_positions:
-        # Without the embedding this is no property of the parameters.
-        is_there["max_position_embeddings"] = config.max_position_embeddings
+        # Without position embeddings no parameter depends on this number.
+        actual["max_position_embeddings"] = config.max_position_embeddings
+
     problems = []
-    for field in dataclasses.fields(config):
-        # What cannot be read off the modules was made from the config that the encoder has.
-        there = is_there.get(field.name, getattr(encoder.config, field.name))
-        says = getattr(config, field.name)
-        if says != there and field.name not in CHANGEABLE:
-            problems.append(f"{field.name} is {there!r}, the config says {says!r}")
+    for name, value in actual.items():
+        stated = getattr(config, name)
+        if stated != value and name not in CHANGEABLE:
+            problems.append(f"{name} is {value!r}, the config says {stated!r}")
     return problems

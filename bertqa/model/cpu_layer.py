@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bertqa.device import autocast
 from bertqa.errors import UserError
-from bertqa.model.attention import Attention, Layout, choose_attention
+from bertqa.model.attention import Attention, Layout, fastest_attention
 from bertqa.model.cpu_attention import forward_in_16_bits
 from bertqa.model.encoder import Layer
 
@@ -51,9 +51,7 @@ class CpuLayer(nn.Module):
         qkv = qkv.unflatten(1, (3, self.heads, -1))  # (N, 3, A, D)
         if attention is None and layout.lengths is not None and qkv.dtype == torch.bfloat16:
             return forward_in_16_bits(qkv, layout.lengths, self.dtype).flatten(1)
-        body = attention or choose_attention(
-            qkv.device, qkv.dtype, 0.0, layout.lengths is not None, isinstance(layout, Layout)
-        )
+        body = attention or fastest_attention(qkv, layout, 0.0)
         # One's own may mix number formats, as it may in training.
         with autocast(qkv.device, self.dtype):
             mixed = body(*qkv.to(self.dtype).unbind(1), layout, 0.0)  # (N, A, D)

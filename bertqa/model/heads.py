@@ -1,4 +1,4 @@
-"""What stands on the encoder: answer spans, or classes; and several such models as one.
+"""Models with a head: extractive question answering (with its loss), sequence classification; and ensembles of them.
 
 S sequences, N tokens in all of them, B rows and L columns of a padded batch, H hidden size, C classes.
 """
@@ -18,14 +18,14 @@ from bertqa.model.padding import first_columns, layout_of
 
 
 class SpanLogits(NamedTuple):
-    """Start and end score of every token, float32 or wider whatever the precision inside: (N,) packed, (B, L) padded."""
+    """Start and end logits of every token, (N,) packed or (B, L) padded; float32 also under autocast."""
 
     start: Tensor
     end: Tensor
 
 
 class SpanOutput(NamedTuple):
-    """SpanLogits, and what was asked for beside them; see EncoderOutput."""
+    """Start and end logits, with hidden states or attention maps where requested; see EncoderOutput."""
 
     start: Tensor
     end: Tensor
@@ -34,35 +34,39 @@ class SpanOutput(NamedTuple):
 
 
 class ClassOutput(NamedTuple):
-    """Class logits (S, C), and what was asked for beside them; see EncoderOutput."""
+    """Class logits (S, C), with hidden states or attention maps where requested; see EncoderOutput."""
 
     logits: Tensor
     hidden_states: tuple[Tensor, ...] | None
     attentions: tuple[Tensor, ...] | None
 
 
-def _config_of(model: nn.Module) -> BertConfig:
-    """The encoder's; setting it changes the encoder, see there."""
-    return model.encoder.config
+class _WithEncoder(nn.Module):
+    """Base of the models with a head. Their config is the encoder's."""
+
+    encoder: BertEncoder
+
+    @property
+    def config(self) -> BertConfig:
+        """The encoder's configuration. A new one may be assigned if it fits the parameters."""
+        return self.encoder.config
+
+    @config.setter
+    def config(self, config: BertConfig) -> None:
+        self.encoder.config = config
 
 
-def _change_config(model: nn.Module, config: BertConfig) -> None:
-    model.encoder.config = config
-
-
-class BertForQuestionAnswering(nn.Module):
-    """The encoder and one linear layer that scores each token as first and as last of the answer."""
+class BertForQuestionAnswering(_WithEncoder):
+    """The encoder and a linear layer that scores each token as the start and as the end of the answer."""
 
     def __init__(
         self, config: BertConfig, attention: Attention | Sequence[Attention] | None = None
     ):
         super().__init__()
-        # A pooler would be a parameter without a gradient.
+        # Without a pooler, whose parameters would get no gradient.
         self.encoder = BertEncoder(config.replace(pooler=False), attention)
         self.span = nn.Linear(config.hidden_size, 2)
         init_weights(self.span, config.initializer_range)
-
-    config = property(_config_of, _change_config)
 
     def forward(
         self,
@@ -75,10 +79,10 @@ class BertForQuestionAnswering(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> SpanLogits | SpanOutput:
-        """Span logits of a padded (B, L) or packed (N,) batch; arguments as BertEncoder's.
+        """Return span logits of a padded (B, L) or packed (N,) batch; arguments as BertEncoder's.
 
-        Padding scores float32's minimum (not -inf, so that a sum of two of them stays a number). Returns SpanLogits, or a
-        SpanOutput where hidden states or attentions are asked for.
+        Logits of padding are float32's minimum, not -inf, whose sums and differences could be NaN. Returns SpanLogits, or
+        a SpanOutput where hidden states or attentions are requested.
         """
         out = self.encoder(
             input_ids,
@@ -90,10 +94,10 @@ class BertForQuestionAnswering(nn.Module):
             output_attentions=output_attentions,
         )
         x = out.last_hidden_state  # (N, H) or (B, L, H)
-        # DistilBERT's span head has dropout before it, BERT's has none, as in transformers.
+        # As in transformers: dropout before DistilBERT's span head, none before BERT's.
         if self.config.model_type == "distilbert":
             x = dropout(x, self.config.hidden_dropout_prob, self.training)
-        logits = in_float32(self.span, x)  # (.., H) -> (.., 2): as first, and as last of the answer
+        logits = in_float32(self.span, x)  # (.., H) -> (.., 2): start and end
         if attention_mask is not None:
             is_padding = ~attention_mask.bool()[..., None]  # (B, L, 1)
             logits = logits.masked_fill(is_padding, torch.finfo(torch.float32).min)
@@ -104,9 +108,9 @@ class BertForQuestionAnswering(nn.Module):
 
 
 def in_float32(linear: nn.Linear, x: Tensor) -> Tensor:
-    """The layer's value in float32, also under autocast; in float64 where `x` is.
+    """Apply a linear layer in float32, also under autocast; in float64 if `x` is float64.
 
-    16-bit logits round spans of nearly equal score to ties, and a head is small enough to run in float32.
+    16-bit logits would make ties of spans with nearly equal scores, and in float32 a head costs little.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
@@ -120,15 +124,15 @@ def span_loss(
     end_labels: Tensor,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Sum over the S windows of the mean of two cross-entropies, of the first and of the last token of the answer.
+    """Return the sum over S windows of the loss of each: the mean of its start's and its end's cross-entropy.
+
+    A sum and not a mean, because the caller divides once by the number of windows in the whole optimizer step.
 
     Args:
         logits: packed, (N,) each.
         layout: of the same N tokens.
-        start_labels, end_labels: (S,) positions within each window; 0 ([CLS]) where it holds no answer.
-        weights: (S,) how much each window counts; 1 where None, 0 for what only fills a static batch.
-
-    A sum and not a mean: the caller divides once by the number of windows of the whole optimizer step.
+        start_labels, end_labels: (S,) positions in each window; 0, [CLS], for a window without an answer.
+        weights: (S,) weight of each window; None: 1 each. 0 for windows that only fill up a static batch.
     """
     starts = _cross_entropy(logits.start, layout, start_labels)  # (S,)
     ends = _cross_entropy(logits.end, layout, end_labels)  # (S,)
@@ -139,16 +143,15 @@ def span_loss(
 
 
 def _cross_entropy(logits: Tensor, layout: Layout, labels: Tensor) -> Tensor:
-    """Cross-entropy of S softmaxes, each over the tokens of one window: (N,), (S,) -> (S,)."""
-    # Only the logits are padded, one number a token. Not with -inf: a window without tokens would lose NaN, and a weight
-    # of 0 does not make that 0.
+    """Logits (N,), labels (S,) -> (S,) cross-entropy of a softmax over the tokens of each window."""
+    # Not padded with -inf: the loss of a window without tokens would be NaN, which its weight of 0 does not remove.
     lowest = torch.finfo(logits.dtype).min
     log_p = layout.pad(logits, lowest).log_softmax(1)  # (N,) -> (S, L)
     return F.nll_loss(log_p, labels, reduction="none")
 
 
-class BertForSequenceClassification(nn.Module):
-    """The encoder and a linear layer over its pooled [CLS] (DistilBERT: over a dense layer with ReLU of its own)."""
+class BertForSequenceClassification(_WithEncoder):
+    """The encoder and a linear layer on its pooler (DistilBERT: on relu(dense([CLS])) of the head's own)."""
 
     def __init__(
         self,
@@ -168,8 +171,6 @@ class BertForSequenceClassification(nn.Module):
             init_weights(self.pre_classifier, config.initializer_range)
         init_weights(self.classifier, config.initializer_range)
 
-    config = property(_config_of, _change_config)
-
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -181,9 +182,9 @@ class BertForSequenceClassification(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
     ) -> Tensor | ClassOutput:
-        """Class logits (S, C), float32 or wider; arguments as BertEncoder's.
+        """Return class logits (S, C), float32 also under autocast; arguments as BertEncoder's.
 
-        Returns them alone, or a ClassOutput where hidden states or attentions are asked for.
+        Returns the tensor, or a ClassOutput where hidden states or attentions are requested.
         """
         out = self.encoder(
             input_ids,
@@ -196,32 +197,33 @@ class BertForSequenceClassification(nn.Module):
         )
         pooled = out.pooled  # (S, H)
         if self.pre_classifier is not None:
-            first = self._first(out.last_hidden_state, attention_mask, lengths)
-            pooled = torch.relu(in_float32(self.pre_classifier, first))  # (S, H)
+            cls = _first_tokens(out.last_hidden_state, attention_mask, lengths)
+            pooled = torch.relu(in_float32(self.pre_classifier, cls))  # (S, H)
         pooled = dropout(pooled, self.config.hidden_dropout_prob, self.training)
         logits = in_float32(self.classifier, pooled)  # (S, C)
         if out.hidden_states is not None or out.attentions is not None:
             return ClassOutput(logits, out.hidden_states, out.attentions)
         return logits
 
-    def _first(self, hidden: Tensor, attention_mask: Tensor | None, lengths) -> Tensor:
-        """(N, H) or (B, L, H) -> (S, H): what became of each sequence's [CLS], wherever the padding stands."""
-        if hidden.dim() == 2:
-            layout = layout_of(lengths, hidden.shape[0], hidden.device)
-            return hidden[layout.first_tokens]
-        if attention_mask is None:
-            return hidden[:, 0]
-        rows = torch.arange(hidden.shape[0], device=hidden.device)
-        return hidden[rows, first_columns(attention_mask.bool())]
+
+def _first_tokens(hidden: Tensor, attention_mask: Tensor | None, lengths) -> Tensor:
+    """(N, H) or (B, L, H) -> (S, H), the vector of each sequence's [CLS]; padding may stand before it."""
+    if hidden.dim() == 2:
+        layout = layout_of(lengths, hidden.shape[0], hidden.device)
+        return hidden[layout.first_tokens]
+    if attention_mask is None:
+        return hidden[:, 0]
+    rows = torch.arange(hidden.shape[0], device=hidden.device)
+    return hidden[rows, first_columns(attention_mask.bool())]
 
 
 class Ensemble(nn.Module):
-    """Several models as one: the mean of their logits (Breiman 1996), for people who want the last point, and as a teacher.
+    """Several models called as one: the mean of their logits (Breiman 1996). Scores higher, and serves as a teacher.
 
-    The members have the same kind of head over the same vocabulary, and are called like one of them.
+    The members need the same kind of head and the same vocabulary.
 
-    Logits and not probabilities are averaged: the mean over a window is then a softmax of logits too, which can be
-    compared over windows, thresholded and distilled like that of a single model.
+    Logits are averaged and not probabilities, so that the result can be compared across windows, thresholded and
+    distilled as that of a single model.
     """
 
     def __init__(self, members: Sequence[nn.Module]):
@@ -229,14 +231,14 @@ class Ensemble(nn.Module):
         assert members, "an ensemble of no model"
         self.members = nn.ModuleList(members)
         self.config = members[0].config
-        # A classifier says how many classes it has; a reader has none.
+        # Only classifiers have classes.
         self.num_labels = getattr(members[0], "num_labels", None)
 
     def forward(self, *inputs, **options) -> SpanLogits | Tensor:
-        """The mean of what the members return for these arguments: span logits, or class logits (S, C)."""
-        each = [member(*inputs, **options) for member in self.members]
-        if isinstance(each[0], SpanLogits):
-            start = torch.stack([logits.start for logits in each]).mean(0)  # (M, N) -> (N,)
-            end = torch.stack([logits.end for logits in each]).mean(0)
+        """Return the mean of the M members' span logits, or class logits (S, C)."""
+        outputs = [member(*inputs, **options) for member in self.members]
+        if isinstance(outputs[0], SpanLogits):
+            start = torch.stack([logits.start for logits in outputs]).mean(0)  # (M, N) -> (N,)
+            end = torch.stack([logits.end for logits in outputs]).mean(0)
             return SpanLogits(start, end)
-        return torch.stack(each).mean(0)  # (M, S, C) -> (S, C)
+        return torch.stack(outputs).mean(0)  # (M, S, C) -> (S, C)
