@@ -260,6 +260,44 @@ def test_int8_of_the_bundled_reader_is_near():
     assert 0 < (exact - near).abs().max() < 0.15 * (exact.max() - exact.min())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("is_measured", [True, False])
+def test_int8_is_made_of_float32_alone(tiny, dtype, is_measured):
+    model, ranges = tiny
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(UserError, match=f"int8 .* float32 .* {name}.* model.float\\(\\)"):
+        prepack.int8(model.to(dtype), ranges if is_measured else None)
+    prepack.int8(model.float())
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("is_measured", [True, False])
+def test_int8_of_weights_that_are_no_numbers_is_refused(tiny, number, is_measured):
+    model, ranges = tiny
+    with torch.no_grad():
+        model.encoder.layers[1].ffn_in.weight[3, 4] = number
+    with pytest.raises(UserError, match="layers.1.ffn_in.weight .* NaN or infinite"):
+        prepack.int8(model, ranges if is_measured else None)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda model: model.double(), "float32 .* float64"),
+        (
+            lambda model: model.encoder.layers[0].qkv.bias.data.fill_(float("nan")),
+            "qkv.bias .* NaN",
+        ),
+    ],
+)
+def test_a_reader_in_int8_of_such_a_folder(tiny_model, tmp_path, spoil, message):
+    model = folder.load(tiny_model)
+    spoil(model)
+    folder.save(tmp_path / "spoilt", model)
+    with pytest.raises(UserError, match=message):
+        Reader.load(tmp_path / "spoilt", int8=True)
+
+
 # ---- a text gets what it gets alone ----
 
 CALIBRATED = pytest.param("calibrated", 0, marks=needs_vnni)

@@ -1,8 +1,8 @@
-"""A model as config.json describes it: the module made from the file, and what the file is to say of a module.
+"""config.json and modules: build the module that a config.json describes, and describe a module in a config.json.
 
-Models of one's own are named there too, so that nobody loads one as a plain model with other numbers: attention that is
-not BERT's ("attention": "windowed"), and a class or parameters that are not ours ("model": "Verifier"). Code is never
-stored: who loads such a folder brings it.
+A config.json also names what is not BERT in a model, so that it cannot be loaded as plain BERT by mistake: attention
+functions of the user's ("attention": "windowed"), and classes or extra parameters of the user's ("model": "Verifier").
+Their code is not stored; it must be passed when the folder is loaded.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from bertqa.model.config import CLASSES, QA, BertConfig, misfits
 from bertqa.model.encoder import BertEncoder
 from bertqa.model.heads import BertForQuestionAnswering, BertForSequenceClassification
 
-# The module that a config describes
+# From a config to a module
 
 
 def build(config: BertConfig, head: str | None, labels=None, attention=None) -> nn.Module:
-    """The module that a folder's config describes, freshly initialised."""
+    """Return the module that a config describes, newly initialised."""
     if head == QA:
         return BertForQuestionAnswering(config, attention)
     if head == CLASSES:
@@ -33,7 +33,7 @@ def build(config: BertConfig, head: str | None, labels=None, attention=None) -> 
 
 
 def build_empty(config: dict, attention=None) -> nn.Module:
-    """The module that a config.json describes, with names and shapes but no memory."""
+    """Return the module that a config.json describes, on the meta device: names and shapes, no memory."""
     architecture = BertConfig(**config["architecture"])
     with empty():
         return build(architecture, config["head"], config.get("labels"), attention)
@@ -41,14 +41,13 @@ def build_empty(config: dict, attention=None) -> nn.Module:
 
 @contextmanager
 def empty() -> Iterator[None]:
-    """Modules that are made inside have names and shapes but no memory, and nothing is drawn at random for them."""
-    # a tensor on the meta device has a shape and a type, and no numbers
+    """Make modules built inside this context have names and shapes but no memory (torch's meta device)."""
     with torch.device("meta"), _NoInit():
         yield
 
 
 class _NoInit(TorchFunctionMode):
-    """Skips torch.nn.init: drawing "random" numbers on the meta device makes torch load its compiler, which takes 3 s."""
+    """Skip torch.nn.init: "drawing" random numbers on the meta device makes torch import its compiler, which takes 3 s."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -57,14 +56,14 @@ class _NoInit(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-# What config.json says of a module
+# From a module to a config.json
 
 
 def head_of(model: nn.Module) -> str | None:
-    """The head of a model, as config.json names it; None for the encoder alone, and for heads of one's own.
+    """Return the name of a model's head in config.json; None for a bare encoder and for heads of the user's.
 
     Raises:
-        TypeError: for a module that has no encoder of ours.
+        TypeError: if the module is no BertEncoder and has none.
     """
     if isinstance(model, BertForQuestionAnswering):
         return QA
@@ -76,10 +75,10 @@ def head_of(model: nn.Module) -> str | None:
 
 
 def config_record(model: nn.Module, head: str | None, labels, provenance: dict) -> dict:
-    """The contents of config.json for a model.
+    """Return the contents of config.json for a model.
 
     Raises:
-        UserError: for a model that its config does not describe: the folder could not be loaded.
+        UserError: if the config does not describe the model, so that its folder could not be loaded.
     """
     encoder = getattr(model, "encoder", model)
     record = {"architecture": dataclasses.asdict(encoder.config), "head": head}
@@ -90,7 +89,7 @@ def config_record(model: nn.Module, head: str | None, labels, provenance: dict) 
     is_ours = type(model) in (BertForQuestionAnswering, BertForSequenceClassification, BertEncoder)
 
     problems = misfits(encoder.config, encoder)
-    # What stands beside the encoder in a model of one's own is its own business.
+    # Beside the encoder, a class of the user's may have any tensors.
     if is_ours:
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         problems += differences(plain, shapes, "its config says")
@@ -99,19 +98,17 @@ def config_record(model: nn.Module, head: str | None, labels, provenance: dict) 
             f"this {type(model).__name__} is not what its config says, so nobody could load it: {listed(problems)}. Change "
             "both together, as bertqa.model.surgery does, or give the model a class of its own"
         )
-    attention = own_name(
-        encoder.attention
-    )  # None for BERT's own bodies, which all compute the same
+    attention = own_name(encoder.attention)
     if attention:
         record["attention"] = attention
-    # A class of ours with parameters of one's own (adapters) is no plain model either.
+    # One of our classes with additional parameters (adapters) is not plain BERT either.
     if not is_ours or tensors.keys() != plain.keys():
         record["model"] = type(model).__name__
     return {**record, "provenance": provenance}
 
 
 def differences(wanted: dict[str, Tensor], shapes: dict[str, tuple], who_wants: str) -> list[str]:
-    """What tensors of these shapes lack or have otherwise than `wanted`, one phrase each; more of them are no difference."""
+    """Return which of the `wanted` tensors are missing from `shapes` or have another shape there, one phrase each."""
     problems = []
     for name, tensor in wanted.items():
         shape = tuple(tensor.shape)
@@ -122,11 +119,11 @@ def differences(wanted: dict[str, Tensor], shapes: dict[str, tuple], who_wants: 
     return problems
 
 
-# Models of one's own, refused where only plain ones are known
+# Refusing models that need the user's code
 
 
 def refuse_own_attention(config: dict, folder: Path, attention) -> None:
-    """Raise a UserError where a folder needs attention of its own, and none is given, or BERT's."""
+    """Raise a UserError if a folder was trained with the user's own attention and `attention` is BERT's."""
     name = config.get("attention")
     if name and own_name(attention) is None:
         raise UserError(
@@ -136,7 +133,7 @@ def refuse_own_attention(config: dict, folder: Path, attention) -> None:
 
 
 def refuse_own_model(config: dict, folder: Path) -> None:
-    """Raise a UserError where a folder holds a model of one's own."""
+    """Raise a UserError if a folder holds a class or parameters of the user's."""
     name = config.get("model")
     if name:
         raise UserError(
@@ -146,7 +143,7 @@ def refuse_own_model(config: dict, folder: Path) -> None:
 
 
 def listed(problems: list[str], most: int = 8) -> str:
-    """The first problems in one line, and how many more there are."""
+    """Join the first problems in one line, and count the rest."""
     text = "; ".join(problems[:most])
     if len(problems) > most:
         text += f"; and {len(problems) - most} more"

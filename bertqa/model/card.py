@@ -1,4 +1,4 @@
-"""The model card: README.md of a model folder, written from what was measured and nothing else."""
+"""Model cards: README.md of a model folder, with the Hub's metadata, the measured scores and the recipe."""
 
 import json
 import re
@@ -7,10 +7,10 @@ from pathlib import Path
 from bertqa.model.config import BertConfig
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-"""org/name."""
+"""A Hub id, org/name."""
 
 SQUAD = {"rajpurkar/squad": ("1", "1.1"), "rajpurkar/squad_v2": ("2", "2.0")}
-"""The Hub's ids of the official data -> the number in our short name, the version."""
+"""Official data by Hub id: the number in our short name (squad1, squad2), and the version."""
 
 METRICS = {
     "exact": ("exact_match", "EM"),
@@ -18,13 +18,13 @@ METRICS = {
     "accuracy": ("accuracy", "accuracy"),
     "macro_f1": ("f1", "macro F1"),
 }
-"""Our name of a metric -> the Hub's, and what people call it."""
+"""Metrics by our name: the Hub's name, and the name to show."""
 
 
 def fine_tuned(provenance: dict, weights: Path, data: str) -> dict:
-    """The provenance of what was trained further on `data`, from the folder `weights`: every step before, and this one."""
+    """Return the provenance of weights fine-tuned on `data` from the folder `weights`; an earlier one becomes "lineage"."""
     found = {**provenance, "fine_tuned_on": data}
-    # Who taught the weights that training started from is a step of their past, not of this training.
+    # The teachers of the earlier training, if it was distillation, are not those of this one.
     teachers = found.pop("taught_by", None)
     earlier = provenance.get("fine_tuned_on")
     if earlier:
@@ -37,7 +37,7 @@ def fine_tuned(provenance: dict, weights: Path, data: str) -> dict:
 
 
 def model_card(where: Path, provenance: dict, settings: dict, metrics: dict, qa: dict) -> str:
-    """The card of a question answering model; `qa` is what qa.json will hold, the rest as for `card`."""
+    """Return the card of a question answering model; `qa`: contents of its qa.json; other arguments as for `card`."""
     dev = without_folders(settings.get("dev") or "held out of the training questions")
     return card(
         where,
@@ -58,7 +58,7 @@ def model_card(where: Path, provenance: dict, settings: dict, metrics: dict, qa:
 def classifier_card(
     where: Path, provenance: dict, settings: dict, metrics: dict, labels: list[str], measured: str
 ) -> str:
-    """The card of a text classifier; `measured` says on what, the rest is as for `card`."""
+    """Return the card of a text classifier; `measured`: a sentence on the dev set; other arguments as for `card`."""
     return card(
         where,
         provenance,
@@ -74,7 +74,7 @@ def classifier_card(
 
 
 def threshold_rule(threshold: float | None) -> str:
-    """When the model gives no answer, and what that does to the numbers above."""
+    """Describe when the model gives no answer, and how tuning that affects its scores."""
     if threshold is None:
         return "Every question gets an answer: the dev set has no impossible questions."
     return (
@@ -84,13 +84,15 @@ def threshold_rule(threshold: float | None) -> str:
 
 
 def without_folders(value: object) -> str:
-    """A setting as a card may show it: of a path on this machine only the name, of a run's best/ the run's before it."""
+    """Return a setting as a card may show it: an absolute path without its folders, but RUN/best for a run's weights."""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(without_folders, value))
     path = Path(str(value))
     if not path.is_absolute():
         return str(value)
-    return "/".join(path.parts[-2:]) if path.name in ("best", "last") else path.name
+    if path.name in ("best", "last"):
+        return "/".join(path.parts[-2:])
+    return path.name
 
 
 CARD = """{front_matter}
@@ -126,15 +128,15 @@ CARD = """{front_matter}
 def card(
     where: Path, provenance: dict, settings: dict, metrics: dict, task: str, tag: str, **texts: str
 ) -> str:
-    """Markdown with Hugging Face metadata on top.
+    """Return a card: Markdown that begins with the Hub's metadata.
 
     Args:
-        where: the model folder in its run folder, whose name is the title.
-        provenance: of the weights, as config.json keeps it.
-        settings: the run's settings that make the recipe.
-        metrics: of the evaluation that these weights got.
-        task: as the Hub's pipeline_tag names it.
-        texts: about and limits; measured and rule, which stand above and below the table of metrics.
+        where: the model folder; the name of the run folder around it is the title.
+        provenance: that of the weights, as in config.json.
+        settings: the run's settings, which are the recipe.
+        metrics: scores of these weights on the dev set.
+        task: its name as the Hub's pipeline_tag.
+        texts: about and limits; measured and rule, the lines above and below the table of scores.
     """
     title = where.resolve().parent.name
     scores = []
@@ -143,7 +145,7 @@ def card(
             scores.append(f"| {name} | {value:.2f} |")
     recipe = []
     for name, value in settings.items():
-        # where it was written to means nothing on another machine
+        # The output folder means nothing on another machine.
         if value is not None and name != "out":
             recipe.append(f"- {name}: {without_folders(value)}")
     return CARD.format(
@@ -159,9 +161,9 @@ def card(
 def front_matter(
     title: str, provenance: dict, settings: dict, metrics: dict, task: str, tag: str
 ) -> list[str]:
-    """The metadata on top of a card, YAML between two lines of dashes; model-index holds the scores."""
-    found = ["---", "library_name: bertqa", f"pipeline_tag: {task}"]
-    found.append(f"tags: [bertqa, bert, {tag}]")
+    """Return the lines of a card's metadata: YAML between two lines of dashes, with the scores in model-index."""
+    tags = f"tags: [bertqa, bert, {tag}]"
+    found = ["---", "library_name: bertqa", f"pipeline_tag: {task}", tags]
     if provenance.get("license"):
         found.append(f"license: {provenance['license']}")
     source = str(provenance.get("source"))
@@ -170,15 +172,14 @@ def front_matter(
     trained_on = official(settings.get("train"), "train")
     if trained_on:
         found.append(f"datasets: [{trained_on}]")
-    scores = {name: metrics.get(name) for name in METRICS}
-    scores = {name: value for name, value in scores.items() if isinstance(value, float)}
+    scores = {name: metrics[name] for name in METRICS if isinstance(metrics.get(name), float)}
     if scores:
         found += model_index(title, settings, scores, task)
     return [*found, "---"]
 
 
 def official(setting: object, part: str) -> str:
-    """The Hub's id of the data whose `part` (train, dev) a setting names; "" where that is no official file."""
+    """Return the Hub id of the data whose `part` (train, dev) a setting names; "" if it is no official file."""
     file = Path(str(setting)).name.removesuffix(".gz")
     for dataset, (number, version) in SQUAD.items():
         if file in (f"squad{number}", f"squad{number}-{part}", f"{part}-v{version}.json"):
@@ -187,7 +188,7 @@ def official(setting: object, part: str) -> str:
 
 
 def model_index(title: str, settings: dict, scores: dict[str, float], task: str) -> list[str]:
-    """The model-index of a card: the scores with the data that they were measured on."""
+    """Return the lines of a card's model-index: the scores, and the data that they were measured on."""
     dev = settings.get("dev")
     name = dataset = Path(str(dev or settings.get("train") or "dev")).name
     if not dev:
@@ -212,14 +213,14 @@ def model_index(title: str, settings: dict, scores: dict[str, float], task: str)
 
 
 def eval_results(card: str) -> dict[str, str]:
-    """What the Hub reads beside the card: files of its .eval_results/ by name, in YAML, from the card's model-index.
+    """Return the YAML files for the Hub's .eval_results/, by name, made from the model-index of a card.
 
-    Scores on data that are not on the Hub belong to no benchmark. A task is called as its metric.
+    They have scores on official data only, the Hub's benchmarks, whose tasks are named by their metrics.
     """
     files: dict[str, str] = {}
     dataset = ""
     for line in card.splitlines():
-        # lines as model_index writes them; a card that was written by hand has no such lines, or the same
+        # Lines as model_index writes them; cards from elsewhere are left alone.
         named = re.match(r'    dataset: .*type: "([^"]*)"', line)
         if named:
             dataset = named[1]
@@ -233,7 +234,7 @@ def eval_results(card: str) -> dict[str, str]:
 
 
 def lineage(provenance: dict) -> list[str]:
-    """Where the weights come from, an item each."""
+    """Return the provenance of the weights as Markdown items."""
     started = f"- started from: {provenance.get('source')}"
     if provenance.get("revision"):
         started += f", revision {provenance['revision']}"
@@ -247,7 +248,7 @@ def lineage(provenance: dict) -> list[str]:
 
 
 def plain_card(config: BertConfig, head: str | None, parameters: int, provenance: dict) -> str:
-    """A model card that says what is known without having measured anything."""
+    """Return a card without scores, for a model that was not trained here."""
     kind = "DistilBERT" if config.model_type == "distilbert" else "BERT"
     purpose = (head or "any task").replace("-", " ")
     items = [f"- {name}: {value}" for name, value in provenance.items() if value is not None]
@@ -264,14 +265,14 @@ Where it came from:
 
 
 def read_license(folder: Path) -> str | None:
-    """The `license:` of a model card's metadata, where there is one."""
+    """Return the `license:` in a card's metadata, if there is one."""
     front, _ = parts_of_card(folder)
     found = re.search(r"^license:\s*['\"]?([\w.-]+)", front, re.MULTILINE)
     return found[1] if found else None
 
 
 def parts_of_card(folder: Path) -> tuple[str, str]:
-    """The metadata and the text of the card in a folder; "" for what is not there."""
+    """Return the metadata and the text of the card in a folder; "" for a missing part."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
     front, body = re.match(r"(?:---\n(.*?\n)---(?:\n|$))?(.*)", text, re.DOTALL).groups()
@@ -279,9 +280,9 @@ def parts_of_card(folder: Path) -> tuple[str, str]:
 
 
 def exported_card(src: Path, model_type: str, task: str, provenance: dict) -> str:
-    """The card of a model folder, with the metadata that the Hub reads: the card's, and what it does not say."""
+    """Return the card for a folder exported to transformers: that of the model folder, its metadata completed."""
     front, body = parts_of_card(src)
-    # library_name was bertqa: with it the Hub would show no code for transformers
+    # With library_name bertqa the Hub would not show how to load it with transformers.
     replaced = ("library_name:", "pipeline_tag:")
     kept = [line for line in front.splitlines() if not line.startswith(replaced)]
     source = str(provenance.get("source"))

@@ -1,9 +1,9 @@
-"""16-bit copies of an encoder's weights, to compute with in place of autocast.
+"""16-bit copies of an encoder's weights, used instead of autocast.
 
-Autocast casts each weight anew wherever it is used and keeps what flows between the layers in float32: on a GPU these
-casts and the doubled traffic cost more time than half of the matrix products. With copies everything inside the encoder
-has 16 bits, but for what torch's kernels keep in float32 themselves (the statistics of LayerNorm, the sums of a product
-and of a softmax). Heads stay in float32 (heads.in_float32).
+Autocast casts each weight at every use and keeps the activations between layers in float32: on a GPU these casts and the
+doubled memory traffic take more than half the time of the matrix products. With copies the whole encoder computes in
+16 bits, except for what torch's kernels keep in float32 (statistics of LayerNorm, sums in products and softmax). Heads
+stay in float32 (heads.in_float32).
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from torch import nn
 
 
 class WeightCopies:
-    """A copy of each weight of an encoder, in another format. The weights themselves stay what is saved and updated."""
+    """A copy of each weight of an encoder in another dtype. Saved and updated are the weights themselves, the masters."""
 
     def __init__(self, encoder: nn.Module, dtype: torch.dtype):
-        self.homes: list[tuple[nn.Module, str]] = []
+        self.homes: list[tuple[nn.Module, str]] = []  # module and parameter name of each weight
         self.masters: list[nn.Parameter] = []
         self.copies: list[nn.Parameter] = []
         for module in encoder.modules():
@@ -28,12 +28,12 @@ class WeightCopies:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Make the copies equal to the weights again."""
+        """Update the copies from the weights."""
         torch._foreach_copy_(self.copies, self.masters)
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Inside, the encoder computes with the copies; gradients go to them."""
+        """Make the encoder compute with the copies inside this context; gradients go to them."""
         self._put(self.copies)
         try:
             yield
@@ -41,25 +41,26 @@ class WeightCopies:
             self._put(self.masters)
 
     def _put(self, weights: list[nn.Parameter]) -> None:
+        """Make these the encoder's parameters."""
         for (module, name), weight in zip(self.homes, weights, strict=True):
             module._parameters[name] = weight
 
     def of(self, weights: list[nn.Parameter]) -> list[nn.Parameter]:
-        """What takes gradients while the copies are lent: for each weight its copy, or itself where it has none."""
+        """Return the parameters that take gradients while the copies are in use: each weight's copy, or itself."""
         copy_of = {id(master): copy for master, copy in zip(self.masters, self.copies, strict=True)}
         return [copy_of.get(id(weight), weight) for weight in weights]
 
 
 @contextmanager
 def computing_in_16_bits(model: nn.Module, autocast) -> Iterator:
-    """For inference on a GPU: inside, the weights of an encoder of ours (of each, in an Ensemble) are cast once, and not
-    for every batch.
+    """Cast the weights of a model's encoder once instead of for every batch, for inference in bf16 on a GPU.
 
-    Yields the autocast that is still needed: none where the copies take its place.
+    Yields the autocast to use inside: None if copies replace it, else `autocast` itself. The members of an Ensemble are
+    treated alike.
     """
     encoders = [getattr(member, "encoder", None) for member in getattr(model, "members", [model])]
     wanted = autocast is not None and autocast._enabled and autocast.device == "cuda"
-    # fp16 would overflow where activations are large and the residual stream is not float32.
+    # Not in fp16: large activations would overflow in the residual stream, which autocast keeps in float32.
     if not wanted or autocast.fast_dtype != torch.bfloat16 or None in encoders or foreign(model):
         yield autocast
         return
@@ -70,9 +71,9 @@ def computing_in_16_bits(model: nn.Module, autocast) -> Iterator:
 
 
 def foreign(model: nn.Module) -> str:
-    """The name of a class among a model's modules that is neither torch's nor ours, or "a hook"; "" where there is none.
+    """Return the first class among a model's modules that is neither torch's nor ours, or "a hook"; "" if none.
 
-    What is not ours may do anything: ask for the host, draw from Python's random, expect float32.
+    Foreign code may do anything: synchronise with the host, draw from Python's random, expect float32.
     """
     for module in model.modules():
         home = type(module).__module__

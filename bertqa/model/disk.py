@@ -1,7 +1,7 @@
-"""The bytes of a model folder: its tensors, read and written one at a time, and checksums by which a flipped bit is noticed.
+"""Files of a model folder: safetensors, read and written one tensor at a time, and checksums to detect damage.
 
-A checkpoint may be larger than half of memory, so nothing here holds a second copy: files are mapped, a tensor is read
-when it is asked for, and a new file is hashed while it is written.
+A checkpoint may take more than half of the memory, so nothing here holds a second copy: files are memory-mapped, a tensor
+is read on request, and a new file is hashed while it is written.
 """
 
 import contextlib
@@ -24,33 +24,33 @@ from bertqa.model.record import RANGES
 WEIGHTS = "model.safetensors"
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""safetensors' names of the number types that weights may have."""
+"""Types that weights may have, by their names in safetensors."""
 
 
 @dataclass
 class Weights:
-    """The tensors of a checkpoint, described at once and read one by one."""
+    """The tensors of a checkpoint: names, shapes and types at once, the numbers one tensor at a time."""
 
     files: list[Path]
-    """What was opened, in order; an index is not among them."""
+    """The weight files in order, without a checkpoint's index."""
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
-    """"F32", "F16" ... as safetensors spells them, also for PyTorch files."""
+    """"F32", "F16" ... as safetensors names them, for PyTorch files too."""
     get: Callable[[str], Tensor]
-    """Name -> tensor, as stored."""
+    """Read a tensor by name, in the type it is stored in."""
     metadata: dict[str, str] = field(default_factory=dict)
-    """What a safetensors file says of itself."""
+    """The metadata of a safetensors file."""
 
     def sha256(self) -> str:
-        """Of all files in order, as `cat FILES | sha256sum` prints it."""
+        """Return the checksum of all files in order, as `cat FILES | sha256sum` does."""
         return sha256(*self.files)
 
 
 def open_safetensors(path: Path, device: str | torch.device) -> Weights:
-    """Read the header of a safetensors file and map the rest; `get` puts tensors on `device`.
+    """Read the header of a safetensors file and map the rest; `get` will put tensors on `device`.
 
     Raises:
-        UserError: the file is damaged, or a Git LFS pointer in its place.
+        UserError: if the file is damaged, or a Git LFS pointer.
     """
     try:
         with open(path, "rb") as stream:
@@ -77,14 +77,14 @@ def write_safetensors(
 ) -> str:
     """Write a safetensors file one tensor at a time and return its sha256.
 
-    By hand, because the library's own writers want all tensors in memory at once, and a conversion needs no more than one.
+    The library's own writers need all tensors in memory at once.
 
     Args:
-        plan: name -> what has the dtype and the shape of that tensor; one without memory (device "meta") will do.
-        get: name -> tensor on any device, of that dtype and shape; called once each.
-        metadata: what the file says of itself.
+        plan: the tensors' names, each with an object that has its dtype and shape (a tensor on the meta device, say).
+        get: return the tensor of a name, on any device, with that dtype and shape; called once for each.
+        metadata: strings for the file's header.
     """
-    # wide numbers first keeps all of them aligned
+    # Wider types first, so that every tensor is aligned.
     names = sorted(plan, key=lambda name: -plan[name].dtype.itemsize)
     digest = hashlib.sha256()
     with open(path, "wb") as stream:
@@ -101,7 +101,7 @@ def write_safetensors(
 
 
 def _header(names: list[str], plan: Mapping, metadata: dict[str, str]) -> bytes:
-    """What stands before the numbers: 8 bytes with the length of a JSON object, and that: name -> dtype, shape, byte range."""
+    """Return the header: 8 bytes with the length of a JSON object, then the object: name -> dtype, shape, byte range."""
     spelled = {dtype: name for name, dtype in DTYPES.items()}
     entries: dict[str, dict] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
@@ -124,17 +124,17 @@ def _header(names: list[str], plan: Mapping, metadata: dict[str, str]) -> bytes:
 
 CHECKSUMS = "checksums.json"
 FOR_PEOPLE = ("README.md", "qa.json")
-"""Files that one may change by hand: a card, a threshold."""
+"""Files that users may edit, so their checksums are not compared."""
 
 READ_ALONE = ("state.pt", RANGES)
-"""Files that are of no use to a model; who reads them sees whether they are whole."""
+"""Files that loading a model does not read; those who read them check them."""
 
 
 def write_checksums(folder: Path, known: dict[str, str] | None = None) -> None:
     """Add the checksum of every file to checksums.json.
 
     Args:
-        known: checksums of files that need not be read again, by name; those that stand there already are not either.
+        known: checksums, by name, of files that need not be read again. Those in checksums.json are not read either.
     """
     sums = dict(known or {})
     if (folder / CHECKSUMS).exists():
@@ -147,7 +147,10 @@ def write_checksums(folder: Path, known: dict[str, str] | None = None) -> None:
 
 @contextlib.contextmanager
 def rewritten(folder: Path, name: str) -> Iterator[None]:
-    """Inside, a file of a model folder is written anew. A process that is killed here leaves no checksum of another file."""
+    """Update checksums.json for a file that is replaced inside this context.
+
+    The old checksum goes first, so that a process that is killed here leaves no checksum that the new file fails.
+    """
     path = folder / CHECKSUMS
     if not path.exists():
         yield
@@ -160,17 +163,17 @@ def rewritten(folder: Path, name: str) -> Iterator[None]:
 
 
 def is_damaged(folder: Path, name: str) -> bool:
-    """Whether a file is not what checksums.json says, where that tells of it."""
+    """Whether a file differs from its checksum in checksums.json, if it has one there."""
     path = folder / CHECKSUMS
     sums = read_object(path) if path.exists() else {}
     return name in sums and sums[name] != sha256_of(folder / name)
 
 
 def find_damage(folder: Path, needed: Sequence[str] = (), ignored: Sequence[str] = ()) -> str:
-    """What is wrong with the files of a folder; "" where they are what was written.
+    """Compare the files of a folder with checksums.json and return the first problem; "" if there is none.
 
     Args:
-        needed: files that must be there. Without checksums.json among them, a folder that has none is fine.
+        needed: files that must exist. Unless checksums.json is one of them, a folder may lack it.
         ignored: files that may have changed.
     """
     if not folder.is_dir():
@@ -184,7 +187,7 @@ def find_damage(folder: Path, needed: Sequence[str] = (), ignored: Sequence[str]
         sums = read_object(folder / CHECKSUMS)
     except UserError:
         return f"{CHECKSUMS} is damaged"
-    # Whoever cut the list short could change a file unseen.
+    # A needed file without a checksum could be changed unnoticed.
     if not set(needed) <= {*sums, CHECKSUMS}:
         return f"{CHECKSUMS} is damaged"
     for name, expected in sums.items():
@@ -203,31 +206,31 @@ def find_damage(folder: Path, needed: Sequence[str] = (), ignored: Sequence[str]
 
 
 def sha256_of(path: Path) -> str:
-    """The checksum of a file, which is read once in a process as long as it stays what it is. Raises OSError."""
+    """Return the checksum of a file, which is read once per process unless it changes. Raises OSError."""
     state = path.stat()
     return _sha256_in_state(path, state.st_ino, state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1024)
 def _sha256_in_state(path: Path, inode: int, size: int, changed: int) -> str:
-    """The checksum of a file that is in this state: a process that loads a model again does not read it all again."""
+    """Return the checksum of a file; cached until its inode, size or time of change differ."""
     return sha256(path)
 
 
 @contextlib.contextmanager
 def checked(folder: str | Path) -> Iterator[None]:
-    """For reading a model folder: meanwhile another thread compares its files with checksums.json, where it has one.
+    """Compare a model folder with its checksums.json, if it has one, in another thread while it is read inside.
 
     Raises:
-        UserError: at the end, where they are not what was written; also in place of an error inside.
+        UserError: on leaving, if a file is damaged; this replaces any error raised inside.
     """
-    # Hashing lets go of Python's lock, so that a second core hashes while the first one reads.
+    # hashlib releases Python's global lock, so a second core hashes while the first one reads.
     with ThreadPoolExecutor(1) as pool:
         damage = pool.submit(find_damage, Path(folder), ignored=(*FOR_PEOPLE, *READ_ALONE))
         try:
             yield
         finally:
-            # A flipped bit may show as any error inside; that it is one explains the other.
+            # Damage may have caused any error inside, and explains it better.
             if damage.result():
                 raise UserError(
                     f"{folder}: {damage.result()}; copy it again, or delete {CHECKSUMS} there if it was changed on purpose"

@@ -1,14 +1,14 @@
-"""A model on disk: load a folder as the module it describes, save a module as a folder, whole or not at all.
+"""Model folders: load one as the module it describes; save a module as one, atomically.
 
 model.safetensors     the tensors, under our names
 config.json           "architecture" (BertConfig), "head", "labels", "provenance" (source, license, sha256 ...), and
-                      "attention" and "model" of models of one's own (build.py)
+                      "attention" and "model" for models with code of the user's (build.py)
 vocab.txt, tokenizer.json, tokenizer_config.json
-qa.json               no-answer threshold and window settings, once they are known
-embed.json            how the encoder's maker pools its vectors, where that is known
-int8_ranges.safetensors   how far the inputs of its products reach, where that was measured (ranges.py)
+qa.json               no-answer threshold, calibration and window settings
+embed.json            pooling and normalisation of sentence vectors, if the encoder's maker has specified them
+int8_ranges.safetensors   ranges of the activations, if they were measured for int8 (ranges.py)
 README.md             the model card
-checksums.json        sha256 of these files, by which a flipped bit is noticed
+checksums.json        sha256 of these files, to detect damage
 """
 
 import shutil
@@ -57,16 +57,16 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """The model of a folder, in eval mode: a BertEncoder, or the encoder with the head that config.json names.
+    """Return the model in a folder, in eval mode: a BertEncoder, or one with the head that config.json names.
 
     Args:
-        attention: of your own, as BertEncoder's; needed where the model was trained with it.
-        device: where the tensors go, straight from the file.
-        dtype: of the parameters; where None, as stored, but 16-bit storage is computed with in float32.
+        attention: your own attention, as for BertEncoder; required if the model was trained with it.
+        device: where to put the tensors, directly from the file.
+        dtype: type of the parameters; None: as stored, but 16-bit weights become float32.
 
     Raises:
-        UserError: for a folder that is not a model folder, whose weights do not fit its config, that was trained with
-            attention of its own, or that holds a model of one's own (`load_into` loads that).
+        UserError: if this is no model folder, if its weights are damaged or do not fit its config, or if the model needs
+            your own attention or your own class (for which there is `load_into`).
     """
     config = read_config(folder)
     refuse_own_model(config, Path(folder))
@@ -81,24 +81,24 @@ def load_encoder(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> BertEncoder:
-    """The encoder alone, in eval mode, whatever head the folder has; see `load`."""
+    """Return the encoder of a folder without its head, in eval mode; see `load`."""
     config = read_config(folder)
     refuse_own_attention(config, Path(folder), attention)
-    # a model of one's own is no matter here, as long as its encoder is ours
+    # A class of the user's is fine here: its encoder is a BertEncoder.
     encoder = build_empty({**config, "head": None}, attention)
     return _fill(folder, encoder, device, dtype, _encoder_prefix(config))
 
 
 def load_into(model: nn.Module, folder: str | Path) -> list[str]:
-    """Put the tensors of a folder into a model that you built yourself, by name; its device and dtype stay.
+    """Copy the tensors of a folder into a model that you have built, by name; its device and dtype stay.
 
-    For models with parameters of their own: a head, adapters. A BertEncoder takes the encoder of any folder.
+    For models with additional parameters (a head, adapters). A BertEncoder takes the encoder of any folder.
 
     Returns:
-        The names of the model's tensors that the folder does not have; they stay as they are (a new head, for example).
+        The names of the model's tensors that the folder does not have. They are left as they are (a new head, say).
 
     Raises:
-        UserError: for a tensor that the model has no place for, or of another shape.
+        UserError: if the model lacks a tensor of the folder, or has it in another shape.
     """
     config = read_config(folder)
     encoder = getattr(model, "encoder", model)
@@ -109,11 +109,11 @@ def load_into(model: nn.Module, folder: str | Path) -> list[str]:
     found = []
     problems = []
     for full_name, shape in stored.shapes.items():
-        name = full_name.removeprefix(prefix)
-        # heads of the folder, where only an encoder is filled
-        unused_pooler = encoder.pooler is None and "pooler." in name  # as for question answering
-        if unused_pooler or not full_name.startswith(prefix):
+        # A bare encoder leaves out the folder's head; a model without a pooler, the pooler.
+        is_unused_pooler = encoder.pooler is None and "pooler." in full_name
+        if is_unused_pooler or not full_name.startswith(prefix):
             continue
+        name = full_name.removeprefix(prefix)
         found.append(name)
         if name not in state:
             problems.append(f"{name} has no place in this {type(model).__name__}")
@@ -121,7 +121,7 @@ def load_into(model: nn.Module, folder: str | Path) -> list[str]:
             problems.append(f"{name} has shape {shape}, the model {tuple(state[name].shape)}")
     if problems:
         raise UserError(f"{folder}: does not fit the model: {listed(problems)}")
-    # All of it before the first tensor: a model that is half filled would be neither the old one nor the new.
+    # Everything is checked before the first tensor is copied, so that no error leaves the model half filled.
     with disk.checked(folder):
         check_tokenizer(folder, encoder.config.vocab_size)
     with torch.no_grad():
@@ -132,7 +132,7 @@ def load_into(model: nn.Module, folder: str | Path) -> list[str]:
 
 
 def _encoder_prefix(config: dict) -> str:
-    """What stands before the encoder's names in the file of a folder."""
+    """Return the prefix of the encoder's tensor names in a folder's weights."""
     is_encoder = config["head"] is None and config.get("model") in (None, "BertEncoder")
     return "" if is_encoder else "encoder."
 
@@ -140,29 +140,29 @@ def _encoder_prefix(config: dict) -> str:
 def _fill(
     folder: str | Path, model: nn.Module, device, dtype: torch.dtype | None, prefix: str = ""
 ) -> nn.Module:
-    """Put the stored tensors in the place of an `empty` model's; `prefix` stands before its names in the file."""
+    """Give a model on the meta device its tensors from a folder, where their names start with `prefix`."""
     names = model.state_dict()
     stored = open_model_weights(folder, names, device, prefix)
     tensors = {}
     with disk.checked(folder):
         check_tokenizer(folder, getattr(model, "encoder", model).config.vocab_size)
         for name in names:
-            tensor = stored.get(prefix + name)  # straight to the device
-            # 16 bits are for storing: products of them would differ from those of the model that was trained
+            tensor = stored.get(prefix + name)  # directly onto the device
+            # 16 bits are for storage only: matrix products in them would differ from those of training.
             at_least = torch.promote_types(tensor.dtype, torch.float32)
             tensors[name] = tensor.to(dtype or at_least)
     model.load_state_dict(tensors, assign=True)
-    model.folder = Path(folder)  # where its tokenizer is, should it be saved
+    model.folder = Path(folder)  # `save` copies the tokenizer from there
     return model.eval()
 
 
 def open_model_weights(
     folder: str | Path, wanted: dict[str, Tensor], device="cpu", prefix: str = ""
 ) -> disk.Weights:
-    """The weights of a model folder, of which those that start with `prefix` must be the `wanted` ones, no more, no less.
+    """Open the weights of a model folder and check that those whose names start with `prefix` are the `wanted` ones.
 
     Raises:
-        UserError: for weights that are not there, or do not fit; tensor by tensor.
+        UserError: if the file is missing, or naming the tensors that are missing, unexpected or of another shape.
     """
     stored = _open_weights(folder, device)
     found = {}
@@ -198,24 +198,24 @@ def save(
     dtype: torch.dtype | None = None,
     card: str | None = None,
 ) -> str:
-    """Write a model folder, in place of an older one of that name, and return the sha256 of its weights.
+    """Write a model folder, replacing an older one of that name, and return the sha256 of its weights.
 
     Args:
-        tokenizer_from: a model folder whose tokenizer files are copied.
-        provenance: source, license, sha256 and whatever else tells where the weights came from, as JSON values.
-        qa: contents of qa.json; no such file where None.
-        labels: the classes' names in order, for a classification head.
-        dtype: to store in (torch.float16 halves the file); as the parameters are where None.
-        card: text of README.md; a plain one is written where None.
+        tokenizer_from: a folder whose tokenizer files are copied; None: the folder that the model was loaded from.
+        provenance: where the weights come from: source, license, sha256 and so on, as JSON values.
+        qa: contents of qa.json.
+        labels: names of the classes in order, for a classification head.
+        dtype: type to store the weights in (torch.float16 halves the file); None: that of the parameters.
+        card: text of README.md; None: a plain one is written.
 
-    A model that was loaded from a folder and is saved without `tokenizer_from` takes what is not given from there. What is
-    not given is also taken from `tokenizer_from`, where that is a model folder with the same head.
+    Where provenance, qa and labels are None, they are taken from `tokenizer_from`, if that is a model folder with the same
+    head.
 
     Raises:
-        UserError: for what could not be loaded again: a model that its config does not describe, labels that are not as many
-            as its classes, or that have no use, a tokenizer that does not fit the word embedding.
+        UserError: if the folder could not be loaded again: the config does not describe the model, the number of labels
+            is not that of the classes, or the tokenizer does not fit the word embedding.
     """
-    # All that can be refused is, before anything is written.
+    # Raise every error before anything is written.
     head = head_of(model)
     source = _source_of(model, folder, tokenizer_from)
     before = _same_kind(source, head)
@@ -237,16 +237,16 @@ def save(
         if qa is not None:
             write_qa(new, qa)
         if weights_of_ranges(source) == sha256:
-            copied.append(RANGES)  # of other weights they would be wrong
+            copied.append(RANGES)  # only valid for the weights they were measured with
         for name in copied:
             if (source / name).exists():
                 shutil.copyfile(source / name, new / name)
-        disk.write_checksums(new, {disk.WEIGHTS: sha256})  # of all that stands there now
+        disk.write_checksums(new, {disk.WEIGHTS: sha256})  # last: of all files above
     return sha256
 
 
 def _write_weights(path: Path, model: nn.Module, dtype: torch.dtype | None) -> str:
-    """Write a model's tensors, in this type or as they are; returns the sha256 of the file."""
+    """Write a model's tensors in this dtype, or their own; return the sha256 of the file."""
     state = model.state_dict()
     plan = {}
     for name, tensor in state.items():
@@ -255,7 +255,7 @@ def _write_weights(path: Path, model: nn.Module, dtype: torch.dtype | None) -> s
 
 
 def copy(source: str | Path, folder: str | Path, qa: dict) -> None:
-    """Write a model folder with the files of another, but for its qa.json, and for what a run left beside them."""
+    """Write a model folder with the files of another, but with this qa.json and without a run's training state."""
     source = Path(source)
     with staged(folder) as new:
         for path in source.iterdir():
@@ -266,7 +266,7 @@ def copy(source: str | Path, folder: str | Path, qa: dict) -> None:
 
 
 def _source_of(model: nn.Module, folder: str | Path, tokenizer_from: str | Path | None) -> Path:
-    """The folder whose tokenizer a model is saved with."""
+    """Return the folder whose tokenizer is saved with a model."""
     source = tokenizer_from or getattr(model, "folder", None)
     if source is None:
         raise UserError(
@@ -277,7 +277,7 @@ def _source_of(model: nn.Module, folder: str | Path, tokenizer_from: str | Path 
 
 
 def _same_kind(source: Path, head: str | None) -> dict:
-    """config.json of the folder that a model comes from; {} where it is of another head, or no model folder."""
+    """Return config.json of the source folder; {} if it is no model folder or has another head."""
     if not (source / "config.json").exists():
         return {}
     before = read_config(source)
@@ -285,7 +285,7 @@ def _same_kind(source: Path, head: str | None) -> dict:
 
 
 def _labels_of(model: nn.Module, head: str | None, labels) -> list[str] | None:
-    """The names of a model's classes, checked."""
+    """Return the names of a model's classes, None for a model without classes. Raises UserError if they do not fit."""
     if head == QA or isinstance(model, BertEncoder):
         if labels:
             raise UserError(
@@ -293,7 +293,7 @@ def _labels_of(model: nn.Module, head: str | None, labels) -> list[str] | None:
             )
         return None
     if head is None:
-        return list(labels) if labels else None  # a head of one's own knows what they are
+        return list(labels) if labels else None  # a head of the user's may use them
     labels = list(labels or (f"LABEL_{i}" for i in range(model.num_labels)))
     if len(labels) != model.num_labels:
         raise UserError(f"{len(labels)} labels for a model of {model.num_labels} classes: {labels}")

@@ -1,6 +1,6 @@
-"""Copies of a model for inference on a CPU: their layers made of faster products, in float32, bf16 or int8.
+"""Copies of a model for inference on a CPU, whose layers are made of faster products in float32, bf16 or int8.
 
-And slim copies, to be sent to other processes.
+"Product" is short for a Linear, its bias and the activation after it. Also: narrow copies to send to other processes.
 """
 
 import copy
@@ -27,69 +27,60 @@ from bertqa.model.ranges import PRODUCTS, Ranges
 
 
 def pack(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A copy of a model for inference with the products of its layers packed; the model itself where that is of no use.
+    """Return a copy of a model for inference with the products of its layers packed; the model itself if that gains nothing.
 
-    The copy cannot be trained or saved. A layer of one's own, or with a hook, stays as it is.
+    The copy cannot be trained or saved. Layers of the user's own, or with hooks, are not packed.
 
     Args:
-        dtype: of the products: torch.float32, or torch.bfloat16 for a model that is called under autocast to it.
+        dtype: of the products: torch.float32, or torch.bfloat16 for a model that is called under autocast to bf16.
     """
     on_cpu = next(model.parameters()).device.type == "cpu"
     is_float32 = all(parameter.dtype == torch.float32 for parameter in model.parameters())
     if not on_cpu or not is_float32 or not _is_faster_packed(dtype) or not has_packed_products():
         return model
 
-    def pack_one(linear: nn.Linear, activation) -> PackedLinear:
+    def make_product(linear: nn.Linear, activation) -> PackedLinear:
         return PackedLinear(linear.weight, linear.bias, dtype, activation)
 
-    return _with_layers(
-        model, lambda layer, number: CpuLayer(layer, _products(layer, pack_one), dtype)
-    )
+    def make_layer(layer: Layer, name: str) -> CpuLayer:
+        return CpuLayer(layer, _products(layer, make_product), dtype)
+
+    return _with_layers(model, make_layer)
 
 
 def _is_faster_packed(dtype: torch.dtype) -> bool:
-    """Whether this processor multiplies packed weights of that type faster than torch does plain ones."""
+    """Whether this processor multiplies packed weights of this dtype faster than plain ones."""
     if dtype == torch.float32:
         return torch.backends.cpu.get_cpu_capability().startswith("AVX")
     return dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
 
 
 def int8(model: nn.Module, ranges: Ranges | None = None) -> nn.Module:
-    """A copy of a model for inference on a CPU, with the products of its layers in int8; the head keeps float32.
+    """Return a copy of a model for inference on a CPU with the products of its layers in int8; the head stays in float32.
 
-    The copy cannot be trained or saved. Measure what it costs on your own data before you rely on it. What a text gets
-    does not depend on the texts beside it, to the last bit.
+    The copy cannot be trained or saved. Measure the loss of accuracy on your own data before you rely on it. The result
+    for a text does not depend on the other texts in its batch, bit for bit.
 
     Args:
-        ranges: of the products' inputs (ranges.py). Without them, or on a processor without VNNI, each token has a scale
-            of its own, found anew in each product: about half as fast.
+        ranges: of the products' inputs (ranges.py). Without them, or on a processor without VNNI, each token is scaled
+            by itself in every product, which takes about twice as long.
 
     Raises:
-        UserError: for a model on another device, and where this build of torch has no int8 products.
+        UserError: if the model is not on the CPU, this build of torch has no int8 products, or the weights of a layer are
+            not finite float32 numbers.
     """
-    device = next(model.parameters()).device
-    if device.type != "cpu":
-        raise UserError(
-            f"int8 is for CPUs, but the model is on {device}; use --device cpu, or leave out --int8"
-        )
-    if torch.backends.quantized.engine == "none":
-        raise UserError(
-            f"int8: torch {torch.__version__} was built without int8 products for this processor; "
-            "leave out --int8"
-        )
+    _refuse_without_int8(next(model.parameters()).device)
     is_calibrated = ranges is not None and has_calibrated_products()
 
-    def make(layer: Layer, number: int) -> CpuLayer:
+    def make_layer(layer: Layer, name: str) -> CpuLayer:
+        _refuse_weights(layer, name)
         if is_calibrated:
             return _calibrated(
-                layer, {name: ranges[f"layers.{number}.{name}"] for name in PRODUCTS}
+                layer, {product: ranges[f"{name}.{product}"] for product in PRODUCTS}
             )
-        return CpuLayer(layer, _products(layer, round_one), torch.float32)
+        return CpuLayer(layer, _products(layer, _tokenwise), torch.float32)
 
-    def round_one(linear: nn.Linear, activation) -> TokenwiseLinear:
-        return TokenwiseLinear(linear.weight, linear.bias, activation)
-
-    copied = _with_layers(model, make)
+    copied = _with_layers(model, make_layer)
     left = sum(isinstance(module, Layer) for module in copied.modules())
     if left:
         warnings.warn(
@@ -99,14 +90,48 @@ def int8(model: nn.Module, ranges: Ranges | None = None) -> nn.Module:
     return copied
 
 
+def _refuse_without_int8(device: torch.device) -> None:
+    """Raise a UserError for a device or a build of torch that has no int8 products."""
+    if device.type != "cpu":
+        raise UserError(
+            f"int8 is for CPUs, but the model is on {device}; use --device cpu, or leave out --int8"
+        )
+    if torch.backends.quantized.engine == "none":
+        raise UserError(
+            f"int8: torch {torch.__version__} was built without int8 products for this processor; "
+            "leave out --int8"
+        )
+
+
+def _refuse_weights(layer: Layer, layer_name: str) -> None:
+    """Raise a UserError for a layer with a parameter that is not float32, or NaN or infinite somewhere."""
+    for name, parameter in layer.named_parameters():
+        where = f"{layer_name}.{name}"
+        if parameter.dtype != torch.float32:
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            raise UserError(
+                f"int8 is made of float32 weights, but {where} is {dtype}; convert the model first: model.float(), for "
+                'a folder save("NEW", load("FOLDER", dtype="fp32"))'
+            )
+        if not parameter.isfinite().all():
+            raise UserError(
+                f"int8: {where} has NaN or infinite numbers, so the model is of no use: train or convert it again"
+            )
+
+
+def _tokenwise(linear: nn.Linear, activation) -> TokenwiseLinear:
+    """Return the int8 product of a Linear that scales each token by itself."""
+    return TokenwiseLinear(linear.weight, linear.bias, activation)
+
+
 def _products(layer: Layer, make: Callable[..., nn.Module]) -> dict[str, nn.Module]:
-    """What `make` makes of each Linear of a layer and the activation behind it, by the Linear's name."""
+    """Return the products of a layer by name, each made by `make(linear, activation)`."""
     activations = {"ffn_in": layer.activation}
     return {name: make(getattr(layer, name), activations.get(name)) for name in PRODUCTS}
 
 
 def _calibrated(layer: Layer, reach: Ranges) -> CpuLayer:
-    """The layer in int8, with a product's range by its name."""
+    """Return the layer in int8 by measured ranges; `reach` has that of each product."""
     attention = torch.float32
     if torch.cpu._is_avx512_bf16_supported():
         attention = torch.bfloat16
@@ -119,27 +144,27 @@ def _calibrated(layer: Layer, reach: Ranges) -> CpuLayer:
     products = {
         "qkv": product("qkv", output=attention),
         "attention_out": product("attention_out"),
-        # Its activations are rounded inside of the product, to what the next one takes.
+        # Its result is rounded inside the kernel to the uint8 inputs of the next product.
         "ffn_in": product("ffn_in", layer.activation, output=ffn_out),
         "ffn_out": ffn_out,
     }
     return CpuLayer(layer, products, torch.float32)
 
 
-def _with_layers(model: nn.Module, make: Callable[[Layer, int], CpuLayer]) -> nn.Module:
-    """A copy of the model in eval mode, with what is made of each layer of its encoders in the place of that."""
-    # deepcopy takes what its memo holds for an object in the place of a copy of it.
+def _with_layers(model: nn.Module, make: Callable[[Layer, str], CpuLayer]) -> nn.Module:
+    """Return a copy of the model in eval mode, each plain layer of its encoders replaced by `make(layer, "layers.0")`."""
+    # deepcopy takes an object's entry in its memo, if there is one, for the copy of that object.
     memo = {}
     for module in model.modules():
         if isinstance(module, BertEncoder):
             for number, layer in enumerate(module.layers):
                 if _is_plain(layer):
-                    memo[id(layer)] = make(layer, number)
+                    memo[id(layer)] = make(layer, f"layers.{number}")
     return copy.deepcopy(model, memo).eval()
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer computes what encoder.Layer does, and nobody watches it."""
+    """Whether a layer computes what encoder.Layer does: not a class of the user's, no hooks, no replaced methods."""
     linears = [getattr(layer, name, None) for name in PRODUCTS]
     return (
         type(layer) is Layer
@@ -151,9 +176,10 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def can_be_shared(model: nn.Module | None) -> bool:
-    """Whether threads may call a model at the same time: all of its layers are of ours and packed, nobody watches."""
+    """Whether several threads may call a model at once: all of its layers are packed, and no code is the user's."""
+    # Without OpenMP torch.set_num_threads is not per thread.
     if model is None or not torch.backends.openmp.is_available():
-        return False  # other pools of threads have one size for all who use them
+        return False
     encoders = [module for module in model.modules() if isinstance(module, BertEncoder)]
     layers = [layer for encoder in encoders for layer in encoder.layers]
     return (
@@ -165,19 +191,19 @@ def can_be_shared(model: nn.Module | None) -> bool:
 
 
 def slim(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """A copy of a model with its parameters narrowed, and the names of those that were."""
+    """Return a copy of a model whose parameters are stored in 16 bits where that is exact, and their names."""
     model = copy.deepcopy(model)
     names = []
     for name, parameter in model.named_parameters():
-        short = narrow(parameter.data)
-        if short.dtype != parameter.dtype:
-            parameter.data = short
+        narrowed = narrow(parameter.data)
+        if narrowed.dtype != parameter.dtype:
+            parameter.data = narrowed
             names.append(name)
     return model, names
 
 
 def widen(model: nn.Module, names: list[str]) -> nn.Module:
-    """The model with these parameters in float32 again."""
+    """Convert these parameters of a model to float32 again, and return the model."""
     for name in names:
         parameter = model.get_parameter(name)
         parameter.data = parameter.data.float()

@@ -1,4 +1,4 @@
-"""config.json, qa.json and embed.json of a model folder: what they say, checked before anything is made of it, and completed."""
+"""config.json, qa.json and embed.json of a model folder: read and checked, completed with defaults, written."""
 
 import dataclasses
 import sys
@@ -12,10 +12,10 @@ from bertqa.model.config import CLASSES, QA, BertConfig
 EMBEDDING = "embed.json"
 RANGES = "int8_ranges.safetensors"
 WINDOWS_FOR_RANGES = 256
-"""Windows that these are measured on, where nobody says how many."""
+"""Default number of windows on which the int8 ranges are measured."""
 
 LARGEST = 1_000_000
-"""No number of tokens in a file of settings is larger."""
+"""Upper bound of the whole numbers in qa.json and embed.json."""
 
 EXPECTED = {
     int: "a whole number",
@@ -24,52 +24,52 @@ EXPECTED = {
     dict: "an object",
     bool: "true or false",
 }
-"""Types of the values, in words."""
+"""JSON types of values, for messages."""
 
 
 @dataclass
 class Answering:
-    """What qa.json may say, and of which type. A file says what its task needs; what is not named here is kept as it is."""
+    """Fields of qa.json and their types. A file has those that its task needs; other fields are kept unchecked."""
 
     null_threshold: float | None = None
-    """A question is left unanswered where its null odds exceed this; None: every question gets an answer."""
+    """A question whose null odds exceed this gets no answer; None: every question gets one."""
     no_answer_scale: float | None = None
     no_answer_bias: float | None = None
-    """The probability that there is no answer is sigmoid(scale * odds + bias)."""
+    """P(no answer) = sigmoid(scale * odds + bias)."""
     confidence: dict | None = None
-    """What makes probabilities of scores, as qa/confidence.py fits it."""
+    """Calibration of answer scores to probabilities, as fitted by qa/confidence.py."""
     tuning: dict | None = None
-    """What the threshold got where it was tuned."""
+    """Metrics of the threshold on the data it was tuned on."""
     max_length: int | None = None
-    """Tokens of a window, the question and special tokens included."""
+    """Tokens in a window, including the question and special tokens."""
     overlap: int | None = None
     step: int | None = None
-    """How windows follow each other, one of the two."""
+    """Tokens shared by adjacent windows, or from the start of one to the next; one of the two."""
     max_question: int | None = None
     max_answer_length: int | None = None
-    """Tokens."""
+    """In tokens."""
     text_column: str | None = None
     pair_column: str | None = None
-    """Columns that a classifier reads."""
+    """Columns of the data that a classifier was trained on."""
 
 
 @dataclass
 class Embedding:
-    """What embed.json may say: how whoever trained an encoder makes one vector of a text. None: the verb's own default."""
+    """Fields of embed.json: how an encoder's maker turns a text into one vector. None: not stated."""
 
     pool: str | None = None
     """"mean" or "cls"."""
     normalize: bool | None = None
-    """Whether vectors have length 1."""
+    """Whether vectors are scaled to length 1."""
     max_length: int | None = None
-    """Tokens, beyond which a text is cut."""
+    """Tokens to which a text is truncated."""
 
 
 def read_config(folder: str | Path) -> dict:
-    """config.json of a model folder: "architecture", "head", "labels" (classification), "provenance"; checked.
+    """Read and check config.json of a model folder: "architecture", "head", "labels" (classification), "provenance".
 
     Raises:
-        UserError: where there is none, or it is not of a model folder of ours.
+        UserError: if there is none, or it is not that of a bertqa model folder.
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -86,7 +86,7 @@ def read_config(folder: str | Path) -> dict:
             f"weights/{folder.resolve().name}"
         )
     config.setdefault("head", None)
-    # A file that was edited by hand must not fail in the middle of a module: all of it is looked at here.
+    # Check all fields here, so that a file edited by hand does not fail later, inside a module.
     check_architecture(path, config.get("architecture"))
     _check_head(path, config["head"], config.get("labels"))
     for name in ("attention", "model"):
@@ -100,7 +100,7 @@ def read_config(folder: str | Path) -> dict:
 
 
 def check_architecture(path: Path, shape: object) -> None:
-    """Raise UserError where an "architecture" is not the fields of a BertConfig, of their types and in their bounds."""
+    """Raise a UserError unless `shape` has fields of a BertConfig only, each of its type and in its bounds."""
     known = {field.name: type(field.default) for field in dataclasses.fields(BertConfig)}
     strange = []
     if not isinstance(shape, dict):
@@ -121,16 +121,19 @@ def check_architecture(path: Path, shape: object) -> None:
 
 
 def _is_of(value: object, kind: type) -> bool:
-    """Whether a JSON value is of a type: a whole number is a float too, and true is no number."""
+    """Whether a JSON value is of a type. An int counts as a float; a bool does not count as a number."""
     if kind is float:
         return type(value) in (int, float)
     return type(value) is kind
 
 
 def _check_head(path: Path, head: object, labels: object) -> None:
-    known = head in (None, QA, CLASSES)
-    named = isinstance(labels, list) and labels and all(isinstance(name, str) for name in labels)
-    if not known or (head == CLASSES and not named):
+    """Raise a UserError for an unknown head, or a classification head without labels."""
+    is_known = head in (None, QA, CLASSES)
+    has_labels = (
+        isinstance(labels, list) and labels and all(isinstance(name, str) for name in labels)
+    )
+    if not is_known or (head == CLASSES and not has_labels):
         raise UserError(
             f"{path}: head is {head!r} with labels {labels!r}; known are null, {QA!r}, and {CLASSES!r} with "
             "a list of labels"
@@ -140,7 +143,7 @@ def _check_head(path: Path, head: object, labels: object) -> None:
 def write_config(
     folder: Path, config: BertConfig, head: str | None, labels: list[str] | None, provenance: dict
 ) -> None:
-    """Write config.json."""
+    """Write config.json of a model folder."""
     record = {"architecture": dataclasses.asdict(config), "head": head}
     if head == CLASSES:
         record["labels"] = list(labels)
@@ -148,10 +151,10 @@ def write_config(
 
 
 def read_qa(folder: str | Path) -> dict:
-    """qa.json of a model folder, checked; {} where it has none yet. What is null is left out, but for the threshold."""
+    """Read and check qa.json of a model folder; {} if there is none. Fields that are null are left out but the threshold."""
     qa = {}
     for name, value in _read_typed(Path(folder) / "qa.json", Answering).items():
-        # null is a threshold too: every question gets an answer
+        # A threshold of null has a meaning: every question gets an answer.
         if value is not None or name == "null_threshold":
             qa[name] = value
     return qa
@@ -163,7 +166,7 @@ def write_qa(folder: str | Path, qa: dict) -> None:
 
 
 def read_embed(folder: str | Path) -> Embedding:
-    """embed.json of a model folder; nothing but None in it where the folder has none."""
+    """Read and check embed.json of a model folder; all fields are None if there is none."""
     found = _read_typed(Path(folder) / EMBEDDING, Embedding)
     names = {field.name for field in dataclasses.fields(Embedding)}
     return Embedding(**{name: value for name, value in found.items() if name in names})
@@ -175,25 +178,24 @@ def write_embed(folder: str | Path, embedding: Embedding) -> None:
 
 
 def _read_typed(path: Path, kind: type) -> dict:
-    """A JSON object whose values are of the types that the dataclass `kind` states; {} where there is no such file."""
+    """Read a JSON object and check its values against the field types of the dataclass `kind`; {} without a file."""
     if not path.exists():
         return {}
     found = read_object(path)
     for field in dataclasses.fields(kind):
         value = found.get(field.name)
-        if value is not None:
-            problem = _problem(value, field.type)
-            if problem:
-                raise UserError(f"{path}: {field.name} is {show(value)}; expected {problem}")
+        expected = "" if value is None else _expected_instead(value, field.type)
+        if expected:
+            raise UserError(f"{path}: {field.name} is {show(value)}; expected {expected}")
     return found
 
 
-def _problem(value: object, types: object) -> str:
-    """What was expected in place of a value, by the types that a field states; "" where the value is fine."""
-    kind = types.__args__[0]  # of `int | None`
+def _expected_instead(value: object, types: object) -> str:
+    """Return what a field of these types (such as `int | None`) expects instead of a value; "" if the value is fine."""
+    kind = types.__args__[0]
     if not _is_of(value, kind):
         return EXPECTED[kind]
-    # not math.isfinite: a whole number of 400 digits is no float
+    # Not math.isfinite, which raises for an int too large for a float.
     if kind is float and not abs(value) <= sys.float_info.max:
         return "a number that is not infinite"
     if kind is int and not 0 <= value <= LARGEST:
@@ -202,12 +204,12 @@ def _problem(value: object, types: object) -> str:
 
 
 def with_defaults(qa: dict, positions: int) -> dict:
-    """What qa.json says of windows, completed: a folder that was converted and never trained here says nothing.
+    """Return qa.json completed with default window settings, for folders that were converted and not trained here.
 
-    The defaults are those of transformers' pipeline, or what a model of so many positions can take.
+    The defaults are those of transformers' pipeline, reduced for a model with fewer positions.
     """
     qa = dict(qa)
-    # A window must have room for the question, and for more of the text than it shares with the next window.
+    # Leave room for the question, and for more text than is shared with the next window.
     length = qa.setdefault("max_length", min(384, positions))
     asked = qa.setdefault("max_question", min(64, length // 2))
     if "step" not in qa:
@@ -216,12 +218,12 @@ def with_defaults(qa: dict, positions: int) -> dict:
 
 
 def qa_of(model) -> dict:
-    """qa.json of the folder that a model was loaded from, if it was."""
-    where = getattr(model, "folder", None)
-    return {} if where is None else read_qa(where)
+    """Read qa.json of the folder that a model was loaded from; {} for a model that was not."""
+    folder = getattr(model, "folder", None)
+    return {} if folder is None else read_qa(folder)
 
 
 def positions_of(model) -> int:
-    """The longest sequence that a model takes, 512 where it does not say; a model of one's own may leave it to its encoder."""
+    """Return the longest sequence that a model takes, in tokens: by its encoder's config or its own, else 512."""
     config = getattr(getattr(model, "encoder", model), "config", None)
     return 512 if config is None else config.max_position_embeddings

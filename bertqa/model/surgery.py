@@ -1,6 +1,6 @@
-"""Other shapes of a trained encoder: fewer layers, another vocabulary, more or fewer positions; its config goes along.
+"""Change the shape of a trained encoder, and its config with it: fewer layers, another vocabulary, other positions.
 
-A model with a head, or an encoder. Each function says what is lost, through `say`.
+Each function takes an encoder or a model with a head, changes it in place, and reports through `say` what is lost.
 """
 
 import shutil
@@ -20,28 +20,30 @@ from bertqa.model.vocabulary import check_tokens, read_vocab, tokens_by_id
 def keep_layers(model: nn.Module, layers: Sequence[int], say: Callable = print) -> None:
     """Keep these layers, counted from 0, in this order.
 
-    Every second one is what DistilBERT begins with (Sanh et al. 2019); the lower ones are the better half to keep without
-    training (Sajjad et al. 2020).
+    DistilBERT was initialised with every second layer of BERT (Sanh et al. 2019); without further training, keeping the
+    lower layers is best (Sajjad et al. 2020).
     """
     encoder = getattr(model, "encoder", model)
     count = len(encoder.layers)
     layers = [int(layer) for layer in layers]
     if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(count)):
         raise UserError(f"layers to keep are {layers}; give each once, of 0 to {count - 1}")
-    size = sum(p.numel() for p in encoder.layers[0].parameters())  # all layers are of one size
+    size = sum(p.numel() for p in encoder.layers[0].parameters())  # the same for all layers
     encoder.layers = nn.ModuleList(encoder.layers[layer] for layer in layers)
-    if isinstance(encoder.attention, Iterable):  # a body for each layer goes with its layer
-        bodies = list(encoder.attention)
-        encoder.attention = [bodies[layer] for layer in layers]
+    if isinstance(
+        encoder.attention, Iterable
+    ):  # one function per layer, which stays with its layer
+        functions = list(encoder.attention)
+        encoder.attention = [functions[layer] for layer in layers]
     encoder.config = encoder.config.replace(num_hidden_layers=len(layers))
     lost = [layer for layer in range(count) if layer not in layers]
     say(f"layers {lost} of {count} are gone, {len(lost) * size:,} parameters")
 
 
 def resize_positions(model: nn.Module, count: int, say: Callable = print) -> None:
-    """Give the encoder `count` positions: the first of those it has, and copies of them, from the first on, beyond their end.
+    """Give the encoder `count` position embeddings: its first ones, followed by copies of them from the first on.
 
-    Copies are what Longformer begins with (Beltagy et al. 2020); they need training.
+    Longformer was initialised with such copies (Beltagy et al. 2020); they need training.
     """
     encoder = getattr(model, "encoder", model)
     old = encoder.embeddings.position
@@ -49,13 +51,14 @@ def resize_positions(model: nn.Module, count: int, say: Callable = print) -> Non
         raise UserError("this encoder has no positions (position_embedding_type none)")
     if count < 1:
         raise UserError(f"positions are {count}; give 1 or more")
-    # of three positions five are made as 0 1 2 0 1
+    # from three positions to five: 0 1 2 0 1
     rows = torch.arange(count, device=old.weight.device) % old.num_embeddings
     encoder.embeddings.position = nn.Embedding.from_pretrained(
         old.weight.detach()[rows], freeze=False
     )
     encoder.config = encoder.config.replace(max_position_embeddings=count)
-    lost, copied = max(0, old.num_embeddings - count), max(0, count - old.num_embeddings)
+    lost = max(0, old.num_embeddings - count)
+    copied = max(0, count - old.num_embeddings)
     say(f"positions {old.num_embeddings} -> {count}: {lost} lost, {copied} copied")
 
 
@@ -66,46 +69,56 @@ def resize_vocabulary(
     out: str | Path,
     say: Callable = print,
 ) -> None:
-    """Give the encoder these tokens, in the order of their ids, and write the tokenizer's files for them.
+    """Give the encoder the vocabulary `tokens`, in the order of their ids, and write tokenizer files for it.
 
-    Tokens that were there keep their vectors; new ones are drawn as BERT draws weights. A new token in brackets, "[PLACE]",
-    is never taken apart. To add to a vocabulary: resize_vocabulary(model, [*vocabulary(folder), "covid", "[PLACE]"], ...).
+    Tokens of the old vocabulary keep their embeddings; new ones are initialised as BERT's are. A new token in brackets,
+    "[PLACE]", becomes a special token, which the tokenizer never splits. To add to a vocabulary:
+    resize_vocabulary(model, [*vocabulary(folder), "covid", "[PLACE]"], ...).
 
     Args:
-        tokenizer: the folder with the tokenizer's files of the vocabulary that the model has.
-        out: a folder for the new files, to be given to save(..., tokenizer_from=out).
+        tokenizer: the folder with the tokenizer files of the model's present vocabulary.
+        out: a folder for the new files, to be passed to save(..., tokenizer_from=out).
     """
     encoder = getattr(model, "encoder", model)
-    tokenizer, out = Path(tokenizer), Path(out)
-    before = {token: row for row, token in enumerate(vocabulary(tokenizer))}
+    tokenizer = Path(tokenizer)
+    out = Path(out)
+    old_rows = {token: row for row, token in enumerate(vocabulary(tokenizer))}
+    _check_new_tokens(tokens, old_rows, tokenizer, out)
+
+    old = encoder.embeddings.word
+    new = nn.Embedding(len(tokens), old.embedding_dim).to(old.weight)
+    init_weights(new, encoder.config.initializer_range)
+    kept = [row for row, token in enumerate(tokens) if token in old_rows]  # rows of the new matrix
+    with torch.no_grad():
+        new.weight[kept] = old.weight[[old_rows[tokens[row]] for row in kept]]
+    encoder.embeddings.word = new
+    encoder.config = encoder.config.replace(vocab_size=len(tokens))
+    _write_tokenizer(tokenizer, out, tokens)
+
+    lost = len(old_rows) - len(kept)
+    drawn = len(tokens) - len(kept)
+    say(
+        f"vocabulary {len(old_rows):,} -> {len(tokens):,}: {lost:,} lost, {drawn:,} drawn at random"
+    )
+
+
+def _check_new_tokens(
+    tokens: Sequence[str], old_rows: dict[str, int], tokenizer: Path, out: Path
+) -> None:
+    """Raise a UserError for a vocabulary that `resize_vocabulary` cannot give a model."""
     if len(set(tokens)) < len(tokens):
         twice = next(token for token in tokens if list(tokens).count(token) > 1)
         raise UserError(f"the token {twice!r} stands twice in the new vocabulary")
     check_tokens(out, dict(enumerate(tokens)), len(tokens))
-
-    special = [token for token in tokens if token not in before and _is_special(token)]
+    special = [token for token in tokens if token not in old_rows and _is_special(token)]
     if special and not (tokenizer / "tokenizer.json").exists():
         raise UserError(
             f"{tokenizer}: has no tokenizer.json, which {special[0]!r} needs; convert the checkpoint again"
         )
 
-    old = encoder.embeddings.word
-    new = nn.Embedding(len(tokens), old.embedding_dim).to(old.weight)
-    init_weights(new, encoder.config.initializer_range)
-    kept = [row for row, token in enumerate(tokens) if token in before]  # rows of the new matrix
-    with torch.no_grad():
-        new.weight[kept] = old.weight[[before[tokens[row]] for row in kept]]
-    encoder.embeddings.word = new
-    encoder.config = encoder.config.replace(vocab_size=len(tokens))
-    _write_tokenizer(tokenizer, out, tokens)
-    drawn = len(tokens) - len(kept)
-    say(
-        f"vocabulary {len(before):,} -> {len(tokens):,}: {len(before) - len(kept):,} lost, {drawn:,} drawn at random"
-    )
-
 
 def vocabulary(folder: str | Path) -> list[str]:
-    """The tokens of a folder's tokenizer, in the order of their ids; "[no token 7]" and the like for ids that have none."""
+    """Return the tokens of a folder's tokenizer in the order of their ids; "[no token 7]" if id 7 has none."""
     folder = Path(folder)
     ready = folder / "tokenizer.json"
     if not ready.exists():
@@ -115,12 +128,12 @@ def vocabulary(folder: str | Path) -> list[str]:
 
 
 def _is_special(token: str) -> bool:
-    """Whether a token is a mark and no piece of text."""
+    """Whether a token is a special token in brackets and no piece of text."""
     return token.startswith("[") and token.endswith("]") and len(token) > 2
 
 
 def _write_tokenizer(source: Path, out: Path, tokens: Sequence[str]) -> None:
-    """The tokenizer's files of `source` with another vocabulary, as a folder `out`."""
+    """Write the tokenizer files of the folder `source` with another vocabulary to the folder `out`."""
     with staged(out) as new:
         write_text(new / "vocab.txt", "".join(f"{token}\n" for token in tokens))
         if (source / "tokenizer_config.json").exists():
@@ -132,25 +145,27 @@ def _write_tokenizer(source: Path, out: Path, tokens: Sequence[str]) -> None:
 
 
 def _renumber(fast: dict, ids: dict[str, int]) -> None:
-    """Put another vocabulary into a tokenizer.json: into its model, its added tokens, and what it puts around a text."""
-    known = set(fast["model"]["vocab"])
+    """Replace the vocabulary of a tokenizer.json, and the ids of its added tokens and of its post-processor."""
+    before = set(fast["model"]["vocab"])
     fast["model"]["vocab"] = ids
     added = []
     for entry in fast["added_tokens"]:
         token = entry["content"]
-        known.add(token)
+        before.add(token)
         if token in ids:
             added.append({**entry, "id": ids[token]})
     for token, row in ids.items():
-        # only a new one: a token in brackets that was none of the added ones before stays what it was
-        if _is_special(token) and token not in known:
+        # New tokens only: an old one in brackets that was no special token stays as it was.
+        if _is_special(token) and token not in before:
             flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
             added.append({"id": row, "content": token, **flags, "special": True})
     fast["added_tokens"] = sorted(added, key=lambda entry: entry["id"])
-    around = fast.get("post_processor") or {}
-    for token, entry in (around.get("special_tokens") or {}).items():  # TemplateProcessing
+
+    # The post-processor puts [CLS] and [SEP] around a text. There are two kinds.
+    post = fast.get("post_processor") or {}
+    for token, entry in (post.get("special_tokens") or {}).items():  # TemplateProcessing
         entry["ids"] = [ids[token]]
     for side in ("cls", "sep"):  # BertProcessing: ["[CLS]", 101]
-        if side in around:
-            token, _ = around[side]
-            around[side] = [token, ids[token]]
+        if side in post:
+            token, _ = post[side]
+            post[side] = [token, ids[token]]

@@ -1,7 +1,7 @@
-"""The tokenizer files of a model, held against its word embedding: an id for each row, a row for each id.
+"""Check that the tokenizer files of a model fit its word embedding: a token for each row, a row for each token.
 
-A tokenizer that lacks tokens, or has more than there are rows, belongs to another model: it would answer wrongly or not
-at all. Only the files are read here; data/tokenizer.py puts them to use.
+A tokenizer with too few or too many tokens belongs to another model, whose answers would be wrong. Only the files are
+read here; the tokenizer itself is data/tokenizer.py.
 """
 
 from pathlib import Path
@@ -10,19 +10,19 @@ from bertqa.errors import UserError, show
 from bertqa.files import decode, read_bytes, read_object
 
 NEEDED = ("[UNK]", "[CLS]", "[SEP]")
-"""BERT's special tokens that bertqa puts into every text."""
+"""Special tokens of BERT that every vocabulary must have."""
 
 PADDING_ROWS = 128
-"""An embedding may have fewer than this many rows more than there are tokens: sizes are rounded up for speed."""
+"""An embedding may have up to this many rows without a token (exclusive): sizes are often rounded up for speed."""
 
 
 def read_vocab(path: Path) -> list[str]:
-    """The tokens of vocab.txt in the order of their ids, without the blank lines at its end."""
+    """Read the tokens of a vocab.txt in the order of their ids, without blank lines at the end."""
     try:
         text = decode(read_bytes(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    # Only "\n" ends a token: vocabularies hold U+2028 and its like as tokens, which splitlines() would cut at.
+    # Not splitlines(), which also splits at U+2028 and the like; vocabularies contain these as tokens.
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     while lines and lines[-1] == "":
         lines.pop()
@@ -30,16 +30,17 @@ def read_vocab(path: Path) -> list[str]:
 
 
 def as_line(number: int, token: str | None) -> str:
-    """How vocab.txt writes the token with this id: "[none5]" for an id without one, and for what no line can hold."""
-    fits = token is not None and "\n" not in token and not token.endswith("\r")
-    return token if fits else f"[none{number}]"
+    """Return the line of vocab.txt for an id: its token, or "[none5]" if id 5 has none or one that no line can hold."""
+    if token is None or "\n" in token or token.endswith("\r"):
+        return f"[none{number}]"
+    return token
 
 
 def tokens_by_id(path: Path, fast: dict) -> dict[int, str]:
-    """The tokens of a tokenizer.json, those that were added included.
+    """Return the tokens of a tokenizer.json by id, including added tokens.
 
     Raises:
-        UserError: it is no WordPiece tokenizer, or one id has two tokens, or one token two ids.
+        UserError: if it is no WordPiece tokenizer, or an id has two tokens, or a token two ids.
     """
     model = fast.get("model")
     kind = model.get("type", "WordPiece") if isinstance(model, dict) else "nameless"
@@ -58,7 +59,7 @@ def tokens_by_id(path: Path, fast: dict) -> dict[int, str]:
             )
     found: dict[int, str] = {}
     for content, number in ids.items():
-        # bool is an int to Python, and no id
+        # type(), because True and False are instances of int.
         if type(number) is not int or number < 0:
             raise UserError(f"{path}: the token {show(content)} has the id {show(number)}")
         if number in found:
@@ -70,31 +71,32 @@ def tokens_by_id(path: Path, fast: dict) -> dict[int, str]:
 
 
 def added_tokens(path: Path, fast: dict) -> dict[str, object]:
-    """Content -> id of the tokens that stand beside the vocabulary of a tokenizer.json."""
+    """Return the ids of a tokenizer.json's added tokens (special tokens, and tokens beside the vocabulary)."""
     entries = fast.get("added_tokens") or []
-    fine = isinstance(entries, list) and all(
-        isinstance(entry, dict) and isinstance(entry.get("content"), str) for entry in entries
-    )
-    if not fine:
-        raise UserError(f'{path}: "added_tokens" is no list of objects with a "content" and an id')
-    return {entry["content"]: entry.get("id") for entry in entries}
+    wrong = UserError(f'{path}: "added_tokens" is no list of objects with a "content" and an id')
+    if not isinstance(entries, list):
+        raise wrong
+    ids = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
+            raise wrong
+        ids[entry["content"]] = entry.get("id")
+    return ids
 
 
 def with_vocab(where: Path, vocab: list[str], tokens: dict[int, str]) -> dict[int, str]:
-    """The tokens of tokenizer.json, completed by those that vocab.txt holds twice: of these the last id counts.
+    """Complete the tokens of tokenizer.json with those that vocab.txt has twice, of which the last id counts.
 
-    vocab.txt  a b a [none3]  and the tokenizer's  {1: b, 2: a}  are one vocabulary: a stands twice, and its first id is lost
-    in tokenizer.json; [none3] was made by us (`as_line`).
+    vocab.txt  a b a [none3]  and the tokenizer's  {1: b, 2: a}  are one vocabulary: a has two lines, and tokenizer.json
+    has lost the first of its ids; [none3] stands for an id without a token (`as_line`).
 
     Raises:
-        UserError: the two files are of different vocabularies.
+        UserError: if the two files have different vocabularies.
     """
-    last = {
-        token: number for number, token in enumerate(vocab)
-    }  # of a token that stands twice, its last id
+    last_id = {token: number for number, token in enumerate(vocab)}
     for number, token in enumerate(vocab):
-        stands_twice = number not in tokens and last[token] > number
-        if token != as_line(number, tokens.get(number)) and not stands_twice:
+        is_first_of_two = number not in tokens and last_id[token] > number
+        if token != as_line(number, tokens.get(number)) and not is_first_of_two:
             found = tokens.get(number, "missing")
             raise UserError(
                 f"{where}: vocab.txt and tokenizer.json are of different vocabularies: token {number} is "
@@ -104,14 +106,14 @@ def with_vocab(where: Path, vocab: list[str], tokens: dict[int, str]) -> dict[in
 
 
 def check_tokens(where: Path, tokens: dict[int, str], vocab_size: int) -> int:
-    """Hold the tokens of `where` against an embedding of `vocab_size` rows.
+    """Check that the tokens of the file `where` fit an embedding of `vocab_size` rows.
 
     Returns:
         The number of ids: one more than the last.
 
     Raises:
-        UserError: special tokens are missing, ids lie beyond the embedding, or so many rows have no token that the
-            vocabulary must be of another model, or damaged.
+        UserError: if special tokens are missing, an id is beyond the embedding, or so many rows have no token that the
+            vocabulary must be damaged or that of another model.
     """
     count = max(tokens) + 1
     known = set(tokens.values())
@@ -131,7 +133,7 @@ def check_tokens(where: Path, tokens: dict[int, str], vocab_size: int) -> int:
             f"{where}: the vocabulary has {count:,} tokens, but the word embedding {vocab_size:,} rows: "
             f"{unused:,} too many for rounding up; vocabulary and weights are of different models"
         )
-    # Vocabularies that hold a token twice exist: without vocab.txt, the first of its two ids is left without one.
+    # A few ids without a token are normal: of a token that vocab.txt has twice, tokenizer.json has the last id only.
     holes = count - len(tokens)
     if holes > max(1, count // 100):
         first = next(number for number in range(count) if number not in tokens)
@@ -143,24 +145,25 @@ def check_tokens(where: Path, tokens: dict[int, str], vocab_size: int) -> int:
 
 
 def check_tokenizer(folder: str | Path, vocab_size: int) -> None:
-    """Hold the tokenizer files of a model folder against its embedding; nothing to do where it has none.
+    """Check that the tokenizer files of a folder, if it has any, fit an embedding of `vocab_size` rows.
 
     Raises:
         UserError: as `check_tokens`, and for files that cannot be read.
     """
     folder = Path(folder)
-    ready, plain = folder / "tokenizer.json", folder / "vocab.txt"
-    if ready.exists():
-        fast = read_object(ready)
-        tokens = tokens_by_id(ready, fast)
-        # the tokenizers library would raise at the first word that it does not know, in the middle of a job
+    fast_file = folder / "tokenizer.json"
+    vocab_file = folder / "vocab.txt"
+    if fast_file.exists():
+        fast = read_object(fast_file)
+        tokens = tokens_by_id(fast_file, fast)
+        # Without it the tokenizers library raises at the first unknown word, in the middle of a job.
         unknown = fast["model"].get("unk_token", "[UNK]")
         if unknown not in fast["model"]["vocab"]:
             raise UserError(
-                f"{ready}: its unknown token {show(unknown)} is not in its own vocabulary; copy the file anew"
+                f"{fast_file}: its unknown token {show(unknown)} is not in its own vocabulary; copy the file anew"
             )
-        if plain.exists():
-            tokens = with_vocab(folder, read_vocab(plain), tokens)
-        check_tokens(ready, tokens, vocab_size)
-    elif plain.exists():
-        check_tokens(plain, dict(enumerate(read_vocab(plain))), vocab_size)
+        if vocab_file.exists():
+            tokens = with_vocab(folder, read_vocab(vocab_file), tokens)
+        check_tokens(fast_file, tokens, vocab_size)
+    elif vocab_file.exists():
+        check_tokens(vocab_file, dict(enumerate(read_vocab(vocab_file))), vocab_size)
