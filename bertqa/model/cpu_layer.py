@@ -1,4 +1,4 @@
-"""A layer of the encoder for inference on a CPU: the arithmetic of encoder.Layer, with products that are faster there.
+"""An encoder layer for inference on a CPU: the arithmetic of encoder.Layer with faster products (products.py).
 
 N tokens, H hidden size, A heads, D head size.
 """
@@ -16,11 +16,11 @@ from bertqa.model.encoder import Layer
 
 
 class CpuLayer(nn.Module):
-    """An encoder layer that only goes forwards, made of products (products.py).
+    """An encoder layer without a backward pass, made of products.
 
     Args:
-        products: qkv, attention_out, ffn_in (with its activation) and ffn_out.
-        dtype: of what flows between the products: torch.bfloat16, or torch.float32, for int8 products too.
+        products: qkv, attention_out, ffn_in (with the activation) and ffn_out.
+        dtype: of the activations between products: torch.bfloat16, or torch.float32, also for int8 products.
     """
 
     def __init__(self, layer: Layer, products: dict[str, nn.Module], dtype: torch.dtype):
@@ -35,7 +35,7 @@ class CpuLayer(nn.Module):
         self.ffn_norm = copy.deepcopy(layer.ffn_norm)
 
     def forward(self, x: Tensor, layout: Layout, attention: Attention | None = None) -> Tensor:
-        """(N, H) -> (N, H), as encoder.Layer; float32 in and out."""
+        """(N, H) -> (N, H) as in encoder.Layer, float32 both."""
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             out = self._forward(x.to(self.dtype), layout, attention)
         return forward_only(x, out)
@@ -47,21 +47,21 @@ class CpuLayer(nn.Module):
         return self.ffn_norm(x.float())
 
     def _attend(self, qkv: Tensor, layout: Layout, attention: Attention | None) -> Tensor:
-        """(N, 3H) -> (N, H), by the fastest attention where none is given."""
+        """(N, 3H) -> (N, H). Where `attention` is None, the fastest function is used."""
         qkv = qkv.unflatten(1, (3, self.heads, -1))  # (N, 3, A, D)
         if attention is None and layout.lengths is not None and qkv.dtype == torch.bfloat16:
             return forward_in_16_bits(qkv, layout.lengths, self.dtype).flatten(1)
-        body = attention or fastest_attention(qkv, layout, 0.0)
-        # One's own may mix number formats, as it may in training.
+        attend = attention or fastest_attention(qkv, layout, 0.0)
+        # Under autocast, because a function of the user's may mix dtypes, as it may in training.
         with autocast(qkv.device, self.dtype):
-            mixed = body(*qkv.to(self.dtype).unbind(1), layout, 0.0)  # (N, A, D)
+            mixed = attend(*qkv.to(self.dtype).unbind(1), layout, 0.0)  # (N, A, D)
         if isinstance(mixed, tuple):
-            mixed, _ = mixed  # maps that nobody asked for
+            mixed, _ = mixed  # attention maps, which were not requested
         return mixed.flatten(1).to(self.dtype)
 
 
 class _ForwardOnly(torch.autograd.Function):
-    """Passes a result on; asking for a gradient through it raises, where torch would go on with a false one."""
+    """Pass a result on, but raise an error in the backward pass, where torch would return wrong gradients."""
 
     @staticmethod
     def forward(ctx, x: Tensor, result: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class _ForwardOnly(torch.autograd.Function):
 
 
 def forward_only(x: Tensor, result: Tensor) -> Tensor:
-    """What was made of `x`, which must not be asked for its gradient."""
+    """Return `result`, computed from `x` without gradients, so that a backward pass through it raises a UserError."""
     if torch.is_grad_enabled() and x.requires_grad:
         return _ForwardOnly.apply(x, result)
     return result

@@ -1,10 +1,10 @@
-"""A layer but for its attention, as kernels of our own for NVIDIA's GPUs: forward and backward in one function.
+"""A layer except its attention for training on NVIDIA GPUs, with fused kernels in the forward and the backward pass.
 
-torch runs it as some thirty kernels, each of which reads and writes all tokens, and that traffic takes longer than half of
-the matrix products. Here it is four products (cuBLAS) and what lies between them: bias, dropout, residual and LayerNorm are
-one kernel, bias and GELU another, and the gradients of bias, gain and shift are added up where those of the tokens are made.
+torch runs it as some thirty kernels that each read and write all tokens, and this memory traffic takes more than half the
+time of the matrix products. Here it is four products (cuBLAS) with fused kernels between them (kernels.py): bias, dropout,
+residual and LayerNorm are one, bias and GELU another; the backward kernels also sum the gradients of bias, gain and shift.
 
-Import it only where Triton is (kernels.py). N tokens, H hidden size, F feed-forward size; tokens are 16-bit.
+Needs Triton. N tokens, H hidden size, F feed-forward size; tokens are in 16 bits. `dx` is the gradient of x.
 """
 
 import torch
@@ -15,23 +15,23 @@ from bertqa.model.kernels import gelu, gelu_backward, norm, norm_backward, stack
 
 
 def _gradient_of(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """left^T right, the gradient of a weight, written to the weight's `grad_home` where it has one."""
+    """Return left^T right, a weight's gradient; written to the weight's `grad_home` if it has one (gradients.py)."""
     home = getattr(weight, "grad_home", None)
     if home is None:
         return left.t() @ right
     torch.mm(left.t(), right, out=home)
-    # Under a name of its own: autograd copies a gradient that somebody else holds too.
+    # A new view: autograd would copy a gradient tensor to which there are other references.
     return home.view_as(home)
 
 
 def before_attention(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`layer.before_attention(x)`: (N, H) -> queries, keys, values, (N, A, D) each, and x, for the residual."""
+    """Compute `layer.before_attention(x)`: (N, H) -> query, key, value (N, A, D) each, and x for the residual."""
     return _BeforeAttention.apply(x, layer.heads, layer.qkv.weight, layer.qkv.bias)
 
 
 class _BeforeAttention(torch.autograd.Function):
-    """The residual's gradient comes back through here, so that it is added inside of the product's kernel; and the three
-    of queries, keys and values, so that they are stacked and added up for the bias at once."""
+    """The residual passes through here too, so that the product's kernel adds its gradient in the backward pass. The
+    gradients of query, key and value are stacked, and summed for the bias, by one kernel."""
 
     @staticmethod
     def forward(ctx, x, heads, weight, bias):
@@ -44,15 +44,15 @@ class _BeforeAttention(torch.autograd.Function):
     def backward(ctx, dquery, dkey, dvalue, dresidual):
         x, weight = ctx.saved_tensors
         dqkv, dbias = stack(dquery.contiguous(), dkey.contiguous(), dvalue.contiguous())
-        # `behind_attention` made the residual's gradient for this place alone.
-        dx = dresidual.addmm_(dqkv, weight) if ctx.needs_input_grad[0] else None
-        # Each by itself: some train biases alone.
-        dweight = _gradient_of(weight, dqkv, x) if ctx.needs_input_grad[2] else None
-        return dx, None, dweight, dbias if ctx.needs_input_grad[3] else None
+        needs_x, _, needs_weight, needs_bias = ctx.needs_input_grad
+        # In place: `behind_attention` has made the residual's gradient for this use only.
+        dx = dresidual.addmm_(dqkv, weight) if needs_x else None
+        dweight = _gradient_of(weight, dqkv, x) if needs_weight else None
+        return dx, None, dweight, dbias if needs_bias else None
 
 
 def behind_attention(layer: nn.Module, x: Tensor, mixed: Tensor, seeds: Tensor) -> Tensor:
-    """`layer.behind_attention(x, mixed)`: (N, H), (N, A, D) -> (N, H), for a layer in training whose activation is GELU.
+    """Compute `layer.behind_attention(x, mixed)`: (N, H), (N, A, D) -> (N, H). Training only; the activation is GELU.
 
     Args:
         seeds: (2,) int32, one for each dropout of the layer.
@@ -77,6 +77,8 @@ def behind_attention(layer: nn.Module, x: Tensor, mixed: Tensor, seeds: Tensor) 
 
 
 class _BehindAttention(torch.autograd.Function):
+    """1: attention_out and its norm. 2: feed-forward and its norm. `wide` tensors have F columns."""
+
     @staticmethod
     def forward(ctx, x, mixed, seeds, p, eps, *weights):
         out, out_bias, gain1, shift1, wide_in, wide_bias, wide_out, back_bias, gain2, shift2 = (
@@ -103,7 +105,7 @@ class _BehindAttention(torch.autograd.Function):
         dy1 = dz2.addmm_(dwide, wide_in)  # through the feed-forward and through the residual
         dz1, dproduct1, sums1 = norm_backward(dy1, z1, stats1, gain1, seeds[0:1], p)
 
-        # Of a frozen layer no product is made for nothing.
+        # No product for the gradient of a frozen weight.
         wanted = ctx.needs_input_grad[5:]
         dout = _gradient_of(out, dproduct1, mixed) if wanted[0] else None
         dwide_in = _gradient_of(wide_in, dwide, y1) if wanted[4] else None

@@ -1,7 +1,8 @@
-"""Kernels for NVIDIA's GPUs, in Triton: what lies between the matrix products of a layer, forward and backward.
+"""Triton kernels for NVIDIA GPUs: what lies between the matrix products of a layer, forward and backward.
 
-Triton comes with torch for such GPUs; import this module only where it is. With TRITON_INTERPRET=1 the kernels run on a
-CPU, slowly, for tests. Tokens are 16-bit, arithmetic is float32. N tokens, H hidden size, F feed-forward size.
+Triton is installed with torch for such GPUs; import this module only there. With TRITON_INTERPRET=1 the kernels run on a
+CPU, slowly, for tests. Tokens are in 16 bits, arithmetic is in float32. N tokens, H hidden size, F feed-forward size.
+Many programs run a kernel; each computes one or more tiles of (ROWS, BLOCK), rows of tokens and columns of features.
 """
 
 from typing import NamedTuple
@@ -11,62 +12,60 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# The fastest tiles of those tried on an H200. A norm needs whole rows, so its tiles have all columns.
+NORM_ROWS = 2
+NORM_WARPS = 2
+NORM_BACKWARD_ROWS = 1
+ROWS = 2
+BLOCK = 1024
+WARPS = 4
+BACKWARD = {"num_warps": WARPS, "maxnreg": 64}
+"""Launch options of backward kernels. With 64 registers per thread, eight programs fit on a multiprocessor at once."""
 PROGRAMS = 1056
-"""Programs that share the rows of a backward kernel: eight for each multiprocessor of an H100 or H200. Each adds up the
-gradients of bias, gain and shift over its rows; their sums are added in a second kernel, always in the same order."""
-AT_ONCE = 8
-"""Programs that a multiprocessor must have room for: those that find none would begin when all others have ended."""
-
-# The fastest of those that were tried on an H200. Rows of a tile, and warps of a program:
-NORM = 2, 2
-NORM_BACKWARD = 1, 4
-# Rows and columns of a tile, and warps of a program, of all other kernels.
-TILE = 2, 1024, 4
+"""Programs that share the rows in a backward kernel: eight per multiprocessor of an H100 or H200. Each sums the gradients
+of bias, gain and shift over its rows; a second kernel adds up these sums, always in the same order."""
 
 
 def shares_of(tokens: int, rows: int, columns: int) -> int:
-    """How many programs share the tiles of so many rows, where so many others work on other columns."""
+    """Return how many programs share the tokens, with tiles of `rows` tokens and `columns` programs side by side."""
     return min(triton.cdiv(PROGRAMS, columns), triton.cdiv(tokens, rows))
 
 
-def room_for(warps: int) -> dict[str, int]:
-    """What to launch a backward kernel with: its warps, and the most registers for each of their threads."""
-    return {"num_warps": warps, "maxnreg": min(255, 65536 // (AT_ONCE * 32 * warps))}
+@triton.jit
+def _tile(number, columns, tokens, width, ROWS: tl.constexpr):
+    """Return the rows (ROWS,) of a tile, and the offset of each element (ROWS, BLOCK) and whether it exists."""
+    rows = number * ROWS + tl.arange(0, ROWS)
+    inside = (rows < tokens)[:, None] & (columns < width)[None, :]
+    here = rows.to(tl.int64)[:, None] * width + columns[None, :]
+    return rows, here, inside
 
 
-# ---- bias, dropout, residual, LayerNorm ----
+@triton.jit
+def _read(pointers, inside):
+    """Read elements in float32; 0 for those outside."""
+    return tl.load(pointers, inside, 0.0).to(tl.float32)
 
 
 class Normed(NamedTuple):
-    """What `norm` gives: y = LayerNorm(z), and what its backward needs."""
+    """Result of `norm`: y = LayerNorm(z), and what its backward needs."""
 
-    y: Tensor
-    """(N, H)."""
-    z: Tensor
-    """(N, H): residual + dropout(product + bias)."""
-    statistics: Tensor
-    """(N, 2) float32: mean of z and 1 / its standard deviation."""
+    y: Tensor  # (N, H)
+    z: Tensor  # (N, H): residual + dropout(product + bias)
+    statistics: Tensor  # (N, 2) float32: mean of z, and 1 / its standard deviation
 
 
 def norm(
-    product: Tensor,
-    bias: Tensor,
-    residual: Tensor,
-    gain: Tensor,
-    shift: Tensor,
-    seed: Tensor,
-    p: float,
-    eps: float,
-) -> Normed:
-    """LayerNorm(residual + dropout(product + bias)) of (N, H) tokens."""
+    product: Tensor, bias: Tensor, residual: Tensor, gain: Tensor, shift: Tensor, seed: Tensor,
+    p: float, eps: float,
+) -> Normed:  # fmt: skip
+    """Compute LayerNorm(residual + dropout(product + bias)) of (N, H) tokens."""
     tokens, width = product.shape
-    rows, warps = NORM
     y = torch.empty_like(residual)
     z = torch.empty_like(residual)
     statistics = torch.empty(tokens, 2, device=y.device)
-    _norm[(triton.cdiv(tokens, rows),)](
+    _norm[(triton.cdiv(tokens, NORM_ROWS),)](
         product, bias, residual, gain, shift, seed, y, z, statistics, tokens, width, p, eps,
-        DROP=p > 0, ROWS=rows, BLOCK=triton.next_power_of_2(width), num_warps=warps,
+        DROP=p > 0, ROWS=NORM_ROWS, BLOCK=triton.next_power_of_2(width), num_warps=NORM_WARPS,
     )  # fmt: skip
     return Normed(y, z, statistics)
 
@@ -74,25 +73,24 @@ def norm(
 def norm_backward(
     dy: Tensor, z: Tensor, statistics: Tensor, gain: Tensor, seed: Tensor, p: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `norm`: of the residual (N, H), of the product (N, H), and (3, H): of bias, gain and shift."""
+    """Return the gradients of `norm`: residual (N, H), product (N, H), and bias, gain and shift (3, H)."""
     tokens, width = dy.shape
-    rows, warps = NORM_BACKWARD
-    programs = shares_of(tokens, rows, 1)
+    programs = shares_of(tokens, NORM_BACKWARD_ROWS, 1)
     dz = torch.empty_like(dy)
     dproduct = torch.empty_like(dy)
     sums = torch.empty(programs, 3, width, device=dy.device)
     _norm_backward[(programs,)](
         dy, z, statistics, gain, seed, dz, dproduct, sums, tokens, width, p,
-        DROP=p > 0, ROWS=rows, BLOCK=triton.next_power_of_2(width), **room_for(warps),
+        DROP=p > 0, ROWS=NORM_BACKWARD_ROWS, BLOCK=triton.next_power_of_2(width), **BACKWARD,
     )  # fmt: skip
     return dz, dproduct, add_up(sums, gain.dtype)
 
 
 @triton.jit
 def _kept(seed, rows, p, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """(ROWS, BLOCK) of what dropout leaves: 1 / (1 - p), or 0. The backward pass draws the same again."""
-    # One call of Philox gives four numbers of 32 bits, of which 16 are enough to decide about an element; so `p` is
-    # rounded to the nearest 1/65536. Ten rounds are usual; seven pass the same tests (Salmon et al. 2011).
+    """Return the factors (ROWS, BLOCK) of dropout, 1 / (1 - p) or 0. The backward pass draws the same again."""
+    # A call of Philox gives four 32-bit numbers, and 16 bits decide about an element, so `p` is rounded to a multiple
+    # of 1/65536. Seven rounds instead of the usual ten pass the same statistical tests (Salmon et al. 2011).
     calls = rows[:, None] * (BLOCK // 8) + tl.arange(0, BLOCK // 8)[None, :]
     a, b, c, d = tl.randint4x(seed, calls, 7)
     wide = tl.join(tl.join(a, b), tl.join(c, d))
@@ -107,27 +105,23 @@ def _norm(
     product, bias, residual, gain, shift, seed, y, z, statistics, tokens, width, p, eps,
     DROP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """ROWS tokens."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """ROWS tokens, all columns."""
     columns = tl.arange(0, BLOCK)
-    is_column = columns < width
-    inside = (rows < tokens)[:, None] & is_column[None, :]
-    here = rows.to(tl.int64)[:, None] * width + columns[None, :]
+    rows, here, inside = _tile(tl.program_id(0), columns, tokens, width, ROWS)
 
-    x = tl.load(product + here, inside, 0.0).to(tl.float32)
-    x += tl.load(bias + columns, is_column, 0.0).to(tl.float32)[None, :]
+    x = _read(product + here, inside) + _read(bias + columns, columns < width)[None, :]
     if DROP:
         x *= _kept(tl.load(seed), rows, p, ROWS, BLOCK)
-    x += tl.load(residual + here, inside, 0.0).to(tl.float32)
-    # The backward pass has z as it is stored, so its statistics are of that.
+    x += _read(residual + here, inside)
+    # The backward pass reads z as it is stored, so the statistics are those of the rounded z.
     stored = x.to(z.dtype.element_ty)
     x = stored.to(tl.float32)
 
     mean = tl.sum(x, 1) / width  # (ROWS,)
     centred = tl.where(inside, x - mean[:, None], 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred, 1) / width + eps)  # (ROWS,)
-    weight = tl.load(gain + columns, is_column, 0.0).to(tl.float32)
-    offset = tl.load(shift + columns, is_column, 0.0).to(tl.float32)
+    weight = _read(gain + columns, columns < width)
+    offset = _read(shift + columns, columns < width)
 
     tl.store(z + here, stored, inside)
     tl.store(y + here, centred * scale[:, None] * weight[None, :] + offset[None, :], inside)
@@ -140,33 +134,28 @@ def _norm_backward(
     dy, z, statistics, gain, seed, dz, dproduct, sums, tokens, width, p,
     DROP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Its share of the tiles of ROWS tokens, and the sums over these tokens."""
+    """A program's share of the tiles of ROWS tokens, and the sums of the gradients over these tokens."""
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
-    is_column = columns < width
-    weight = tl.load(gain + columns, is_column, 0.0).to(tl.float32)
+    weight = _read(gain + columns, columns < width)
     dbias = tl.zeros((ROWS, BLOCK), tl.float32)
     dgain = tl.zeros((ROWS, BLOCK), tl.float32)
     dshift = tl.zeros((ROWS, BLOCK), tl.float32)
 
     for tile in range(program, tl.cdiv(tokens, ROWS), tl.num_programs(0)):
-        rows = tile * ROWS + tl.arange(0, ROWS)
-        is_row = rows < tokens
-        inside = is_row[:, None] & is_column[None, :]
-        here = rows.to(tl.int64)[:, None] * width + columns[None, :]
-        gradient = tl.load(dy + here, inside, 0.0).to(tl.float32)
-        x = tl.load(z + here, inside, 0.0).to(tl.float32)
-        mean = tl.load(statistics + 2 * rows, is_row, 0.0)
-        scale = tl.load(statistics + 2 * rows + 1, is_row, 0.0)
+        rows, here, inside = _tile(tile, columns, tokens, width, ROWS)
+        gradient = _read(dy + here, inside)
+        x = _read(z + here, inside)
+        mean = tl.load(statistics + 2 * rows, rows < tokens, 0.0)
+        scale = tl.load(statistics + 2 * rows + 1, rows < tokens, 0.0)
         normed = tl.where(inside, (x - mean[:, None]) * scale[:, None], 0.0)
         dshift += gradient
         dgain += gradient * normed
 
-        # What would move the row's mean or its spread has no effect behind the norm.
+        # The norm removes a row's mean and spread, so the parts of the gradient along these are zero.
         gradient *= weight[None, :]
-        both = (
-            tl.sum(tl.join(gradient, gradient * normed), 1) / width
-        )  # (ROWS, 2): warps wait for each other once
+        # both sums at once, so that the warps synchronise once
+        both = tl.sum(tl.join(gradient, gradient * normed), 1) / width  # (ROWS, 2)
         along_mean, along_spread = tl.split(both)  # (ROWS,)
         gradient -= along_mean[:, None] + normed * along_spread[:, None]
         gradient = tl.where(inside, gradient * scale[:, None], 0.0)
@@ -177,43 +166,38 @@ def _norm_backward(
         tl.store(dproduct + here, gradient, inside)
 
     mine = sums + program.to(tl.int64) * 3 * width + columns
-    tl.store(mine, tl.sum(dbias, 0), is_column)
-    tl.store(mine + width, tl.sum(dgain, 0), is_column)
-    tl.store(mine + 2 * width, tl.sum(dshift, 0), is_column)
-
-
-# ---- bias, GELU ----
+    tl.store(mine, tl.sum(dbias, 0), columns < width)
+    tl.store(mine + width, tl.sum(dgain, 0), columns < width)
+    tl.store(mine + 2 * width, tl.sum(dshift, 0), columns < width)
 
 
 def gelu(wide: Tensor, bias: Tensor) -> Tensor:
-    """GELU(wide + bias) of (N, F)."""
+    """Compute GELU(wide + bias) of (N, F)."""
     tokens, width = wide.shape
-    rows, block, warps = TILE
     inner = torch.empty_like(wide)
-    grid = (triton.cdiv(tokens, rows), triton.cdiv(width, block))
-    _gelu[grid](wide, bias, inner, tokens, width, ROWS=rows, BLOCK=block, num_warps=warps)
+    grid = (triton.cdiv(tokens, ROWS), triton.cdiv(width, BLOCK))
+    _gelu[grid](wide, bias, inner, tokens, width, ROWS=ROWS, BLOCK=BLOCK, num_warps=WARPS)
     return inner
 
 
 def gelu_backward(dinner: Tensor, wide: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `gelu`: of `wide` (N, F) and of the bias (F,)."""
+    """Return the gradients of `gelu`: wide (N, F) and bias (F,)."""
     tokens, width = wide.shape
-    rows, block, warps = TILE
-    blocks = triton.cdiv(width, block)
-    programs = shares_of(tokens, rows, blocks)
+    blocks = triton.cdiv(width, BLOCK)
+    programs = shares_of(tokens, ROWS, blocks)
     dwide = torch.empty_like(wide)
     sums = torch.empty(programs, 1, width, device=wide.device)
     _gelu_backward[(programs, blocks)](
-        dinner, wide, bias, dwide, sums, tokens, width, ROWS=rows, BLOCK=block, **room_for(warps)
+        dinner, wide, bias, dwide, sums, tokens, width, ROWS=ROWS, BLOCK=BLOCK, **BACKWARD
     )
     return dwide, add_up(sums, bias.dtype)[0]
 
 
 @triton.jit
 def _normal(x):
-    """The normal distribution at x, below and at the point, both from one exponential.
+    """Return the normal distribution's cumulative probability and its density at x, both from one exponential.
 
-    Abramowitz and Stegun 7.1.26: the error function within 1.5e-7, which 16-bit tokens do not see.
+    Abramowitz and Stegun 7.1.26: an error below 1.5e-7 in erf, which rounding to 16 bits hides.
     """
     bell = tl.exp2(-0.7213475204444817 * x * x)  # exp(-x^2 / 2)
     t = 1 + 0.3275911 * 0.7071067811865476 * tl.abs(x)
@@ -222,20 +206,17 @@ def _normal(x):
     tail = tail * t + 0.7107068705
     tail = tail * t - 0.142248368
     tail = (tail * t + 0.127414796) * t
-    above = tail * bell  # what lies beyond |x|
+    above = tail * bell  # the probability beyond |x|
     below = tl.where(x < 0, above, 1 - above)
     return below, 0.3989422804014327 * bell
 
 
 @triton.jit
 def _gelu(wide, bias, inner, tokens, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """A tile of ROWS tokens and BLOCK columns."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """ROWS tokens, BLOCK columns."""
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = (rows < tokens)[:, None] & (columns < width)[None, :]
-    here = rows.to(tl.int64)[:, None] * width + columns[None, :]
-    x = tl.load(wide + here, inside, 0.0).to(tl.float32)
-    x += tl.load(bias + columns, columns < width, 0.0).to(tl.float32)[None, :]
+    _, here, inside = _tile(tl.program_id(0), columns, tokens, width, ROWS)
+    x = _read(wide + here, inside) + _read(bias + columns, columns < width)[None, :]
     below, _ = _normal(x)
     tl.store(inner + here, x * below, inside)
 
@@ -244,38 +225,31 @@ def _gelu(wide, bias, inner, tokens, width, ROWS: tl.constexpr, BLOCK: tl.conste
 def _gelu_backward(
     dinner, wide, bias, dwide, sums, tokens, width, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """BLOCK columns of its share of the tiles of rows (program, program + P, program + 2 P, ...), and their sum."""
+    """BLOCK columns of a program's share of the tiles (program, program + P, program + 2 P, ...), and their sum."""
     program = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    offset = tl.load(bias + columns, columns < width, 0.0).to(tl.float32)
+    offset = _read(bias + columns, columns < width)
     found = tl.zeros((ROWS, BLOCK), tl.float32)
     for tile in range(program, tl.cdiv(tokens, ROWS), tl.num_programs(0)):
-        rows = tile * ROWS + tl.arange(0, ROWS)
-        inside = (rows < tokens)[:, None] & (columns < width)[None, :]
-        here = rows.to(tl.int64)[:, None] * width + columns[None, :]
-        x = tl.load(wide + here, inside, 0.0).to(tl.float32) + offset[None, :]
+        _, here, inside = _tile(tile, columns, tokens, width, ROWS)
+        x = _read(wide + here, inside) + offset[None, :]
         below, bell = _normal(x)
-        gradient = tl.load(dinner + here, inside, 0.0).to(tl.float32) * (below + x * bell)
+        gradient = _read(dinner + here, inside) * (below + x * bell)
         tl.store(dwide + here, gradient, inside)
         found += gradient
-    dbias = tl.sum(found, 0)
-    tl.store(sums + program.to(tl.int64) * width + columns, dbias, columns < width)
-
-
-# ---- queries, keys, values ----
+    tl.store(sums + program.to(tl.int64) * width + columns, tl.sum(found, 0), columns < width)
 
 
 def stack(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, A, D) each, A * D = H -> (N, 3H), and its sum over tokens (3H,), added up in float32."""
+    """Stack three (N, A, D), A * D = H, to (N, 3H), and sum them over tokens, (3H,), in float32."""
     tokens = query.shape[0]
     width = query[0].numel()
-    rows, block, warps = TILE
-    blocks = triton.cdiv(width, block)
-    programs = shares_of(tokens, rows, 3 * blocks)
+    blocks = triton.cdiv(width, BLOCK)
+    programs = shares_of(tokens, ROWS, 3 * blocks)
     stacked = torch.empty(tokens, 3 * width, dtype=query.dtype, device=query.device)
     sums = torch.empty(programs, 3, width, device=query.device)
     _stack[(programs, blocks, 3)](
-        query, key, value, stacked, sums, tokens, width, ROWS=rows, BLOCK=block, **room_for(warps)
+        query, key, value, stacked, sums, tokens, width, ROWS=ROWS, BLOCK=BLOCK, **BACKWARD
     )
     return stacked, add_up(sums, query.dtype).flatten()
 
@@ -284,7 +258,7 @@ def stack(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 def _stack(
     query, key, value, stacked, sums, tokens, width, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """BLOCK columns of its share of the tiles of rows of one of the three, copied, and their sum."""
+    """BLOCK columns of a program's share of the tiles of one of the three, copied, and their sum."""
     program = tl.program_id(0)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     which = tl.program_id(2)
@@ -295,9 +269,7 @@ def _stack(
         source = value
     found = tl.zeros((ROWS, BLOCK), tl.float32)
     for tile in range(program, tl.cdiv(tokens, ROWS), tl.num_programs(0)):
-        rows = tile * ROWS + tl.arange(0, ROWS)
-        inside = (rows < tokens)[:, None] & (columns < width)[None, :]
-        here = rows.to(tl.int64)[:, None] * width + columns[None, :]
+        rows, here, inside = _tile(tile, columns, tokens, width, ROWS)
         there = (3 * rows + which).to(tl.int64)[:, None] * width + columns[None, :]
         x = tl.load(source + here, inside, 0.0)
         tl.store(stacked + there, x, inside)
@@ -306,11 +278,8 @@ def _stack(
     tl.store(mine, tl.sum(found, 0), columns < width)
 
 
-# ---- sums ----
-
-
 def add_up(sums: Tensor, dtype: torch.dtype) -> Tensor:
-    """(P, K, W) float32 -> (K, W): the sum over P programs."""
+    """Sum (P, K, W) float32 over the P programs -> (K, W)."""
     programs, kinds, width = sums.shape
     total = torch.empty(kinds, width, dtype=dtype, device=sums.device)
     grid = (triton.cdiv(kinds * width, 16),)
@@ -320,6 +289,7 @@ def add_up(sums: Tensor, dtype: torch.dtype) -> Tensor:
 
 @triton.jit
 def _add_up(sums, total, programs, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """BLOCK columns, all programs."""
     columns = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     found = tl.zeros((ROWS, BLOCK), tl.float32)
     for first in range(0, programs, ROWS):

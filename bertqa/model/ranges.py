@@ -1,9 +1,10 @@
-"""How far the inputs of an encoder's products reach: measured on texts, once, and kept beside the weights for int8.
+"""Ranges for int8: the smallest and largest input of each product of an encoder, measured once on texts.
 
-A range is (2, C): least and largest value; of each of C channels where the product can be smoothed, else of all of them
-(C = 1). By name: layers.0.qkv, layers.0.attention_out, layers.0.ffn_in, layers.0.ffn_out, layers.1.qkv, ...
+A range is a tensor (2, C): smallest and largest value of each of C channels for products that are smoothed, else of all
+channels together (C = 1). Their names are layers.0.qkv, layers.0.attention_out, layers.0.ffn_in, layers.0.ffn_out,
+layers.1.qkv, ...
 
-A model folder keeps them in int8_ranges.safetensors, whose metadata say which weights they are of.
+A model folder stores them in int8_ranges.safetensors; its metadata has the checksum of the weights.
 """
 
 import shlex
@@ -30,21 +31,22 @@ from bertqa.model.record import RANGES
 
 PRODUCTS = ("qkv", "attention_out", "ffn_in", "ffn_out")
 SMOOTHED = ("qkv", "ffn_in")
-"""The products whose inputs come out of a LayerNorm, where a few channels are much larger than the others."""
+"""Products whose inputs come from a LayerNorm, where a few channels are much larger than the others."""
+
 Ranges = dict[str, Tensor]
 
 ABOUT = {"content": "bertqa int8 ranges", "version": "1"}
-"""What every file of ranges says of itself; beside it "windows", how many were read, and "weights", the sha256 of
+"""Metadata of every file of ranges, beside "windows", the number measured on, and "weights", the sha256 of
 model.safetensors."""
 
 
 def is_smoothed(name: str) -> bool:
-    """Whether the product of this name, as layers.0.qkv, needs the range of each channel."""
+    """Whether a product, such as "layers.0.qkv", has a range per channel."""
     return name.rpartition(".")[2] in SMOOTHED
 
 
 def products_of(encoder: BertEncoder) -> Iterator[tuple[str, nn.Linear]]:
-    """Each product of the encoder's layers and its name."""
+    """Yield the name and the Linear of each product in the encoder's layers."""
     for number, layer in enumerate(encoder.layers):
         if isinstance(layer, Layer):
             for name in PRODUCTS:
@@ -53,15 +55,12 @@ def products_of(encoder: BertEncoder) -> Iterator[tuple[str, nn.Linear]]:
 
 @contextmanager
 def watched(encoder: BertEncoder) -> Iterator[Ranges]:
-    """Inside, the ranges grow with all that the encoder reads."""
+    """Yield ranges that are widened by all inputs that the encoder's products get inside this context."""
     ranges: Ranges = {}
 
     def watch(name: str, linear: nn.Linear):
         def widen(module, inputs: tuple) -> None:
-            x = inputs[0].detach().float().flatten(0, -2)  # (N, C)
-            reach = torch.stack([x.amin(0), x.amax(0)]).cpu()  # (2, C)
-            if not is_smoothed(name):
-                reach = torch.stack([reach[0].min(), reach[1].max()])[:, None]  # (2, 1)
+            reach = _range_of(inputs[0], is_smoothed(name))
             if name in ranges:
                 before = ranges[name]
                 reach[0] = torch.minimum(reach[0], before[0])
@@ -78,8 +77,17 @@ def watched(encoder: BertEncoder) -> Iterator[Ranges]:
             hook.remove()
 
 
+def _range_of(x: Tensor, each_channel: bool) -> Tensor:
+    """(..., C) -> (2, C) smallest and largest value of each channel, or (2, 1) of all."""
+    x = x.detach().float().flatten(0, -2)  # (N, C)
+    reach = torch.stack([x.amin(0), x.amax(0)]).cpu()  # (2, C)
+    if each_channel:
+        return reach
+    return torch.stack([reach[0].min(), reach[1].max()])[:, None]  # (2, 1)
+
+
 def misfit(ranges: Ranges, encoder: BertEncoder) -> str | None:
-    """Why these are not the ranges of such an encoder; None where they may be."""
+    """Return why ranges do not fit an encoder, by their names, shapes and values; None if they do."""
     wanted = {}
     for name, linear in products_of(encoder):
         channels = linear.in_features if is_smoothed(name) else 1
@@ -99,11 +107,7 @@ def misfit(ranges: Ranges, encoder: BertEncoder) -> str | None:
 
 
 def write_ranges(folder: str | Path, ranges: Ranges, windows: int) -> None:
-    """Write or replace a model folder's int8_ranges.safetensors.
-
-    Args:
-        windows: how many were read.
-    """
+    """Write or replace int8_ranges.safetensors of a model folder; `windows`: the number they were measured on."""
     folder = Path(folder)
     about = {**ABOUT, "windows": str(windows), "weights": sha256_of(folder / WEIGHTS)}
     with rewritten(folder, RANGES), replacing(folder / RANGES) as fresh:
@@ -111,10 +115,10 @@ def write_ranges(folder: str | Path, ranges: Ranges, windows: int) -> None:
 
 
 def read_ranges(folder: str | Path, encoder: BertEncoder) -> Ranges | None:
-    """The ranges that a model folder keeps for its encoder; None where it has none.
+    """Read the ranges in a model folder; None if it has none.
 
     Raises:
-        UserError: where they are damaged, or of other weights.
+        UserError: if they are damaged, were measured with other weights, or do not fit the encoder.
     """
     folder = Path(folder)
     path = folder / RANGES
@@ -136,7 +140,7 @@ def read_ranges(folder: str | Path, encoder: BertEncoder) -> Ranges | None:
 
 
 def _not_of(stored: Weights, weights: str) -> str | None:
-    """Why a file does not hold the ranges of weights with this sha256; None where it says that it does."""
+    """Return why a file has no ranges for weights with this sha256; None if it has."""
     about = stored.metadata
     if about.get("content") != ABOUT["content"]:
         return "holds no int8 ranges"
@@ -148,16 +152,16 @@ def _not_of(stored: Weights, weights: str) -> str | None:
 
 
 def weights_of_ranges(folder: Path) -> str | None:
-    """The sha256 of the weights that a folder's ranges are of; None where it has none that can be read."""
+    """Return the sha256 of the weights that a folder's ranges were measured with; None without readable ranges."""
     path = folder / RANGES
     try:
         if path.exists() and not is_damaged(folder, RANGES):
             return open_safetensors(path, "cpu").metadata.get("weights")
     except UserError:
-        pass  # they are not needed here, and measured anew where they are
+        pass  # treated as missing: they can be measured again
     return None
 
 
 def command(folder: str | Path) -> str:
-    """What measures the ranges of a model folder."""
+    """Return the command that measures the ranges of a model folder."""
     return f"python -m bertqa.calibrate {shlex.quote(str(folder))} DATA"
