@@ -1,8 +1,9 @@
-"""Windows through the model, to spans or classes: what evaluation, `predict`, `embed` and the Reader share."""
+"""Inference: run a model over all windows and decode spans or classes. Used by evaluation, the verbs and the Reader."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,9 @@ from bertqa.qa.documents import Reading, log_mass
 from bertqa.qa.spans import SpanDecoder, Spans, SpanSettings
 
 TOKENS = {"cpu": 1536, "cuda": 65536}
-"""Tokens in an inference batch: on a CPU what stays near its caches, on a GPU what fills it."""
+"""Tokens in an inference batch, by device type: on a CPU few enough for the caches, on a GPU enough to fill it."""
 if torch.cpu._is_amx_tile_supported():
-    # Its units are filled by larger products: on a Xeon bf16 is 1.25 times as fast as with 1,536, int8 the same.
+    # AMX needs larger products: on a Xeon bf16 is 1.25 times as fast as with 1,536 tokens, and int8 no slower.
     TOKENS["cpu"] = 4096
 
 
@@ -44,18 +45,23 @@ def forward_all(
     unit: str = " windows",
     world=None,
 ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-    """Yield (rows (S,), what `compute` returned for them, as float32 on the host) for packed batches, longest windows
-    first, that cover all windows once. The model that `compute` calls must be in eval mode.
+    """Run `compute` on packed batches that cover all windows once, the longest windows first.
 
-    With a `world` (distributed) each rank computes every size-th batch and yields those of all: whole batches
-    and not questions are dealt out, so that each is the very batch of a single process, to the last bit of its logits.
+    The ranks of a `world` (distributed) compute every size-th batch each, and all of them yield all batches. Batches are
+    the same as in a single process, so logits are too, bit for bit.
 
     Args:
-        model: what `compute` calls. One that is packed for CPUs (prepack) may be called by many threads, and is where there
-            is work for all of them: a core that computes a batch by itself waits for no other, 1.1 times as fast on two.
+        compute: returns a tuple of tensors for a batch, by a model in eval mode.
+        model: the model that `compute` calls. If it is packed for CPUs (prepack) and there are enough batches, each thread
+            computes whole batches, without waiting for the others: 1.1 times as fast with two.
+        tokens: most tokens in a batch; None: what suits the device (`TOKENS`).
+        progress: name of a progress bar that counts windows, or what `unit` says; None: no bar.
+
+    Yields:
+        (rows, results): indices of the batch's windows (S,), and the tensors as float32 arrays.
     """
     store = WindowStore(windows, device)
-    batches = list(by_length(store.lengths, tokens or TOKENS.get(device.type, 16384)))
+    batches = list(by_length(store.lengths, tokens or _tokens_for(device)))
     forward = _forward
     if (
         device.type == "cpu"
@@ -67,15 +73,24 @@ def forward_all(
         parts = forward(compute, store, batches, autocast)
         yield from _counted(parts, batches, progress, unit)
         return
+
     batches_of_rank = batches[world.rank :: world.size]
     parts = forward(compute, store, batches_of_rank, autocast)
     mine = _counted(parts, batches_of_rank, progress, unit)
     for _ in batches[:: world.size]:
-        yield from (part for part in world.gather(next(mine, None)) if part is not None)
+        # In the last round some ranks have no batch left, and give None.
+        for part in world.gather(next(mine, None)):
+            if part is not None:
+                yield part
+
+
+def _tokens_for(device: torch.device) -> int:
+    """Return the number of tokens in an inference batch on a device."""
+    return TOKENS.get(device.type, 16384)
 
 
 def _counted(parts, batches: list[np.ndarray], progress: str | None, unit: str):
-    """The parts as they come, with a progress bar of that name over the rows of all batches; none where it is None."""
+    """Yield the parts of these batches, with a progress bar over their rows if `progress` names one."""
     total = sum(map(len, batches))
     shown = progress is not None
     with progress_bar(total=total, desc=progress, unit=unit, shown=shown, leave=False) as bar:
@@ -86,14 +101,14 @@ def _counted(parts, batches: list[np.ndarray], progress: str | None, unit: str):
 
 @torch.inference_mode()
 def _forward(compute, store: WindowStore, batches: list[np.ndarray], autocast):
-    """What `forward_all` yields, for these batches."""
+    """Yield (rows, results) of these batches, as `forward_all` does."""
     waiting = None
     for rows in batches:
         batch = store.batch(rows)
         layout = Layout.of_batch(batch)
         with autocast or torch.autocast(store.device.type, enabled=False):
             results = compute(batch, layout)
-        # One batch late: while the device computes this batch, the caller works on the one before.
+        # One batch late, so that the caller decodes a batch while the GPU computes the next one.
         if waiting is not None:
             yield _arrived(*waiting)
         waiting = (rows, [OnItsWay(result.float()) for result in results])
@@ -102,11 +117,11 @@ def _forward(compute, store: WindowStore, batches: list[np.ndarray], autocast):
 
 
 def _forward_by_threads(compute, store: WindowStore, batches: list[np.ndarray], autocast):
-    """What `_forward` yields, each batch computed by one of as many threads as torch would use for it."""
+    """Yield what `_forward` does. Each batch is computed by one thread, as many at once as torch has threads."""
 
     def work(rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         batch = store.batch(rows)
-        # An autocast keeps what it will put back; and neither mode holds in other threads than the one that enters it.
+        # Both modes hold in the thread that enters them only, and an autocast stores the state that it will restore.
         cast = copy.copy(autocast) or torch.autocast("cpu", enabled=False)
         with torch.inference_mode(), cast:
             results = compute(batch, Layout.of_batch(batch))
@@ -118,24 +133,37 @@ def _forward_by_threads(compute, store: WindowStore, batches: list[np.ndarray], 
         yield from pool.map(work, batches)
     finally:
         pool.shutdown(cancel_futures=True)
-        # What any thread has set last is what new threads begin with, those of others too.
+        # A new thread, the caller's too, starts with the number that any thread has set last: restore it.
         torch.set_num_threads(threads)
 
 
 def _arrived(rows: np.ndarray, results: list[OnItsWay]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Wait for a batch's results and return them as arrays."""
     return rows, [result.read() for result in results]
 
 
 def span_scores(out) -> tuple[Tensor, ...]:
-    """Start and end logits (N,) of what a span model returns, by name, and null scores (S,) where it has them.
+    """Return the start and end logits (N,) in a span model's output, and its null logits (S,) if it has any.
 
-    A head of one's own returns an object with `.start` and `.end`, and whatever else it likes. Its `.null`, a verifier's
-    logit for "no answer here", is added to the null score of each window, and so to the null odds.
+    The output of a head of the user's needs `.start` and `.end`. Its `.null`, a verifier's logit for "no answer here", is
+    added to the null score of each window, and so to the null odds.
     """
     null = getattr(out, "null", None)
     if null is None:
         return out.start, out.end
     return out.start, out.end, null
+
+
+@contextmanager
+def _evaluating(model: nn.Module, autocast) -> Iterator:
+    """Put a model into eval mode inside this context; yield the autocast to use (see computing_in_16_bits)."""
+    training = model.training
+    model.eval()
+    try:
+        with computing_in_16_bits(model, autocast) as cast:
+            yield cast
+    finally:
+        model.train(training)
 
 
 def find_spans(
@@ -148,10 +176,10 @@ def find_spans(
     progress: str | None = None,
     world=None,
 ) -> tuple[Spans, float]:
-    """The n-best spans of every question, and the mean loss over windows (of use only where there are labels).
+    """Return the n best spans of every question, and the mean loss over windows (meaningful only with labels).
 
-    The ranks of a `world` share the work; all of them return the spans of all questions. The model may be your own: see
-    `span_scores` for what it returns.
+    The ranks of a `world` share the work, and all return the spans of all questions. For what a model of your own must
+    return, see `span_scores`.
     """
 
     def compute(batch: Batch, layout: Layout) -> tuple[Tensor, ...]:
@@ -161,16 +189,13 @@ def find_spans(
 
     decoder = SpanDecoder(windows, settings)
     total = 0.0
-    training = model.training
-    model.eval()
-    with computing_in_16_bits(model, autocast) as cast:
+    with _evaluating(model, autocast) as cast:
         parts = forward_all(
             compute, windows, device, model=model, autocast=cast, progress=progress, world=world
         )
         for rows, (loss, *scores) in parts:
             decoder.add(rows, *scores)
             total += float(loss)
-    model.train(training)
     return decoder.finish(), total / max(1, len(windows))
 
 
@@ -185,9 +210,11 @@ def read_windows(
     progress: str | None = None,
     done: Callable[[float], None] | None = None,
 ) -> Reading:
-    """What a model in eval mode makes of documents, `examples`, that are cut into windows.
+    """Read documents with a model in eval mode: their best spans, and sums of probabilities.
 
-    `done` is told after every batch which share of the windows it was.
+    Args:
+        windows: of the documents, `examples`.
+        done: called after every batch with the fraction of the windows that were in it.
     """
 
     def compute(batch: Batch, layout: Layout) -> tuple[Tensor, ...]:
@@ -196,7 +223,8 @@ def read_windows(
 
     decoder = SpanDecoder(windows, settings)
     lengths = windows.lengths
-    mass = np.full((2, len(examples)), -np.inf)  # start and end of each document
+    # log of the sum of exp(logit) over each document: of start logits, of end logits
+    mass = np.full((2, len(examples)), -np.inf)
     batches = forward_all(
         compute, windows, device, model=model, autocast=autocast, progress=progress
     )
@@ -220,51 +248,46 @@ def class_logits(
     progress: str | None = None,
     world=None,
 ) -> tuple[np.ndarray, float]:
-    """Logits (W, C) float32 of every window, and the mean cross-entropy (of use only where there are labels).
+    """Return the class logits (W, C) of all W windows, and the mean cross-entropy (meaningful only with labels).
 
-    The ranks of a `world` share the work; all of them return all logits.
+    The ranks of a `world` share the work, and all return all logits.
     """
 
     def compute(batch: Batch, layout: Layout) -> tuple[Tensor, ...]:
-        logits = model(
-            batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout
-        )  # (S, C)
+        # (S, C)
+        logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
         return logits, F.cross_entropy(logits, batch.classes, reduction="sum")
 
     logits = np.empty((len(windows), model.num_labels), np.float32)  # (W, C)
     total = 0.0
-    training = model.training
-    model.eval()
-    with computing_in_16_bits(model, autocast) as cast:
+    with _evaluating(model, autocast) as cast:
         parts = forward_all(
             compute, windows, device, model=model, autocast=cast, progress=progress, world=world
         )
         for rows, (part, loss) in parts:
             logits[rows] = part
             total += float(loss)
-    model.train(training)
     return logits, total / max(1, len(windows))
 
 
 def calibrate(folder: str | Path, store: WindowStore, most: int, seed: int) -> int:
-    """Measure on windows drawn by seed how far the inputs of a model's products reach, and keep that in its folder: int8
-    inference needs it (model/ranges.py).
+    """Measure the ranges that int8 inference needs (model/ranges.py) on random windows, and write them to a model folder.
 
-    The folder's own encoder reads them, in float32 on the store's device: not a model whose layers are compiled or watched.
+    The encoder is loaded from the folder, in float32, onto the store's device: a model in training may be compiled or have
+    hooks.
 
     Args:
-        most: how many windows to read, all where there are fewer.
+        most: number of windows to draw; all, if there are fewer.
 
     Returns:
-        How many were read.
+        The number of windows drawn.
     """
     encoder = load_encoder(folder, device=store.device, dtype=torch.float32)
     count = min(most, len(store))
     drawn = np.random.default_rng(seed).choice(len(store), count, replace=False)
     drawn = drawn[np.argsort(-store.lengths[drawn], kind="stable")]
-    tokens = TOKENS.get(store.device.type, 16384)
     with torch.inference_mode(), watched(encoder) as ranges:
-        for rows in split_by_tokens(drawn, store.lengths, tokens):
+        for rows in split_by_tokens(drawn, store.lengths, _tokens_for(store.device)):
             batch = store.batch(rows)
             layout = Layout.of_batch(batch)
             encoder(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)

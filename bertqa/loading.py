@@ -1,4 +1,4 @@
-"""What a name given in Python stands for: a model, an encoder, or all that a Reader is made of, on a device."""
+"""Load by name: a model, an encoder, or the parts of a Reader. A name is a folder, a Hub id, or None (bundled reader)."""
 
 import functools
 import warnings
@@ -21,12 +21,12 @@ from bertqa.model.ranges import command, read_ranges
 from bertqa.qa.confidence import read_confidence
 
 SIXTEEN_BITS = ("bf16", "fp16", "bfloat16", "float16", torch.bfloat16, torch.float16)
-"""What a caller may name them."""
+"""Names of these dtypes in Python."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A Reader's, and where they are from."""
+    """What a Reader consists of, and the arguments that it was loaded with."""
 
     model: nn.Module
     tokenizer: WordPiece
@@ -34,12 +34,12 @@ class Parts:
     device: torch.device
     dtype: torch.dtype
     arguments: tuple
-    """name, device, dtype, int8, attention as they were given; the name is an absolute path, so that it means the same in
-    other processes."""
+    """(name, device, dtype, int8, attention) of Reader.load, so that other processes can load it again; the name is an
+    absolute path."""
 
 
 def load_parts(name, device, dtype, int8: bool, attention) -> Parts:
-    """The parts that the arguments of `Reader.load` stand for. Raises UserError as it does."""
+    """Load the parts of a Reader; arguments and errors are those of `Reader.load`."""
     where = folder_of(name)
     arguments = (str(where.resolve()), device, dtype, int8, attention)
     device = as_device(device_for(device, dtype, int8))
@@ -50,7 +50,9 @@ def load_parts(name, device, dtype, int8: bool, attention) -> Parts:
             "python -m bertqa.train --weights ... --fresh-head"
         )
     if device.type == "cpu":
-        bound_kernel_caches(each_thread=8, all_threads=128)  # a batch has a few shapes
+        bound_kernel_caches(
+            each_thread=8, all_threads=128
+        )  # the products of a batch have few shapes
     tell_what_is_faster(dtype, int8, device)
     dtype = as_dtype(dtype, device)
     model = folder.load(where, device=device, attention=attention)
@@ -61,12 +63,12 @@ def load_parts(name, device, dtype, int8: bool, attention) -> Parts:
 
 
 def tell_what_is_faster(precision, int8: bool, device: torch.device) -> None:
-    """Warn once a process, where this processor answers faster in formats of which nobody has chosen one."""
+    """Warn once per process if this processor is faster with bf16 or int8 and the user has not chosen a precision."""
     if int8 or precision not in (None, "auto"):
         return
     hint = faster_here("answering", device)
     if hint:
-        warnings.warn(hint, SpeedHint, stacklevel=4)  # of Reader.load's caller
+        warnings.warn(hint, SpeedHint, stacklevel=4)  # the caller of Reader.load
 
 
 def device_for(
@@ -94,11 +96,10 @@ def device_for(
 
 
 def for_int8(model: nn.Module, where: Path) -> nn.Module:
-    """A copy of a folder's model in int8, by the ranges that the folder keeps; token by token where it has none, which is
-    said.
+    """Return a copy of a folder's model in int8, with the folder's measured ranges. Without ranges warn that it is slower.
 
     Raises:
-        UserError: where they are damaged, or of other weights.
+        UserError: if the ranges are damaged or those of other weights, or the weights are not finite float32 numbers.
     """
     ranges = read_ranges(where, getattr(model, "encoder", model))
     if ranges is None and has_calibrated_products():
@@ -106,13 +107,14 @@ def for_int8(model: nn.Module, where: Path) -> nn.Module:
     return prepack.int8(model, ranges)
 
 
-@functools.cache  # once a model
+@functools.cache  # so once per folder
 def _tell_unmeasured(where: Path) -> None:
+    """Warn that int8 without measured ranges takes twice as long."""
     warnings.warn(
         f"int8: {where} has no measured ranges, so each token is scaled by itself, which takes twice as long; "
         f"measure them once: {command(where)}",
         SpeedHint,
-        stacklevel=5,  # of Reader.load's caller
+        stacklevel=5,  # the caller of Reader.load
     )
 
 
@@ -123,17 +125,16 @@ def load(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
 ) -> nn.Module:
-    """The model of a folder, in eval mode: a BertEncoder, or the encoder with the head that its config.json names.
+    """Load a model, in eval mode: a BertEncoder, or one with the head that its config.json names.
 
     Args:
-        name: a model folder, a run folder, a Hugging Face folder or a Hub id; None is the reader that comes with bertqa.
-        attention: of your own, as BertEncoder's; needed where the model was trained with it.
+        name: a model folder, a run folder, a Hugging Face folder or a Hub id; None: the reader that comes with bertqa.
+        attention: your own attention, as for BertEncoder; required if the model was trained with it.
         device: "cuda", "cuda:1", "cpu", "mps", "auto" or a torch.device.
-        dtype: of the parameters, by name or as torch has it; where None, as stored, but 16-bit storage is computed with
-            in float32.
+        dtype: type of the parameters, by name or a torch dtype; None: as stored, but 16-bit weights become float32.
 
     Raises:
-        UserError: where there is no such model, or it is a model of one's own (`load_into` loads that).
+        UserError: if there is no such model, or it needs a class of your own (use `load_into`).
     """
     device = as_device(device)
     dtype = None if dtype is None else as_dtype(dtype, device)
@@ -147,12 +148,12 @@ def load_encoder(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
 ) -> BertEncoder:
-    """The encoder alone, in eval mode, whatever head the model has; see `load`."""
+    """Load the encoder of a model without its head, in eval mode; see `load`."""
     device = as_device(device)
     dtype = None if dtype is None else as_dtype(dtype, device)
     return folder.load_encoder(folder_of(name), attention=attention, device=device, dtype=dtype)
 
 
 def folder_of(name: str | Path | None) -> Path:
-    """The model folder that a name stands for, converted where it must be; None is the bundled reader."""
+    """Return the model folder of a name, converting a Hugging Face checkpoint first; None: the bundled reader."""
     return resolve_weights(bundled_reader() if name is None else name)
