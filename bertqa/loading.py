@@ -50,9 +50,8 @@ def load_parts(name, device, dtype, int8: bool, attention) -> Parts:
             "python -m bertqa.train --weights ... --fresh-head"
         )
     if device.type == "cpu":
-        bound_kernel_caches(
-            each_thread=8, all_threads=128
-        )  # the products of a batch have few shapes
+        # The products of a batch have few shapes.
+        bound_kernel_caches(each_thread=8, all_threads=128)
     tell_what_is_faster(dtype, int8, device)
     dtype = as_dtype(dtype, device)
     model = folder.load(where, device=device, attention=attention)
