@@ -15,7 +15,7 @@ from bertqa.errors import SpeedHint, UserError
 from bertqa.folders import bundled_reader
 from bertqa.hf.convert import resolve_weights
 from bertqa.model import folder, prepack
-from bertqa.model.encoder import BertEncoder
+from bertqa.model.encoder import BertEncoder, encoder_of
 from bertqa.model.products import has_calibrated_products
 from bertqa.model.ranges import command, read_ranges
 from bertqa.qa.confidence import read_confidence
@@ -100,7 +100,7 @@ def for_int8(model: nn.Module, where: Path) -> nn.Module:
     Raises:
         UserError: if the ranges are damaged or those of other weights, or the weights are not finite float32 numbers.
     """
-    ranges = read_ranges(where, getattr(model, "encoder", model))
+    ranges = read_ranges(where, encoder_of(model))
     if ranges is None and has_calibrated_products():
         _tell_unmeasured(where)
     return prepack.int8(model, ranges)

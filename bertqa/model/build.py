@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from bertqa.errors import UserError
 from bertqa.model.attention import own_name
 from bertqa.model.config import CLASSES, QA, BertConfig, misfits
-from bertqa.model.encoder import BertEncoder
+from bertqa.model.encoder import BertEncoder, encoder_of
 from bertqa.model.heads import BertForQuestionAnswering, BertForSequenceClassification
 
 # From a config to a module
@@ -69,7 +69,7 @@ def head_of(model: nn.Module) -> str | None:
         return QA
     if isinstance(model, BertForSequenceClassification):
         return CLASSES
-    if isinstance(getattr(model, "encoder", model), BertEncoder):
+    if isinstance(encoder_of(model), BertEncoder):
         return None
     raise TypeError(f"a {type(model).__name__} is none of our models; unwrap it first")
 
@@ -80,7 +80,7 @@ def config_record(model: nn.Module, head: str | None, labels, provenance: dict) 
     Raises:
         UserError: if the config does not describe the model, so that its folder could not be loaded.
     """
-    encoder = getattr(model, "encoder", model)
+    encoder = encoder_of(model)
     record = {"architecture": dataclasses.asdict(encoder.config), "head": head}
     if labels:
         record["labels"] = labels

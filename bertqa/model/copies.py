@@ -58,10 +58,12 @@ def computing_in_16_bits(model: nn.Module, autocast) -> Iterator:
     Yields the autocast to use inside: None if copies replace it, else `autocast` itself. The members of an Ensemble are
     treated alike.
     """
-    encoders = [getattr(member, "encoder", None) for member in getattr(model, "members", [model])]
-    wanted = autocast is not None and autocast._enabled and autocast.device == "cuda"
+    members = getattr(model, "members", [model])
+    encoders = [getattr(member, "encoder", None) for member in members]
+    on_gpu = autocast is not None and autocast._enabled and autocast.device == "cuda"
     # Not in fp16: large activations would overflow in the residual stream, which autocast keeps in float32.
-    if not wanted or autocast.fast_dtype != torch.bfloat16 or None in encoders or foreign(model):
+    in_bf16 = on_gpu and autocast.fast_dtype == torch.bfloat16
+    if not in_bf16 or None in encoders or foreign(model):
         yield autocast
         return
     with ExitStack() as lent:

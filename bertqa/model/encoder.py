@@ -260,6 +260,11 @@ class BertEncoder(nn.Module):
         return "the Layout has positions beyond those of this model"
 
 
+def encoder_of(model: nn.Module) -> nn.Module:
+    """Return the encoder of a model with a head; an encoder is returned as it is."""
+    return getattr(model, "encoder", model)
+
+
 def init_weights(module: nn.Module, std: float) -> None:
     """Initialise a module as BERT does: weights from a normal distribution with this standard deviation, biases zero."""
     if isinstance(module, nn.Linear | nn.Embedding):

@@ -32,7 +32,7 @@ from bertqa.model.build import (
     refuse_own_model,
 )
 from bertqa.model.card import plain_card
-from bertqa.model.encoder import BertEncoder
+from bertqa.model.encoder import BertEncoder, encoder_of
 from bertqa.model.ranges import weights_of_ranges
 from bertqa.model.record import (
     CLASSES,
@@ -101,7 +101,7 @@ def load_into(model: nn.Module, folder: str | Path) -> list[str]:
         UserError: if the model lacks a tensor of the folder, or has it in another shape.
     """
     config = read_config(folder)
-    encoder = getattr(model, "encoder", model)
+    encoder = encoder_of(model)
     refuse_own_attention(config, Path(folder), encoder.attention)
     prefix = _encoder_prefix(config) if encoder is model else ""
     stored = _open_weights(folder, "cpu")
@@ -145,7 +145,7 @@ def _fill(
     stored = open_model_weights(folder, names, device, prefix)
     tensors = {}
     with disk.checked(folder):
-        check_tokenizer(folder, getattr(model, "encoder", model).config.vocab_size)
+        check_tokenizer(folder, encoder_of(model).config.vocab_size)
         for name in names:
             tensor = stored.get(prefix + name)  # directly onto the device
             # 16 bits are for storage only: matrix products in them would differ from those of training.
@@ -224,7 +224,7 @@ def save(
     if qa is None and before:
         qa = read_qa(source) or None
     record = config_record(model, head, labels, provenance)
-    config = getattr(model, "encoder", model).config
+    config = encoder_of(model).config
     check_tokenizer(source, config.vocab_size)
     copied = [*TOKENIZER_FILES]
     if isinstance(model, BertEncoder):

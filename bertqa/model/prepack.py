@@ -75,9 +75,8 @@ def int8(model: nn.Module, ranges: Ranges | None = None) -> nn.Module:
     def make_layer(layer: Layer, name: str) -> CpuLayer:
         _refuse_weights(layer, name)
         if is_calibrated:
-            return _calibrated(
-                layer, {product: ranges[f"{name}.{product}"] for product in PRODUCTS}
-            )
+            reach = {product: ranges[f"{name}.{product}"] for product in PRODUCTS}
+            return _calibrated(layer, reach)
         return CpuLayer(layer, _products(layer, _tokenwise), torch.float32)
 
     copied = _with_layers(model, make_layer)
@@ -132,9 +131,9 @@ def _products(layer: Layer, make: Callable[..., nn.Module]) -> dict[str, nn.Modu
 
 def _calibrated(layer: Layer, reach: Ranges) -> CpuLayer:
     """Return the layer in int8 by measured ranges; `reach` has that of each product."""
-    attention = torch.float32
+    qkv_dtype = torch.float32
     if torch.cpu._is_avx512_bf16_supported():
-        attention = torch.bfloat16
+        qkv_dtype = torch.bfloat16  # so that attention computes in bf16
 
     def product(name: str, activation=None, output=torch.float32) -> CalibratedLinear:
         linear = getattr(layer, name)
@@ -142,7 +141,7 @@ def _calibrated(layer: Layer, reach: Ranges) -> CpuLayer:
 
     ffn_out = product("ffn_out")
     products = {
-        "qkv": product("qkv", output=attention),
+        "qkv": product("qkv", output=qkv_dtype),
         "attention_out": product("attention_out"),
         # Its result is rounded inside the kernel to the uint8 inputs of the next product.
         "ffn_in": product("ffn_in", layer.activation, output=ffn_out),

@@ -25,10 +25,10 @@ FUSED = {
 
 def has_packed_products() -> bool:
     """Whether this build of torch has oneDNN's packed products (private functions of torch, used by its compiler)."""
+    if not torch.backends.mkldnn.is_available():
+        return False
     names = ("_reorder_linear_weight", "_linear_pointwise")
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in names
-    )
+    return all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
 class PackedLinear(nn.Module):
@@ -62,7 +62,7 @@ class PackedLinear(nn.Module):
 
 
 def _refuse_compilers() -> None:
-    """Raise a UserError in torch.export and old torch.compile. New torch.compile runs a function that raises in Python."""
+    """Raise a UserError in torch.export and old torch.compile; newer ones run a function that raises in plain Python."""
     if torch.compiler.is_compiling():
         raise UserError(
             "this model is packed for inference (as Reader.load, pack and int8 do), and cannot be compiled or exported; "
@@ -107,7 +107,7 @@ class CalibratedLinear(nn.Module):
         self.scale, self.zero = scale_of(reach)
         self.row_scale = scale_of_rows(weight)  # (out,)
         rounded = (weight / self.row_scale[:, None]).round().to(torch.int8)
-        self.no_zeros = torch.zeros(len(weight), dtype=torch.int32)
+        self.row_zeros = torch.zeros(len(weight), dtype=torch.int32)
         self.plain = rounded
         self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
 
@@ -124,11 +124,13 @@ class CalibratedLinear(nn.Module):
         _refuse_compilers()
         if x.dtype != torch.uint8:
             x = self.rounded(x)
-        quantised = x, self.scale, self.zero, self.weight, self.row_scale, self.no_zeros
+        # each with scale and zero point
+        quantised = x, self.scale, self.zero, self.weight, self.row_scale, self.row_zeros
         product = torch.ops.onednn.qlinear_pointwise
         if onto is not None:
             # oneDNN adds in place, but `onto` may be a hidden state that the caller keeps.
             onto = onto.clone()
+            # result: scale 1, zero point 0, dtype; `onto`: scale 1, zero point 0; then what to do with them
             return product.binary(
                 *quantised, onto, self.bias, 1.0, 0, onto.dtype, 1.0, 0, "sum", 1.0, "none", [], ""
             )
@@ -231,10 +233,10 @@ class TokenwiseLinear(nn.Module):
         scaled[-1, 0] = -1
         scaled[-1, -1] = 1
         products = torch.ops.quantized.linear_dynamic(scaled, self.packed, self.seven_bits)[:-1]
-        product = torch.addcmul(self.bias, products, largest)
+        result = torch.addcmul(self.bias, products, largest)
         if self.activation is not None:
-            product = self.activation(product)
-        return product if onto is None else product + onto
+            result = self.activation(result)
+        return result if onto is None else result + onto
 
 
 def _int8_rows(weight: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bertqa.errors import UserError
 from bertqa.files import replacing
 from bertqa.model.disk import (
+    RANGES,
     WEIGHTS,
     Weights,
     is_damaged,
@@ -27,7 +28,6 @@ from bertqa.model.disk import (
     write_safetensors,
 )
 from bertqa.model.encoder import BertEncoder, Layer
-from bertqa.model.record import RANGES
 
 PRODUCTS = ("qkv", "attention_out", "ffn_in", "ffn_out")
 SMOOTHED = ("qkv", "ffn_in")

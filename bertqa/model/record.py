@@ -87,7 +87,7 @@ def read_config(folder: str | Path) -> dict:
         )
     config.setdefault("head", None)
     # Check all fields here, so that a file edited by hand does not fail later, inside a module.
-    check_architecture(path, config.get("architecture"))
+    _check_architecture(path, config.get("architecture"))
     _check_head(path, config["head"], config.get("labels"))
     for name in ("attention", "model"):
         if not isinstance(config.get(name, ""), str):
@@ -99,7 +99,7 @@ def read_config(folder: str | Path) -> dict:
     return config
 
 
-def check_architecture(path: Path, shape: object) -> None:
+def _check_architecture(path: Path, shape: object) -> None:
     """Raise a UserError unless `shape` has fields of a BertConfig only, each of its type and in its bounds."""
     known = {field.name: type(field.default) for field in dataclasses.fields(BertConfig)}
     strange = []

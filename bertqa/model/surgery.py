@@ -13,7 +13,7 @@ from torch import nn
 from bertqa.errors import UserError
 from bertqa.files import read_object, write_json, write_text
 from bertqa.folders import staged
-from bertqa.model.encoder import init_weights
+from bertqa.model.encoder import encoder_of, init_weights
 from bertqa.model.vocabulary import check_tokens, read_vocab, tokens_by_id
 
 
@@ -23,7 +23,7 @@ def keep_layers(model: nn.Module, layers: Sequence[int], say: Callable = print) 
     DistilBERT was initialised with every second layer of BERT (Sanh et al. 2019); without further training, keeping the
     lower layers is best (Sajjad et al. 2020).
     """
-    encoder = getattr(model, "encoder", model)
+    encoder = encoder_of(model)
     count = len(encoder.layers)
     layers = [int(layer) for layer in layers]
     if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(count)):
@@ -45,7 +45,7 @@ def resize_positions(model: nn.Module, count: int, say: Callable = print) -> Non
 
     Longformer was initialised with such copies (Beltagy et al. 2020); they need training.
     """
-    encoder = getattr(model, "encoder", model)
+    encoder = encoder_of(model)
     old = encoder.embeddings.position
     if old is None:
         raise UserError("this encoder has no positions (position_embedding_type none)")
@@ -79,7 +79,7 @@ def resize_vocabulary(
         tokenizer: the folder with the tokenizer files of the model's present vocabulary.
         out: a folder for the new files, to be passed to save(..., tokenizer_from=out).
     """
-    encoder = getattr(model, "encoder", model)
+    encoder = encoder_of(model)
     tokenizer = Path(tokenizer)
     out = Path(out)
     old_rows = {token: row for row, token in enumerate(vocabulary(tokenizer))}
