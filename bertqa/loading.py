@@ -57,7 +57,7 @@ def load_parts(name, device, dtype, int8: bool, attention) -> Parts:
     model = folder.load(where, device=device, attention=attention)
     model = for_int8(model, where) if int8 else prepack.pack(model, dtype)
     qa = folder.read_qa(where)
-    read_confidence(qa, where / "qa.json")  # refused here, and not at the first question
+    read_confidence(qa, where / "qa.json")  # a damaged calibration raises now, not at a question
     return Parts(model, WordPiece.load(where), qa, device, dtype, arguments)
 
 
