@@ -92,16 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         v1=inputs.v1,
         characters=args.char_f1,
     )
-    warn_of_missing(args, inputs)
-    if na_probs:
-        warn_of_odds(args, inputs)
-    if args.out_image_dir and na_probs is None:
-        say(
-            "note: --out-image-dir plots no-answer odds and needs --na-prob-file; nothing is plotted"
-        )
-    if args.verbose:
-        tell_what_was_read(args, inputs)
-
+    print_notes(args, inputs)
     with_curves = na_probs is not None and args.out_image_dir is not None
     if inputs.v1:
         result = metrics.evaluate_v1(scores)
@@ -174,6 +165,19 @@ def are_probabilities(odds: dict[str, float]) -> bool:
 
 
 # Notes on stderr, where the scores may mean something else than one thinks
+
+
+def print_notes(args: argparse.Namespace, inputs: Inputs) -> None:
+    """Print all of them."""
+    warn_of_missing(args, inputs)
+    if inputs.na_probs:
+        warn_of_odds(args, inputs)
+    if args.out_image_dir and inputs.na_probs is None:
+        say(
+            "note: --out-image-dir plots no-answer odds and needs --na-prob-file; nothing is plotted"
+        )
+    if args.verbose:
+        tell_what_was_read(args, inputs)
 
 
 def warn_of_missing(args: argparse.Namespace, inputs: Inputs) -> None:

@@ -64,12 +64,7 @@ def score_answers(
     if not v1:
         # The v2 script has a dictionary by id, in which the last record of an id wins.
         examples = list({example.id: example for example in examples}.values())
-    if not any(example.id in predictions for example in examples):
-        ids = [example.id for example in examples]
-        raise UserError(
-            f"none of the {len(predictions)} predictions belongs to one of the {len(ids)} questions: ids are like "
-            f"{_some(predictions)} in the predictions and {_some(ids)} in the data; give the data they were made for"
-        )
+    _check_ids([example.id for example in examples], predictions)
     scores = Scores()
     for example in examples:
         if v1 and not example.answer_texts:
@@ -89,6 +84,15 @@ def score_answers(
         if characters:
             scores.char_f1.append(_best_f1(golds, guess, char_tokens, v1))
     return scores
+
+
+def _check_ids(ids: list[str], predictions: Mapping[str, str]) -> None:
+    """Raise UserError if no question has a prediction."""
+    if not any(id in predictions for id in ids):
+        raise UserError(
+            f"none of the {len(predictions)} predictions belongs to one of the {len(ids)} questions: ids are like "
+            f"{_some(predictions)} in the predictions and {_some(ids)} in the data; give the data they were made for"
+        )
 
 
 def _accepted(golds: Iterable[str], v1: bool) -> list[str]:

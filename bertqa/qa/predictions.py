@@ -40,11 +40,15 @@ def read_predictions(path: Path) -> Predictions:
     """Read a predictions file, gzipped or not. Raises UserError, naming the file."""
     try:
         text = decode(read_bytes(path))
-        is_lines = True
-        if text.lstrip()[0] in "{[":
-            found, is_lines = json_or_lines(text)
-        else:
+        place = "line"
+        if text.lstrip()[0] not in "{[":
             found = csv_records(text)
+        elif is_json_lines(text):
+            # NaN passes here: the checks below refuse it, and name its question.
+            found = [value for _, value in json_lines(text, allow_nan=True)]
+        else:
+            found = parse_json(text, allow_nan=True)
+            place = "entry"
     except UserError as error:
         raise UserError(f"{path}: not a JSON file ({error}); {TEXTS_WANTED}") from None
     if isinstance(found, dict):
@@ -54,20 +58,13 @@ def read_predictions(path: Path) -> Predictions:
             f"{path}: holds a JSON {type(found).__name__}; {TEXTS_WANTED}, or a list of objects "
             '{"id", "prediction_text"}'
         )
-    place = "line" if is_lines else "entry"
     return from_records(path, ((f"{place} {n}", record) for n, record in enumerate(found, 1)))
 
 
-def json_or_lines(text: str) -> tuple[object, bool]:
-    """Return the value of a JSON text, or the list of the values on its lines, and whether it was lines.
-
-    NaN passes: later checks refuse it, and name its question.
-    """
-    # JSONL has a whole object on its first line, and more lines. Indented JSON has only "{" there.
+def is_json_lines(text: str) -> bool:
+    """Return whether the first of several lines is a whole object; indented JSON has only "{" there."""
     first, _, rest = text.strip().partition("\n")
-    if first.startswith("{") and first.rstrip().endswith("}") and rest:
-        return [value for _, value in json_lines(text, allow_nan=True)], True
-    return parse_json(text, allow_nan=True), False
+    return first.startswith("{") and first.rstrip().endswith("}") and bool(rest)
 
 
 def csv_records(text: str) -> list[dict]:

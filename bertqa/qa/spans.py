@@ -64,7 +64,7 @@ class SpanDecoder:
         self.settings = settings
         self.lengths = windows.lengths  # (W,)
         questions = len(windows.question_context)
-        self.windows_of = np.bincount(windows.question, minlength=questions)  # (Q,)
+        self.window_counts = np.bincount(windows.question, minlength=questions)  # (Q,)
         self.best = empty_spans((questions, settings.kept), settings)  # (Q, n) records
         self.missing = np.ones(len(windows), bool)  # (W,) windows without logits so far
         # Logits of each window's [CLS], and its null score.
@@ -153,34 +153,34 @@ class SpanDecoder:
         find = find_exact if self.settings.mode == "exact" else find_candidates
         for part in _blocks_of_similar_length(self.windows.count[rows], self.settings):
             block = Block(self.windows, rows[part], cls[part], starts, ends)
-            found = records_of(find(block, self.settings), self.settings)
-            self._keep_best(self.windows.question[block.rows], found)
+            spans = records_of(find(block, self.settings), self.settings)
+            self._keep_best(self.windows.question[block.rows], spans)
 
-    def _keep_best(self, questions: np.ndarray, found: np.ndarray) -> None:
-        """Keep the n best of the spans so far and of (B, n) spans from B windows, whose questions (B,) may repeat."""
-        # Most questions have one window, whose spans compete with no others.
-        alone = self.windows_of[questions] == 1  # (B,)
-        self.best[questions[alone]] = found[alone]
+    def _keep_best(self, questions: np.ndarray, spans: np.ndarray) -> None:
+        """Take the spans (B, n) of B windows, whose questions (B,) may repeat, and keep the n best of each question."""
+        # Most questions have only one window, whose spans compete with no others.
+        alone = self.window_counts[questions] == 1  # (B,)
+        self.best[questions[alone]] = spans[alone]
         if not alone.all():
-            self._merge(questions[~alone], found[~alone])
+            self._merge(questions[~alone], spans[~alone])
 
-    def _merge(self, questions: np.ndarray, found: np.ndarray) -> None:
-        """Merge spans (B, n) into the n best of their questions (B,).
+    def _merge(self, questions: np.ndarray, spans: np.ndarray) -> None:
+        """Merge the spans (B, n) of B windows into the n best of their questions (B,).
 
-        With n = 2, question 7 has the spans a (score 5) and b (1) so far, and two of its windows bring c (4) and a
-        (5), and d (3):
+        With n = 2, question 7 has the spans a (score 5) and b (1) so far. One of its windows brings c (4) and a (5),
+        another d (3):
 
             pool             5a 1b | 4c 5a | 3d      all that compete
             distinct         5a 1b 4c 3d             a was seen by two windows
             the n best       5a 4c                   what is kept
         """
         changed = np.unique(questions)
-        pool = np.concatenate([self.best[changed], found]).ravel()  # (P,) spans
+        pool = np.concatenate([self.best[changed], spans]).ravel()  # (P,) spans
         question = np.concatenate([changed, questions]).repeat(self.settings.kept)  # (P,)
         exists = pool["score"] > -np.inf
         pool = pool[exists]
         question = question[exists]
-        # The old scripts keep a span once for each window that sees it.
+        # In the other modes a span stays once for each window, as in the old scripts.
         if self.settings.mode == "exact":
             distinct = _distinct(pool, question)
             pool = pool[distinct]

@@ -101,11 +101,9 @@ def problem_table(report: dict, most: int) -> Iterator[str]:
     unplaced = report["unplaced_answers"]
     yield row("answers without a place", unplaced, "they count in scores, but cannot be trained on")
     yield row("questions rejected", len(rejected), "training leaves them out, scores do not")
-    reasons: Counter[str] = Counter()
-    for question in rejected:
-        # Reasons quote the answer. Without it, equal reasons can be counted together.
-        quote = r'the answer ".*?(?= does not occur| occurs more)'
-        reasons[re.sub(quote, "an answer", question["reason"])] += 1
+    # Without the answer that a reason quotes, equal reasons can be counted together.
+    quote = r'the answer ".*?(?= does not occur| occurs more)'
+    reasons = Counter(re.sub(quote, "an answer", question["reason"]) for question in rejected)
     for reason, count in reasons.most_common(5):
         yield f"  {count:,} x {brief(reason, 85)}"
     for question in rejected[:most]:
