@@ -24,8 +24,8 @@ TIMEOUT = 600.0
 TIMEOUT_AFTER_SIGNAL = 20.0
 """The same after a signal to stop: torchrun sends SIGKILL 30 s after SIGTERM."""
 SETTLE = 0.1
-"""Seconds to sleep before the process group is destroyed. gloo's threads need Python's lock to release the tensors of the
-last exchange, and destroy_process_group holds that lock while it joins them: with torch 2.6, one run in twenty hung."""
+"""Seconds to sleep before destroy_process_group, which holds Python's lock while it joins gloo's threads; these need that
+lock to release the tensors of the last exchange: with torch 2.6, one run in twenty hung."""
 
 ERROR_KEY = "bertqa: an error"
 """Key of torch's store; the process that increments it first is the one that reports the error."""
@@ -120,7 +120,7 @@ class World:
 
 class FirstSignal:
     at = math.inf
-    """When the first signal to stop came, by time.monotonic()."""
+    """time.monotonic() when the first signal to stop came."""
 
 
 def _wait(work) -> None:
@@ -198,8 +198,8 @@ def _described() -> World | None:
     rank = int(values["RANK"])
     size = int(values["WORLD_SIZE"])
     if rank >= size:
-        found = f"RANK is {rank}, but WORLD_SIZE {size}"
-        raise UserError(f"{found}; ranks are counted from 0; {way_out}")
+        way_out = f"ranks are counted from 0; {way_out}"
+        raise UserError(f"RANK is {rank}, but WORLD_SIZE {size}; {way_out}")
     return World(rank, size, int(values["LOCAL_RANK"]))
 
 

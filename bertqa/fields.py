@@ -153,7 +153,7 @@ def whole_number(text: str) -> int:
     if not value.is_integer():  # infinities and NaN too
         raise not_whole
     whole = int(value)
-    # 1e17 + 1, say, is no float: what was typed may have been rounded.
+    # Above 2^53 not every whole number is a float, so this one may have been rounded.
     if abs(whole) > 2**53:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not exact; write all its digits")
     return whole

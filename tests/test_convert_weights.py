@@ -397,7 +397,7 @@ def test_exported_card_names_only_files_that_are_there(originals, tmp_path):
     folder.save(tmp_path / "mine", random_model(), tokenizer_from=ours, card=card, provenance={})
     (tmp_path / "mine" / "int8_ranges.safetensors").touch()
     report = export(tmp_path / "mine", tmp_path / "theirs")
-    assert "int8_ranges.safetensors, which are not exported" in str(report)
+    assert "files that are not exported: checksums.json, int8_ranges.safetensors" in str(report)
     exported = (tmp_path / "theirs" / "README.md").read_text()
     body = card.split("---\n")[2]
     start = body.index("`int8_ranges.safetensors`, by which")

@@ -122,7 +122,7 @@ def _write_card(src: Path, new: Path, record: dict, model_type: str) -> list[str
     if lost:
         card = _without_files(card, lost)
         remarks.append(
-            f"README.md: left out what it says of {' and '.join(lost)}, which are not exported"
+            f"README.md: left out what it says of files that are not exported: {', '.join(lost)}"
         )
     write_text(new / "README.md", card)
     for name, scores in eval_results(card).items():
