@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked = parse(arguments)
         # Not before: torch takes seconds, and neither --help nor a mistyped flag needs it.
         from bertqa.training.run import run_training
-        from bertqa.training.starting import check_free, check_new, job_of, run_folder
+        from bertqa.training.run_files import check_free, check_new, run_folder
+        from bertqa.training.starting import job_of
 
         with run_folder(asked.resume or asked.settings.files.out, world) as run:
             # Before minutes are spent on reading data; run_training does it again.
@@ -74,7 +75,8 @@ def fine_tune(
         UserError: for data, weights and settings that cannot be used.
     """
     from bertqa.training.run import run_training
-    from bertqa.training.starting import check_new, job_of, run_folder
+    from bertqa.training.run_files import check_new, run_folder
+    from bertqa.training.starting import job_of
 
     if preset is not None and preset not in PRESETS:
         raise UserError(f"preset is {preset!r}, it must be one of {', '.join(PRESETS)}")

@@ -13,7 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import bertqa
-from bertqa import Reader, SpeedHint, UserError, calibrate_int8, device, fine_tune, loading
+from bertqa import (
+    QuestionAnswering,
+    Reader,
+    SpeedHint,
+    UserError,
+    calibrate_int8,
+    device,
+    fine_tune,
+    loading,
+)
 from bertqa.calibrate import drawn, main
 from bertqa.data.texts import Text
 from bertqa.flags import one_line
@@ -386,13 +395,13 @@ def test_data_that_cannot_be_read(model, tmp_path):
 # ---- training ----
 
 
+SHORT = dict(max_steps=4, eval_every=2, batch_size=8, max_length=48, max_question=12, overlap=8)
+
+
 @pytest.fixture
 def trained(tiny_model, letters, tmp_path):
-    """A short training with two evaluations."""
-    settings = dict(
-        max_steps=4, eval_every=2, batch_size=8, max_length=48, max_question=12, overlap=8
-    )
-    return fine_tune(letters, weights=tiny_model, out=tmp_path / "run", **settings).training.run
+    """A short training with an evaluation before its first step and two after it."""
+    return fine_tune(letters, weights=tiny_model, out=tmp_path / "run", **SHORT).training.run
 
 
 def test_training_leaves_ranges_of_the_best_weights(trained, caplog):
@@ -410,7 +419,97 @@ def test_training_measures_on_its_windows_drawn_by_seed(tiny_model, letters, tmp
     assert f"best/: ranges for int8 measured on {windows} training windows in " in caplog.text
 
 
-def test_a_resumed_run_makes_damaged_ranges_anew(trained):
+@pytest.fixture
+def measurements(monkeypatch):
+    """The model folders that a training measures, in order; the measuring is real."""
+    from bertqa import inference
+    from bertqa.training import checkpoint
+
+    folders = []
+
+    def counted(folder, *args, **kwargs):
+        folders.append(Path(folder))
+        return inference.calibrate(folder, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "calibrate", counted)
+    return folders
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Every evaluation finds a new best; of each whether best/ had ranges when it was kept."""
+    from bertqa.training import checkpoint
+
+    left = []
+    keep_best = checkpoint.keep_best
+    evaluate = QuestionAnswering.evaluate
+
+    def keep(job):
+        keep_best(job)
+        left.append((job.run / "best" / RANGES).exists())
+
+    def better_than_ever(self, model, autocast):
+        return {**evaluate(self, model, autocast), "f1": 1000.0 + len(left)}
+
+    monkeypatch.setattr(checkpoint, "keep_best", keep)
+    monkeypatch.setattr(QuestionAnswering, "evaluate", better_than_ever)
+    return left
+
+
+def test_ranges_are_measured_once_however_often_a_new_best_comes(
+    tiny_model, letters, tmp_path, measurements, kept
+):
+    fine_tune(letters, weights=tiny_model, out=tmp_path / "run", **SHORT)
+    assert kept == [False, False, False]  # of step 0, 2 and 4
+    assert measurements == [tmp_path / "run" / "best"]
+
+
+def test_a_run_that_is_killed_leaves_a_whole_best_without_ranges_and_measures_when_it_ends(
+    tiny_model, letters, tmp_path, monkeypatch, measurements
+):
+    from bertqa import train
+    from bertqa.training import checkpoint
+
+    run = tmp_path / "run"
+    best = run / "best"
+    counted = checkpoint.calibrate
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "calibrate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(letters, weights=tiny_model, out=run, **SHORT)
+    assert not (best / RANGES).exists() and find_damage(best) == ""
+    assert (run / "summary.json").exists()  # all else is written before
+
+    # No step is left, so no new best can come.
+    monkeypatch.setattr(checkpoint, "calibrate", counted)
+    for _ in range(2):
+        assert train.main(["--resume", str(run)]) == 0
+        assert measurements == [best]  # ranges that are there are not measured again
+        assert read_ranges(best, encoder_of(best)) is not None and find_damage(best) == ""
+
+
+def test_a_new_best_of_a_resumed_run_has_no_ranges_of_the_old_weights(trained, measurements, kept):
+    from bertqa import train
+
+    assert train.main(["--resume", str(trained), "--max-steps", "8"]) == 0
+    assert kept == [False, False] and measurements == [trained / "best"]
+    best = trained / "best"
+    assert read_ranges(best, encoder_of(best)) is not None and find_damage(best) == ""
+
+
+def test_a_run_that_is_stopped_leaves_ranges(tiny_model, letters, tmp_path, measurements):
+    settings = {**SHORT, "eval_every": 1, "max_minutes": 1e-6}
+    stopped = fine_tune(letters, weights=tiny_model, out=tmp_path / "run", **settings).training
+    assert not stopped.outcome.finished
+    best = tmp_path / "run" / "best"
+    assert measurements == [best]
+    assert read_ranges(best, encoder_of(best)) is not None and find_damage(best) == ""
+
+
+def test_a_resumed_run_makes_damaged_ranges_anew(trained, measurements):
     from bertqa import train
 
     best = trained / "best"
@@ -418,6 +517,7 @@ def test_a_resumed_run_makes_damaged_ranges_anew(trained):
     content[-1] ^= 1
     (best / RANGES).write_bytes(content)
     assert train.main(["--resume", str(trained), "--max-steps", "6"]) == 0
+    assert measurements == [best]
     assert find_damage(best) == "" and read_ranges(best, encoder_of(best)) is not None
 
 
@@ -427,7 +527,7 @@ def test_a_training_is_worth_more_than_its_ranges(
     def full(*args):
         raise RuntimeError("CUDA out of memory. Tried to allocate")
 
-    monkeypatch.setattr("bertqa.training.job.calibrate", full)
+    monkeypatch.setattr("bertqa.training.checkpoint.calibrate", full)
     settings = dict(max_steps=1, batch_size=8, max_length=48, max_question=12, overlap=8)
     fine_tune(letters, weights=tiny_model, out=tmp_path / "run", **settings)
     assert "warning: best/ has no ranges for int8: CUDA out of memory" in caplog.messages

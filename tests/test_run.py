@@ -29,7 +29,8 @@ from bertqa.training.command_line import parse
 from bertqa.training.job import Job, Task
 from bertqa.training.question_answering import QuestionAnswering
 from bertqa.training.run import run_training
-from bertqa.training.starting import job_of, length_remarks, run_folder
+from bertqa.training.run_files import run_folder
+from bertqa.training.starting import job_of, length_remarks
 
 STEPS = ["--batch-size", "8", "--epochs", "2", "--eval-every", "3", "--save-every", "0"]
 

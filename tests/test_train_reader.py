@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -224,7 +225,7 @@ def test_fold_teachers_label_the_articles_that_they_were_not_trained_on(tmp_path
     said = []
     for teacher in teachers:
         alone = DistillationSettings(teacher=[teacher])
-        said.append(ask_teachers(alone, task, torch.float32))
+        said.append(ask_teachers(alone, [Path(teacher)], task, torch.float32))
     assert torch.equal(teaching.first, said[0].first)
     examples = task.train.trainable()
     for window, begin in enumerate(teaching.first.tolist()):

@@ -11,6 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -63,18 +64,19 @@ def ask_fold_teachers(
     fold_of_token = torch.from_numpy(np.repeat(fold, lengths)).to(task.device)  # (T,)
 
     logits = torch.empty(len(fold_of_token), 2, dtype=torch.float16, device=task.device)
-    names = []
+    sums = {}
     fingerprints = []
     for number, teachers in enumerate(teachers_of_fold.values()):
         of_fold = copy.copy(task)
         of_fold.windows = task.windows.select(fold == number)
-        labelled = ask_teachers(replace(settings, teacher=teachers), of_fold, dtype)
+        asked = replace(settings, teacher=teachers)
+        labelled = ask_teachers(asked, [Path(name) for name in teachers], of_fold, dtype)
         # A fold's windows, and so their tokens, are in the order in which they stand among all.
         logits[fold_of_token == number] = labelled.logits
-        names += labelled.names
+        sums |= labelled.sums
         fingerprints.append(labelled.fingerprint)
     return Teaching(
-        names=names,
+        sums=sums,
         fingerprint=hashlib.sha256("\n".join(fingerprints).encode()).hexdigest()[:32],
         logits=logits,
         first=torch.from_numpy(lengths.cumsum() - lengths).to(task.device),

@@ -1,12 +1,14 @@
-"""What a run can go on from: its config.json, and its training state, which a kill at any moment leaves whole.
+"""The model folders of a run, which are whole at every moment, even if the process is killed.
 
 best/       a model folder: the best weights so far
-last/       a model folder, and state.pt: everything else that the next step depends on
+last/       a checkpoint: a model folder, and state.pt with everything else that the next step depends on
 previous/   the checkpoint before it, for when last/ is damaged
-damaged/    a last/ that was found damaged
+damaged/    a last/ that was found damaged; damaged-best/ is such a best/
 """
 
+import math
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,104 +20,41 @@ import torch
 from bertqa.console import say
 from bertqa.distributed import World
 from bertqa.errors import UserError, first_sentence
-from bertqa.files import read_object, write_json
 from bertqa.folders import staged
-from bertqa.model.disk import CHECKSUMS, find_damage, write_checksums
-from bertqa.reporting.run_folder import moved_ends
-from bertqa.settings import ENDS, MOVABLE, LoopSettings
-from bertqa.training.job import Job, measure_ranges, total_steps
+from bertqa.inference import calibrate
+from bertqa.model.disk import CHECKSUMS, WEIGHTS, find_damage, sha256_of, write_checksums
+from bertqa.model.ranges import weights_of_ranges
+from bertqa.model.record import RANGES, WINDOWS_FOR_RANGES, read_config
+from bertqa.training.job import Job, total_steps
 from bertqa.training.progress import Progress
 
-NEEDED = ("state.pt", "model.safetensors", CHECKSUMS)
-"""What a checkpoint cannot be without."""
-
-
-# ---- config.json ----
-
-
-def read_run_config(run: Path) -> dict:
-    """config.json of a run, with the kinds of values that going on with it needs.
-
-    Raises UserError where it is missing or damaged; names what is wrong.
-    """
-    path = run / "config.json"
-    config = read_object(path)
-    kinds = {"settings": dict, "fingerprints": dict, "moved_ends": list}
-    config.setdefault("moved_ends", [])
-    for name, kind in kinds.items():
-        if not isinstance(config.get(name), kind):
-            raise UserError(f'{path}: its "{name}" is missing or of another kind; is it damaged?')
-    for move in config["moved_ends"]:
-        if not is_move(move):
-            raise UserError(f'{path}: its "moved_ends" hold {move!r}; is it damaged?')
-    return config
-
-
-def is_move(move: object) -> bool:
-    """Whether it is one of the moves that `move_end` writes: {"step": 7, "from": 20, "to": 30}."""
-    if not isinstance(move, dict):
-        return False
-    return all(type(move.get(name)) is int for name in ("step", "from", "to"))
-
-
-def move_end(job: Job, step: int) -> list[str]:
-    """Where a run resumed at this step was given another end, put it in config.json. Returns all such moves, in words.
-
-    Raises UserError where the run is past that end.
-    """
-    config = read_run_config(job.run)
-    moves = config["moved_ends"]
-    windows = len(job.task.store)
-    old = total_steps(windows, _ends_of(config["settings"]))
-    new = total_steps(windows, job.settings)
-    if old != new:
-        if new <= step:
-            raise UserError(
-                f"{job.run}: is at step {step:,} and cannot end at step {new:,}; give more --epochs or --max-steps"
-            )
-        moves.append({"step": step, "from": old, "to": new})
-    changed = dict(config["settings"])
-    for name in ENDS:
-        changed[name] = job.all_settings[name]
-    # Files that lie elsewhere now: their fingerprints have said that they are the same.
-    for name in MOVABLE & job.recorded.keys():
-        changed[name] = job.recorded[name]
-    if changed != config["settings"]:
-        config["settings"] = changed
-        if job.world.first:
-            write_json(job.run / "config.json", config)
-    return moved_ends(config)
-
-
-def _ends_of(settings: dict) -> LoopSettings:
-    """The loop's settings as far as they say where the run ends."""
-    names = [*ENDS, "batch_size"]
-    return LoopSettings(**{name: settings[name] for name in names if name in settings})
+NEEDED = ("state.pt", WEIGHTS, CHECKSUMS)
+"""Files that every whole checkpoint has."""
 
 
 # ---- written ----
 
 
 def save_checkpoint(run: Path, save_model: Callable[[Path], None], state: dict) -> None:
-    """Write run/last: the model folder by `save_model(path)`, then state.pt, then checksums of all of it.
+    """Write run/last: the model folder by `save_model(path)`, then state.pt, then the checksums of all files.
 
-    The checkpoint that was there becomes run/previous: at every moment one of the two is whole, for
-    load_checkpoint leaves no damaged last/.
+    The checkpoint that was there becomes run/previous. One of the two is whole at every moment, since load_checkpoint
+    moves a damaged last/ away.
 
     Raises:
-        UserError: where the disk is full or read-only; the older checkpoint is left as it was.
+        UserError: if the disk is full or read-only; the older checkpoint is left as it was.
     """
     last = run / "last"
-    # The state before the checksums, which tell a checkpoint that is whole from one that is not.
     with writing(last), staged(last, keep_as=run / "previous") as fresh:
         save_model(fresh)
         torch.save(state, fresh / "state.pt")
+        # Last, because a folder without checksums does not count as whole.
         write_checksums(fresh)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns the failure to write a file or folder of the run into a UserError."""
+    """Turn a failure to write a file or folder of the run into a UserError."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
@@ -125,53 +64,176 @@ def writing(path: Path) -> Iterator[None]:
         ) from None
 
 
+def rng_state(device: torch.device) -> dict:
+    """Return the state of torch's random generators on host and device. (The order of the data needs no state.)"""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+# ---- best/ ----
+
+
 def keep_best(job: Job) -> None:
-    """Write run/best and the predictions of the last evaluation."""
+    """Write the model to run/best and the predictions of the last evaluation to the run folder.
+
+    The new best/ has no int8 ranges yet; `measure_ranges` adds them at the end of the run.
+    """
     best = job.run / "best"
     with writing(best):
-        # Written beside and renamed: best/ is whole at every moment, also where the process is killed here.
         with staged(best) as fresh:
             job.task.save_model(job.model, fresh, evaluated=True)
-            measure_ranges(job, fresh)
             write_checksums(fresh)
         job.task.save_predictions(job.run)
+
+
+def measure_ranges(job: Job) -> None:
+    """Add int8 ranges (model/ranges.py) to best/, measured on training windows drawn by seed, unless it has them.
+
+    A failure is only a warning: the training is worth more than what can be measured later.
+    """
+    best = job.run / "best"
+    if not best.is_dir() or getattr(job.task, "head", None) is None:
+        return
+    began = time.monotonic()
+    try:
+        config = read_config(best)
+        # A model or an attention of one's own can be loaded by nobody but its maker.
+        is_own = "model" in config or "attention" in config
+        if is_own or weights_of_ranges(best) == sha256_of(best / WEIGHTS):
+            return
+        count = calibrate(best, job.task.store, WINDOWS_FOR_RANGES, job.settings.seed)
+    except (OSError, RuntimeError, UserError) as error:  # such as a full disk, or a full GPU
+        job.say(f"warning: best/ has no ranges for int8: {first_sentence(error)}")
+        return
+    took = time.monotonic() - began
+    job.say(f"best/: ranges for int8 measured on {count:,} training windows in {took:.1f} s")
+
+
+def check_best(job: Job, state: dict) -> None:
+    """Check that best/ of a resumed run is whole.
+
+    If it is damaged or missing, the run forgets its best score, so that the next evaluation writes a new best/.
+
+    Raises:
+        UserError: if no evaluation is left to do so.
+    """
+    best = job.run / "best"
+    progress = state["progress"]
+    if progress["best"] == -math.inf:
+        return
+    # One process looks, so that all ranks go on, or fail, together. Damaged ranges are just measured again.
+    found = find_damage(best, (WEIGHTS,), ignored=(RANGES,)) if job.world.first else ""
+    problem = job.world.gather(found)[0]
+    if not problem:
+        return
+    step = progress["step"]
+    lost = (
+        f"{best}: {problem}; the best weights so far, of step {progress['best_step']:,}, are lost"
+    )
+    is_evaluated = progress.get("evaluated", step) == step
+    if is_evaluated and step >= total_steps(len(job.task.store), job.settings):
+        raise UserError(
+            f"{lost}. The run is at its end, so no evaluation will make new ones; its last weights "
+            f"are in {job.run / 'last'}, and more --epochs or --max-steps would go on from there"
+        )
+    job.say(f"warning: {lost}; the next evaluation makes new ones")
+    progress["best"] = -math.inf
+    progress["best_step"] = 0
+    # Renamed, not deleted: somebody may want to look at it.
+    aside = job.run / "damaged-best"
+    if job.world.first and best.exists() and not aside.exists():
+        best.rename(aside)
 
 
 # ---- read back ----
 
 
 class Checkpoint(NamedTuple):
-    """What a run goes on from; None both where it was stopped before its first checkpoint."""
+    """Where a run goes on from; both None if it was stopped before its first checkpoint."""
 
     folder: Path | None
     state: dict | None
 
 
 def load_checkpoint(run: Path, world: World = World()) -> Checkpoint:
-    """That in run/last, or in run/previous where last/ is missing or damaged, which is said; what is damaged becomes run/damaged.
+    """Load run/last, or run/previous if last/ is missing or damaged, which is said.
 
     Raises:
-        UserError: where there are checkpoints but none is whole, naming what is wrong with each.
+        UserError: if there are checkpoints but none is whole, naming what is wrong with each.
     """
-    # One process looks, and moves; the others go where it says.
+    # One process looks and moves folders; the others load what it has found.
     folder = world.gather(whole_checkpoint(run) if world.first else None)[0]
     if folder is None:
         return Checkpoint(None, None)
+    path = folder / "state.pt"
     try:
         # weights_only: a file from elsewhere must not run code.
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Its checksum is right, so it was written by another version, or by hand.
         raise UserError(
-            f"{folder / 'state.pt'}: cannot be read ({first_sentence(error)}); start a new run with another --out"
+            f"{path}: cannot be read ({first_sentence(error)}); start a new run with another --out"
         ) from None
-    return Checkpoint(folder, checked_state(state, folder / "state.pt"))
+    return Checkpoint(folder, checked_state(state, path))
+
+
+def whole_checkpoint(run: Path) -> Path | None:
+    """Return the newest checkpoint that is whole; None if the run has never written one. See `load_checkpoint`."""
+    sweep(run)
+    last = run / "last"
+    previous = run / "previous"
+    problem = find_damage(last, NEEDED)
+    if not problem:
+        return last
+    if not last.exists() and not previous.exists():
+        say(f"{run}: was stopped before its first checkpoint; it begins again")
+        return None
+    worse = find_damage(previous, NEEDED)
+    if worse:
+        raise UserError(
+            f"{run}: no whole checkpoint to resume (last/: {problem}; previous/: {worse}); start afresh with "
+            "another --out"
+        )
+    say(f"warning: last/: {problem}; going on from previous/ instead")
+    # Out of the way, or the next checkpoint would rename it to previous/ and so replace the one that is whole.
+    if last.exists():
+        shutil.rmtree(run / "damaged", ignore_errors=True)
+        last.rename(run / "damaged")
+    return previous
+
+
+def sweep(run: Path) -> None:
+    """Clean up after a killed process: delete what it had half written, give back its name to what it had half replaced.
+
+    Only to be called while the run's lock is held: otherwise another process may still be writing these files.
+    """
+    for aside in run.glob("*.old"):
+        # best.x1y2z3.old/replaced was best/; the new best/ may not have come.
+        replaced = aside / "replaced"
+        original = run / aside.name.rsplit(".", 2)[0]
+        if replaced.is_dir() and not original.exists():
+            replaced.rename(original)
+        shutil.rmtree(aside, ignore_errors=True)
+    for path in run.glob("*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def checked_state(state: object, path: Path) -> dict:
-    """The state of a checkpoint, if it has what a resumed run needs. Raises UserError naming what is wrong."""
-    kinds = {"progress": dict, "optimizer": dict, "rng": list}
-    kinds |= {"fingerprints": dict, "journal_bytes": int}
+    """Return the content of state.pt if it has what a resumed run needs. Raises UserError naming what is wrong."""
+    kinds = {
+        "progress": dict,
+        "optimizer": dict,
+        "rng": list,
+        "fingerprints": dict,
+        "journal_bytes": int,
+    }
     if not isinstance(state, dict):
         state = {}
     wrong = [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
@@ -190,28 +252,29 @@ def checked_state(state: object, path: Path) -> dict:
 
 
 def wrong_numbers(progress: dict) -> list[str]:
-    """The counts that are no numbers, below 0, or missing."""
+    """Return the names of the counts that are missing, not a number, or negative."""
     wrong = []
     for name in ("step", "best", "best_step", "skipped", "windows", "tokens", "seconds"):
         value = progress.get(name)
-        if type(value) not in (int, float) or (value < 0 and name != "best"):
+        is_number = type(value) in (int, float)  # not isinstance: True is an int
+        if not is_number or (value < 0 and name != "best"):
             wrong.append(name)
     return wrong
 
 
 def restore(take_step, saved: dict, job: Job) -> Progress:
-    """Put a checkpoint's state into optimizer, scaler, average and generators; returns where the run stood.
+    """Load a checkpoint's state into a `Step` and torch's random generators; return how far the run was.
 
-    Raises UserError where it is not the state of such a run.
+    Raises UserError if the state does not fit this run.
     """
     counted = saved["progress"]
-    # Older versions also counted what nothing asks for any more, and made every evaluation before they saved.
-    known = {**asdict(Progress()), "evaluated": counted["step"]}
+    # State of older versions has other fields; there every evaluation was made before the checkpoint was written.
+    defaults = {**asdict(Progress()), "evaluated": counted["step"]}
     try:
         take_step.load_state_dict(saved)
         check_moments(take_step.optimizer)
         set_rng_state(saved["rng"][job.world.rank], job.device)
-        return Progress(**{name: counted.get(name, known[name]) for name in known})
+        return Progress(**{name: counted.get(name, defaults[name]) for name in defaults})
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{job.run}: its checkpoint is not of such a run ({first_sentence(error)}); start a new run "
@@ -220,7 +283,7 @@ def restore(take_step, saved: dict, job: Job) -> Progress:
 
 
 def check_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimizer's state that is not of its weights. Raises TypeError or ValueError."""
+    """Raise TypeError or ValueError if the optimizer's state does not fit its weights."""
     for weight, state in optimizer.state.items():
         for name in ("exp_avg", "exp_avg_sq"):
             if state[name].shape != weight.shape:
@@ -228,60 +291,6 @@ def check_moments(optimizer: torch.optim.Optimizer) -> None:
                     f"{name} has shape {tuple(state[name].shape)}, not {tuple(weight.shape)}"
                 )
         float(state["step"])
-
-
-def sweep(run: Path) -> None:
-    """Remove what a killed process had half written; what it had half replaced gets its name back.
-
-    To be called under the run's lock: without it, these may be files that another process is writing.
-    """
-    for aside in run.glob("*.old"):
-        # best.x1y2z3.old/replaced was best/, and what takes its place may not have come.
-        replaced = aside / "replaced"
-        original = run / aside.name.rsplit(".", 2)[0]
-        if replaced.is_dir() and not original.exists():
-            replaced.rename(original)
-        shutil.rmtree(aside, ignore_errors=True)
-    for path in run.glob("*.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def whole_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint that is whole; None where there has never been one. See `load_checkpoint`."""
-    sweep(run)
-    last = run / "last"
-    previous = run / "previous"
-    problem = find_damage(last, NEEDED)
-    if not problem:
-        return last
-    if not last.exists() and not previous.exists():
-        say(f"{run}: was stopped before its first checkpoint; it begins again")
-        return None
-    worse = find_damage(previous, NEEDED)
-    if worse:
-        raise UserError(
-            f"{run}: no whole checkpoint to resume (last/: {problem}; previous/: {worse}); start afresh with "
-            "another --out"
-        )
-    say(f"warning: last/: {problem}; going on from previous/ instead")
-    # Out of the way: the next checkpoint would make it previous/, in the place of the one that is whole.
-    if last.exists():
-        shutil.rmtree(run / "damaged", ignore_errors=True)
-        last.rename(run / "damaged")
-    return previous
-
-
-def rng_state(device: torch.device) -> dict:
-    """The generators that training draws from: torch's, on the host and on the device. Data order has no state."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        state["mps"] = torch.mps.get_rng_state()
-    return state
 
 
 def set_rng_state(state: dict, device: torch.device) -> None:

@@ -123,24 +123,15 @@ class Classification(FileTask):
         )
         return f"{figures}\n{table(found['confusion'], self.labels)}"
 
-    def save_model(self, model: nn.Module, where: Path, evaluated: bool) -> None:
-        """A model folder; config.json holds the classes in the order of the logits, the card the numbers of an evaluated
-        model."""
-        provenance = self.provenance()
-        card = None
-        if evaluated:
-            measured = f"{Path(self.dev.path).name}: {len(self.dev)} texts."
-            metrics = self.evaluation.metrics
-            card = classifier_card(where, provenance, self.recipe, metrics, self.labels, measured)
-        folder.save(
-            where,
-            model,
-            tokenizer_from=self.weights,
-            labels=self.labels,
-            provenance=provenance,
-            card=card,
-            qa=self.settings.saved(self.max_length),
-        )
+    def card(self, where: Path, provenance: dict) -> str:
+        """Return the model card, with the metrics of the last evaluation."""
+        measured = f"{Path(self.dev.path).name}: {len(self.dev)} texts."
+        metrics = self.evaluation.metrics
+        return classifier_card(where, provenance, self.recipe, metrics, self.labels, measured)
+
+    def saved_settings(self) -> dict:
+        """Return the contents of qa.json: columns and length, so that `predict` reads texts in the same way."""
+        return self.settings.saved(self.max_length)
 
     def save_predictions(self, run: Path) -> None:
         """predictions.jsonl: of each dev text its id, label, probabilities, and "gold", the right label."""

@@ -1,13 +1,14 @@
-"""Distillation: a student learns what teachers say about its training windows, beside the right answers.
+"""Distillation: a student learns from the logits of teachers, beside the gold answers.
 
-The teachers answer every window once, before the first step. The mean of their logits is kept in the cache folder, so
-that other students, a resumed run and further epochs pay nothing for it, and on the device, from where a step gathers the
-rows of its windows without the host.
+The teachers read every training window once, before the first step. The mean of their logits is stored in the cache
+folder, so that other students, further epochs and a resumed run need no teacher, and on the device, where each step
+gathers the rows of its windows.
 
 The loss is (1 - w) * hard + w * T^2 * KL(teacher || student), both softmaxes at temperature T (Hinton et al. 2015).
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,53 +19,54 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from bertqa.console import say
 from bertqa.data.batches import Batch
 from bertqa.data.tokenizer import WordPiece, vocabulary_difference
 from bertqa.device import autocast
 from bertqa.errors import UserError
 from bertqa.files import replacing, sha256
 from bertqa.folders import cache_folder
-from bertqa.hf.convert import resolve_weights
 from bertqa.inference import forward_all
 from bertqa.model import folder
 from bertqa.model.attention import Layout
-from bertqa.model.card import without_folders
 from bertqa.model.config import BertConfig
 from bertqa.model.copies import computing_in_16_bits
 from bertqa.model.heads import Ensemble, SpanLogits
 from bertqa.settings import DistillationSettings
 from bertqa.training.job import FileTask
 
-LOW = -1e30
-"""Logit of padding: its probability is 0, and it is finite, so that 0 times a difference of two of them is 0."""
+PADDING_LOGIT = -1e30
+"""Its probability is 0. It is finite, because 0 times a difference of two infinities would be NaN."""
+
+
+# ---- the loss ----
 
 
 @dataclass
 class Teaching:
-    """What the teachers say about every training window."""
+    """The mean logits of the teachers on every training window, and how much they count."""
 
-    names: list[str]
-    """Each teacher and the first digits of its weights' sha256, for the model card."""
+    sums: dict[str, str]
+    """The sha256 of each teacher, by the name that the user gave it."""
     fingerprint: str
     """Of the windows and the teachers' weights."""
     logits: Tensor
-    """float16 on the device: (T, 2) start and end of each window's tokens, one window behind the other; or (W, C)."""
+    """float16 on the device. Question answering: (T, 2), start and end logit of each token, all windows in a row.
+    Classification: (W, C), one row a text."""
     first: Tensor
     """(W,) int64 on the device: the row of each window's first token; 0, 3, 5 for windows of 3, 2 and 4 tokens."""
     weight: float
+    """Share of the teachers in the loss, 0 to 1."""
     temperature: float
 
     def span_loss(self, hard: Tensor, logits: SpanLogits, batch: Batch, layout: Layout) -> Tensor:
-        """The loss of a packed batch, summed over its windows as `hard`, the loss of the right answers, is."""
-        begin = self.first[batch.picked]  # (S,)
-        # Of each token its row: that of its window's first token, and as many further as it stands behind that.
-        taught = self.logits[begin[layout.sequence] + layout.positions]  # (N, 2)
-        divergences = span_divergence(logits, taught, layout, self.temperature)  # (S,)
+        """Mix the teachers into `hard`, the loss on the gold answers; both are sums over the windows of the batch."""
+        # The row of each token: the row of its window's first token, plus its position in the window.
+        rows = self.first[batch.picked][layout.sequence] + layout.positions  # (N,)
+        divergences = span_divergence(logits, self.logits[rows], layout, self.temperature)  # (S,)
         return self._mixed(hard, (divergences * batch.weights).sum())
 
     def class_loss(self, hard: Tensor, logits: Tensor, batch: Batch) -> Tensor:
-        """The same for class logits (S, C)."""
+        """Like `span_loss`, for class logits (S, C)."""
         taught = self.logits[batch.picked]  # (S, C)
         divergences = class_divergence(logits, taught, self.temperature)  # (S,)
         return self._mixed(hard, (divergences * batch.weights).sum())
@@ -76,7 +78,7 @@ class Teaching:
 def span_divergence(
     logits: SpanLogits, taught: Tensor, layout: Layout, temperature: float
 ) -> Tensor:
-    """(S,) of each window the mean of KL(teacher || student) for the first and the last token of the answer.
+    """Return KL(teacher || student) of each window, (S,): the mean over start and end.
 
     Each softmax is over the tokens of one window, [CLS] (no answer) among them.
 
@@ -84,53 +86,45 @@ def span_divergence(
         logits: the student's, (N,) each.
         taught: (N, 2), the teachers' start and end logits of the same tokens.
     """
-    # One row a window, (S, L, 2), for a softmax over its tokens; of padding LOW leaves nothing.
-    student = layout.pad(torch.stack(logits, 1) / temperature, LOW).log_softmax(1)
-    teacher = layout.pad(taught.float() / temperature, LOW).log_softmax(1)
+    # One row a window, for a softmax over its tokens: (S, L, 2).
+    student = layout.pad(torch.stack(logits, 1) / temperature, PADDING_LOGIT).log_softmax(1)
+    teacher = layout.pad(taught.float() / temperature, PADDING_LOGIT).log_softmax(1)
     both = F.kl_div(student, teacher, reduction="none", log_target=True)
     return both.sum((1, 2)) / 2  # (S,)
 
 
 def class_divergence(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || student) of S texts: (S, C), (S, C) -> (S,)."""
+    """Return KL(teacher || student) of each text, (S,), from logits (S, C) and (S, C)."""
     student = (logits / temperature).log_softmax(1)
     teacher = (taught.float() / temperature).log_softmax(1)
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
 
 
-def ask_teachers(settings: DistillationSettings, task: FileTask, dtype: torch.dtype) -> Teaching:
-    """The mean logits of the teachers on all training windows, out of the cache where it has them.
+# ---- the teachers ----
+
+
+def ask_teachers(
+    settings: DistillationSettings, folders: list[Path], task: FileTask, dtype: torch.dtype
+) -> Teaching:
+    """Return the mean logits of the teachers on all training windows: from the cache, else computed and stored there.
 
     Args:
-        task: the student's: its head, classes, tokenizer and training windows decide who can teach it.
-        dtype: of autocast while the teachers answer; float32 = none.
+        folders: the model folder of each of `settings.teacher`.
+        task: the student's; its head, classes, tokenizer and training windows decide which models can teach it.
+        dtype: of autocast while the teachers compute; float32 = none.
 
     Raises:
-        UserError: for a teacher that cannot be found, has no such head, or another vocabulary.
+        UserError: for a teacher with another head, other classes, too few positions or another vocabulary.
     """
-    world = task.world
-    found = world.in_turn(lambda: [Path(resolve_weights(name)) for name in settings.teacher])
-    for name, where in zip(settings.teacher, found, strict=True):
+    for name, where in zip(settings.teacher, folders, strict=True):
         check_teacher(name, where, task)
-    # What a cached file may be used for: these windows, these teachers' weights, this number format.
-    sums = [sha256(where / "config.json", where / "model.safetensors") for where in found]
+    sums = [sha256(where / "config.json", where / "model.safetensors") for where in folders]
     fingerprint = fingerprint_of(task, sums, dtype)
-    path = cache_folder() / "teachers" / f"{fingerprint}.safetensors"
-    logits = read_logits(path, fingerprint)
-    # All or none: ranks that asked the teachers alone would share the work with nobody.
-    if all(world.gather(logits is not None)):
-        task.say(f"teachers: their logits on {len(task.windows):,} windows are read from {path}")
-    else:
-        # In the order of their sums: the mean is the same to the last bit, however they are named.
-        in_order = [where for _, where in sorted(zip(sums, found, strict=True))]
-        logits = _mean_logits(in_order, task, dtype)
-        if world.local_rank == 0:
-            task.say(keep_logits(path, fingerprint, logits))
-    names = []
-    for name, digest in zip(settings.teacher, sums, strict=True):
-        names.append(f"{without_folders(name)} (sha256 {digest[:16]})")
+    # Sorted by checksum, so that the mean does not depend on the order of the names, not even in its last bit.
+    in_order = [where for _, where in sorted(zip(sums, folders, strict=True))]
+    logits = cached_logits(fingerprint, task, lambda: _mean_logits(in_order, task, dtype))
     return Teaching(
-        names=names,
+        sums=dict(zip(settings.teacher, sums, strict=True)),
         fingerprint=fingerprint,
         logits=torch.from_numpy(logits).to(task.device),
         first=torch.from_numpy(_row_starts(task)[:-1]).to(task.device),
@@ -140,7 +134,7 @@ def ask_teachers(settings: DistillationSettings, task: FileTask, dtype: torch.dt
 
 
 def check_teacher(name: str, where: Path, task: FileTask) -> None:
-    """Refuse a model that cannot teach this student. Raises UserError that says why, and what would do."""
+    """Raise UserError if this model cannot teach this student; the message says why, and what to do."""
     config = folder.read_config(where)
     if config["head"] != task.head:
         raise UserError(
@@ -159,25 +153,70 @@ def check_teacher(name: str, where: Path, task: FileTask) -> None:
             f"teacher {name}: it has {positions} positions, but the longest training window has {longest} tokens; "
             f"use --max-length {positions}"
         )
-    differs = vocabulary_difference(WordPiece.load(where), task.tokenizer)
-    if differs:
+    difference = vocabulary_difference(WordPiece.load(where), task.tokenizer)
+    if difference:
         raise UserError(
-            f"teacher {name}: its vocabulary is not the student's: {differs}; a teacher must have the vocabulary of "
+            f"teacher {name}: its vocabulary is not the student's: {difference}; a teacher must have the vocabulary of "
             "the weights to train"
         )
 
 
 def fingerprint_of(task: FileTask, teachers: list[str], dtype: torch.dtype) -> str:
-    """32 digits: other windows, other teachers' weights or another number format give others.
+    """Return 32 digits that depend on the windows, the teachers' checksums, the number format and the classes' order.
 
-    The order of the teachers does not count, but that of the classes does, in which the logits stand.
+    They do not depend on the order of the teachers. The classes' order is that of the logits' columns.
     """
     parts = [task.windows.fingerprint(), str(dtype), *sorted(teachers), *(task.labels or [])]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
+def load_teacher(where: Path, task: FileTask) -> nn.Module:
+    """Load a teacher and put its classes into the student's order."""
+    model = folder.load(where, device=task.device)
+    labels = folder.read_config(where).get("labels")
+    # Teacher "no", "yes" and student "yes", "no": the classifier's rows 1, 0.
+    if labels and labels != task.labels:
+        order = torch.tensor([labels.index(label) for label in task.labels], device=task.device)
+        model.classifier.weight = nn.Parameter(model.classifier.weight[order])
+        model.classifier.bias = nn.Parameter(model.classifier.bias[order])
+    return model
+
+
+def _mean_logits(teachers: list[Path], task: FileTask, dtype: torch.dtype) -> np.ndarray:
+    """Return the teachers' mean logits, float16 (T, 2) or (W, C), shifted so that each softmax's largest logit is 0.
+
+    The shift does not change a softmax, and float16 is most precise near 0, where the likely tokens then are.
+    """
+    model = Ensemble([load_teacher(where, task) for where in teachers]).eval()
+
+    def shifted_logits(batch: Batch, layout: Layout) -> tuple[Tensor, ...]:
+        logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
+        if not isinstance(logits, SpanLogits):
+            return (logits - logits.amax(1, keepdim=True),)  # (S, C)
+        both = torch.stack(logits, 1)  # (N, 2)
+        largest = layout.pad(both, PADDING_LOGIT).amax(1)  # (S, 2)
+        return (both - largest[layout.sequence],)
+
+    starts = _row_starts(task)
+    width = len(task.labels) if task.labels else 2
+    mean = np.empty((starts[-1], width), np.float16)
+    with computing_in_16_bits(model, autocast(task.device, dtype)) as cast:
+        parts = forward_all(
+            shifted_logits,
+            task.windows,
+            task.device,
+            autocast=cast,
+            progress=task.bar("teachers"),
+            world=task.world,
+        )
+        for windows, (logits,) in parts:
+            # float16 ends at 65504; anything below -60000 has probability 0 anyway.
+            mean[rows_of(windows, starts)] = logits.clip(-60000, 0)
+    return mean
+
+
 def _row_starts(task: FileTask) -> np.ndarray:
-    """(W+1,) int64: window w has the rows starts[w] : starts[w+1] of the logits; a row a token, or one a text."""
+    """Return (W+1,) int64: the logits of window w are the rows starts[w] : starts[w+1], one a token, or one a text."""
     rows = np.ones(len(task.windows), np.int64)
     if task.head == folder.QA:
         rows = task.windows.lengths
@@ -186,43 +225,10 @@ def _row_starts(task: FileTask) -> np.ndarray:
     return starts
 
 
-def _mean_logits(teachers: list[Path], task: FileTask, dtype: torch.dtype) -> np.ndarray:
-    """float16 (T, 2) or (W, C): the teachers' mean logits, each softmax's largest at 0.
-
-    A softmax does not see the shift, and float16 is finest near 0: the likely tokens keep the most digits.
-    """
-    model = Ensemble([load_teacher(where, task) for where in teachers]).eval()
-
-    def compute(batch: Batch, layout: Layout) -> tuple[Tensor, ...]:
-        logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
-        if not isinstance(logits, SpanLogits):
-            return (logits - logits.amax(1, keepdim=True),)
-        both = torch.stack(logits, 1)  # (N, 2)
-        largest = layout.pad(both, LOW).amax(1)  # (S, 2)
-        return (both - largest[layout.sequence],)
-
-    starts = _row_starts(task)
-    width = len(task.labels) if task.labels else 2
-    mean = np.empty((starts[-1], width), np.float16)
-    with computing_in_16_bits(model, autocast(task.device, dtype)) as cast:
-        parts = forward_all(
-            compute,
-            task.windows,
-            task.device,
-            autocast=cast,
-            progress=task.bar("teachers"),
-            world=task.world,
-        )
-        for rows, (logits,) in parts:
-            # float16 ends at 65504; what is so unlikely is 0 in any softmax.
-            mean[rows_of(rows, starts)] = logits.clip(-60000, 0)
-    return mean
-
-
 def rows_of(windows: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """The rows of some windows, one window behind the other.
+    """Return the rows of some windows, those of the first window first.
 
-    With starts 0, 3, 5, 9 the windows 2, 0 have the rows 5 6 7 8, 0 1 2: counting 0 .. 6, shifted by 5 and by -4.
+    With starts 0, 3, 5, 9 the windows 2, 0 have the rows 5 6 7 8, 0 1 2: that is 0 .. 6, shifted by 5 and by -4.
     """
     counts = starts[windows + 1] - starts[windows]  # 4, 3
     before = counts.cumsum() - counts  # 0, 4
@@ -230,42 +236,49 @@ def rows_of(windows: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return np.arange(len(shift)) + shift
 
 
-def load_teacher(where: Path, task: FileTask) -> nn.Module:
-    """The model of a folder, its classes in the student's order."""
-    model = folder.load(where, device=task.device)
-    theirs = folder.read_config(where).get("labels")
-    # A teacher of "no", "yes" and a student of "yes", "no": rows 1, 0 of its classifier.
-    if theirs and theirs != task.labels:
-        order = torch.tensor([theirs.index(label) for label in task.labels], device=task.device)
-        model.classifier.weight = nn.Parameter(model.classifier.weight[order])
-        model.classifier.bias = nn.Parameter(model.classifier.bias[order])
-    return model
+# ---- the cache ----
 
 
-def read_logits(path: Path, fingerprint: str) -> np.ndarray | None:
-    """The logits that were kept under this fingerprint; None where there are none, or not whole (a warning)."""
+def cached_logits(
+    fingerprint: str, task: FileTask, compute: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """Return the logits that the cache has under this fingerprint; else compute and store them."""
+    path = cache_folder() / "teachers" / f"{fingerprint}.safetensors"
+    logits = read_logits(path, fingerprint, task.say)
+    # All ranks or none: they share the computation, and a rank alone would wait for the others.
+    if all(task.world.gather(logits is not None)):
+        task.say(f"teachers: their logits on {len(task.windows):,} windows are read from {path}")
+        return logits
+    logits = compute()
+    if task.world.local_rank == 0:
+        task.say(store_logits(path, fingerprint, logits))
+    return logits
+
+
+def read_logits(path: Path, fingerprint: str, say: Callable[[str], None]) -> np.ndarray | None:
+    """Return the stored logits; None if there are none, or if they are damaged, which is said."""
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="np") as file:
             logits = file.get_tensor("logits")
-            noted = file.metadata() or {}
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         say(f"warning: {path}: damaged ({error}); the teachers answer again")
         return None
-    if noted != {"fingerprint": fingerprint, "sha256": _digest(logits)}:
+    if metadata != {"fingerprint": fingerprint, "sha256": _digest(logits)}:
         say(f"warning: {path}: damaged; the teachers answer again")
         return None
     return logits
 
 
-def keep_logits(path: Path, fingerprint: str, logits: np.ndarray) -> str:
-    """Write the logits for the next run. Returns what to say about it: a full disk is no reason not to train."""
-    noted = {"fingerprint": fingerprint, "sha256": _digest(logits)}
+def store_logits(path: Path, fingerprint: str, logits: np.ndarray) -> str:
+    """Store the logits and return a line for people, a warning if it failed: training needs no cache."""
+    metadata = {"fingerprint": fingerprint, "sha256": _digest(logits)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as fresh:
-            save_file({"logits": logits}, fresh, metadata=noted)
+            save_file({"logits": logits}, fresh, metadata=metadata)
     except (OSError, SafetensorError) as error:
         return (
             f"warning: {path}: the teachers' logits could not be kept ({error}); this run has them in memory, another "

@@ -1,8 +1,7 @@
-"""What a training run needs: what is learned (a `Task`), and everything else around it (a `Job`)."""
+"""What a training run needs: what is learned (a `Task`), and everything else (a `Job`)."""
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,52 +17,51 @@ from bertqa.data.text_windows import TextWindows
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import Windows
 from bertqa.distributed import World
-from bertqa.errors import UserError, first_sentence
-from bertqa.files import read_object
-from bertqa.inference import calibrate
 from bertqa.model import folder
 from bertqa.model.attention import Layout
-from bertqa.model.card import fine_tuned
-from bertqa.model.record import WINDOWS_FOR_RANGES
+from bertqa.model.card import fine_tuned, without_folders
 from bertqa.settings import LoopSettings, OptimSettings
 from bertqa.training.progress import Journal
 
 
 class Task:
-    """A task of the loop. One's own needs `store`, `key`, `loss` and `evaluate`; the rest may stay as it is here."""
+    """What is learned: training windows, a loss and an evaluation.
+
+    A task of your own needs `store`, `key`, `loss` and `evaluate`; everything else has a default.
+    """
 
     store: WindowStore
     """The windows to train on."""
     key: str
     """The metric that decides which weights are best; higher is better."""
     head: str | None = None
-    """The head of its models, as model/folder.py names it; None = one that folders do not know."""
+    """The kind of head, folder.QA or folder.CLASSES; None = one of your own."""
     labels: list[str] | None = None
-    """The classes, for a head that has them."""
+    """The names of the classes, for a classifier."""
     loss_parts: tuple[str, ...] = ()
-    """Names of the parts of the loss, which the journal then tells one by one, as loss_NAME."""
+    """Names of the parts of the loss; the journal has each of them as loss_NAME."""
     recipe: dict = {}
-    """Settings that the model card tells."""
+    """Settings for the model card."""
     static_shapes: bool = False
-    """Whether `loss` counts each window by `batch.weights` and never waits for the device (no item(), no list of lengths):
-    only then are its steps captured as CUDA graphs."""
+    """Whether `loss` can be captured in a CUDA graph: it weights each window by `batch.weights`, and never waits for the
+    device (no item(), no list of lengths)."""
     weights: Path | None = None
-    """The model folder that the tokenizer and the provenance of saved models come from."""
+    """The model folder that training starts from; saved models take its tokenizer and provenance."""
 
     def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
-        """Loss summed over the windows of a packed batch, (); with `loss_parts` (P,), one number a part, whose sum it is."""
+        """Return the loss of a packed batch, summed over its windows, (); with `loss_parts` (P,), the sum of each part."""
         raise NotImplementedError
 
     def evaluate(self, model: nn.Module, autocast) -> dict[str, float]:
-        """Metrics on the dev set, `key` among them. Called on every rank; they share the work and all return the same."""
+        """Return metrics on the dev set, `key` among them. All ranks call it, share the work, and get the same result."""
         raise NotImplementedError
 
     def fingerprints(self) -> dict[str, str]:
-        """What a resumed run must have in common with this one."""
+        """Return what must be the same when the run is resumed."""
         return {"train windows": f"{len(self.store)}, {self.store.lengths.sum()} tokens"}
 
     def describe(self, metrics: dict) -> str:
-        """The metrics of an evaluation for people, at the end of a run."""
+        """Return the metrics of the last evaluation in words, for the end of a run."""
         shown = []
         for name, value in metrics.items():
             if isinstance(value, (int, float)):
@@ -71,15 +69,16 @@ class Task:
         return ", ".join(shown)
 
     def save_model(self, model: nn.Module, where: Path, evaluated: bool) -> None:
-        """Write a model folder with what the last evaluation found, and its numbers where it was `evaluated`.
+        """Write a model folder, or just the weights if the task has no `weights` to take a tokenizer from.
 
-        Without `weights`, which has the tokenizer, it holds nothing but the weights.
+        Args:
+            evaluated: whether the last evaluation was of these very weights, so that the card may state its metrics.
         """
         if self.weights is not None:
             folder.save(where, model, tokenizer_from=self.weights, provenance={})
             return
         where.mkdir(parents=True, exist_ok=True)
-        # Clones: a model of one's own may share a tensor between two names, which safetensors refuses.
+        # Clones, because a model of one's own may share a tensor between two names, which safetensors refuses.
         state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         save_file(state, where / "model.safetensors")
 
@@ -87,20 +86,22 @@ class Task:
         """Write the predictions of the last evaluation into the run folder."""
 
     def save_rejected(self, run: Path) -> None:
-        """Write what could not be trained on to rejected.jsonl."""
+        """Write the training examples that cannot be used to rejected.jsonl in the run folder."""
 
 
 class FileTask(Task):
-    """A task that reads its windows from files, and that teachers may help to teach: `read` and `cut` are its own."""
+    """A task that reads a train and a dev file. Subclasses define `read`, `cut`, `card` and `saved_settings`."""
 
     train: Any
-    """What was read to train on: it has a path and a sha256; so has `dev`."""
+    """The training data; `train` and `dev` have a path and a sha256."""
     dev: Any
+    """The data to evaluate on."""
     windows: Windows | TextWindows
-    """What `store` was made of."""
+    """The windows of `train`; `store` has the same on the device."""
     dev_windows: Windows | TextWindows
-    teaching = None
-    """What teachers say about the training windows (distillation.Teaching), where there are any."""
+    """The windows of `dev`."""
+    teaching: Any = None
+    """The teachers' logits on the training windows (distillation.Teaching), if there are teachers."""
 
     def __init__(
         self,
@@ -115,17 +116,17 @@ class FileTask(Task):
         progress: bool = True,
         world: World = World(),
     ):
-        """Read and tokenise.
+        """Read both files and cut them into windows.
 
         Args:
-            train, dev: files; without `dev` a part of the training data, drawn by `seed`, is held out.
-            weights: the model folder whose tokenizer, and classes if it has any, are used.
+            train, dev: files; if `dev` is None, a part of the training data, drawn by `seed`, is held out.
+            weights: the model folder whose tokenizer is used, and whose classes, if it has any.
             say: takes a line at a time for people.
-            progress: whether to show bars.
+            progress: whether to show progress bars.
             world: its ranks share evaluations.
 
         Raises:
-            UserError: for files that cannot be read or hold nothing to train or evaluate on.
+            UserError: for files that cannot be read, or have nothing to train or evaluate on.
         """
         self.weights = Path(weights)
         self.settings = settings
@@ -134,27 +135,51 @@ class FileTask(Task):
         self.progress = progress
         self.world = world
         self.tokenizer = WordPiece.load(weights)
-        # Both now: a mistake in the dev set must not show after the first epoch.
+        # The dev set too, so that a mistake in it shows now and not after the first epoch.
         self.read(train, dev, seed)
         self.windows = self.cut(self.train, "train")
         self.dev_windows = self.cut(self.dev, "dev")
         self.store = WindowStore(self.windows, device)
 
     def read(self, train, dev, seed: int) -> None:
-        """Set `train`, `dev` and `labels`."""
+        """Set `train`, `dev` and, for a classifier, `labels`."""
         raise NotImplementedError
 
     def cut(self, data, name: str) -> Windows | TextWindows:
-        """The windows of `train` or `dev`, of which people are told what they are like."""
+        """Cut `train` or `dev`, as `name` says, into windows, and tell people about them."""
         raise NotImplementedError
 
+    def card(self, where: Path, provenance: dict) -> str:
+        """Return the model card of a model in the folder `where` that got the metrics of the last evaluation."""
+        raise NotImplementedError
+
+    def saved_settings(self) -> dict:
+        """Return the contents of qa.json."""
+        raise NotImplementedError
+
+    def save_model(self, model: nn.Module, where: Path, evaluated: bool) -> None:
+        """Write a model folder; only an `evaluated` model gets a card with metrics."""
+        provenance = self.provenance()
+        card = None
+        if evaluated:
+            card = self.card(where, provenance)
+        folder.save(
+            where,
+            model,
+            tokenizer_from=self.weights,
+            labels=self.labels,
+            qa=self.saved_settings(),
+            provenance=provenance,
+            card=card,
+        )
+
     def bar(self, name: str) -> str | None:
-        """The name of a progress bar; None where none is to be seen."""
+        """Return the title for a progress bar; None if none is to be shown."""
         return name if self.progress else None
 
     def fingerprints(self) -> dict[str, str]:
-        """What a resumed run must have in common with this one."""
-        # The windows too: other settings, or another tokenizer, make others of the same file.
+        """Return what must be the same when the run is resumed."""
+        # The windows as well as the file: with other settings or another tokenizer the same file gives other windows.
         found = {
             "train windows": self.windows.fingerprint(),
             "dev windows": self.dev_windows.fingerprint(),
@@ -166,20 +191,24 @@ class FileTask(Task):
         return found
 
     def provenance(self) -> dict:
-        """Where the weights come from: those that training started from, the data, the teachers."""
+        """Return where the trained weights come from: the starting weights, the data, the teachers."""
         data = f"{Path(self.train.path).name}, sha256 {self.train.sha256[:16]}"
         source = folder.read_config(self.weights)["provenance"]
         found = fine_tuned(source, self.weights, data)
         if self.teaching:
-            found["taught_by"] = ", ".join(self.teaching.names)
+            teachers = []
+            for name, digest in self.teaching.sums.items():
+                teachers.append(f"{without_folders(name)} (sha256 {digest[:16]})")
+            found["taught_by"] = ", ".join(teachers)
         return found
 
 
 @dataclass
 class Job:
-    """A training run: which model learns which task, how, where, and where its folder is.
+    """A training run: the model, its task, the settings, the device and the run folder.
 
-    What the settings say holds whoever calls the loop: it draws from `settings.seed` and freezes what `optim.freeze` names.
+    Whatever the settings say holds, also for a job made in Python: the loop seeds torch with `settings.seed` and freezes
+    what `optim.freeze` names.
     """
 
     model: nn.Module
@@ -191,26 +220,26 @@ class Job:
     """The run folder: best/ and last/ are written there."""
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
-    """Format of matrix products; float32 = no mixed precision."""
+    """Of matrix products, by autocast; float32 = no mixed precision."""
     journal: Journal = field(default_factory=lambda: Journal(None))
-    """Where the loop writes its numbers; `run_training` opens the run's own."""
+    """Takes the metrics of the loop; `run_training` opens the run's metrics.jsonl."""
     world: World = World()
     fingerprints: dict = field(default_factory=dict)
-    """What a resumed run must share with this one, beside what the task and the loop's settings say."""
+    """What must be the same when the run is resumed, beside the task's own fingerprints and the settings."""
     resumed: dict | None = None
-    """The state that `checkpoint.load_checkpoint` returned, of the run to go on with."""
+    """The training state to go on from, as `checkpoint.load_checkpoint` returns it; None for a new run."""
     evaluate_first: bool = False
-    """Also evaluate before the first step, to know where training starts from."""
+    """Whether to evaluate before the first step too."""
     lr_factors: dict[str, float] = field(default_factory=dict)
-    """Factors of the learning rate by the beginning of a parameter's name: {"span.": 10, "encoder.embeddings.": 0.1}."""
+    """Learning rate factors by the beginning of a parameter's name: {"span.": 10, "encoder.embeddings.": 0.1}."""
     checkpoints: bool = True
-    """Keep the whole state in last/. Without it a run cannot go on where it was stopped: for runs of seconds."""
+    """Whether to write last/. Without it a stopped run cannot be resumed; meant for runs of seconds."""
     report: bool = True
-    """Write report.html at the end."""
+    """Whether to write report.html at the end."""
     recorded: dict = field(default_factory=dict)
-    """Settings that config.json keeps beside the loop's and the optimizer's, by name."""
+    """Settings for config.json beside the loop's and the optimizer's, by name."""
     command: list[str] | None = None
-    """The command line that asked for the run; None from Python."""
+    """The command line; None if the run was started from Python."""
     say: Callable[[str], None] = say
     """Takes a line at a time for people."""
 
@@ -219,12 +248,12 @@ class Job:
 
     @property
     def loss_parts(self) -> tuple[str, ...]:
-        """Names of the parts of the task's loss; a task need not be a Task."""
+        """Names of the parts of the task's loss; none if the task has no such attribute (it need not be a Task)."""
         return getattr(self.task, "loss_parts", ())
 
     @property
     def all_settings(self) -> dict:
-        """Every setting of the run by its name."""
+        """Every setting of the run by name."""
         return {
             **self.recorded,
             **dataclasses.asdict(self.optim),
@@ -233,27 +262,7 @@ class Job:
 
 
 def total_steps(windows: int, settings: LoopSettings) -> int:
-    """Optimizer steps of the whole run: counted on windows, not on questions."""
-    # The product may be a hair above a whole number: 2.2 * 25 = 55.00000000000001 are 55 steps.
+    """Return the number of optimizer steps of the whole run; an epoch is counted in windows, not in questions."""
+    # Less a hair, because the product may be above a whole number: 2.2 * 25 = 55.00000000000001 are 55 steps.
     steps = math.ceil(settings.epochs * math.ceil(windows / settings.batch_size) - 1e-9)
     return max(1, min(steps, settings.max_steps or steps))
-
-
-def measure_ranges(job: Job, best: Path) -> None:
-    """Add to a model folder that the job's task has just saved what int8 needs to be fast (model/ranges.py), measured on
-    training windows drawn by seed."""
-    if getattr(job.task, "head", None) is None:
-        return
-    config = read_object(best / "config.json")
-    # Of a model or an attention of one's own nobody but its maker knows how it is loaded.
-    if "model" in config or "attention" in config:
-        return
-    began = time.monotonic()
-    try:
-        count = calibrate(best, job.task.store, WINDOWS_FOR_RANGES, job.settings.seed)
-    except (UserError, RuntimeError) as error:
-        # Such as a GPU without room for a second model: a training is worth more than what can be measured later.
-        job.say(f"warning: best/ has no ranges for int8: {first_sentence(error)}")
-        return
-    took = time.monotonic() - began
-    job.say(f"best/: ranges for int8 measured on {count:,} training windows in {took:.1f} s")

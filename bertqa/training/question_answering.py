@@ -129,21 +129,16 @@ class QuestionAnswering(FileTask):
                 shown.append(f"{name} {found[name]:.2f}")
         return ", ".join(shown)
 
-    def save_model(self, model: nn.Module, where: Path, evaluated: bool) -> None:
-        """A model folder; qa.json holds the threshold of the last evaluation, the card the numbers of an evaluated model."""
-        found = self.evaluation.qa if self.evaluation else {"null_threshold": None}
-        provenance = self.provenance()
-        card = None
-        if evaluated:
-            card = model_card(where, provenance, self.recipe, self.evaluation.metrics, found)
-        folder.save(
-            where,
-            model,
-            tokenizer_from=self.weights,
-            qa={**found, **self.settings.saved()},
-            provenance=provenance,
-            card=card,
+    def card(self, where: Path, provenance: dict) -> str:
+        """Return the model card, with the metrics of the last evaluation."""
+        return model_card(
+            where, provenance, self.recipe, self.evaluation.metrics, self.evaluation.qa
         )
+
+    def saved_settings(self) -> dict:
+        """Return the contents of qa.json: the threshold of the last evaluation, and how windows are cut."""
+        found = self.evaluation.qa if self.evaluation else {"null_threshold": None}
+        return {**found, **self.settings.saved()}
 
     def save_predictions(self, run: Path) -> None:
         """predictions.json (at the tuned threshold), nbest_predictions.json, null_odds.json, confidence.json."""

@@ -1,79 +1,68 @@
-"""A whole training run: its folder, the loop, and what is left behind. For any task, from the command line or Python."""
+"""A whole training run, from its config.json to its report: for any task, from the command line or from Python."""
 
 import contextlib
 import math
-import os
-import platform
 import shlex
 import signal
-import subprocess
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 
 from bertqa.errors import UserError, first_sentence
 from bertqa.files import write_json
-from bertqa.folders import held
-from bertqa.model.disk import find_damage
 from bertqa.reporting.page import write_report
-from bertqa.reporting.run_folder import read_journal
-from bertqa.settings import ENDS, MOVABLE, RESUMABLE, broken
+from bertqa.reporting.run_folder import moved_ends, read_journal
+from bertqa.settings import ENDS, MOVABLE, RESUMABLE, LoopSettings, broken
 from bertqa.training import checkpoint
 from bertqa.training.capture import settle
 from bertqa.training.job import Job, total_steps
 from bertqa.training.loop import train
 from bertqa.training.optim import freeze
 from bertqa.training.progress import Journal, Outcome, summary
-from bertqa.training.starting import LOCK, check_new
+from bertqa.training.run_files import check_new, locked, read_run_config, write_run_config
 
 
 @dataclass
 class Trained:
-    """What a run left."""
+    """A run that has ended or was stopped."""
 
     run: Path
     outcome: Outcome
     figures: dict
-    """Time, speed, memory, best score: summary.json."""
+    """Time, speed, memory, best score: what summary.json holds."""
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal stopped it; a time limit is as asked for."""
+        """Whether a signal stopped it. (A time limit ends a run as asked for.)"""
         return not self.outcome.finished and "limit" not in self.outcome.stopped_by
 
     @property
     def evaluations(self) -> list[dict]:
-        """What each evaluation found, in order: "step", "epoch" and its scores, as metrics.jsonl has them."""
+        """The evaluations in order, as metrics.jsonl has them: "step", "epoch" and the scores."""
         journal = read_journal(self.run / "metrics.jsonl")
         return [event for event in journal if event["event"] == "eval"]
 
 
 def run_training(job: Job, *, resume: bool = False) -> Trained:
-    """Train, from the run folder's config.json to its report; with `resume`, from its last checkpoint on.
+    """Train, and write the run folder; with `resume` go on from its last checkpoint.
 
-    A run without `command` was started from Python: where a signal stops it, it is saved, and the signal passed on.
+    If a signal stops a run that was started from Python (without `command`), the run is saved and the signal passed on.
 
     Raises:
         UserError: for a folder that holds another run or in which another process trains; for a
             resumed run whose data, weights or settings have changed; and what the loop raises.
     """
-    # Before a folder is made; freeze refuses layers that the model does not have.
+    # Everything that can be refused is refused before a folder is made.
     problems = broken(job.settings) + broken(job.optim)
     if problems:
         raise UserError("; ".join(problems))
     freeze(job.model, job.optim.freeze)
-    # The lock lies in the folder, so the folder comes first.
-    if job.world.first and not resume:
-        check_new(job.run)
-        try:
-            job.run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            why = error.strerror
-            raise UserError(f"{job.run}: cannot be made ({why}); give another --out") from None
-    lock = held(job.run / LOCK) if job.world.first else contextlib.nullcontext()
+    lock = contextlib.nullcontext()
+    if job.world.first:
+        if not resume:
+            make_folder(job.run)
+        lock = locked(job.run)
     with lock:
         if resume:
             restore(job)
@@ -87,71 +76,66 @@ def run_training(job: Job, *, resume: bool = False) -> Trained:
     return trained
 
 
+def make_folder(run: Path) -> None:
+    """Make the folder of a new run. Raises UserError if it holds a run already or cannot be made."""
+    check_new(run)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror
+        raise UserError(f"{run}: cannot be made ({why}); give another --out") from None
+
+
 def pass_on(stopped_by: str, run: Path) -> None:
-    """Give a signal that stopped a run to whom it was meant for; Ctrl-C is raised as KeyboardInterrupt."""
-    # Saved and silent, a training called from Python would let "Run all" in a notebook go on, or a service stay alive.
+    """Send this process the signal that stopped the run, again; SIGINT is raised as KeyboardInterrupt."""
+    # Otherwise "Run all" in a notebook would go on after Ctrl-C, and a service would survive its SIGTERM.
     if stopped_by == "SIGINT":
         raise KeyboardInterrupt(f"saved in {run}")
     if stopped_by in ("SIGTERM", "SIGHUP"):
         signal.raise_signal(signal.Signals[stopped_by])
 
 
-# ---- a run that begins, one that goes on ----
+# ---- a new run ----
 
 
 def begin(job: Job) -> None:
-    """Fill a new run folder: config.json, rejected.jsonl, an empty journal."""
+    """Write config.json, rejected.jsonl and an empty journal into a new run folder."""
     job.settings = settle(job.settings, job.model, job.device, job.dtype)
     fingerprints = fingerprints_of(job)
     if job.world.first:
-        check_new(job.run)  # again, now that nobody else can
+        check_new(job.run)  # again, now under the lock
         job.task.save_rejected(job.run)
-        # From here on it is a run, which --resume goes on with.
+        # A folder with a config.json is a run, which --resume goes on with.
         write_run_config(job, fingerprints)
         job.journal = Journal(job.run / "metrics.jsonl", keep_bytes=0)
     job.fingerprints = fingerprints | lasting_settings(job)
 
 
-def write_run_config(job: Job, fingerprints: dict) -> None:
-    """Write config.json: every setting, versions, commit, fingerprints, and the device and format that were chosen."""
-    hardware = {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    hardware |= {"device": str(job.device), "precision": str(job.dtype).removeprefix("torch.")}
-    if job.device.type == "cuda":
-        hardware["gpu"] = torch.cuda.get_device_name(job.device)
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    versions["platform"] = platform.platform()
-    config = {
-        "settings": job.all_settings,
-        "fingerprints": fingerprints,
-        "command": job.command,
-        "steps": total_steps(len(job.task.store), job.settings),
-        "commit": git_commit(),
-        "versions": versions,
-        "hardware": hardware,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    write_json(job.run / "config.json", config)
+def fingerprints_of(job: Job) -> dict:
+    """Return what must be the same when the run is resumed, beside its settings."""
+    return {**job.task.fingerprints(), **job.fingerprints, "processes": job.world.size}
 
 
-def git_commit() -> str | None:
-    """The commit of this source tree, with + where it has changes; None outside of a checkout."""
-    command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-    here = Path(__file__).parent
-    try:
-        said = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return said.stdout.strip() or None
+def lasting_settings(job: Job) -> dict:
+    """Return the settings that must be the same when the run is resumed. (Files are known by their fingerprints.)"""
+    changing = RESUMABLE | ENDS | MOVABLE | {"out", "fresh_head", "task"}
+    return {name: value for name, value in job.all_settings.items() if name not in changing}
+
+
+# ---- a resumed run ----
 
 
 def restore(job: Job) -> None:
-    """Put the last checkpoint of the run folder into the job, if it goes on where the run left off."""
-    config = checkpoint.read_run_config(job.run)
+    """Load the last checkpoint of the run folder into the job.
+
+    Raises UserError if data, weights or settings are not those of the run, or no checkpoint is whole.
+    """
+    config = read_run_config(job.run)
     last, state = checkpoint.load_checkpoint(job.run, job.world)
     if job.settings.micro_tokens == "auto":
-        # As the run has settled it, whatever this device would; a job made in Python still says "auto".
-        settled = config["settings"].get("micro_tokens", "auto")
-        job.settings = replace(job.settings, micro_tokens=settled)
+        # "auto" was decided when the run began, perhaps on another device.
+        decided = config["settings"].get("micro_tokens", "auto")
+        job.settings = replace(job.settings, micro_tokens=decided)
     job.settings = settle(job.settings, job.model, job.device, job.dtype)
     saved = state
     if state is None:
@@ -164,37 +148,22 @@ def restore(job: Job) -> None:
     job.resumed = state
     job.fingerprints = fingerprints_of(job) | lasting_settings(job)
     check_same(saved["fingerprints"], job.fingerprints, job.run)
-    # Its settings may name another end than the run had so far.
-    moves = checkpoint.move_end(job, saved["progress"]["step"])
+    # --epochs and --max-steps may move the end of the run.
+    moves = move_end(job, config, saved["progress"]["step"])
     for sentence in moves:
         job.say(sentence)
     job.task.recipe = {**job.task.recipe, "moved_ends": " ".join(moves) or None}
     if last:
-        # Until here the model has the weights that the run began with.
         job.model.load_state_dict(load_file(last / "model.safetensors"))
-        check_best(job, state)
+        checkpoint.check_best(job, state)
     if job.world.first:
         if state is None:
             job.task.save_rejected(job.run)
         job.journal = Journal(job.run / "metrics.jsonl", keep_bytes=saved["journal_bytes"])
 
 
-def fingerprints_of(job: Job) -> dict:
-    """What a resumed run must have in common with this one, beside its settings."""
-    return {**job.task.fingerprints(), **job.fingerprints, "processes": job.world.size}
-
-
-def lasting_settings(job: Job) -> dict:
-    """The settings that must not change over a run's life; its files have fingerprints of their own."""
-    changing = RESUMABLE | ENDS | MOVABLE | {"out", "fresh_head", "task"}
-    return {name: value for name, value in job.all_settings.items() if name not in changing}
-
-
 def check_same(saved: dict, now: dict, run: Path) -> None:
-    """Refuse to resume on other ground: every fingerprint and setting that was saved must be what it was.
-
-    Raises UserError listing each difference with both values.
-    """
+    """Raise UserError if a fingerprint or setting is not what was saved, listing each with both values."""
     differ = []
     for name, value in now.items():
         if name in saved and saved[name] != value:
@@ -206,44 +175,52 @@ def check_same(saved: dict, now: dict, run: Path) -> None:
         )
 
 
-def check_best(job: Job, state: dict) -> None:
-    """See to it that best/ of a resumed run holds what the run thinks it does.
+def move_end(job: Job, config: dict, step: int) -> list[str]:
+    """Update the run's config.json with a new end and new places of its files.
 
-    Where it is damaged or gone, the run forgets it, so that the next evaluation writes a new one; where none is to
-    come, that is a UserError.
+    Args:
+        config: the content of config.json; it is changed.
+        step: where the run is resumed.
+
+    Returns:
+        A sentence for each time that the end was moved, earlier times included.
+
+    Raises:
+        UserError: if the run is past the new end.
     """
-    best = job.run / "best"
-    progress = state["progress"]
-    if progress["best"] == -math.inf:
-        return
-    # The first process looks; all of them must go on, or fail, together.
-    found = find_damage(best, ("model.safetensors",)) if job.world.first else ""
-    problem = job.world.gather(found)[0]
-    if not problem:
-        return
-    step = progress["step"]
-    kept_at = progress["best_step"]
-    lost = f"{best}: {problem}; the best weights so far, of step {kept_at:,}, are lost"
-    all_made = progress.get("evaluated", step) == step
-    if all_made and step >= total_steps(len(job.task.store), job.settings):
-        raise UserError(
-            f"{lost}. The run is at its end, so no evaluation will make new ones; its last weights "
-            f"are in {job.run / 'last'}, and more --epochs or --max-steps would go on from there"
-        )
-    job.say(f"warning: {lost}; the next evaluation makes new ones")
-    progress["best"] = -math.inf
-    progress["best_step"] = 0
-    # Kept for whoever wants to look at it, and out of the way of the next one.
-    aside = job.run / "damaged-best"
-    if job.world.first and best.exists() and not aside.exists():
-        best.rename(aside)
+    windows = len(job.task.store)
+    old = total_steps(windows, _end_settings(config["settings"]))
+    new = total_steps(windows, job.settings)
+    if old != new:
+        if new <= step:
+            raise UserError(
+                f"{job.run}: is at step {step:,} and cannot end at step {new:,}; give more --epochs or --max-steps"
+            )
+        config["moved_ends"].append({"step": step, "from": old, "to": new})
+    changed = dict(config["settings"])
+    for name in ENDS:
+        changed[name] = job.all_settings[name]
+    # The fingerprints have shown that these are the same files.
+    for name in MOVABLE & job.recorded.keys():
+        changed[name] = job.recorded[name]
+    if changed != config["settings"]:
+        config["settings"] = changed
+        if job.world.first:
+            write_json(job.run / "config.json", config)
+    return moved_ends(config)
 
 
-# ---- what people are told ----
+def _end_settings(settings: dict) -> LoopSettings:
+    """Return the loop's settings with just those that decide where the run ends; the others are defaults."""
+    names = [*ENDS, "batch_size"]
+    return LoopSettings(**{name: settings[name] for name in names if name in settings})
+
+
+# ---- the end ----
 
 
 def say_what_is_about_to_run(job: Job) -> None:
-    """The first line for people."""
+    """Say how much is trained, where, and for how many steps."""
     trained = sum(weight.numel() for weight in job.model.parameters() if weight.requires_grad)
     steps = total_steps(len(job.task.store), job.settings)
     dtype = str(job.dtype).removeprefix("torch.")
@@ -254,10 +231,10 @@ def say_what_is_about_to_run(job: Job) -> None:
 
 
 def finish(job: Job, outcome: Outcome) -> Trained:
-    """Write the last line of the journal, summary.json and the report, and tell people."""
+    """Write the last line of the journal, summary.json, the report and the int8 ranges of best/, and tell people."""
     figures = summary(outcome, job.task.key, job.device)
     if job.world.first:
-        # A run that was stopped has this line too; the run that goes on cuts it off.
+        # A stopped run has this line too; when it is resumed, the journal is cut back to the checkpoint.
         job.journal.write("end", **figures)
         job.journal.close()
         if outcome.finished:
@@ -266,11 +243,13 @@ def finish(job: Job, outcome: Outcome) -> Trained:
                 say_report(job)
         for line in closing_lines(job, outcome, figures):
             job.say(line)
+        # Last, because it takes seconds: a process that is killed meanwhile loses nothing else.
+        checkpoint.measure_ranges(job)
     return Trained(job.run, outcome, figures)
 
 
 def say_report(job: Job) -> None:
-    """Write report.html. Whatever keeps the page from being written is no reason to fail a run that was trained."""
+    """Write report.html and say where it is. A failure is only said, because the training itself went well."""
     try:
         job.say(f"report: {write_report(job.run, say=job.say)}")
     except Exception as error:
@@ -280,7 +259,7 @@ def say_report(job: Job) -> None:
 
 
 def closing_lines(job: Job, outcome: Outcome, figures: dict) -> list[str]:
-    """The last lines for people."""
+    """Return the last lines for people: speed, and the best score or how to go on."""
     lines = [
         f"{figures['steps']:,} steps, {figures['windows']:,} windows in {figures['seconds']:,.0f} s of training: "
         f"{figures['windows_per_s']:.1f} windows/s, {figures['tokens_per_s']:,.0f} useful tokens/s, peak memory "

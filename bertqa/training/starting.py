@@ -1,12 +1,8 @@
-"""What a run starts from: a folder, and settings that become a `Job`, that is weights, data, a device and a model."""
+"""From settings to a `Job`: find the weights, read the data, ask the teachers, build the model."""
 
-import contextlib
-import itertools
 import os
 import random
-import shlex
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +16,12 @@ from bertqa.device import faster_here, pick_device, pick_precision
 from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import sha256
-from bertqa.folders import held
 from bertqa.hf.convert import resolve_weights
 from bertqa.model import folder
 from bertqa.model.config import BertConfig
 from bertqa.settings import (
     SAMPLE,
+    DistillationSettings,
     FileSettings,
     LoopSettings,
     ModelSettings,
@@ -33,125 +29,48 @@ from bertqa.settings import (
     RunSettings,
 )
 from bertqa.training.classification import Classification
-from bertqa.training.distillation import ask_teachers
-from bertqa.training.job import Job, Task, total_steps
+from bertqa.training.distillation import Teaching, ask_teachers
+from bertqa.training.job import FileTask, Job, total_steps
 from bertqa.training.question_answering import QuestionAnswering
 
 TASKS = {"qa": QuestionAnswering, "classify": Classification}
-
-LOCK = "lock"
-"""Name of the file in a run folder that says who is training there."""
-NOT_BEGUN = {LOCK, "train.jsonl", "dev.jsonl", "rejected.jsonl", "dev.json"}
-"""What may be in the folder of a run that has not begun, or failed before it had a config.json."""
-
-
-@contextlib.contextmanager
-def run_folder(given: str | Path | None, world: World = World()) -> Iterator[Path]:
-    """The run folder that a user names, or one named by the time, which is nobody else's: several runs may start in one
-    second. That one is gone again where a mistake left it empty."""
-    if given is not None:
-        yield Path(given)
-        return
-    # All processes of a run have the folder of the first one, however their clocks differ.
-    run = world.gather(_made_by_time() if world.first else None)[0]
-    try:
-        yield run
-    finally:
-        if world.first:
-            # Each only where it is empty.
-            with contextlib.suppress(OSError):
-                run.rmdir()
-                run.parent.rmdir()
-
-
-def _made_by_time() -> Path:
-    """runs/20261126-221544, or, where it is taken, runs/20261126-221544-2."""
-    stamp = Path(time.strftime("runs/%Y%m%d-%H%M%S"))
-    check_possible(stamp)
-    run = stamp
-    for number in itertools.count(2):
-        with contextlib.suppress(FileExistsError):
-            run.mkdir(parents=True)
-            break
-        run = stamp.with_name(f"{stamp.name}-{number}")
-    return run
-
-
-def check_free(run: Path) -> None:
-    """Refuse a run folder in which another process trains, before minutes are spent on reading data."""
-    with held(run / LOCK):
-        pass
-
-
-def check_new(run: Path) -> None:
-    """Refuse a run folder that holds something already, or cannot be made. Raises UserError."""
-    if run.is_dir():
-        names = {path.name for path in run.iterdir() if path.suffix != ".tmp"}
-        if names - NOT_BEGUN:
-            raise UserError(
-                f"{run}: already holds a run; give another --out, or go on with it: "
-                f"--resume {shlex.quote(str(run))}"
-            )
-    check_possible(run)
-
-
-def check_possible(run: Path) -> None:
-    """Refuse a run folder that cannot be made. Raises UserError."""
-    # The nearest folder that is there decides: the others are made in it.
-    there = next(path for path in [run.absolute(), *run.absolute().parents] if path.exists())
-    if not there.is_dir():
-        raise UserError(f"{run}: {there} is a file, not a folder; give another --out")
-    if not os.access(there, os.W_OK):
-        raise UserError(f"{run}: {there} cannot be written to; give another --out")
-
-
-# ---- the job ----
 
 
 def job_of(
     settings: RunSettings,
     run: Path,
     *,
-    task: Task | None = None,
+    task: FileTask | None = None,
     world: World = World(),
     say: Callable[[str], None] = say,
     typed: frozenset[str] = frozenset(),
     command: list[str] | None = None,
 ) -> Job:
-    """Everything that a run of these settings needs: files read, windows cut, teachers asked, the model built.
+    """Prepare everything that a run of these settings needs, and return it as a `Job`.
 
     Args:
-        task: of another run on the same data, which are not read again; the new run's models and scores are put into it. Its
-            `teaching`, where it has one, is learned as it is.
-        typed: names of the settings that somebody just gave, about which more is said.
+        task: a task that has read the same data already; this run stores its evaluations in it. If it has a `teaching`, that
+            is used instead of asking the teachers.
+        typed: names of the settings that the user has just given; remarks are made about some of them.
         command: the command line, for config.json.
 
     Raises:
         UserError: for settings, weights and files that cannot be used; all bad settings at once.
     """
     settings = replace(settings, files=with_dev(settings.files))
-    files = settings.files
     weights = find_weights(settings, world)
-    config = folder.read_config(weights)
     device = pick_device(settings.loop.device)
     dtype = pick_precision(settings.loop.precision, device)
-    # Before anything is drawn: a fresh head comes from the seed too.
+    # Before the model is built: the seed also decides what a fresh head is.
     set_up_torch(settings.loop)
     if task is None:
         task = task_of(settings, weights, device, say, world)
     task.recipe = settings.recipe()
     if settings.teachers.teacher and task.teaching is None:
-        task.teaching = ask_teachers(settings.teachers, task, dtype)
-    is_fresh = files.fresh_head or config["head"] != task.head
-    model = starting_model(weights, config, is_fresh, settings.model, task)
-    if is_fresh:
-        of_weights = config["head"] or "none"
-        say(f"a head for {task.head} is drawn at random; that of the weights: {of_weights}")
-    if settings.loop.precision == "auto":
-        hint = faster_here("training", device)
-        if hint:
-            say(f"hint: {hint}")
-    for line in length_remarks(len(task.store), settings.loop, settings.optim, typed):
+        task.teaching = teaching_of(settings.teachers, task, dtype)
+    is_fresh = needs_fresh_head(settings.files, weights, task)
+    model = starting_model(weights, is_fresh, settings.model, task)
+    for line in remarks(settings, typed, task, weights):
         say(line)
     return Job(
         model=model.to(device),
@@ -170,16 +89,11 @@ def job_of(
     )
 
 
-def task_of(settings: RunSettings, weights: Path, device: torch.device, say, world: World) -> Task:
-    """The task with its data read and tokenised."""
-    files = settings.files
-    around = {"device": device, "say": say, "progress": world.first, "world": world}
-    make = TASKS[files.task]
-    return make(files.train, files.dev, weights, settings.data, seed=settings.loop.seed, **around)
+# ---- files and weights ----
 
 
 def with_dev(files: FileSettings) -> FileSettings:
-    """The files with the dev set that belongs to the training set, where that is the bundled sample or an official one."""
+    """Add the dev set that belongs to the training set, if that is the bundled sample or an official SQuAD file."""
     if files.task != "qa" or files.dev is not None:
         return files
     if files.train == str(SAMPLE / "train.json"):
@@ -191,10 +105,11 @@ def with_dev(files: FileSettings) -> FileSettings:
 
 
 def find_weights(settings: RunSettings, world: World) -> Path:
-    """The model folder to start from, converted or fetched by one process where it has to be.
+    """Return the model folder to start from; one process downloads or converts it if necessary.
 
-    Bad settings are refused, all at once: before weights are fetched, and, where they ask too much of these weights,
-    before minutes go into reading data.
+    Raises:
+        UserError: for bad settings, all at once, before anything is downloaded; for windows longer than the model's
+            positions, before minutes are spent on reading data; for weights without an answer head.
     """
     files = settings.files
     check(settings)
@@ -211,70 +126,128 @@ def find_weights(settings: RunSettings, world: World) -> Path:
 
 
 def check(settings: RunSettings, positions: int | None = None) -> None:
-    """Raise UserError for bad settings; with the model's number of positions also for windows that it cannot read."""
+    """Raise UserError for bad settings; given the model's positions, also for windows that are longer."""
     problems = settings.problems(positions)
     if problems:
         raise UserError("; ".join(problems))
 
 
+def task_of(
+    settings: RunSettings, weights: Path, device: torch.device, say, world: World
+) -> FileTask:
+    """Return the task, its data read and tokenised."""
+    files = settings.files
+    make = TASKS[files.task]
+    return make(
+        files.train,
+        files.dev,
+        weights,
+        settings.data,
+        seed=settings.loop.seed,
+        device=device,
+        say=say,
+        progress=world.first,
+        world=world,
+    )
+
+
+def teaching_of(settings: DistillationSettings, task: FileTask, dtype: torch.dtype) -> Teaching:
+    """Return the teachers' logits on the training windows; one process downloads or converts teachers if necessary."""
+    names = settings.teacher
+    folders = task.world.in_turn(lambda: [Path(resolve_weights(name)) for name in names])
+    return ask_teachers(settings, folders, task, dtype)
+
+
+# ---- torch and the model ----
+
+
 def set_up_torch(settings: LoopSettings) -> None:
-    """Threads, determinism and seeds, which torch keeps for the whole process."""
+    """Set threads, determinism and seeds, all of which hold for the whole process."""
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if settings.deterministic:
-        # Without it torch refuses matrix products on GPUs.
+        # Without this variable torch refuses matrix products on GPUs.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(settings.deterministic)
     random.seed(settings.seed)
     torch.manual_seed(settings.seed)
 
 
-def starting_model(
-    weights: Path, config: dict, is_fresh: bool, settings: ModelSettings, task: Task
-) -> nn.Module:
-    """The weights, in the encoder that training wants; the head is theirs, or a fresh one.
+def needs_fresh_head(files: FileSettings, weights: Path, task: FileTask) -> bool:
+    """Whether the head is drawn at random: because the user wants it, or because the weights have none for this task."""
+    return files.fresh_head or folder.read_config(weights)["head"] != task.head
 
-    Raises UserError for a class head whose classes are not the training data's.
+
+def starting_model(
+    weights: Path, is_fresh: bool, settings: ModelSettings, task: FileTask
+) -> nn.Module:
+    """Build the model for training and fill it with the weights, all but a fresh head.
+
+    Raises UserError if the weights have a class head whose classes are not those of the training data.
     """
+    config = folder.read_config(weights)
     if not is_fresh and config.get("labels") != task.labels:
         raise UserError(
             f"{weights}: its head knows the classes {', '.join(config['labels'])}, the training data has "
             f"{', '.join(task.labels)}; name them alike, or draw another head: --fresh-head"
         )
-    model = folder.build(shape_of(config, settings), task.head, task.labels)
+    model = folder.build(training_config(config, settings), task.head, task.labels)
     if is_fresh:
-        take_weights(model.encoder, folder.load_encoder(weights))
+        copy_weights(folder.load_encoder(weights), model.encoder)
     else:
-        take_weights(model, folder.load(weights))
+        copy_weights(folder.load(weights), model)
     model.encoder.recompute = settings.recompute
     if settings.compile:
         model.encoder.fuse()
     return model.to(torch.float32)
 
 
-def shape_of(config: dict, settings: ModelSettings) -> BertConfig:
-    """The architecture of the weights, with the dropout that training wants."""
-    shape = BertConfig(**config["architecture"])
-    shape = shape.replace(attention_probs_dropout_prob=settings.attention_dropout)
+def training_config(config: dict, settings: ModelSettings) -> BertConfig:
+    """Return the architecture of the weights with the dropout rates of the settings."""
+    architecture = BertConfig(**config["architecture"])
+    architecture = architecture.replace(attention_probs_dropout_prob=settings.attention_dropout)
     if settings.dropout is None:
-        return shape
-    return shape.replace(hidden_dropout_prob=settings.dropout)
+        return architecture
+    return architecture.replace(hidden_dropout_prob=settings.dropout)
 
 
-def take_weights(target: nn.Module, source: nn.Module) -> None:
-    """Copy what both have. Answers need no pooler; classes do, and one that the weights lack is part of a fresh head."""
-    # Nothing else may be missing on either side: that would be a part of the model left at random.
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Copy all tensors of `source` into `target`, except a pooler that only one of them has.
+
+    A question answering model has no pooler. A classifier has one; if the weights do not, it stays as it was drawn.
+    """
+    stored = source.state_dict()
     drawn = target.state_dict()
-    there = source.state_dict()
-    assert all(name.startswith("pooler.") for name in drawn.keys() ^ there.keys())
-    kept = {name: value for name, value in there.items() if name in drawn}
+    # Anything else that is missing would leave a part of the model at random.
+    assert all(name.startswith("pooler.") for name in drawn.keys() ^ stored.keys())
+    kept = {name: value for name, value in stored.items() if name in drawn}
     target.load_state_dict({**drawn, **kept}, strict=True)
+
+
+# ---- what people are told ----
+
+
+def remarks(
+    settings: RunSettings, typed: frozenset[str], task: FileTask, weights: Path
+) -> list[str]:
+    """Return what the user should know before the run starts, a line each."""
+    lines = []
+    if needs_fresh_head(settings.files, weights, task):
+        of_weights = folder.read_config(weights)["head"] or "none"
+        lines.append(
+            f"a head for {task.head} is drawn at random; that of the weights: {of_weights}"
+        )
+    if settings.loop.precision == "auto":
+        hint = faster_here("training", task.device)
+        if hint:
+            lines.append(f"hint: {hint}")
+    return lines + length_remarks(len(task.store), settings.loop, settings.optim, typed)
 
 
 def length_remarks(
     windows: int, loop: LoopSettings, optim: OptimSettings, typed: frozenset[str]
 ) -> list[str]:
-    """What the length of the run makes of settings that say something else, a line each."""
+    """Return a line for each setting that the length of the run makes ineffective or surprising."""
     total = total_steps(windows, loop)
     in_all_epochs = total_steps(windows, replace(loop, max_steps=None))
     most = loop.max_steps or in_all_epochs
