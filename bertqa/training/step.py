@@ -1,11 +1,13 @@
-"""One optimizer step, in the order of its arithmetic: gather, forward, loss, backward, accumulate, clip, update, average.
+"""One optimizer step: forward, loss, backward, accumulate, clip, update, average of the weights.
 
-The loss of a step is the sum over its windows, on all ranks and in all micro-batches, divided once by their number; so
-accumulation and several GPUs give the numbers of one big batch.
+The loss of a step is the sum over all its windows, on all ranks and in all micro-batches, divided once by their number.
+So gradient accumulation and several GPUs give the numbers of one big batch.
 
-A step is computed in one of two ways (capture.Plan). Eager: batches as they come, gradients exchanged by DDP. Static, on
-GPUs: token counts rounded up, everything made on the device, at addresses that stay. What is static can be captured, and
-nothing in it knows whether it is. So inside `_add_gradients` and `_update` nothing reads a number from the device.
+A step is computed in one of two ways (capture.Plan):
+
+eager    batches have whatever size they have; DDP adds up the gradients of the ranks
+static   on GPUs: token counts are rounded up to buckets, and every tensor stays at its address, so that the work can be
+         captured in CUDA graphs. Nothing in `_add_gradients` and `_update` may then read a number from the device.
 """
 
 import math
@@ -13,7 +15,6 @@ import warnings
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,21 +32,18 @@ from bertqa.training.job import Job
 from bertqa.training.optim import Average, load_optimizer, make_optimizer, set_lr
 from bertqa.training.progress import Progress, require_finite
 
-if TYPE_CHECKING:
-    from bertqa.training.fused_update import FusedUpdate
-
 
 @dataclass
 class StepResult:
-    """What a step found."""
+    """What a step reports."""
 
     numbers: OnItsWay
-    """(2,): this rank's share of the mean loss over the step's windows, and the gradient's norm before clipping; behind
-    them the share of each part of the loss, where the task has parts."""
+    """(2 + P,): this rank's share of the step's mean loss, the gradient norm before clipping, and this rank's share of
+    each of the P parts of the loss (Task.loss_parts)."""
     scale: float | None
-    """fp16's loss scale behind the step; None in other formats."""
+    """fp16's loss scale after the step; None in other formats."""
     skipped: bool
-    """Whether the loss scaler left the update out, for gradients that were not finite."""
+    """Whether the loss scaler skipped the update, because gradients were not finite."""
 
 
 class Step:
@@ -56,18 +54,24 @@ class Step:
         self.plan = plan_of(job) if plan is None else plan
         self.store = job.task.store
         self.micro_tokens = settle(job.settings, job.model, job.device, job.dtype).micro_tokens
-        # Gradients of static steps are exchanged between two graphs and not, as DDP does, during the backward pass.
+        # Static steps exchange gradients once, after the backward pass; DDP does it during the pass.
         self.model = job.model if self.plan.static else job.world.wrap(job.model, job.device)
-        # Captured, autocast's cache of cast weights would hold what only existed while the graph was made.
+        # In a graph autocast's cache would hold casts that only existed while the graph was captured.
         self.cast = autocast(job.device, job.dtype, cache=not self.plan.static)
         self.optimizer = make_optimizer(
             job.model, job.optim, job.device, self.plan.static, self.plan.captured, job.lr_factors
         )
         self.scaler = grad_scaler(job.device, job.dtype)
         self.average = Average(job.model, job.settings.ema)
+        # This rank's share of the step's mean loss, () or (P,), and the numbers of StepResult, (2 + P,).
         parts = len(job.loss_parts)
         self.loss = torch.zeros((parts,) if parts else (), device=job.device)
-        self.report = torch.zeros(2 + parts, device=job.device)  # for the host, see StepResult
+        self.report = torch.zeros(2 + parts, device=job.device)
+
+        # Of static steps; see _make_static.
+        self.copies: WeightCopies | None = None
+        self.graphs: Graphs | None = None
+        self.fused_update = None
         if self.plan.static:
             self._make_static()
 
@@ -75,18 +79,18 @@ class Step:
         """Train on the windows `rows`, of which each rank takes its share.
 
         Raises:
-            UserError: where loss or gradient is not finite and to know so costs nothing (not on a GPU, not in fp16), and
-                where the device has too little memory.
+            UserError: if the device has too little memory; if the loss or the gradient is not finite, except on a GPU and
+                in fp16, where checking here would make the host wait (see progress.Logs and the loss scaler).
         """
         world = self.job.world
         set_lr(self.optimizer, lr, progress.step - progress.skipped, self.job.optim)
-        micros = self.split(rows[world.rank :: world.size])
+        micro_batches = self.split(rows[world.rank :: world.size])
         if self.plan.static:
-            self.gradients.begin(len(micros))
+            self.gradients.begin(len(micro_batches))
         try:
-            for number, micro in enumerate(micros, 1):
-                with without_sync(self.model, last=number == len(micros)):
-                    self.forward_backward(micro, len(rows), is_first=number == 1)
+            for number, micro_batch in enumerate(micro_batches, 1):
+                with without_sync(self.model, last=number == len(micro_batches)):
+                    self.forward_backward(micro_batch, len(rows), is_first=number == 1)
             self.exchange_gradients()
             skipped = self.update(progress)
         except torch.OutOfMemoryError as error:
@@ -95,49 +99,47 @@ class Step:
         return StepResult(OnItsWay(self.report.clone()), scale, skipped)
 
     def split(self, rows: np.ndarray) -> list[np.ndarray]:
-        """This rank's windows as micro-batches.
+        """Split this rank's windows into micro-batches of at most `micro_tokens` tokens.
 
-        A rank without windows (the last batch was too small for all) has one without any: it still takes part in the
-        exchange of gradients.
+        A rank without windows (at the end of an epoch) gets one empty micro-batch: it must take part in the exchange of
+        gradients.
         """
-        # Micro-batches of one size need few graphs.
+        # Static: micro-batches of one size, which need few graphs.
         split = split_evenly if self.plan.static else split_by_tokens
         return split(rows, self.store.lengths, self.micro_tokens) or [rows]
 
     def forward_backward(self, rows: np.ndarray, windows: int, is_first: bool) -> None:
-        """Add the gradients of a micro-batch, of a step of `windows` windows, to those of the step."""
-        if not self.plan.static:
-            # In place of no window, one whose loss counts nothing.
-            batch = self.store.batch(rows if len(rows) else np.zeros(1, np.int64))
-            self._backward(batch, 1 / windows if len(rows) else 0.0, is_first)
+        """Add the gradients of one micro-batch to those of the step, which has `windows` windows in all."""
+        if self.plan.static:
+            self._static_forward_backward(rows, windows, is_first)
             return
-        tokens = bucket_of(int(self.store.lengths[rows].sum()))
-        filled = np.full(len(self.rows), -1)
-        filled[: len(rows)] = rows
-        self.rows.copy_(to_device(filled, self.job.device), non_blocking=True)
-        self.share.fill_(1 / windows)
-        work = partial(self._add_gradients, tokens, is_first)
-        if self.graphs is None:
-            work()
-        else:
-            keep = [] if is_first else [self.gradients.flat, self.loss]
-            self.graphs.run((tokens, is_first, self.gradients.at_home), work, keep)
+        share = 1 / windows
+        if not len(rows):
+            # Any window, with a loss that counts nothing.
+            rows = np.zeros(1, np.int64)
+            share = 0.0
+        self._backward(self.store.batch(rows), share, is_first)
 
     def _backward(self, batch: Batch, share: float | Tensor, is_first: bool) -> None:
-        """Forward, loss and backward of a batch whose windows have this share each in the step's loss."""
+        """Forward, loss and backward of one batch; `share` is 1 / number of windows in the step."""
         layout = Layout.of_batch(batch)
         with self.cast:
             loss = self.job.task.loss(self.model, batch, layout) * share
-        # DDP averages over ranks; the sum is wanted.
+        # DDP averages over the ranks, but the sum is wanted.
         ranks = 1 if self.plan.static else self.job.world.size
         self.scaler.scale(loss.sum() * ranks).backward()
         if is_first:
             self.loss.zero_()
         self.loss.add_(loss.detach())
 
+    def exchange_gradients(self) -> None:
+        """Add up the gradients of all ranks, unless DDP has done it."""
+        if self.plan.static and self.job.world.size > 1:
+            torch.distributed.all_reduce(self.gradients.flat)
+
     def update(self, progress: Progress) -> bool:
-        """Let the optimizer use the gradients. Returns whether fp16's scaler skipped it."""
-        # Without bias correction the update's floats are others at each step, and a graph would keep the first ones.
+        """Update the weights from the gradients. Returns whether fp16's scaler skipped it."""
+        # Without bias correction eps and weight decay change at each step (optim.set_lr); a graph would keep the first.
         if self.graphs is None or not self.job.optim.bias_correction:
             return self._update(progress)
         work = self._update
@@ -146,11 +148,6 @@ class Step:
             work = self._update_at_once
         self.graphs.run(("update", self.gradients.at_home), work, warm_up=False)
         return False
-
-    @property
-    def updates_at_once(self) -> bool:
-        """Whether the update is one kernel (fused_update.py)."""
-        return self.plan.captured and self.plan.fused and self.job.optim.bias_correction
 
     def _update(self, progress: Progress | None = None) -> bool:
         """Unscale, clip, update, average. Returns whether fp16's scaler skipped it."""
@@ -161,11 +158,12 @@ class Step:
         norm = nn.utils.clip_grad_norm_(job.model.parameters(), job.optim.clip or math.inf)
         self._write_report(norm)
         if progress and job.device.type != "cuda" and job.dtype != torch.float16:
-            # Before the update, so that the weights are saved too.
+            # Before the update, so that the weights stay sound.
             require_finite(float(self.loss.sum()), float(norm), progress.step, job.run)
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        # After a skipped step, and only then, the scaler lowers its scale.
         skipped = self.scaler.get_scale() < scale
         if not skipped:
             self.average.update()
@@ -179,35 +177,49 @@ class Step:
         if len(self.report) > 2:
             self.report[2:] = self.loss
 
-    # ---- what is static ----
-
-    fused_update: "FusedUpdate | None" = None
-    copies: WeightCopies | None = None
-    graphs: Graphs | None = None
+    # ---- static steps ----
 
     def _make_static(self) -> None:
-        """Everything that stays where it is, so that graphs find it there."""
+        """Make every tensor that graphs read or write, at an address that stays."""
         job = self.job
-        most = -(-job.settings.batch_size // job.world.size)  # windows of a rank in a step
-        self.rows = torch.full((most,), -1, device=job.device)
-        self.share = torch.zeros((), device=job.device)
+        most = -(
+            -job.settings.batch_size // job.world.size
+        )  # windows of this rank in a step, rounded up
+        self.rows = torch.full((most,), -1, device=job.device)  # of the micro-batch; -1 = none
+        self.share = torch.zeros((), device=job.device)  # 1 / windows of the step
         self.fused = FusedLayers(job.model.encoder.layers if self.plan.fused else (), job.device)
         trained = [weight for weight in job.model.parameters() if weight.requires_grad]
+        # The tensors that the backward pass leaves gradients at: the weights, or their 16-bit copies.
         leaves = trained
         if self.plan.copies:
             self.copies = WeightCopies(job.model.encoder, job.dtype)
             self.cast = autocast(job.device, torch.float32)
             leaves = self.copies.of(trained)
         self.gradients = Gradients(trained, leaves)
-        # Only the fused update can read them there, and only where no other rank's are to be added.
+        # Only the fused update can read gradients there, and only if there are none of other ranks to add.
         if self.updates_at_once and job.world.size == 1:
             self.gradients.make_homes()
         if self.plan.captured:
             self.graphs = Graphs(job.device, job.world.size)
             self._make_moments()
 
+    def _static_forward_backward(self, rows: np.ndarray, windows: int, is_first: bool) -> None:
+        """Like `forward_backward`, in tensors that stay; captured once for each bucket of token counts."""
+        tokens = bucket_of(int(self.store.lengths[rows].sum()))
+        filled = np.full(len(self.rows), -1)
+        filled[: len(rows)] = rows
+        self.rows.copy_(to_device(filled, self.job.device), non_blocking=True)
+        self.share.fill_(1 / windows)
+        work = partial(self._add_gradients, tokens, is_first)
+        if self.graphs is None:
+            work()
+            return
+        # The warm-up before a capture must not count twice.
+        keep = [] if is_first else [self.gradients.flat, self.loss]
+        self.graphs.run((tokens, is_first, self.gradients.at_home), work, keep)
+
     def _add_gradients(self, tokens: int, is_first: bool) -> None:
-        """What is captured for a bucket: the gradients of the windows `self.rows` are added to those of the step."""
+        """Add the gradients of the windows `self.rows` to those of the step; `tokens` is the size of the bucket."""
         batch = self.store.static_batch(self.rows, tokens)
         with ExitStack() as lent:
             lent.enter_context(self.fused.lent())
@@ -217,7 +229,7 @@ class Step:
         self.gradients.collect(is_first)
 
     def _make_moments(self) -> None:
-        """Let the optimizer make its moments now: what is made inside of a graph, each replay makes anew.
+        """Let the optimizer make its moments now; made inside a graph, each replay would make them anew.
 
         An update with learning rate 0 and gradients 0 leaves weights, averages and moments as they are.
         """
@@ -229,33 +241,33 @@ class Step:
         for moments in self.optimizer.state.values():
             moments["step"].zero_()
 
+    @property
+    def updates_at_once(self) -> bool:
+        """Whether the update is a single kernel (fused_update.py)."""
+        return self.plan.captured and self.plan.fused and self.job.optim.bias_correction
+
     def _make_fused_update(self) -> None:
-        """Once, when the moments are where they stay: a resumed run has loaded them."""
+        """Make the kernel's table of addresses at the first update, when a resumed run has loaded its moments."""
         if self.fused_update is None:
-            from bertqa.training.fused_update import FusedUpdate  # where there is Triton
+            from bertqa.training.fused_update import FusedUpdate  # needs Triton
 
             self.fused_update = FusedUpdate(
                 self.optimizer, self.gradients, self.copies, self.job.optim.clip
             )
 
     def _update_at_once(self) -> None:
-        """`_update` with clipping, AdamW and copies in one kernel."""
+        """Do what `_update` does: clipping, AdamW and copies in one kernel, then the average."""
         self._write_report(self.fused_update())
         self.average.update()
 
-    def exchange_gradients(self) -> None:
-        """Add up the gradients of all ranks, where DDP has not done it."""
-        if self.plan.static and self.job.world.size > 1:
-            torch.distributed.all_reduce(self.gradients.flat)
-
-    # ---- what travels in a checkpoint, and what is said ----
+    # ---- evaluation and checkpoints ----
 
     def weights_to_keep(self) -> AbstractContextManager:
-        """Inside, the model holds the weights to evaluate and keep: the averages, where there are any."""
+        """Inside, the model holds the weights to evaluate and keep: their moving average, if there is one."""
         return self.average.in_place()
 
     def state_dict(self) -> dict:
-        """What the next step depends on, beside the model: state by part."""
+        """Return what the next step depends on, beside the model's weights."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -263,13 +275,13 @@ class Step:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Put back what `state_dict` returned, perhaps of a run on another device."""
+        """Load what `state_dict` returned, perhaps on another device."""
         load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.average.load_state_dict(state["average"])
 
     def out_of_memory(self) -> str:
-        """What to do about it."""
+        """Return the error message for a device that has too little memory."""
         return (
             f"the device has too little memory for {self.micro_tokens:,} tokens at once; use "
             f"--micro-tokens {self.micro_tokens // 2} or less (gradients are added up, so the result is the same), "
