@@ -36,9 +36,10 @@ from bertqa.device import pick_device
 from bertqa.errors import UserError
 from bertqa.flags import run_verb, verb
 from bertqa.model import folder
+from bertqa.qa.evaluation import Evaluation
 from bertqa.qa.spans import SpanDecoder
 from bertqa.settings import SAMPLE, QuestionAnsweringSettings
-from bertqa.training.question_answering import Evaluation, QuestionAnswering
+from bertqa.training.question_answering import QuestionAnswering
 
 ROOT = Path(__file__).resolve().parents[1]
 READER = ROOT / "weights/minilm-squad2"
@@ -160,7 +161,7 @@ def f1_of(work: Work, found: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) ->
             start = start[mask]
             end = end[mask]
         decoder.add(rows, start, end)
-    return Evaluation.of(decoder.finish(), windows, work.task.dev, 0.0).metrics["f1"]
+    return Evaluation.of(decoder.finish(), windows, work.task.dev.examples, 0.0).metrics["f1"]
 
 
 def whole_run(work: Work, data: str) -> dict[str, str]:

@@ -25,11 +25,12 @@ from bertqa.files import read_object, write_json
 from bertqa.hf.convert import resolve_weights
 from bertqa.inference import find_spans
 from bertqa.qa.answers import best_answers, null_odds
+from bertqa.qa.evaluation import Evaluation
 from bertqa.qa.metrics import Scores, evaluate_v2, score_answers
 from bertqa.qa.thresholds import abstain, bootstrap
 from bertqa.settings import QuestionAnsweringSettings
 from bertqa.training.command_line import parse
-from bertqa.training.question_answering import Evaluation, QuestionAnswering
+from bertqa.training.question_answering import QuestionAnswering
 from bertqa.training.run import Trained, run_training
 from bertqa.training.starting import job_of
 

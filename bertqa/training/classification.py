@@ -1,4 +1,4 @@
-"""Text classification as a task of the loop: its settings, its reader, its loss, and its evaluation."""
+"""Text classification as a task of the training loop: its data, its loss and its evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,23 +27,24 @@ class Evaluation:
     """What an evaluation found."""
 
     logits: np.ndarray
-    """(R, C) of the dev texts."""
+    """(R, C), of the R dev texts."""
     metrics: dict
 
 
 class Classification(FileTask):
-    """Reads the texts, and is the loop's `Task`."""
+    """Classification of texts, or of pairs of texts, that files hold."""
 
     key = "macro_f1"
     head = folder.CLASSES
     static_shapes = True
 
     weight: Tensor | None = None
-    """(C,) how much an error on a text of each class weighs: N texts / (C classes * its texts)."""
+    """(C,) the weight of each class in the loss; None = 1 for all."""
     evaluation: Evaluation | None = None
+    """The last evaluation."""
 
     def read(self, train: str, dev: str | None, seed: int) -> None:
-        """Read, split, and leave out texts that are empty."""
+        """Read the texts, hold some out if there is no dev set, and leave empty ones out of training."""
         config = folder.read_config(self.weights)
         positions = config["architecture"]["max_position_embeddings"]
         self.max_length = self.settings.max_length or positions
@@ -59,25 +60,29 @@ class Classification(FileTask):
             )
 
     def cut(self, texts: Texts, name: str) -> TextWindows:
-        """Tokenise texts, and say what they are like."""
+        """Tokenise the texts, weight the classes, and say how many texts there are and how long."""
         if not len(texts):
             raise UserError(
                 f"{texts.path}: no text is left for {name}; give more texts, or another --split"
             )
-        rows = label_rows(texts, self.labels)
+        classes = label_rows(texts, self.labels)  # (R,)
         windows = text_windows(
             texts.texts,
             self.tokenizer,
             pairs=texts.pairs,
-            labels=rows,
+            labels=classes,
             max_length=self.max_length,
             progress=self.bar(name),
         )
-        counts = np.bincount(rows, minlength=len(self.labels))  # (C,)
-        # Two classes with 30 and 10 texts weigh 40 / (2 * 30) = 0.67 and 40 / (2 * 10) = 2.
+        counts = np.bincount(classes, minlength=len(self.labels))  # (C,)
         if name == "train" and self.settings.class_weights == "balanced":
-            weights = len(rows) / (len(self.labels) * np.maximum(1, counts))
+            weights = balanced_weights(counts)
             self.weight = torch.from_numpy(weights).to(self.device, torch.float32)
+        self.say(f"{name}: {texts.path}: {', '.join(self.about(texts, name, windows, counts))}")
+        return windows
+
+    def about(self, texts: Texts, name: str, windows: TextWindows, counts: np.ndarray) -> list[str]:
+        """Return the numbers of the texts in words; `counts` (C,) are the texts of each class."""
         shares = [f"{count:,} {label}" for label, count in zip(self.labels, counts, strict=True)]
         parts = [
             f"{len(texts):,} texts ({', '.join(shares)})",
@@ -89,39 +94,44 @@ class Classification(FileTask):
             parts.append(f"{len(self.rejected):,} empty ones left out (-> rejected.jsonl)")
         elif texts.empty():
             parts.append(f"{len(texts.empty()):,} of them empty")
-        self.say(f"{name}: {texts.path}: {', '.join(parts)}")
-        return windows
+        return parts
 
     def fingerprints(self) -> dict[str, str]:
-        """What a resumed run must have in common with this one."""
+        """Return what must be the same when the run is resumed."""
         return {**super().fingerprints(), "labels": ", ".join(self.labels)}
 
     def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
-        """Summed cross-entropy of a packed batch, each text's times the weight of its class; with what teachers say."""
+        """Return the weighted cross-entropy of a packed batch, summed over its texts; teachers, if any, are mixed in."""
         # (S, C)
         logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
-        losses = F.cross_entropy(logits, batch.classes, self.weight, reduction="none")
+        losses = F.cross_entropy(logits, batch.classes, self.weight, reduction="none")  # (S,)
         loss = (losses * batch.weights).sum()
         if self.teaching is None:
             return loss
         return self.teaching.class_loss(loss, logits, batch)
 
     def evaluate(self, model: nn.Module, autocast) -> dict[str, float]:
-        """Accuracy and macro-F1 in percent, plain cross-entropy, and the confusion matrix, on dev."""
-        how = {"autocast": autocast, "progress": self.bar("dev"), "world": self.world}
-        logits, loss = class_logits(model, self.dev_windows, self.device, **how)
+        """Return accuracy and macro-F1 in percent, the unweighted cross-entropy and the confusion matrix on the dev set."""
+        logits, loss = class_logits(
+            model,
+            self.dev_windows,
+            self.device,
+            autocast=autocast,
+            progress=self.bar("dev"),
+            world=self.world,
+        )
         matrix = confusion(self.dev_windows.classes, logits.argmax(1), len(self.labels))
         metrics = {**scores(matrix), "loss": loss, "confusion": matrix.tolist()}
         self.evaluation = Evaluation(logits, metrics)
         return metrics
 
-    def describe(self, found: dict) -> str:
-        """The scores of an evaluation that people look for."""
+    def describe(self, metrics: dict) -> str:
+        """Return the main scores and the confusion matrix in words."""
         figures = (
-            f"accuracy {found['accuracy']:.2f}, macro_f1 {found['macro_f1']:.2f}, "
-            f"loss {found['loss']:.3f}"
+            f"accuracy {metrics['accuracy']:.2f}, macro_f1 {metrics['macro_f1']:.2f}, "
+            f"loss {metrics['loss']:.3f}"
         )
-        return f"{figures}\n{table(found['confusion'], self.labels)}"
+        return f"{figures}\n{table(metrics['confusion'], self.labels)}"
 
     def card(self, where: Path, provenance: dict) -> str:
         """Return the model card, with the metrics of the last evaluation."""
@@ -134,28 +144,36 @@ class Classification(FileTask):
         return self.settings.saved(self.max_length)
 
     def save_predictions(self, run: Path) -> None:
-        """predictions.jsonl: of each dev text its id, label, probabilities, and "gold", the right label."""
+        """Write predictions.jsonl: id, label and probabilities of each dev text, and the right label as "gold"."""
         assert self.evaluation, "nothing has been evaluated yet"
-        write_predictions(
-            run / "predictions.jsonl",
-            self.dev.ids,
-            self.evaluation.logits,
-            self.labels,
-            self.dev.labels,
-        )
+        found = probabilities(self.evaluation.logits, self.labels)
+        lines = []
+        for name, gold, by_class in zip(self.dev.ids, self.dev.labels, found, strict=True):
+            predicted = next(iter(by_class))
+            record = {
+                "id": name,
+                "label": predicted,
+                "gold": gold,
+                "probabilities": by_class,
+            }
+            lines.append(to_json(record) + "\n")
+        write_text(run / "predictions.jsonl", "".join(lines))
 
     def save_rejected(self, run: Path) -> None:
-        """rejected.jsonl: the training texts that could not be used."""
+        """Write rejected.jsonl: the training texts that cannot be used."""
         lines = []
         for where in self.rejected:
             lines.append(to_json({"where": where, "reason": "the text is empty"}) + "\n")
         write_text(run / "rejected.jsonl", "".join(lines))
 
 
+# ---- data ----
+
+
 def read_both(
     train: str, dev: str | None, settings: ClassificationSettings, seed: int
 ) -> tuple[Texts, Texts]:
-    """The texts to train and to evaluate on; without `dev` a part of the training texts is held out."""
+    """Return the texts to train and to evaluate on; without `dev` a part of the training texts, drawn by seed, is held out."""
     if dev and settings.split is not None:
         raise UserError(
             f"--split cuts a dev set out of the training texts, but --dev {dev} is one; leave one out"
@@ -173,7 +191,10 @@ def read_both(
 
 
 def classes_of(texts: Texts, known: list[str]) -> list[str]:
-    """The classes in order: as the weights' own head has them, where it has all of the training data's."""
+    """Return the names of the classes in order.
+
+    If the starting weights have a class head whose classes (`known`) include all of the training data's, it is theirs.
+    """
     found = label_names(texts.labels)
     if len(found) < 2:
         raise UserError(
@@ -184,21 +205,34 @@ def classes_of(texts: Texts, known: list[str]) -> list[str]:
     return found
 
 
+def balanced_weights(counts: np.ndarray) -> np.ndarray:
+    """Return weights (C,) for classes with so many texts: all texts / (classes * texts of the class).
+
+    Two classes with 30 and 10 texts get 40 / (2 * 30) = 0.67 and 40 / (2 * 10) = 2. The sum over all texts stays 40.
+    """
+    return counts.sum() / (len(counts) * np.maximum(1, counts))
+
+
+# ---- scores and predictions ----
+
+
 def confusion(gold: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """(C, C) counts: row = the right class, column = the predicted one."""
-    # Each pair is the number of its cell, row by row: of 3 classes, right 1 and predicted 2 is cell 5.
+    """Return counts (C, C): row = gold class, column = predicted class."""
+    # Cells are numbered row by row: of 3 classes, gold 1 and predicted 2 is cell 5.
     cells = gold.astype(np.int64) * classes + predicted
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
 def scores(matrix: np.ndarray) -> dict[str, float]:
-    """Accuracy, and the mean of F1 over the classes that are right or predicted at least once, in percent."""
+    """Return accuracy and macro-F1 in percent, from a confusion matrix (C, C).
+
+    Macro-F1 is the mean over the classes that occur, as gold or as predicted class.
+    """
     right = matrix.diagonal()  # (C,)
-    asked = matrix.sum(1)
-    said = matrix.sum(0)
-    # A class that nobody asks for nor names has no F1; with 0 it would lower the mean.
-    seen = asked + said > 0
-    f1 = 2 * right[seen] / (asked + said)[seen]
+    gold_and_predicted = matrix.sum(1) + matrix.sum(0)  # (C,)
+    # A class that does not occur has no F1; counted as 0 it would lower the mean.
+    seen = gold_and_predicted > 0
+    f1 = 2 * right[seen] / gold_and_predicted[seen]
     return {
         "accuracy": 100 * float(right.sum() / matrix.sum()),
         "macro_f1": 100 * float(f1.mean()),
@@ -206,7 +240,7 @@ def scores(matrix: np.ndarray) -> dict[str, float]:
 
 
 def table(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
-    """A confusion matrix for people: a line for each right class, such as
+    """Return a confusion matrix as text, a line for each gold class:
 
     right \\ predicted  no  perhaps
     no                 10        2
@@ -215,38 +249,23 @@ def table(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     rows = [["right \\ predicted", *labels]]
     for label, counts in zip(labels, matrix, strict=True):
         rows.append([label, *map(str, counts)])
-    widest, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for name, *cells in rows:
-        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
-        lines.append("  ".join([name.ljust(widest), *padded]))
+    for name, *counts in rows:
+        line = name.ljust(widths[0])
+        for count, width in zip(counts, widths[1:], strict=True):
+            line += "  " + count.rjust(width)
+        lines.append(line)
     return "\n".join(lines)
 
 
 def probabilities(logits: np.ndarray, labels: Sequence[str]) -> list[dict[str, float]]:
-    """Of each row of logits (R, C): class -> probability, the most probable first."""
-    # Less the largest one, which a softmax does not see: no exp overflows.
+    """Return the probability of each class by its name, most probable first, for each row of logits (R, C)."""
+    # Shifted so that exp cannot overflow; a softmax does not change by it.
     powers = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
+    softmax = powers / powers.sum(1, keepdims=True)  # (R, C)
     found = []
-    for row in powers / powers.sum(1, keepdims=True):  # (C,)
-        falling = np.argsort(-row, kind="stable")
-        found.append({labels[place]: float(row[place]) for place in falling})
+    for row in softmax:
+        descending = np.argsort(-row, kind="stable")
+        found.append({labels[place]: float(row[place]) for place in descending})
     return found
-
-
-def write_predictions(
-    path: Path,
-    ids: Sequence[str],
-    logits: np.ndarray,
-    labels: Sequence[str],
-    gold: Sequence[str] | None = None,
-) -> None:
-    """A line of JSON for each text: {"id", "label", "probabilities"}, and "gold" where it is known."""
-    lines = []
-    for row, (name, found) in enumerate(zip(ids, probabilities(logits, labels), strict=True)):
-        record = {"id": name, "label": next(iter(found))}
-        if gold:
-            record["gold"] = gold[row]
-        record["probabilities"] = found
-        lines.append(to_json(record) + "\n")
-    write_text(path, "".join(lines))

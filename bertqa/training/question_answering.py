@@ -1,9 +1,8 @@
-"""Extractive question answering as a task of the loop: its reader, its loss, and its evaluation."""
+"""Extractive question answering as a task of the training loop: its data, its loss and its evaluation."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,36 +20,27 @@ from bertqa.model import folder
 from bertqa.model.attention import Layout
 from bertqa.model.card import model_card
 from bertqa.model.heads import span_loss
-from bertqa.qa import metrics, thresholds
-from bertqa.qa.answers import null_odds, prediction_files
-from bertqa.qa.confidence import (
-    calibration_errors,
-    evidence_of,
-    fit_confidence,
-    how_right,
-    marks_of,
-)
-from bertqa.qa.spans import Spans, SpanSettings
+from bertqa.qa.evaluation import MAIN_SCORES, Evaluation
+from bertqa.qa.spans import SpanSettings
 from bertqa.training.job import FileTask
 
 HELD_OUT = 0.1
-"""Share of the training questions, in whole articles, that is the dev set where no other is given."""
-LOOKED_FOR = ("exact", "f1", "exact_at_zero", "f1_at_zero")
-"""The scores that people look for."""
+"""Share of the training questions, in whole articles, that is held out if no dev set is given."""
 Source = str | Sequence[Example]
-"""A file of questions, or examples that were made in Python."""
+"""A file of questions, or examples made in Python."""
 
 
 class QuestionAnswering(FileTask):
-    """Reads the two files, cuts them into windows, and is the loop's `Task`."""
+    """Extractive question answering, on files of questions or on Examples."""
 
     key = "f1"
     head = folder.QA
     static_shapes = True
-    evaluation: "Evaluation | None" = None
+    evaluation: Evaluation | None = None
+    """The last evaluation."""
 
     def read(self, train: Source, dev: Source | None, seed: int) -> None:
-        """Read files of questions, or take Examples, and say what about them is likely to be a mistake."""
+        """Read the questions, hold some out if there is no dev set, and warn of likely mistakes."""
         everything = self.questions_of(train, "train", self.settings.limit_train)
         if dev is None:
             found = hold_out(everything, HELD_OUT, seed, self.settings.limit_dev)
@@ -63,9 +53,9 @@ class QuestionAnswering(FileTask):
         self.held_out = found.held_out
 
     def questions_of(self, source: Source, split: str, limit: int | None) -> Dataset:
-        """The questions of a file, or examples from Python, which nobody repairs or rejects."""
+        """Read the first `limit` questions of a file, or take Examples as they are, which must be sound."""
         if isinstance(source, (str, Path)):
-            # One process fetches what is not there yet.
+            # One process downloads an official file that is not there yet.
             return read_examples(self.world.in_turn(lambda: locate(source, split)), limit)
         examples = list(source)[:limit]
         for example in examples:
@@ -75,7 +65,7 @@ class QuestionAnswering(FileTask):
         return Dataset(name, fingerprint([content]), "examples", examples)
 
     def cut(self, data: Dataset, name: str) -> Windows:
-        """Cut examples into windows, and say what they are like."""
+        """Cut the questions into windows, and say how many there are and how long."""
         self.say(f"{name}: {data.path}: {data.summary()}")
         examples = data.trainable() if name == "train" else data.examples
         if not examples:
@@ -83,17 +73,21 @@ class QuestionAnswering(FileTask):
             raise UserError(
                 f"{data.path}: not one question is usable for {name}; rejected, for example: {why}"
             )
-        stride = self.settings.stride
         windows = build_windows(
             examples,
             self.tokenizer,
             max_length=self.settings.max_length,
             max_question=self.settings.max_question,
             progress=self.bar(name),
-            **stride,
+            **self.settings.stride,
         )
+        self.say(f"{name}: {self.about(windows)}")
+        return windows
+
+    def about(self, windows: Windows) -> str:
+        """Return the numbers of the windows in words."""
         parts = [f"{len(windows):,} windows of at most {self.settings.max_length} tokens"]
-        for way, tokens in stride.items():
+        for way, tokens in self.settings.stride.items():
             if tokens is not None:
                 parts.append(f"{way} {tokens}")
         parts.append(f"{windows.lengths.mean():.0f} tokens on average")
@@ -101,32 +95,35 @@ class QuestionAnswering(FileTask):
             parts.append(f"{windows.cut_questions} questions cut")
         if windows.unlabelled:
             parts.append(f"{len(windows.unlabelled)} answers that no window holds")
-        self.say(f"{name}: {', '.join(parts)}")
-        return windows
+        return ", ".join(parts)
 
     def loss(self, model: nn.Module, batch: Batch, layout: Layout) -> Tensor:
-        """Summed span loss of a packed batch, with what teachers say where there are any."""
+        """Return the span loss of a packed batch, summed over its windows; teachers, if any, are mixed in."""
         logits = model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout)
-        labels = batch.start_labels, batch.end_labels
-        loss = span_loss(logits, layout, *labels, weights=batch.weights)
+        loss = span_loss(
+            logits, layout, batch.start_labels, batch.end_labels, weights=batch.weights
+        )
         if self.teaching is None:
             return loss
         return self.teaching.span_loss(loss, logits, batch, layout)
 
     def evaluate(self, model: nn.Module, autocast) -> dict[str, float]:
-        """EM, F1 (at the tuned threshold, and at 0) and loss on dev."""
-        search = SpanSettings(max_answer_length=self.settings.max_answer_length)
-        how = {"autocast": autocast, "progress": self.bar("dev"), "world": self.world}
-        spans, loss = find_spans(model, self.dev_windows, self.device, search, **how)
-        self.evaluation = Evaluation.of(spans, self.dev_windows, self.dev, loss)
+        """Return EM and F1 on the dev set, at the threshold tuned on it and at 0, and the loss."""
+        spans, loss = find_spans(
+            model,
+            self.dev_windows,
+            self.device,
+            SpanSettings(max_answer_length=self.settings.max_answer_length),
+            autocast=autocast,
+            progress=self.bar("dev"),
+            world=self.world,
+        )
+        self.evaluation = Evaluation.of(spans, self.dev_windows, self.dev.examples, loss)
         return self.evaluation.metrics
 
-    def describe(self, found: dict) -> str:
-        """The scores of an evaluation that people look for."""
-        shown = []
-        for name in LOOKED_FOR:
-            if name in found:
-                shown.append(f"{name} {found[name]:.2f}")
+    def describe(self, metrics: dict) -> str:
+        """Return the main scores in words."""
+        shown = [f"{name} {metrics[name]:.2f}" for name in MAIN_SCORES if name in metrics]
         return ", ".join(shown)
 
     def card(self, where: Path, provenance: dict) -> str:
@@ -141,68 +138,17 @@ class QuestionAnswering(FileTask):
         return {**found, **self.settings.saved()}
 
     def save_predictions(self, run: Path) -> None:
-        """predictions.json (at the tuned threshold), nbest_predictions.json, null_odds.json, confidence.json."""
+        """Write the files of predictions of the last evaluation."""
         assert self.evaluation, "nothing has been evaluated yet"
-        found = self.evaluation
-        examples = self.dev.examples
-        threshold = found.qa["null_threshold"]
-        files = prediction_files(found.spans, self.dev_windows, examples, threshold)
-        sure = {}
-        for example, value in zip(examples, found.sure.tolist(), strict=True):
-            if not math.isnan(value):
-                sure[example.id] = value
-        for name, content in {**files, "confidence.json": sure}.items():
+        files = self.evaluation.files(self.dev_windows, self.dev.examples)
+        for name, content in files.items():
             write_json(run / name, content)
 
     def save_rejected(self, run: Path) -> None:
-        """rejected.jsonl: the training questions that could not be used; dev.json: those that were held out."""
+        """Write rejected.jsonl, the training questions that cannot be used, and dev.json, those that are held out."""
         write_rejected(self.train, run / "rejected.jsonl")
         if self.held_out:
             write_json(run / "dev.json", squad_document(self.dev.examples))
-
-
-@dataclass
-class Evaluation:
-    """What an evaluation found."""
-
-    spans: Spans
-    metrics: dict[str, float]
-    """exact, f1, HasAns_*, NoAns_* in percent at the threshold below; *_at_zero; loss."""
-    qa: dict
-    """null_threshold, calibration and confidence, as qa.json keeps them."""
-    sure: np.ndarray
-    """(Q,) confidence of each answer at the threshold; NaN where it is not known."""
-
-    @classmethod
-    def of(cls, spans: Spans, windows: Windows, data: Dataset, loss: float) -> "Evaluation":
-        """Score the spans of `data`, tuning the threshold on raw best non-null answers."""
-        examples = data.examples
-        odds = null_odds(spans)
-        # EM and F1 of the raw best spans: a tuned threshold must not have emptied any of them.
-        marks = marks_of(spans, windows, examples)
-        has_answer = marks.has_answer
-        qa = thresholds.tune(odds, marks.exact, marks.f1, has_answer)
-        threshold = qa["null_threshold"]
-
-        # How sure each answer is, fitted to how often such answers are right.
-        evidence = evidence_of(spans, windows, examples)
-        right = how_right(examples, marks)
-        confidence = fit_confidence(evidence, right, has_answer)
-        qa["confidence"] = asdict(confidence)
-        errors = calibration_errors(confidence, evidence, right, has_answer, threshold)
-        qa["tuning"]["tuned"] |= errors
-
-        silent = thresholds.abstain(odds, threshold)
-        sure = confidence.chance_of_given(evidence, silent)
-        # Behind the threshold, where no answer is given, that is right just where there is none.
-        exact = np.where(silent, ~has_answer, marks.exact)
-        f1 = np.where(silent, ~has_answer, marks.f1)
-        found = metrics.averages(exact.tolist(), f1.tolist(), has_answer.tolist())
-        if threshold is not None:
-            tuned = qa["tuning"]["tuned"]
-            found |= {name: tuned[name] for name in LOOKED_FOR}
-            found["null_threshold"] = threshold
-        return cls(spans, {**found, "loss": loss}, qa, sure)
 
 
 # ---- the questions of a run ----
@@ -210,15 +156,16 @@ class Evaluation:
 
 @dataclass
 class Questions:
-    """What is trained and evaluated on."""
+    """The questions to train and to evaluate on."""
 
     train: Dataset
     dev: Dataset
-    held_out: bool = False  # whether dev is a part of the training file
+    held_out: bool = False
+    """Whether `dev` was split off the training file."""
 
 
 def check_answers(example: Example) -> None:
-    """Raises UserError for an example whose answers do not stand where it says."""
+    """Raise UserError if an answer does not stand in the context at its offset."""
     for text, start in zip(example.answer_texts, example.answer_starts, strict=True):
         if start < 0 or example.context[start : start + len(text)] != text:
             raise UserError(
@@ -227,14 +174,18 @@ def check_answers(example: Example) -> None:
 
 
 def hold_out(data: Dataset, share: float, seed: int, limit: int | None = None) -> Questions:
-    """Split off whole articles for the dev set, drawn by seed until they are nearest to the share of all questions.
+    """Hold out whole articles as the dev set: drawn by seed, as many as come nearest to `share` of all questions.
 
-    Questions about one article resemble each other, so a split through it would score too well. Where examples have
-    no title the paragraph stands for it. With articles of 5, 2 and 9 questions, drawn in this order, and a share of
-    half: 5, 7 and 16 questions would be held out; 7 of 16 is nearest, so it is the first two.
+    Whole articles, because questions about one article resemble each other: split between train and dev, they would make
+    the score too good. An example without a title counts its paragraph as an article. With articles of 5, 2 and 9
+    questions, drawn in this order, the first one, two or three hold 5, 7 or 16 questions; for a share of a half, 7 of 16
+    is nearest.
+
+    Args:
+        limit: keep only the first so many questions of the dev set.
 
     Raises:
-        UserError: where all questions are about one article.
+        UserError: if all questions are about one article.
     """
     counts = Counter(map(article_of, data.examples))
     names = sorted(counts)
@@ -244,25 +195,27 @@ def hold_out(data: Dataset, share: float, seed: int, limit: int | None = None) -
             f"{len(data.examples):,} questions are about one article; give questions to evaluate on"
         )
     order = [names[place] for place in np.random.default_rng([seed, 2]).permutation(len(names))]
-    total = np.cumsum([counts[name] for name in order])[:-1]  # never all articles
-    chosen = 1 + int(np.abs(total - share * len(data.examples)).argmin())
+    questions = np.cumsum([counts[name] for name in order])[
+        :-1
+    ]  # of the first 1, 2, ... articles, never of all
+    chosen = 1 + int(np.abs(questions - share * len(data.examples)).argmin())
     articles = set(order[:chosen])
     kept = []
-    out = []
+    held_out = []
     for example in data.examples:
-        side = out if article_of(example) in articles else kept
+        side = held_out if article_of(example) in articles else kept
         side.append(example)
-    dev = replace(data, examples=out[:limit], rejected=[])
+    dev = replace(data, examples=held_out[:limit], rejected=[])
     return Questions(replace(data, examples=kept), dev, held_out=True)
 
 
 def article_of(example: Example) -> str:
-    """What a question is about."""
+    """Return the title of the article that a question is about, or, without one, its paragraph."""
     return example.title or example.context
 
 
 def warnings_of(questions: Questions) -> list[str]:
-    """What is likely to be a mistake, a line each."""
+    """Return what people should know about the split, and what is likely to be a mistake, a line each."""
     train = questions.train
     dev = questions.dev
     found = []
