@@ -1,5 +1,5 @@
-"""python -m bertqa.calibrate: measure on texts like those to come how far the inputs of a model's products reach, which int8
-needs to be fast. The model folder keeps it; `calibrate_int8` is the same thing in Python. Training does it by itself.
+"""python -m bertqa.calibrate: measure the int8 ranges of a model, that is, how large the inputs of its matrix products get on
+texts like those it will read. The model folder keeps them. `calibrate_int8` does the same from Python; training does it too.
 """
 
 import argparse
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from bertqa.console import say
 from bertqa.data.examples import Example
-from bertqa.data.question_stream import question_stream
+from bertqa.data.question_stream import Question, question_stream
 from bertqa.data.sources import expand
 from bertqa.data.text_windows import TextWindows, text_windows
-from bertqa.data.texts import text_stream
+from bertqa.data.texts import Text, text_stream
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import Windows, build_windows
 from bertqa.data.writing import plain, rows_of
@@ -72,7 +72,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 @verb
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and write the file. Returns the exit status."""
-    measure(parse_args(argv))
+    measure(**vars(parse_args(argv)))
     return 0
 
 
@@ -89,31 +89,29 @@ def calibrate_int8(
     """Measure what int8 needs to be fast (`Reader.load(..., int8=True)`), and keep it in the model folder.
 
     Args:
-        model: a model folder, a run folder, a Hugging Face folder or a Hub id; of the latter two, the folder that they were
-            converted into keeps it.
-        data: what the model will read, or is like it: a file, or rows: dictionaries with question and context for a reader,
-            texts for an encoder.
+        model: a model folder, a run folder, a Hugging Face folder or a Hub id. The latter two are converted first; the
+            ranges go into the converted folder.
+        data: texts like those that the model will read: a file, or rows: dictionaries with question and context for a
+            reader, texts for an encoder.
         windows: how many windows to read, drawn by `seed`.
-        text_column, pair_column: of texts; as trained where None.
-        device: to compute on; the fastest that is there where None.
+        text_column, pair_column: columns of the texts; None = as the model was trained.
+        device: to compute on; None = the fastest here.
 
     Returns:
         The file that was written.
 
     Raises:
-        UserError: for a model that is not one of ours throughout, and data that cannot be read.
+        UserError: for a model with layers that are not ours, and for data that cannot be read.
     """
-    asked = argparse.Namespace(
-        model=model,
-        data=[data],
-        windows=windows,
-        seed=seed,
-        text_column=text_column,
-        pair_column=pair_column,
-        device=device,
-    )
+    options = {
+        "windows": windows,
+        "seed": seed,
+        "text_column": text_column,
+        "pair_column": pair_column,
+        "device": device,
+    }
     if isinstance(data, (str, Path)):
-        return measure(asked)
+        return measure(model, [data], **options)
     with tempfile.TemporaryDirectory() as scratch:
         rows = Path(scratch) / "rows.jsonl"
         lines = []
@@ -121,38 +119,48 @@ def calibrate_int8(
             record = {"text": row} if isinstance(row, str) else plain(row)
             lines.append(to_json(record) + "\n")
         write_text(rows, "".join(lines))
-        asked.data = [rows]
-        return measure(asked)
+        return measure(model, [rows], **options)
 
 
-def measure(args: argparse.Namespace) -> Path:
-    """What the flags ask for. Returns the file that was written."""
-    if args.windows < 1:
-        raise UserError(f"--windows {args.windows}: give 1 or more")
+def measure(
+    model: str | Path,
+    data: Sequence[str | Path],
+    windows: int,
+    seed: int,
+    text_column: str | None,
+    pair_column: str | None,
+    device,
+) -> Path:
+    """Measure on files; the arguments are otherwise those of `calibrate_int8`. Returns the file that was written."""
+    if windows < 1:
+        raise UserError(f"--windows {windows}: give 1 or more")
+    # Here, so that --help need not wait for torch.
     from bertqa.data.batches import WindowStore
     from bertqa.device import as_device
     from bertqa.hf.convert import resolve_weights
     from bertqa.inference import calibrate
 
-    device = as_device(args.device)
-    paths = expand(args.data)
-    where = Path(resolve_weights(args.model))
+    device = as_device(device)
+    paths = expand(data)
+    where = Path(resolve_weights(model))
     began = time.perf_counter()
-    windows = question_windows if read_config(where)["head"] == QA else windows_of_texts
-    store = WindowStore(windows(where, paths, args), device)
-    count = calibrate(where, store, args.windows, args.seed)
+    if read_config(where)["head"] == QA:
+        read = question_windows(where, drawn(question_stream(paths), windows, seed))
+    else:
+        columns = columns_of(where, text_column, pair_column)
+        read = windows_of_texts(where, drawn(text_stream(paths, *columns), windows, seed))
+    count = calibrate(where, WindowStore(read, device), windows, seed)
     took = time.perf_counter() - began
     say(f"int8: measured on {count:,} windows in {took:.1f} s: {where / RANGES}")
     return where / RANGES
 
 
-def question_windows(where: Path, paths: list[Path], args: argparse.Namespace) -> Windows:
-    """All windows of some questions of the files, as the reader would cut them."""
-    qa = with_defaults(
-        read_qa(where), read_config(where)["architecture"]["max_position_embeddings"]
-    )
+def question_windows(where: Path, questions: list[Question]) -> Windows:
+    """Cut questions and their documents into windows, as the reader in `where` would."""
+    positions = read_config(where)["architecture"]["max_position_embeddings"]
+    qa = with_defaults(read_qa(where), positions)
     documents = []
-    for question in drawn(question_stream(paths), args.windows, args.seed):
+    for question in questions:
         for text in question.documents:
             documents.append(Example(str(len(documents)), question.question, text, (), ()))
     return build_windows(
@@ -165,33 +173,42 @@ def question_windows(where: Path, paths: list[Path], args: argparse.Namespace) -
     )
 
 
-def windows_of_texts(where: Path, paths: list[Path], args: argparse.Namespace) -> TextWindows:
-    """Some texts of the files, or pairs of them, as the classifier or the encoder would cut them."""
+def columns_of(
+    where: Path, text_column: str | None, pair_column: str | None
+) -> tuple[str | None, str | None]:
+    """Return the columns of the texts and of the second texts: those given, or else those that a classifier was trained on."""
+    if read_config(where)["head"] == CLASSES:
+        trained = read_qa(where)
+        text_column = text_column or trained.get("text_column")
+        pair_column = pair_column or trained.get("pair_column")
+    # Files without columns have texts too.
+    if text_column == "text" and not pair_column:
+        text_column = None
+    return text_column, pair_column
+
+
+def windows_of_texts(where: Path, texts: list[Text]) -> TextWindows:
+    """Tokenise texts, or pairs of them, as the classifier or the encoder in `where` would."""
     config = read_config(where)
     length = read_embed(where).max_length
-    column = args.text_column
-    second = args.pair_column
     if config["head"] == CLASSES:
-        trained = read_qa(where)
-        length = trained.get("max_length")
-        column = column or trained.get("text_column")
-        second = second or trained.get("pair_column")
-    if column == "text" and not second:
-        column = None  # which files without columns have too
-    texts = drawn(text_stream(paths, column, second), args.windows, args.seed)
+        length = read_qa(where).get("max_length")
+    pairs = None
+    if texts[0].second is not None:
+        pairs = [text.second for text in texts]
     return text_windows(
         [text.text for text in texts],
         WordPiece.load(where),
-        pairs=[text.second for text in texts] if second else None,
+        pairs=pairs,
         max_length=length or config["architecture"]["max_position_embeddings"],
     )
 
 
 def drawn(records: Iterable, most: int, seed: int) -> list:
-    """So many of the records, each as likely as any other, however many come (Vitter's algorithm R).
+    """Draw at most `most` of the records at random, reading each of them once (Vitter's algorithm R).
 
     Raises:
-        UserError: for a record that cannot be read, and where there is none.
+        UserError: for a record that cannot be read, and if there is none.
     """
     draw = random.Random(seed)
     kept = []

@@ -1,9 +1,8 @@
-"""Which way the steps of a run are computed (`plan_of`), in micro-batches of what size (`settle`), and CUDA graphs of
-them (`Graphs`).
+"""How the steps of a run are computed: the plan (`plan_of`), the size of micro-batches (`settle`), CUDA graphs (`Graphs`).
 
-On a GPU a step is some thousand kernels of a few microseconds, and the host needs longer to ask for them one by one than
-the GPU to run them. A graph is asked for once: work is captured when it is first done, and replayed from then on, at the
-same addresses, with the same numbers baked in.
+On a GPU a step launches some thousand kernels of a few microseconds each, and the host needs longer to launch them than the
+GPU to run them. A CUDA graph is launched once for all of its kernels. It is captured while the work is first done, and
+replayed from then on: at the same addresses, and with the same Python numbers.
 """
 
 import time
@@ -25,21 +24,21 @@ from bertqa.training.job import Job
 
 @dataclass(frozen=True)
 class Plan:
-    """How steps are computed. None of it changes the numbers beyond rounding."""
+    """How steps are computed. Results are the same but for rounding."""
 
     static: bool = False
-    """Token counts are rounded up to buckets, and nothing but `rows` comes from the host."""
+    """Token counts are rounded up to buckets, and the host sends nothing but the numbers of the windows."""
     captured: bool = False
-    """Each bucket is a CUDA graph, and the update is one. Needs `static`."""
+    """There is a CUDA graph for each bucket, and one for the update. Needs `static`."""
     copies: bool = False
-    """16-bit copies of the weights in place of autocast. Needs `static`."""
+    """16-bit copies of the weights replace autocast. Needs `static`."""
     fused: bool = False
-    """Kernels of our own for all of a layer but its attention (model/fused.py). Needs `copies`."""
+    """Triton kernels compute each layer, except for its attention (model/fused.py). Needs `copies`."""
     why: str = ""
-    """Why steps are not captured on a GPU, or kernels not fused, for people."""
+    """Why steps on a GPU are not captured, or kernels not fused, for people."""
 
     def __str__(self) -> str:
-        """In words."""
+        """The plan in words."""
         if not self.captured:
             return f"not captured as CUDA graphs: {self.why}"
         parts = ["captured as CUDA graphs"]
@@ -53,37 +52,37 @@ class Plan:
 
 
 def plan_of(job: Job) -> Plan:
-    """The fastest way of computing the steps of a run that is as exact.
+    """Return the fastest plan that gives the same results.
 
     Raises:
-        UserError: for --capture on where there are no graphs.
+        UserError: if --capture is on and the device or number format allows no graphs.
     """
-    wish = job.settings.capture
+    asked = job.settings.capture
     if job.device.type != "cuda":
-        if wish == "on":
+        if asked == "on":
             raise UserError(
                 f"capture is on, but the device is {job.device.type} and only NVIDIA's GPUs have graphs; "
                 "use --capture auto"
             )
         return Plan()
-    if wish == "off":
+    if asked == "off":
         return Plan(why="--capture off")
     if job.dtype == torch.float16:
-        # The loss scaler decides on the host whether a step counts.
-        if wish == "on":
+        # The loss scaler decides on the host whether to skip an update.
+        if asked == "on":
             raise UserError("capture is on, but fp16 cannot be captured; use --precision bf16")
         return Plan(why="fp16 cannot be captured")
-    why = doubt(job)
-    if why and wish == "auto":
-        return Plan(why=f"{why}; --capture on tries it")
-    if why or job.dtype != torch.bfloat16:
+    doubtful = doubt(job)
+    if doubtful and asked == "auto":
+        return Plan(why=f"{doubtful}; --capture on tries it")
+    if doubtful or job.dtype != torch.bfloat16:
         return Plan(static=True, captured=True)
     why = why_not_fused(job)
     return Plan(static=True, captured=True, copies=True, fused=not why, why=why)
 
 
 def why_not_fused(job: Job) -> str:
-    """Why the fused kernels cannot compute the layers of this model, or not on this machine; "" where they can."""
+    """Return why the fused kernels cannot be used for this model or on this machine; "" if they can."""
     for layer in job.model.encoder.layers:
         if "behind_attention" in vars(layer):
             return "--compile"
@@ -93,17 +92,19 @@ def why_not_fused(job: Job) -> str:
         if not weight.is_contiguous() or weight.data_ptr() % 16:
             return "a weight is part of another tensor"
     try:
-        from bertqa.model import kernels  # where there is no NVIDIA GPU, there is no Triton
+        from bertqa.model import (
+            kernels,
+        )  # needs Triton, which only comes with torch for NVIDIA GPUs
 
         row = torch.zeros(1, 16, dtype=job.dtype, device=job.device)
         kernels.gelu(row, row[0])
-    except Exception as error:  # of Triton, of the C compiler that it needs, of the driver
+    except Exception as error:  # from Triton, from the C compiler that it needs, or from the driver
         return f"Triton does not work here, {type(error).__name__}"
     return ""
 
 
 def doubt(job: Job) -> str:
-    """What may not be the same in a replay as it was in the capture; "" where all is known to be."""
+    """Return why a replayed graph might not do the same as the captured step; "" if it certainly does."""
     if not getattr(job.task, "static_shapes", False):
         return f"the task {type(job.task).__name__} does not say that its loss has static shapes"
     if foreign(job.model):
@@ -112,21 +113,21 @@ def doubt(job: Job) -> str:
     if own_name(encoder.attention):
         return f"the attention {own_name(encoder.attention)} is not ours"
     if encoder.recompute:
-        # Recomputing draws the same dropout again, from a state of the generator that only the host knows.
+        # Recomputing draws the same dropout again, from a generator state that only the host knows.
         return "--recompute cannot be captured"
     return ""
 
 
 class Graphs:
-    """Work on a GPU that is captured the first time and replayed from then on."""
+    """Work on a GPU that is captured as a CUDA graph the first time, and replayed from then on."""
 
     def __init__(self, device: torch.device, ranks: int):
         self.device = device
         self.graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
-        # One pool for all: they never run side by side, and none leaves anything in it that another one needs.
+        # One memory pool for all graphs: they never run at the same time, and leave nothing there that another needs.
         self.pool = torch.cuda.graph_pool_handle()
         self.stream = torch.cuda.Stream(device)
-        # NCCL has a thread of its own that asks about events, which a global capture forbids to every thread.
+        # NCCL's own thread queries events, which a global capture would forbid to every thread.
         self.mode = "global" if ranks == 1 else "thread_local"
         self.seconds = 0.0
 
@@ -137,12 +138,12 @@ class Graphs:
         keep: Sequence[Tensor] = (),
         warm_up: bool = True,
     ) -> None:
-        """Do the work: a replay of the graph that is known by this key.
+        """Do the work by replaying the graph of this key, which is captured first if there is none.
 
         Args:
-            work: reads and writes tensors that stay where they are. It must not wait for the device.
-            keep: what the work changes and the warm-up before its capture must not.
-            warm_up: whether to do the work once before it is captured, which loads kernels and compiles.
+            work: must only use tensors that stay at their addresses, and must not wait for the device.
+            keep: tensors that the work changes; they are put back after a warm-up.
+            warm_up: whether to do the work once before the capture, so that kernels are compiled and loaded.
         """
         if key not in self.graphs:
             began = time.perf_counter()
@@ -151,7 +152,7 @@ class Graphs:
         self.graphs[key].replay()
 
     def _capture(self, work, keep: Sequence[Tensor], warm_up: bool) -> torch.cuda.CUDAGraph:
-        # A run that is resumed captures at other steps. So that it draws the same dropout, captures draw nothing.
+        # A resumed run captures at other steps, so a capture must not change which dropout is drawn.
         generator = torch.cuda.get_rng_state(self.device)
         if warm_up:
             before = [tensor.clone() for tensor in keep]
@@ -178,7 +179,7 @@ class Graphs:
 
 
 class FusedLayers:
-    """The layers of an encoder with fused kernels, lent to it where they are wanted: evaluation goes without."""
+    """Lends fused kernels to the layers of an encoder for a training step; evaluation goes without."""
 
     def __init__(self, layers: Iterable[nn.Module], device: torch.device):
         self.layers = list(layers)
@@ -186,13 +187,13 @@ class FusedLayers:
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Inside, each layer runs the kernels before and behind its attention, with dropouts of its own."""
+        """Inside, each layer runs the fused kernels before and after its attention."""
         if not self.layers:
             yield
             return
-        from bertqa.model import fused  # where there is no NVIDIA GPU, there is no Triton
+        from bertqa.model import fused  # needs Triton
 
-        # Drawn on the device, so that each replay of a graph draws others: two for each layer.
+        # Of dropout, two a layer. Drawn on the device, so that each replay of a graph draws new ones.
         seeds = torch.randint(2**31 - 1, (len(self.layers), 2), device=self.device)
         for layer, own in zip(self.layers, seeds.int(), strict=True):
             layer.before_attention = partial(fused.before_attention, layer)
@@ -207,25 +208,25 @@ class FusedLayers:
 def settle(
     settings: LoopSettings, model: nn.Module, device: torch.device, dtype: torch.dtype
 ) -> LoopSettings:
-    """The settings with `micro_tokens` as a number, where it was "auto".
+    """Return the settings with `micro_tokens` as a number, if it was "auto".
 
-    It is decided once, when a run begins, and written to its config.json: a resumed run, perhaps on another card, must
-    add up the same micro-batches. 8,192 on CPUs; on a GPU what fills it (32,768), or what 40 % of its memory hold: a
-    captured step lies in memory of its own, and is computed once outside of it before it is captured.
+    It is decided when a run begins, and written to its config.json: a resumed run, perhaps on another GPU, must add up the
+    same micro-batches. On CPUs it is 8,192; on a GPU 32,768, which keeps it busy, or what fits into 40 % of its memory. (A
+    captured step has memory of its own, and is computed once outside of it before.)
     """
     if settings.micro_tokens != "auto":
         return replace(settings, micro_tokens=int(settings.micro_tokens))
     if device.type != "cuda":
         return replace(settings, micro_tokens=8192)
     config = model.config
-    # What a layer keeps of a token for the backward pass. Measured with BERT-large in bf16: 1.4 MB in 24 layers.
+    # Activations of a token that the layers keep for the backward pass; measured for BERT-large in bf16: 1.4 MB.
     bytes_per_token = config.num_hidden_layers * (
         20 * config.hidden_size + 10 * config.intermediate_size
     )
     if dtype == torch.float32:
         bytes_per_token *= 2
     weights = sum(weight.numel() for weight in model.parameters())
-    # Weights, gradients, two moments and an average in float32, copies and their gradients in 16 bits.
+    # 24 bytes a weight: itself, gradient, two moments and average in float32, copy and its gradient in 16 bits.
     room = 0.4 * torch.cuda.get_device_properties(device).total_memory - 24 * weights
     tokens = max(1024, int(room / bytes_per_token))
     return replace(settings, micro_tokens=min(32768, 2 ** (tokens.bit_length() - 1)))

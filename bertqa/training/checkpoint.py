@@ -131,9 +131,8 @@ def check_best(job: Job, state: dict) -> None:
     if not problem:
         return
     step = progress["step"]
-    lost = (
-        f"{best}: {problem}; the best weights so far, of step {progress['best_step']:,}, are lost"
-    )
+    lost_step = progress["best_step"]
+    lost = f"{best}: {problem}; the best weights so far, of step {lost_step:,}, are lost"
     is_evaluated = progress.get("evaluated", step) == step
     if is_evaluated and step >= total_steps(len(job.task.store), job.settings):
         raise UserError(

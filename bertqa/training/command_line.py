@@ -1,4 +1,4 @@
-"""What a run was asked for: defaults < preset < --config file < what was typed, or called. No torch here."""
+"""The settings of a run from its command line, without torch: defaults < preset < --config file < flags."""
 
 import argparse
 import difflib
@@ -40,14 +40,14 @@ your own texts, one record of JSONL, or the same as CSV:
 
 PUBLISHED = dict(max_length=384, max_question=64, batch_size=12, lr=3e-5, epochs=2.0)
 PUBLISHED |= dict(clip=1.0, schedule="linear", attention_dropout=0.1)
-"""What google-research/bert's run_squad and transformers' run_qa have in common."""
+"""The settings that google-research/bert's run_squad and transformers' run_qa share."""
 GOOGLE = dict(step=128, warmup=0.1, weight_decay=0.01, eps=1e-6, bias_correction=False)
 HF = dict(overlap=128, warmup=0.0, weight_decay=0.0, eps=1e-8, bias_correction=True)
 FAST = dict(max_length=384, overlap=128, epochs=2.0, batch_size=16, lr=1e-4)
 FAST |= dict(warmup=0.1, weight_decay=0.01, attention_dropout=0.0)
 
 PRESETS = {"google": PUBLISHED | GOOGLE, "hf": PUBLISHED | HF, "fast": FAST}
-"""Settings of published rows, and ours for small encoders."""
+"""The recipes of published results (google, hf), and ours for small encoders (fast)."""
 
 REMOVED = {
     "keep_impossible": 1.0,
@@ -56,26 +56,26 @@ REMOVED = {
     "tensorboard": False,
     "tune_on": None,
 }
-"""Settings that earlier versions had, and the values at which they did nothing."""
+"""Settings of earlier versions, and the value at which each had no effect."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line asks for."""
+    """A parsed command line."""
 
     settings: RunSettings
     resume: Path | None = None
-    """The run folder to go on with."""
+    """The run folder to resume; None for a new run."""
     typed: frozenset[str] = frozenset()
-    """Names of the settings that the command line itself gave."""
+    """Names of the settings given as flags, not by a file or preset."""
 
 
 def parse(argv: Sequence[str] | None) -> Asked:
-    """The settings that a command line means.
+    """Parse a command line; None = this process's own.
 
-    Raises UserError for settings that do not exist, have the wrong type or do not go with --resume.
+    Raises UserError for settings that do not exist, have the wrong type or cannot be given with --resume.
     """
-    # Two passes: the task, which may stand in a file, decides what flags there are.
+    # The task decides which flags there are, and it may be set in a file; so it is looked up first.
     parts = parts_of(task_of(argv))
     given = vars(parser_of(parts).parse_args(argv))
     if "resume" in given:
@@ -97,7 +97,7 @@ def parse(argv: Sequence[str] | None) -> Asked:
 
 
 def parser_of(parts: dict[str, type]) -> argparse.ArgumentParser:
-    """The command line of these settings; what was not given stays out of its result."""
+    """Return a parser with a flag for each setting; its result has only the flags that were given."""
     parser = VerbParser(
         prog=PROG,
         usage=f"{PROG} [--flag value ...]",
@@ -121,22 +121,23 @@ def parser_of(parts: dict[str, type]) -> argparse.ArgumentParser:
 
 
 def task_of(argv: Sequence[str] | None) -> str:
-    """The task that a command line means, which decides what other flags there are."""
+    """Return the task that a command line asks for, by --task or by a file of settings."""
     early = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
     for name in ("--task", "--config", "--resume"):
         early.add_argument(name)
     given = early.parse_known_args(argv)[0]
-    # What is typed comes before what a file says.
+    if given.task:
+        return given.task
     file = config_of_run(given.resume) if given.resume else given.config
-    if given.task or not file:
-        return given.task or "qa"
+    if not file:
+        return "qa"
     return settings_in(file).get("task", "qa")
 
 
 def config_of_run(run: str) -> Path:
-    """The config.json of a run folder, also where one of the model folders in it is named.
+    """Return the path of a run's config.json; `run` may also be a model folder in it, such as its last/.
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     path = Path(run) / "config.json"
     above = path.parent.parent / "config.json"
@@ -151,7 +152,7 @@ def config_of_run(run: str) -> Path:
 
 
 def check_resume(given: dict) -> None:
-    """Refuse settings that a resumed run cannot have otherwise than it had."""
+    """Raise UserError for settings that cannot be changed when a run is resumed."""
     allowed = RESUMABLE | ENDS | MOVABLE
     extra = set(given) - allowed - {"resume"}
     if extra:
@@ -165,7 +166,7 @@ def check_resume(given: dict) -> None:
 
 
 def preset_layer(preset: str, known: Iterable[str]) -> dict:
-    """The settings of a preset that this task knows; says what they are."""
+    """Return the settings of a preset that this task has (`known`), and say what they are."""
     layer = {name: value for name, value in PRESETS[preset].items() if name in known}
     said = ", ".join(f"{name} {value}" for name, value in layer.items())
     say(f"preset {preset}: {said}")
@@ -173,7 +174,7 @@ def preset_layer(preset: str, known: Iterable[str]) -> dict:
 
 
 def settings_in(path: str | Path) -> dict:
-    """The settings in a JSON file of just them, or in a run folder's config.json; of that not its own run folder."""
+    """Read settings from a JSON file, which may be a run's config.json; its run folder ("out") is left out."""
     try:
         saved = read_object(path)
     except UserError as error:
@@ -184,16 +185,16 @@ def settings_in(path: str | Path) -> dict:
             f'{path}: its "settings" are {settings!r}, expected an object {{setting: value}}'
         )
     settings = without_removed(settings, path)
-    # A new run with an old one's settings needs a folder of its own.
+    # A new run with the settings of an old one needs its own folder.
     if "settings" in saved:
         settings.pop("out", None)
     return settings
 
 
 def without_removed(settings: dict, path: str | Path) -> dict:
-    """The settings of an earlier version without those that are gone, which must have done nothing.
+    """Return settings, perhaps of an earlier version, without those that no longer exist.
 
-    Raises UserError naming those that did something.
+    Raises UserError if one of them had an effect.
     """
     gone = {name: settings[name] for name in REMOVED if name in settings}
     used = [f"{name} (it is {show(gone[name])})" for name in gone if gone[name] != REMOVED[name]]
@@ -206,9 +207,9 @@ def without_removed(settings: dict, path: str | Path) -> dict:
 
 
 def settings_from(layers: list[dict], parts: dict[str, type], source: str) -> RunSettings:
-    """The settings that these layers give, a later one before an earlier one.
+    """Merge layers of settings, later ones overriding earlier ones; `parts` is what `settings.parts_of` returns.
 
-    Raises UserError naming all names that do not exist and all values of the wrong type.
+    Raises UserError, beginning with `source`, that names all unknown settings and all values of the wrong type.
     """
     merged = stacked(layers)
     known = owners(parts)
@@ -224,8 +225,8 @@ def settings_from(layers: list[dict], parts: dict[str, type], source: str) -> Ru
 
 
 def stacked(layers: list[dict]) -> dict:
-    """One layer of several. Overlap and step replace each other: a layer that gives one unsays the other below it."""
-    # {"step": 128, "lr": 1} below {"overlap": 64} is {"lr": 1, "overlap": 64}
+    """Merge layers into one. Overlap and step exclude each other: a layer with one of them removes the other."""
+    # {"step": 128, "lr": 1}, then {"overlap": 64}: {"lr": 1, "overlap": 64}
     merged: dict = {}
     for layer in layers:
         for name, other in (("overlap", "step"), ("step", "overlap")):
@@ -236,7 +237,7 @@ def stacked(layers: list[dict]) -> dict:
 
 
 def owners(parts: dict[str, type]) -> dict[str, str]:
-    """The name of the part that each setting belongs to, by the setting's name."""
+    """Return for each setting, by name, the name of the part that it belongs to."""
     found = {}
     for name, part in parts.items():
         found |= dict.fromkeys(part.__dataclass_fields__, name)
@@ -244,7 +245,7 @@ def owners(parts: dict[str, type]) -> dict[str, str]:
 
 
 def unknown(given: Iterable[str], known: list[str]) -> list[str]:
-    """A phrase that names what is not known, with the nearest names that are; none where all is."""
+    """Return a phrase about names that are not `known`, with the nearest known ones; an empty list if all are known."""
     found = []
     for name in given:
         if name not in known:
@@ -257,7 +258,7 @@ def unknown(given: Iterable[str], known: list[str]) -> list[str]:
 
 
 def mistyped(part: type, values: dict) -> list[str]:
-    """Which of the values are not of the type of their field of a dataclass, one phrase each."""
+    """Return a phrase for each value that does not have the type of its field in the dataclass `part`."""
     found = []
     for name, kind in get_type_hints(part).items():
         if name in values and not fits(values[name], kind):
@@ -266,8 +267,8 @@ def mistyped(part: type, values: dict) -> list[str]:
 
 
 def fits(value: object, kind) -> bool:
-    """Whether a value is of a field's type; a whole number is also a number."""
-    # type(), not isinstance: to Python True is a number.
+    """Whether a value has a field's type; a whole number is also a number."""
+    # type(), not isinstance, because True is an int.
     allowed = get_args(kind) or (kind,)
     if get_origin(kind) is list:
         return isinstance(value, list) and {type(one) for one in value} <= set(allowed)
@@ -281,7 +282,7 @@ def fits(value: object, kind) -> bool:
 
 
 def can_name_a_file(text: str) -> bool:
-    """Whether the system would take it, as it takes all that is typed: no NUL, no half of a surrogate pair."""
+    """Whether the text can be a file name, as everything typed can: it has no NUL and no half of a surrogate pair."""
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
@@ -289,7 +290,7 @@ def can_name_a_file(text: str) -> bool:
 
 
 def in_words(kind) -> str:
-    """A field's type for people."""
+    """Return a field's type in words."""
     allowed = get_args(kind) or (kind,)
     if get_origin(kind) is list:
         return "a list of texts"

@@ -1,7 +1,7 @@
-"""Clipping, AdamW and the 16-bit copies of the weights in one kernel, for captured steps on NVIDIA's GPUs.
+"""Clipping, AdamW and the 16-bit copies of the weights in one Triton kernel, for captured steps on NVIDIA GPUs.
 
-What an update costs is memory traffic, so here each number is read once and written once. The numbers are those of
-torch.optim.AdamW, whose moments these are: a checkpoint knows no difference. Needs Triton, as model/fused.py does.
+The cost of an update is memory traffic, so each number is read once and written once. The moments are those of
+torch.optim.AdamW, and so are the results: checkpoints are the same with and without this kernel.
 """
 
 import math
@@ -16,13 +16,17 @@ from bertqa.model.copies import WeightCopies
 from bertqa.training.gradients import Gradients
 
 BLOCK = 1024
-"""Numbers of a weight that a program updates."""
+"""How many numbers of a weight one program of the kernel updates."""
 WARPS = 8
-"""Of a program. Four numbers for a thread: 16 bytes, the most that it reads at once."""
+"""Of each program: 256 threads of four numbers each, 16 bytes, the most that a thread reads at once."""
+
+COLUMNS = 8
+COUNT, GROUP, IS_16_BIT = 5, 6, 7
+"""Columns of the table that `addresses` makes; columns 0 to 4 are addresses."""
 
 
 class FusedUpdate:
-    """Updates the weights of an optimizer from the gradients of a step, at addresses that must not change."""
+    """Updates the weights from the gradients of a step. No tensor that takes part may move."""
 
     def __init__(
         self,
@@ -31,7 +35,12 @@ class FusedUpdate:
         copies: WeightCopies,
         clip: float,
     ):
-        """`optimizer` has made its moments; `clip` is the largest norm of the gradients, 0 for any."""
+        """Make the table of addresses and compile the kernel.
+
+        Args:
+            optimizer: must have made its moments.
+            clip: the largest gradient norm; 0 = no clipping.
+        """
         self.groups = optimizer.param_groups
         self.gradients = gradients
         self.clip = clip or math.inf
@@ -44,20 +53,20 @@ class FusedUpdate:
         if gradients.homes:
             at_home = addresses(optimizer, gradients.homes, gradients, copies)
             self.tables[True] = Table(at_home, device)
-        # Compiled and loaded here, on zeros that nobody needs: while a graph is captured it is too late.
+        # Run once on zeros, to compile and load the kernel: during the capture of a graph that is forbidden.
         zeros = torch.zeros(BLOCK, device=device)
         self._run(Table(rows_for_nothing(zeros), device), zeros.new_ones(3))
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
-        """One update. Returns the norm of the gradients before they were clipped."""
+        """Update all weights. Returns the gradient norm before clipping, ()."""
         norm = self.gradients.norm()
         torch._foreach_add_(self.steps, 1)
         beta1, beta2 = self.groups[0]["betas"]
         steps = self.steps[0].double()
         scalars = torch.stack(
             [
-                (self.clip / (norm + 1e-6)).clamp(max=1).double(),
+                (self.clip / (norm + 1e-6)).clamp(max=1).double(),  # as torch's clip_grad_norm_
                 1 - beta1**steps,
                 (1 - beta2**steps).sqrt(),
             ]
@@ -78,13 +87,11 @@ class FusedUpdate:
             )  # fmt: skip
 
 
-COLUMNS = 8
-COUNT, GROUP, IS_16_BIT = 5, 6, 7
-
-
 class Table:
-    """Rows of `addresses` on the device, in two parts: blocks of BLOCK numbers need no mask, with which each number would
-    be read by itself."""
+    """The rows of `addresses` on the device, in two parts: whole blocks, and the last block of each weight.
+
+    Whole blocks need no mask; with a mask each number would be read by itself.
+    """
 
     def __init__(self, rows: np.ndarray, device: torch.device):
         is_whole = rows[:, COUNT] == BLOCK
@@ -98,8 +105,11 @@ def addresses(
     gradients: Gradients,
     copies: WeightCopies,
 ) -> np.ndarray:
-    """A row for each block of each weight: the addresses of weight, moments, gradient and copy (0: none), how many
-    numbers the block has, the weight's group, and whether the gradient, which lies in `places`, has 16 bits."""
+    """Return an int64 table with a row of COLUMNS for each block of BLOCK numbers of each weight.
+
+    The columns: addresses of the weight, its first and second moment, its gradient (which is in `places`) and its 16-bit
+    copy (0 = none); how many numbers the block has; the weight's group; whether the gradient has 16 bits.
+    """
     group_of = {}
     for number, group in enumerate(optimizer.param_groups):
         for weight in group["params"]:
@@ -124,7 +134,7 @@ def addresses(
 
 
 def rows_for_nothing(zeros: Tensor) -> np.ndarray:
-    """A whole block and another one, with weight, moments and gradient all in (BLOCK,) zeros, which stay zeros."""
+    """Return the rows of a whole block and of a block of one number, all of whose tensors are (BLOCK,) zeros."""
     rows = np.zeros((2, COLUMNS), np.int64)
     rows[:, :4] = zeros.data_ptr()
     rows[:, COUNT] = BLOCK, 1
@@ -136,7 +146,10 @@ def _adamw(
     table, rates, decays, scalars, beta1, new1, beta2, new2, eps,
     COLUMNS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """A row of the table: the gradient clipped, both moments, the weight, its copy."""
+    """Process one row of the table: clip the gradient, update both moments and the weight, write its copy.
+
+    `scalars` are the factor of clipping and the bias corrections of both moments, as `FusedUpdate.__call__` makes them.
+    """
     row = table + tl.program_id(0).to(tl.int64) * COLUMNS
     weights = tl.multiple_of(tl.load(row).to(tl.pointer_type(tl.float32)), 16)
     firsts = tl.multiple_of(tl.load(row + 1).to(tl.pointer_type(tl.float32)), 16)

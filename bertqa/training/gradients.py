@@ -1,4 +1,4 @@
-"""Where the gradients of a static step lie: at addresses that a CUDA graph finds again."""
+"""The gradients of a static step, at addresses that do not change, so that CUDA graphs find them."""
 
 from collections import defaultdict
 
@@ -7,11 +7,19 @@ from torch import Tensor, nn
 
 
 class Gradients:
-    """The gradients of a step: those of its micro-batches added up in float32, or, with `make_homes`, those of its only
-    one as the backward pass wrote them."""
+    """The gradients of a step.
+
+    In general those of the micro-batches are added up in float32, in `parts`. With `make_homes`, a step of a single
+    micro-batch has nothing to add: its gradients stay where the backward pass wrote them, in `homes`, and `at_home` is
+    true.
+    """
 
     def __init__(self, weights: list[nn.Parameter], leaves: list[nn.Parameter]):
-        """`leaves` are what the backward pass finds: the weights, or 16-bit copies of them."""
+        """Allocate memory for the gradients of `weights`.
+
+        Args:
+            leaves: the tensors that the backward pass leaves gradients at: the weights, or their 16-bit copies.
+        """
         self.weights = weights
         self.leaves = leaves
         self.flat, self.parts = memory_for(weights, torch.float32)
@@ -20,8 +28,7 @@ class Gradients:
         self.at_home = False
 
     def make_homes(self) -> None:
-        """Give each leaf a `grad_home`, memory in its own format for its gradient. Who makes gradients may write them
-        there (model/fused.py); then nobody copies them."""
+        """Give each leaf a `grad_home`: memory in its own format, into which model/fused.py writes its gradient."""
         for dtype in dict.fromkeys(leaf.dtype for leaf in self.leaves):
             members = [leaf for leaf in self.leaves if leaf.dtype == dtype]
             flat, parts = memory_for(members, dtype)
@@ -31,19 +38,21 @@ class Gradients:
         self.homes = [leaf.grad_home for leaf in self.leaves]
 
     def begin(self, micro_batches: int) -> None:
-        """A step of so many micro-batches begins. The gradients of one alone stay at home: there is nothing to add."""
+        """Begin a step of so many micro-batches."""
         self.at_home = bool(self.homes) and micro_batches == 1
 
     @torch.no_grad()
     def collect(self, is_first: bool) -> None:
-        """Take what a backward pass has left at the leaves: in place of what there was, or in addition to it."""
+        """Collect the gradients that a backward pass has left at the leaves: replace those of the step before if it
+        `is_first`, else add to the step's."""
         places = self.homes if self.at_home else self.parts
-        # By format: torch copies a list of mixed formats tensor by tensor, which takes three times as long.
+        # Sorted by format, since torch copies a list of mixed formats tensor by tensor, three times as slowly.
         found: dict[torch.dtype, list[Tensor]] = defaultdict(list)
         parts: dict[torch.dtype, list[Tensor]] = defaultdict(list)
         for leaf, part in zip(self.leaves, places, strict=True):
             gradient = leaf.grad
             leaf.grad = None
+            # An unused weight has none; one that was written at home is in its place already.
             if gradient is None or gradient.data_ptr() == part.data_ptr():
                 continue
             found[gradient.dtype].append(gradient)
@@ -55,21 +64,21 @@ class Gradients:
                 torch._foreach_add_(parts[dtype], in_float32(gradients))
 
     def norm(self) -> Tensor:
-        """Of all gradients of the step as one vector, in float32."""
+        """Return the norm of all gradients of the step as one vector, (), float32."""
         flats = self.home_flats if self.at_home else [self.flat]
         norms = [torch.linalg.vector_norm(flat, dtype=torch.float32) for flat in flats]
         return torch.linalg.vector_norm(torch.stack(norms))
 
     def show(self) -> None:
-        """Put them where the optimizer looks."""
+        """Set `grad` of each weight, where the optimizer looks."""
         assert not self.at_home
         for weight, part in zip(self.weights, self.parts, strict=True):
             weight.grad = part
 
 
 def memory_for(weights: list[nn.Parameter], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-    """Zeros in one piece, and a part of them for each weight, of its shape."""
-    # Each begins at a multiple of 128 bytes, or the optimizer would read it number by number.
+    """Return zeros in one piece, and a view into them for each weight, of its shape."""
+    # Each view begins at a multiple of 64 numbers, so that kernels can read several numbers at once.
     sizes = [-(-weight.numel() // 64) * 64 for weight in weights]
     flat = torch.zeros(sum(sizes), dtype=dtype, device=weights[0].device)
     parts = []
@@ -79,7 +88,7 @@ def memory_for(weights: list[nn.Parameter], dtype: torch.dtype) -> tuple[Tensor,
 
 
 def in_float32(tensors: list[Tensor]) -> list[Tensor]:
-    """Tensors of one format, in float32: themselves where they are."""
+    """Return tensors, all of one format, in float32; the tensors themselves if they are."""
     if tensors[0].dtype == torch.float32:
         return tensors
     cast = [torch.empty_like(tensor, dtype=torch.float32) for tensor in tensors]

@@ -1,6 +1,7 @@
-"""AdamW with BERT's groups, the learning rate as a pure function of the step, and the average of the weights."""
+"""AdamW with BERT's parameter groups, the learning rate as a pure function of the step, and the moving average of the weights."""
 
 import math
+from collections import defaultdict
 from contextlib import contextmanager
 
 import torch
@@ -11,20 +12,20 @@ from bertqa.settings import OptimSettings
 
 
 def lr_at(step: int, total: int, settings: OptimSettings) -> float:
-    """Learning rate of optimizer step `step` (counted from 0) of `total`.
+    """Return the learning rate of optimizer step `step` of `total`; steps are counted from 0.
 
-    It rises linearly over the warm-up (the first step already moves), peaks at `lr`, then follows the schedule, which
-    would reach zero at step `total`. Of 10 steps with a warm-up of 0.2 and a linear schedule, in eighths of lr:
+    It rises linearly over the warm-up (and is above 0 at the first step), peaks at `lr`, then follows the schedule, which
+    would reach zero at step `total`. With 10 steps, a warm-up of 0.2 and a linear schedule, in eighths of lr:
     4 8 | 8 7 6 5 4 3 2 1.
     """
-    warm = settings.warmup
-    if warm < 1:
-        # a share of the run; else it is a number of steps
-        warm = math.ceil(warm * total)
-    warm = min(total, int(warm))
-    if step < warm:
-        return settings.lr * (step + 1) / warm
-    left = (total - step) / max(1, total - warm)  # 1 just behind the warm-up, 0 at the end
+    warmup = settings.warmup
+    if warmup < 1:
+        # a share of the run; from 1 on it is a number of steps
+        warmup = math.ceil(warmup * total)
+    warmup = min(total, int(warmup))
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    left = (total - step) / max(1, total - warmup)  # 1 right after the warm-up, 0 at the end
     if settings.schedule == "constant":
         return settings.lr
     if settings.schedule == "cosine":
@@ -33,8 +34,8 @@ def lr_at(step: int, total: int, settings: OptimSettings) -> float:
 
 
 def depth_of(name: str, layers: int) -> int:
-    """How far above the input a parameter lies: 0 embeddings, 1.. layers, layers + 1 everything on top."""
-    # encoder.layers.4.norm.weight -> 5; a model may also be the encoder alone, so its names may begin with "layers."
+    """Return the depth of a parameter: 0 for embeddings, 1 to `layers` for the layers, layers + 1 for everything above."""
+    # encoder.layers.4.norm.weight -> 5. If the model is an encoder alone, names begin with "layers.".
     name = f".{name}"
     if ".layers." in name:
         return 1 + int(name.split(".layers.")[1].split(".")[0])
@@ -42,7 +43,7 @@ def depth_of(name: str, layers: int) -> int:
 
 
 def freeze(model: nn.Module, what: str) -> None:
-    """Stop training the part of the model that `OptimSettings.freeze` names; what its maker has frozen stays frozen.
+    """Freeze the part of the model that `OptimSettings.freeze` names. Parameters that are frozen already stay so.
 
     Raises UserError for more layers than the model has.
     """
@@ -59,20 +60,21 @@ def freeze(model: nn.Module, what: str) -> None:
 
 
 def _layers_of(model: nn.Module) -> int:
-    """How many layers the encoder of a model has; a model of one's own need have no config."""
+    """Return the number of layers of the model's encoder."""
+    # The encoder's config, since a model of one's own need not have one.
     return getattr(model, "encoder", model).config.num_hidden_layers
 
 
 def _rate_factor(
     name: str, layers: int, settings: OptimSettings, lr_factors: dict[str, float]
 ) -> float:
-    """What the learning rate of a parameter is multiplied by."""
+    """Return the factor of a parameter's learning rate."""
     depth = depth_of(name, layers)
     is_head = depth > layers and ".pooler." not in f".{name}"
     if settings.head_lr and is_head:
         factor = settings.head_lr / settings.lr
     else:
-        # With 6 layers and a decay of 0.9: 1 for what stands on top, 0.9 for layer 6, 0.9^7 for the embeddings.
+        # With 6 layers and a decay of 0.9: 1 for the head, 0.9 for layer 6, 0.9^7 for the embeddings.
         factor = settings.layer_decay ** (layers + 1 - depth)
     for beginning, more in lr_factors.items():
         if name.startswith(beginning):
@@ -88,15 +90,15 @@ def make_optimizer(
     capturable: bool = False,
     lr_factors: dict[str, float] | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters: a group for each pair of rate and decay; `lr_scale` is the factor of the rate.
+    """Return AdamW over the trainable parameters, grouped by learning rate factor ("lr_scale") and weight decay.
 
     Args:
-        tensor_lr: each group has its learning rate in a tensor on the device: a CUDA graph would keep a float as it was.
-        capturable: its steps can be captured in a CUDA graph.
-        lr_factors: of parameters whose name begins so, beside their depth's factor.
+        tensor_lr: whether learning rates are tensors on the device; in a CUDA graph a float would never change.
+        capturable: whether its steps can be captured in a CUDA graph.
+        lr_factors: further factors, by the beginning of a parameter's name.
 
     Raises:
-        UserError: for the beginning of a name that no parameter has.
+        UserError: if no parameter's name begins like one of `lr_factors`.
     """
     lr_factors = lr_factors or {}
     names = [name for name, _ in model.named_parameters()]
@@ -105,20 +107,20 @@ def make_optimizer(
             raise UserError(
                 f"lr_factors: no parameter's name begins with {beginning!r}; the last one is {names[-1]}"
             )
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    members: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             scale = _rate_factor(name, _layers_of(model), settings, lr_factors)
-            # Biases and norms, everything of one dimension, are not pulled towards zero.
+            # No weight decay for biases and LayerNorm, which have one dimension.
             decay = settings.weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((scale, decay), []).append(parameter)
-    described = []
-    for (scale, decay), members in groups.items():
-        # `weight_decay` is what the next update uses, `decay` what the settings say: see `set_lr`.
-        about = {"lr_scale": scale, "weight_decay": decay, "decay": decay}
-        described.append({"params": members, **about})
+            members[scale, decay].append(parameter)
+    groups = []
+    for (scale, decay), parameters in members.items():
+        # "decay" keeps the setting; `set_lr` may change "weight_decay", which the update uses.
+        group = {"params": parameters, "lr_scale": scale, "weight_decay": decay, "decay": decay}
+        groups.append(group)
     optimizer = torch.optim.AdamW(
-        described,
+        groups,
         lr=settings.lr,
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
@@ -132,8 +134,10 @@ def make_optimizer(
 
 
 def load_optimizer(optimizer: torch.optim.AdamW, saved: dict) -> None:
-    """Put back the moments that `optimizer.state_dict()` returned. Its groups stay: they are what the settings say, and
-    how the update is computed is this device's."""
+    """Load the moments that `optimizer.state_dict()` returned.
+
+    The options of the groups stay: they follow from the settings and the device of this run.
+    """
     groups = []
     for group, before in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         groups.append({**group, "params": before["params"]})
@@ -141,10 +145,10 @@ def load_optimizer(optimizer: torch.optim.AdamW, saved: dict) -> None:
 
 
 def set_lr(optimizer: torch.optim.AdamW, lr: float, updates: int, settings: OptimSettings) -> None:
-    """Give every group its learning rate for the next update; `updates` is how many have been made before it.
+    """Set the learning rate of every group for the next update, before which `updates` have been made.
 
-    Without bias correction (Google's optimizer) the update is lr * m / (sqrt(v) + eps). torch divides m by c1 and
-    sqrt(v) by sqrt(c2), c = 1 - beta^t; scaling lr, eps and decay by the inverse gives just that formula.
+    Without bias correction (Google's optimizer) the update is lr * m / (sqrt(v) + eps). torch always divides m by c1 and
+    sqrt(v) by sqrt(c2), c = 1 - beta^t; scaling lr, eps and weight decay by the inverse gives Google's formula.
     """
     correction1 = correction2 = 1.0
     if not settings.bias_correction:
@@ -162,7 +166,7 @@ def set_lr(optimizer: torch.optim.AdamW, lr: float, updates: int, settings: Opti
 
 
 class Average:
-    """Exponential moving average of the trainable weights; does nothing with decay 0."""
+    """Exponential moving average of the trainable weights (--ema); with decay 0 there is none, and nothing is done."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
@@ -173,13 +177,13 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """average = decay * average + (1 - decay) * weights."""
+        """Set average = decay * average + (1 - decay) * weights."""
         if self.decay:
             torch._foreach_lerp_(self.averages, self.weights, 1 - self.decay)
 
     @contextmanager
     def in_place(self):
-        """The model holds the averages inside, its own weights again afterwards."""
+        """Inside, the model holds the averages; afterwards its own weights again."""
         self._swap()
         try:
             yield
@@ -187,15 +191,15 @@ class Average:
             self._swap()
 
     def _swap(self) -> None:
-        # The parameters stay the same objects, so that the optimizer keeps its hold on them; only their storage is exchanged.
+        # Only the storage is exchanged: the parameters must stay the same objects, by which the optimizer knows them.
         for weight, average in zip(self.weights, self.averages, strict=True):
             weight.data, average.data = average.data, weight.data
 
     def state_dict(self) -> dict:
-        """The averages, in the order of the trainable parameters."""
+        """Return the averages, in the order of the trainable parameters."""
         return {"averages": self.averages}
 
     def load_state_dict(self, state: dict) -> None:
-        """Put back what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         for average, saved in zip(self.averages, state["averages"], strict=True):
             average.copy_(saved)

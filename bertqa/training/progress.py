@@ -1,4 +1,4 @@
-"""How far a run has come and how it ended: what it counts, its journal, and what the person who waits is told."""
+"""The progress of a run: its counters, its journal metrics.jsonl, its progress bar, and how it ended."""
 
 import math
 import os
@@ -18,23 +18,26 @@ from bertqa.files import to_json
 
 @dataclass
 class Progress:
-    """Where a run stands; all of it travels in the checkpoint."""
+    """The counters of a run; every checkpoint has them."""
 
     step: int = 0
-    """Optimizer steps taken, skipped ones included: the position in the data."""
+    """Optimizer steps taken, skipped ones included. It is also the position in the data."""
     skipped: int = 0
-    """fp16 steps left out for gradients that were not finite."""
+    """Steps that fp16's loss scaler skipped, because gradients were not finite."""
     skipped_in_row: int = 0
+    """The same, since the last step that was not skipped."""
     best: float = -math.inf
+    """The best score so far."""
     best_step: int = 0
+    """The step at which it was found."""
     evaluated: int = -1
-    """The last step behind which there was an evaluation."""
+    """The step of the last evaluation; -1 = none yet."""
     windows: int = 0
-    """Windows trained on, over all ranks."""
+    """Windows trained on, by all ranks together."""
     tokens: int = 0
-    """Tokens in them."""
+    """Tokens of these windows."""
     seconds: float = 0.0
-    """Spent training: without evaluation and saving, over all sittings."""
+    """Time spent on steps, without evaluation and saving; it goes on when a run is resumed."""
 
 
 @dataclass
@@ -43,15 +46,15 @@ class Outcome:
 
     progress: Progress
     last: dict
-    """Metrics of the last evaluation."""
+    """Metrics of the last evaluation; empty if this process made none."""
     finished: bool
-    """False where it was stopped early and --resume would go on."""
+    """False if it was stopped early, so that --resume would go on."""
     stopped_by: str = ""
-    """Why it was: a signal's name, or the time limit."""
+    """Why it was stopped early: a signal's name, or the time limit."""
 
 
 def summary(outcome: Outcome, key: str, device: torch.device) -> dict:
-    """The closing figures of a run: time, speed, memory, best score."""
+    """Return the figures of a run for summary.json: time, speed, memory, best score (of the metric `key`)."""
     progress = outcome.progress
     took = max(1e-9, progress.seconds)
     return {
@@ -69,17 +72,17 @@ def summary(outcome: Outcome, key: str, device: torch.device) -> dict:
 
 
 class Journal:
-    """metrics.jsonl: one JSON object a line, the only record of a run; console, report and plots are read from it.
+    """metrics.jsonl, from which report and plots are made: one JSON object a line.
 
-    With no path (ranks other than the first) it writes nothing.
+    Without a path, as on all ranks but the first, it writes nothing.
     """
 
     def __init__(self, path: Path | None, keep_bytes: int | None = None):
-        """Open for appending.
+        """Open the file for appending.
 
         Args:
-            keep_bytes: of a run that goes on, how much was written at its checkpoint: what is behind
-                that is cut off; what is missing of it is said.
+            keep_bytes: the size at the checkpoint that the run goes on from: the file is cut back to it. If the file is
+                shorter, that is said.
         """
         self.path = path
         self.file = None
@@ -90,19 +93,19 @@ class Journal:
         self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
 
     def _cut(self, keep_bytes: int) -> None:
-        there = self.path.stat().st_size if self.path.exists() else 0
-        if there > keep_bytes:
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size > keep_bytes:
             os.truncate(self.path, keep_bytes)
-        elif there < keep_bytes:
+        elif size < keep_bytes:
             say(
-                f"warning: {self.path}: {keep_bytes - there:,} bytes of it are lost, so the curves of the "
+                f"warning: {self.path}: {keep_bytes - size:,} bytes of it are lost, so the curves of the "
                 "report have a gap; the training itself goes on as it would have"
             )
 
     def write(self, event: str, **fields) -> None:
-        """Add one line {"event", "time", fields...}; numbers that JSON does not know (NaN, infinity) become strings.
+        """Append a line {"event", "time", fields...}; NaN and infinity, which JSON lacks, become strings.
 
-        Raises UserError where the disk is full.
+        Raises UserError if the disk is full.
         """
         record = {"event": event, "time": round(time.time(), 3)}
         for name, value in fields.items():
@@ -113,7 +116,7 @@ class Journal:
 
     def _append(self, line: bytes) -> None:
         try:
-            # A disk that fills up takes fewer bytes than it was given; the next write then says why.
+            # A disk that becomes full first writes fewer bytes than asked for, and fails at the next write.
             while line:
                 line = line[self.file.write(line) :]
         except OSError as error:
@@ -124,33 +127,36 @@ class Journal:
 
     @property
     def size(self) -> int:
-        """Bytes written so far, all of them on the disk."""
+        """The number of bytes written so far; they are flushed to the disk."""
         if not self.file:
             return 0
-        # A checkpoint relies on these bytes: after a power cut they must be there.
+        # A checkpoint refers to these bytes, so they must survive a power cut, as it does.
         os.fsync(self.file.fileno())
         return os.fstat(self.file.fileno()).st_size
 
     def close(self) -> None:
-        """Close the file; writing later is an error."""
+        """Close the file; nothing can be written afterwards."""
         if self.file:
             self.file.close()
 
 
 @dataclass
 class StepRecord:
-    """A step, until its numbers are written."""
+    """A step that is not written to the journal yet."""
 
-    at: Progress
-    """Where the run stood behind the step."""
+    progress: Progress
+    """The counters after the step."""
     lr: float
     numbers: OnItsWay
-    """As in step.StepResult, and so is the scale."""
+    """Loss, gradient norm, parts of the loss, as in step.StepResult; so is the scale."""
     scale: float | None
 
 
 class Logs:
-    """Journal and progress bar of a `Job`. On a GPU, losses are read one step late, so that the host never waits for a step."""
+    """The journal and the progress bar of a `Job`.
+
+    On a GPU the loss is read one step late, so that the host launches the next step instead of waiting for it.
+    """
 
     def __init__(self, job, progress: Progress, total: int, steps_per_epoch: int):
         self.journal = job.journal
@@ -171,63 +177,67 @@ class Logs:
             smoothing=0.1,
         )
         self.clock = time.perf_counter()
-        # Where the run stood behind each of the last 50 steps: the speed that is shown is that of these steps.
+        # The counters after each of the last 50 steps, whose speed is shown.
         self.recent = deque([replace(progress)], maxlen=50)
 
     def step(self, lr: float, numbers: OnItsWay, scale: float | None) -> None:
-        """Take a step's numbers; those on the GPU are written when the next step's arrive."""
+        """Log a step; on a GPU the line is written when the next step is logged."""
         now = time.perf_counter()
         self.progress.seconds += now - self.clock
         self.clock = now
-        # A copy: by the time it is written, the run may be a step further.
+        # A copy, because the run may be a step further when the line is written.
         self.waiting.append(StepRecord(replace(self.progress), lr, numbers, scale))
-        self.flush(but=self.late)
+        self.flush(keep=self.late)
 
-    def flush(self, but: int = 0) -> None:
-        """Write all that is waiting, but the last so many."""
-        while len(self.waiting) > but:
+    def flush(self, keep: int = 0) -> None:
+        """Write the waiting steps to the journal, except for the last `keep`.
+
+        Raises:
+            UserError: if a loss or gradient norm is not finite.
+        """
+        while len(self.waiting) > keep:
             self._write(self.waiting.popleft())
 
     def _write(self, record: StepRecord) -> None:
-        at = record.at
+        now = record.progress
         share, norm, *parts = record.numbers.read().tolist()
-        # Every rank has divided by the windows of all of them, so that the sum is the mean.
+        # Each rank has divided by the windows of all ranks, so the sum over the ranks is the mean over the windows.
         loss = self.world.sum(share)
-        # In fp16 such a step was skipped, and the loop counts how many are in a row.
+        # In fp16 the scaler has skipped such a step, and the loop counts skips in a row.
         if record.scale is None:
-            require_finite(loss, norm, at.step - 1, self.run)
+            require_finite(loss, norm, now.step - 1, self.run)
         then = self.recent[0]
-        self.recent.append(at)
-        took = max(1e-9, at.seconds - then.seconds)
+        self.recent.append(now)
+        took = max(1e-9, now.seconds - then.seconds)
         line = {
-            "step": at.step,
-            "epoch": self.epoch_of(at),
+            "step": now.step,
+            "epoch": self.epoch_of(now),
             "loss": loss,
             "lr": record.lr,
             "grad_norm": norm,
-            "windows_per_s": round((at.windows - then.windows) / took, 2),
-            "tokens_per_s": round((at.tokens - then.tokens) / took, 1),
-            "seconds": round(at.seconds, 3),
+            "windows_per_s": round((now.windows - then.windows) / took, 2),
+            "tokens_per_s": round((now.tokens - then.tokens) / took, 1),
+            "seconds": round(now.seconds, 3),
         }
         for name, part in zip(self.loss_parts, parts, strict=True):
             line[f"loss_{name}"] = self.world.sum(part)
         if record.scale is not None:
             line["loss_scale"] = record.scale
-            line["skipped"] = at.skipped
+            line["skipped"] = now.skipped
         self.journal.write("train", **line)
         self.bar.set_postfix_str(
             f"loss {loss:.3f}, lr {record.lr:.1e}, {line['windows_per_s']:.1f} windows/s, "
             f"{line['tokens_per_s']:,.0f} tokens/s",
-            refresh=False,  # with the bar's next step, not now: a log is to stay short
+            refresh=False,  # shown at the bar's next update, so that a log file stays short
         )
         self.bar.update(1)
 
     def epoch_of(self, progress: Progress) -> float:
-        """1.5 where the second epoch is half over."""
+        """Return the epochs taken so far; 1.5 is half way through the second one."""
         return round(progress.step / self.steps_per_epoch, 4)
 
     def evaluation(self, metrics: dict) -> None:
-        """Write an evaluation and show its numbers above the bar."""
+        """Write an evaluation to the journal, and say its scores above the progress bar."""
         step = self.progress.step
         self.journal.write("eval", step=step, epoch=self.epoch_of(self.progress), **metrics)
         if not self.world.first:
@@ -240,13 +250,13 @@ class Logs:
 
     @contextmanager
     def paused(self):
-        """Time spent inside does not count as training."""
+        """Stop the clock of `Progress.seconds` inside."""
         yield
         self.clock = time.perf_counter()
 
 
 def require_finite(loss: float, norm: float, step: int, run: Path) -> None:
-    """Stop where the loss or the gradient is not a finite number. Raises UserError with what to do."""
+    """Raise UserError, with what to try, if the loss or the gradient norm is not finite."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise UserError(
             f"step {step + 1}: the loss is {loss:g} and the gradient norm {norm:g}, so training has diverged. "

@@ -1,4 +1,4 @@
-"""Being told to stop: signals are noted, and obeyed between two steps, or in the middle of an evaluation."""
+"""Signals that stop a run (Ctrl-C, SIGTERM ...): noted at once, obeyed after the step, or within an evaluation."""
 
 import contextlib
 import os
@@ -12,17 +12,18 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
 
 class StopRequest:
-    """Which signals have come. The loop finishes its step, saves and returns; a second SIGINT interrupts at once."""
+    """The signals received so far. After the first one the loop finishes its step, saves and returns; a second SIGINT
+    raises KeyboardInterrupt at once."""
 
     def __init__(self, aloud: bool = True):
         self.aloud = aloud
         self.received: list[str] = []
         self.evaluating: World | None = None
-        """The processes that share the evaluation which is being made."""
+        """The processes that share the current evaluation; None while there is none."""
 
     @contextlib.contextmanager
     def breaking_off(self, world: World) -> Iterator[None]:
-        """A signal that comes inside, or has come, raises StopEvaluation: there is nothing to lose but the evaluation."""
+        """Raise StopEvaluation inside if a signal comes or has come: nothing but the evaluation is lost."""
         self.evaluating = world
         try:
             if self.received:
@@ -33,16 +34,16 @@ class StopRequest:
             world.leave.clear()
 
     def break_off(self) -> None:
-        """Leave the evaluation: a single process at once, several where they next meet, between two batches."""
+        """Stop the evaluation: a single process at once; several together, when they next exchange results."""
         if self.evaluating.size > 1:
-            # A rank that left alone would have the others wait for its share of the evaluation.
+            # If one rank stopped alone, the others would wait for its results.
             self.evaluating.leave.set()
             return
         self.evaluating = None
         raise StopEvaluation
 
     def note(self, number: int, frame) -> None:
-        """The handler of all these signals."""
+        """Handle a signal."""
         # Whoever presses Ctrl-C twice does not want to wait for the end of the step.
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -54,27 +55,27 @@ class StopRequest:
             self.break_off()
 
     def say(self, doing: str) -> None:
-        """Tell people at once, in the middle of whatever the signal has interrupted."""
+        """Say at once what the signal does, in the middle of whatever it has interrupted."""
         again = "; once more stops at once" if self.received[0] == "SIGINT" else ""
         line = f"{self.received[0]}: {doing}{again}"
         try:
             logger.warning("%s", line)
         except RuntimeError:
-            # The signal came in the middle of a print, which cannot be entered twice.
+            # The signal interrupted a print, which cannot be entered twice.
             with contextlib.suppress(OSError):
                 os.write(2, f"\n{line}\n".encode())
 
 
 @contextlib.contextmanager
 def stop_signals(aloud: bool = True) -> Iterator[StopRequest]:
-    """What has asked to stop, noted inside; the signals' own handlers are back afterwards.
+    """Note the signals that come inside; afterwards the handlers are as they were.
 
-    SIGHUP that is ignored (nohup) stays so. In another thread than the main one signals are somebody else's.
+    A SIGHUP that is ignored (nohup) stays ignored. Outside of the main thread no signal is handled.
     """
     request = StopRequest(aloud)
     before = {}
     for name in NAMES:
-        number = getattr(signal, name, None)  # Windows has two of them
+        number = getattr(signal, name, None)  # Windows has only SIGINT and SIGTERM
         if number is None or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
             continue
         with contextlib.suppress(ValueError):  # not in the main thread
