@@ -28,13 +28,23 @@ NOT_BEGUN = {LOCK, "train.jsonl", "dev.jsonl", "rejected.jsonl", "dev.json"}
 
 
 @contextlib.contextmanager
-def run_folder(given: str | Path | None, world: World = World()) -> Iterator[Path]:
+def run_folder(
+    given: str | Path | None, world: World = World(), resume: bool = False
+) -> Iterator[Path]:
     """Yield the run folder that the user names, or a new one in runs/ that is named by the time.
 
     A new one is removed at the end if it is still empty, as it is after a mistake in the settings.
+
+    Raises:
+        UserError: if the folder cannot be used. `run_training` checks that too, but then minutes were spent on reading data.
     """
     if given is not None:
-        yield Path(given)
+        run = Path(given)
+        if world.first and resume:
+            check_free(run)
+        elif world.first:
+            check_new(run)
+        yield run
         return
     # All processes use the folder of the first one, since their clocks may differ.
     run = world.gather(_make_by_time() if world.first else None)[0]
@@ -67,7 +77,7 @@ def locked(run: Path) -> contextlib.AbstractContextManager:
 
 
 def check_free(run: Path) -> None:
-    """Raise UserError if another process trains in this folder: to be asked before minutes are spent on reading data."""
+    """Raise UserError if another process trains in this folder."""
     with locked(run):
         pass
 
