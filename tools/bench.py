@@ -71,6 +71,7 @@ def take_turns(everyone: dict[str, Callable], rounds: int) -> dict[str, list[flo
 def measure(work: Work, task: str, rounds: int) -> list[dict[str, str]]:
     """Return the rows of a task, ours first."""
     groups = [list(CONTESTANTS[task])]
+    # A GPU's memory does not hold all of them at once.
     if work.device.type == "cuda":
         groups = [[who] for who in CONTESTANTS[task]]
     amount = len(work.task.dev.examples)
@@ -85,7 +86,7 @@ def measure(work: Work, task: str, rounds: int) -> list[dict[str, str]]:
         for who, seconds in take_turns(everyone, rounds).items():
             ours = ours or seconds
             row = new_row(work, task, who, seconds, amount)
-            if work.format != "int8":  # whose peak torch.mm does not tell
+            if work.format != "int8":  # its peak is not that of torch.mm
                 row["MFU"] = f"{shortest / statistics.median(seconds):.0%}"
             ratios = [theirs / our for theirs, our in zip(seconds, ours, strict=True)]
             row["time, ours = 1"] = f"{statistics.median(ratios):.3g}"

@@ -130,7 +130,8 @@ def their_training(work: Work, grouped=False, length=None, attention_dropout=0.1
 def our_inference(work: Work) -> Callable:
     model = folder.load(work.weights, device=work.device)
     if work.format == "int8":
-        if not (work.weights / RANGES).exists():  # random weights
+        # Random weights have no measured ranges yet.
+        if not (work.weights / RANGES).exists():
             calibrate(work.weights, work.task.store, 32, seed=0)
         model = for_int8(model, work.weights)
     else:
@@ -196,6 +197,7 @@ def onnxruntime_inference(work: Work) -> Callable:
 
     path = onnx_file(work)
     if work.format == "int8":
+        # As onnxruntime advises: shapes are inferred and the graph is optimized before weights are rounded.
         shaped = work.scratch / "shaped.onnx"
         quant_pre_process(path, shaped, skip_symbolic_shape=True)
         path = work.scratch / "int8.onnx"

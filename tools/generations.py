@@ -92,6 +92,7 @@ class Generations:
             say(f"{count} student(s) between teachers and student")
         middle = []
         for number in range(count):
+            # Far from the teachers' seeds: another fresh head, another order of the data.
             flags = ["--epochs", str(args.middle_epochs), "--seed", str(args.seed + 20 + number)]
             flags += self.student_flags()
             middle.append(self.students.train(f"middle{number}", *flags, teachers=teachers))

@@ -149,6 +149,7 @@ class Bench:
             arguments = ["--resume", str(run)]
         command = ["python", "-m", "bertqa.train", *arguments]
         settings = parse(arguments).settings
+        # A task keeps its run's teachers, recipe and last evaluation; data and windows are shared.
         task = copy.copy(self.task)
         folds = [teacher.fold for teacher in teachers]
         if any(folds):
