@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bertqa.errors import UserError, show
 from bertqa.files import read_json, read_object
-from bertqa.hf.weights import ADAPTER_CONFIG, adapter
+from bertqa.hf.weights import ADAPTER_CONFIG, adapter_message
 from bertqa.model.config import CLASSES, QA, BertConfig
 from bertqa.model.record import Embedding, read_qa, write_embed, write_qa
 
@@ -45,7 +45,9 @@ ACTIVATIONS = {
 DECIDED_HERE = ("model_type", "pooler", "position_embedding_type")
 """Our config fields that are not copied from a checkpoint's config."""
 
-OTHER_KINDS = "is_decoder add_cross_attention pruned_heads quantization_config auto_map".split()
+UNSUPPORTED_FIELDS = (
+    "is_decoder add_cross_attention pruned_heads quantization_config auto_map".split()
+)
 """Fields that, if true or not empty, make a model that bertqa does not compute; auto_map names code in the repository."""
 
 LARGEST = 10_000_000
@@ -57,7 +59,7 @@ def read_hf_config(folder: Path) -> dict:
     found = [folder / name for name in CONFIG_FILES if (folder / name).exists()]
     if not found:
         if (folder / ADAPTER_CONFIG).exists():
-            raise UserError(adapter(folder))
+            raise UserError(adapter_message(folder))
         raise UserError(
             f"{folder}: has no config.json, so the shape of the model is unknown; fetch it too"
         )
@@ -108,10 +110,10 @@ def architecture_of(raw: dict, plain_names: Collection[str], head: str | None) -
         fields["num_hidden_layers"] = 6  # DistilBERT's default
     for name, default in fields.items():
         if name not in DECIDED_HERE:
-            fields[name] = _stated(raw, name, default, is_distil)
+            fields[name] = _config_value(raw, name, default, is_distil)
     if is_distil:
         fields.update(DISTIL_FIXED)
-    _refuse_other_kinds(raw, fields["hidden_act"], model_type)
+    _refuse_variants(raw, fields["hidden_act"], model_type)
     # A layer has tensors of its own, so a config with more layers than tensors is damaged or hostile.
     if fields["num_hidden_layers"] > len(plain_names):
         raise UserError(
@@ -126,7 +128,7 @@ def architecture_of(raw: dict, plain_names: Collection[str], head: str | None) -
     return BertConfig(**fields)
 
 
-def _stated(raw: dict, name: str, default: object, is_distil: bool) -> object:
+def _config_value(raw: dict, name: str, default: object, is_distil: bool) -> object:
     """Return a config's value for our field `name`, checked; the default if it has none."""
     theirs = DISTIL_FIELDS.get(name, name) if is_distil else name
     # transformers also accepts the common names: some DistilBERT configs have hidden_size in place of dim.
@@ -142,9 +144,9 @@ def _stated(raw: dict, name: str, default: object, is_distil: bool) -> object:
     return value
 
 
-def _refuse_other_kinds(raw: dict, activation: str, model_type: str) -> None:
+def _refuse_variants(raw: dict, activation: str, model_type: str) -> None:
     """Raise UserError for a variant of the architecture that bertqa does not compute."""
-    problems = [f"{name} is {raw[name]!r}" for name in OTHER_KINDS if raw.get(name)]
+    problems = [f"{name} is {raw[name]!r}" for name in UNSUPPORTED_FIELDS if raw.get(name)]
     positions = raw.get("position_embedding_type", "absolute")
     if positions != "absolute":
         problems.append(f"position_embedding_type is {positions!r} (supported: 'absolute')")

@@ -102,7 +102,7 @@ def plain_tokens(vocab: list[str]) -> list[str]:
     return [token for token in vocab if not (token.startswith("[") and token.endswith("]"))]
 
 
-def capitals(vocab: list[str]) -> float:
+def share_of_capitals(vocab: list[str]) -> float:
     """Return the share of the tokens of text that hold a capital letter of any script."""
     plain = plain_tokens(vocab)
     return sum(any(c.isupper() for c in token) for token in plain) / max(1, len(plain))
@@ -139,7 +139,7 @@ def check_vocabulary(
     plain = plain_tokens(vocab)
     lost = unreachable(plain, normalise)
     lowers = any(traits.lowers.values())
-    share = capitals(vocab)
+    share = share_of_capitals(vocab)
     # The lost tokens are counted too: a tokenizer may keep Latin capitals and lower-case the vocabulary's few Greek ones.
     lost_capitals = sum(token.lower() != token for token in lost)
     if lowers and share > CASED_SHARE and lost_capitals > CASED_SHARE * len(plain):

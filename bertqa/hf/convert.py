@@ -72,7 +72,7 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
     if fresh_head not in (None, "none"):
         # recorded, because such a head gives no useful answers before it is trained
         provenance["fresh_head"] = seed
-    parameters = sum(tensor.numel() for tensor in plan.empty.values())
+    parameters = sum(tensor.numel() for tensor in plan.parameters.values())
 
     with staged(dest) as new:
         tokenizer = vocabulary.install(place.folder, new, plan.config.vocab_size)
@@ -86,7 +86,7 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
             )
         generator = torch.Generator().manual_seed(seed)
         tensors = _Tensors(plan, weights, generator, one_segment)
-        written = write_safetensors(new / WEIGHTS, plan.empty, tensors.get)
+        written = write_safetensors(new / WEIGHTS, plan.parameters, tensors.get)
         tensors.check()
         remarks += take_settings(place.folder, new, plan.config, plan.head, fresh_head)
         # again, because another process may have written there meanwhile
@@ -99,7 +99,7 @@ def _convert(place: hub.Place, dest: Path, fresh_head, seed: int) -> Report:
         model_type=plan.config.model_type,
         head=plan.head,
         parameters=parameters,
-        dtype=dtype_name(tensor.dtype for tensor in plan.empty.values()),
+        dtype=dtype_name(tensor.dtype for tensor in plan.parameters.values()),
         source_sha256=provenance["sha256"],
         sha256=written,
         rows=plan.rows,
@@ -123,7 +123,7 @@ class _Tensors:
         """Return the parameter of this name, from the checkpoint or initialised."""
         if ours not in self.plan.parts:
             # of a fresh head, initialised as BERT's: weights from a normal distribution, biases zero
-            drawn = torch.zeros_like(self.plan.empty[ours], device="cpu")
+            drawn = torch.zeros_like(self.plan.parameters[ours], device="cpu")
             if not ours.endswith("bias"):
                 drawn.normal_(0.0, self.plan.config.initializer_range, generator=self.generator)
             return drawn
@@ -136,7 +136,7 @@ class _Tensors:
         whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)  # query, key, value: (3 H, H)
         if self.one_segment and ours.endswith(SEGMENT):
             whole = whole[:1].expand_as(whole)
-        return whole.to(self.plan.empty[ours].dtype)
+        return whole.to(self.plan.parameters[ours].dtype)
 
     def check(self) -> None:
         """Raise UserError if any tensor read so far holds NaN or infinities."""

@@ -29,7 +29,7 @@ TASKS = {QA: "question-answering", CLASSES: "text-classification", None: "featur
 
 
 @dataclass
-class _Part:
+class _TheirTensor:
     """A tensor of theirs: rows of a parameter of ours."""
 
     ours: str
@@ -64,7 +64,7 @@ def export(src: str | Path, dest: str | Path) -> Report:
     # Tensors are copied from file to file without loading the model: nothing is rounded, one tensor is in memory.
     empty = build_empty(record).state_dict()
     weights = open_model_weights(src, empty)
-    parts = _parts(empty, weights.dtypes, config.model_type, head)
+    parts = _their_tensors(empty, weights.dtypes, config.model_type, head)
     dtype = dtype_name(part.dtype for part in parts.values())
 
     with staged(dest) as new, checked(src):
@@ -148,7 +148,9 @@ def _without_files(card: str, files: list[str]) -> str:
     return "\n\n".join(blocks)
 
 
-def _parts(empty: dict, stored_dtypes: dict, model_type: str, head: str | None) -> dict[str, _Part]:
+def _their_tensors(
+    empty: dict, stored_dtypes: dict, model_type: str, head: str | None
+) -> dict[str, _TheirTensor]:
     """Return the tensors to write by their names: one, or three of qkv, for each parameter of ours."""
     # BertModel's names have no prefix; in a model with a head the encoder is the attribute `bert`
     prefix = f"{model_type}." if head else ""
@@ -162,7 +164,7 @@ def _parts(empty: dict, stored_dtypes: dict, model_type: str, head: str | None) 
             shape = (size, *tensor.shape[1:])
             # heads are beside the encoder: qa_outputs.weight, but bert.encoder.layer.0...
             full = name if HEAD.match(name) else prefix + name
-            parts[full] = _Part(ours, rows, shape, DTYPES[stored_dtypes[ours]], place)
+            parts[full] = _TheirTensor(ours, rows, shape, DTYPES[stored_dtypes[ours]], place)
     return parts
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from bertqa.errors import UserError, first_sentence, show
 from bertqa.files import sha256
 from bertqa.hf.architecture import CONFIG_FILES, pooling_file
-from bertqa.hf.weights import ADAPTER_CONFIG, WEIGHT_FILES, adapter, shard_names
+from bertqa.hf.weights import ADAPTER_CONFIG, WEIGHT_FILES, adapter_message, shard_names
 
 TEXT_FILES = (
     "tokenizer_config.json",
@@ -116,7 +116,7 @@ def download(repo: str, revision: str | None = None) -> Path:
         The snapshot folder, whose name is the commit.
     """
     with checked_answers():
-        config = _first(repo, CONFIG_FILES, revision, "config.json")
+        config = _fetch_first(repo, CONFIG_FILES, revision, "config.json")
         # The other files come from this commit: the branch may move meanwhile.
         commit = config.parent.name
         for name in TEXT_FILES:
@@ -124,14 +124,14 @@ def download(repo: str, revision: str | None = None) -> Path:
         pooling = pooling_file(config.parent)
         if pooling and pooling not in TEXT_FILES:
             fetch(repo, pooling, commit)
-        weights = _first(repo, WEIGHT_FILES, commit, "model.safetensors or pytorch_model.bin")
+        weights = _fetch_first(repo, WEIGHT_FILES, commit, "model.safetensors or pytorch_model.bin")
         if weights.name.endswith(".index.json"):
             for shard in sorted(set(shard_names(weights).values())):
-                _first(repo, [shard], commit, shard)
+                _fetch_first(repo, [shard], commit, shard)
     return config.parent
 
 
-def _first(repo: str, names: Sequence[str], revision: str | None, wanted: str) -> Path:
+def _fetch_first(repo: str, names: Sequence[str], revision: str | None, wanted: str) -> Path:
     """Fetch the first of these files that the repository has. Raise UserError if it has none of `wanted`."""
     from huggingface_hub import constants
 
@@ -140,7 +140,7 @@ def _first(repo: str, names: Sequence[str], revision: str | None, wanted: str) -
         if path is not None:
             return path
     if fetch(repo, ADAPTER_CONFIG, revision):
-        raise UserError(adapter(repo))
+        raise UserError(adapter_message(repo))
     if constants.HF_HUB_OFFLINE:
         raise UserError(
             f"{repo}: {wanted} is not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids to fetch "

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bertqa.errors import UserError
 from bertqa.hf.architecture import architecture_of, class_labels, find_head, refuse_other_losses
-from bertqa.hf.names import HEAD, Row, ignored, listed, plain_name, their_names
+from bertqa.hf.names import HEAD, Row, listed, plain_name, their_names, why_ignored
 from bertqa.model.build import build_empty
 from bertqa.model.config import CLASSES, QA, BertConfig
 from bertqa.model.disk import DTYPES, Weights
@@ -54,7 +54,7 @@ class Plan:
     config: BertConfig
     head: str | None
     labels: list[str] | None
-    empty: dict[str, Tensor]
+    parameters: dict[str, Tensor]
     """Our parameters by name, on the meta device: with the shapes and types that are written."""
     parts: dict[str, list[str]] = field(default_factory=dict)
     """Our parameter -> the stored tensors that it is made of; a fresh one is not in it."""
@@ -91,8 +91,8 @@ def plan_conversion(raw: dict, weights: Weights, fresh_head) -> Plan:
     if one_row:
         plan.remarks.append("it knows one segment only: its row stands for both")
     _match(plan, plain, fresh_head is not None, one_row)
-    for name, tensor in plan.empty.items():
-        plan.empty[name] = tensor.to(_stored_dtype(weights, plan.parts.get(name, [])))
+    for name, tensor in plan.parameters.items():
+        plan.parameters[name] = tensor.to(_stored_dtype(weights, plan.parts.get(name, [])))
     return plan
 
 
@@ -101,7 +101,7 @@ def _by_plain_name(weights: Weights) -> dict[str, Stored]:
     plain: dict[str, Stored] = {}
     for stored, shape in weights.shapes.items():
         name = plain_name(_unwrapped(stored))
-        if name in plain and not ignored(name):
+        if name in plain and not why_ignored(name):
             raise UserError(
                 f"{plain[name].name} and {stored} are two tensors for one place; which is right cannot be told"
             )
@@ -136,7 +136,7 @@ def _head_and_labels(raw: dict, plain: dict[str, Stored], fresh_head):
 def _match(plan: Plan, plain: dict[str, Stored], fresh: bool, one_row: bool) -> None:
     """Fill the plan's parts and rows, or raise one UserError that lists all tensors that do not fit."""
     used: set[str] = set()
-    for ours, tensor in plan.empty.items():
+    for ours, tensor in plan.parameters.items():
         theirs = their_names(ours, plan.config.model_type)
         # With a fresh class head, a pooler that the checkpoint lacks is initialised too.
         lacks_pooler = ours.startswith("encoder.pooler.") and theirs[0] not in plain
@@ -168,7 +168,7 @@ def _match_parameter(
     Returns:
         The plain names of the stored tensors used.
     """
-    whole = plan.empty[ours]
+    whole = plan.parameters[ours]
     size = len(whole) // len(theirs)  # rows of each stored tensor
     shape = (size, *whole.shape[1:])
     used = set()
@@ -200,7 +200,7 @@ def _why_unused(name: str, config: BertConfig, fresh: bool) -> str:
         return "question answering has no use for it"
     if fresh and HEAD.match(name):
         return "a fresh head was asked for"
-    known = ignored(name)
+    known = why_ignored(name)
     if not known and fresh and not name.startswith(INSIDE):
         return "a layer of its own on the encoder, and a fresh head was asked for"
     return known
@@ -249,7 +249,7 @@ def _other_prefixes(plan: Plan, plain: dict[str, Stored]) -> list[str]:
     With only "net.bert.embeddings.word_embeddings.weight" and its like in the checkpoint, that is ["net."].
     """
     encoder = set()
-    for ours in plan.empty:
+    for ours in plan.parameters:
         if not HEAD.match(ours):
             encoder.update(their_names(ours, plan.config.model_type))
     if not encoder <= set(plan.missing):

@@ -64,7 +64,7 @@ def plain_name(theirs: str) -> str:
     return theirs.removeprefix("bert.").removeprefix("distilbert.")
 
 
-def ignored(plain: str) -> str:
+def why_ignored(plain: str) -> str:
     """Return why a tensor with this plain name is ignored; "" if it is not."""
     for pattern, why in IGNORED:
         if pattern.fullmatch(plain):

@@ -129,7 +129,7 @@ def _make_from_vocab(source: Path, vocab: list[str], config: dict, remarks: list
     why = "from tokenizer_config.json"
     accents = ""
     if lowercase is None:
-        share = casing.capitals(vocab)
+        share = casing.share_of_capitals(vocab)
         lowercase = share <= casing.CASED_SHARE
         why = f"no file says so; {share:.0%} of the tokens of vocab.txt have capitals"
         if lowercase and strip_accents is None and _needs_accents(vocab):

@@ -48,11 +48,11 @@ def open_weights(path: Path) -> Weights:
         raise UserError(f"{path}: holds no tensor at all; is it the right file?")
     # PEFT's and AdapterHub's tensor names, in a file that was renamed to a model's
     if any(".lora_" in name or ".adapters." in name for name in opened.shapes):
-        raise UserError(adapter(path))
+        raise UserError(adapter_message(path))
     return opened
 
 
-def adapter(where: Path | str) -> str:
+def adapter_message(where: Path | str) -> str:
     """Return the message for a checkpoint that is only an adapter."""
     return (
         f"{where}: is an adapter (LoRA or its like), not a model: merge it into its base model first "
@@ -63,7 +63,7 @@ def adapter(where: Path | str) -> str:
 def _no_weights(folder: Path) -> str:
     """Return the message for a folder without a weight file that bertqa reads."""
     if (folder / ADAPTER_CONFIG).exists():
-        return adapter(folder)
+        return adapter_message(folder)
     others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_FORMATS)
     message = f"{folder}: holds none of {', '.join(WEIGHT_FILES)}"
     if not others:
