@@ -131,3 +131,12 @@ def test_a_config_that_would_change_nothing_is_refused(change, says):
     with pytest.raises(UserError, match=says):
         model.config = model.config.replace(**change)
     assert model.config == NONE
+
+
+def test_without_positions_the_longest_sequence_may_be_another():
+    """It is then no property of the parameters, but what the verbs go by."""
+    model = BertForQuestionAnswering(NONE.replace(position_embedding_type="none"))
+    model.config = model.config.replace(max_position_embeddings=4096)
+    assert model.encoder.config.max_position_embeddings == 4096
+    with pytest.raises(UserError, match="position_embedding_type is 'none'"):
+        model.config = model.config.replace(position_embedding_type="absolute")

@@ -138,6 +138,18 @@ def test_attention_written_out_is_torchs_own():
     assert dropped.std() > 0.1 and abs(dropped.mean() - 1) < 0.2
 
 
+def test_what_attends_fastest_on_a_cpu():
+    """Dropout and 16 bits have bodies of their own there, and no other device has."""
+    fused = torch.nn.functional.scaled_dot_product_attention
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        query = torch.zeros(1, 1, 1, 1, dtype=dtype)
+        assert cpu_attention.fastest_call(query, 0.1) is cpu_attention.written_out
+        without = fused if dtype == torch.float32 else cpu_attention._in_sixteen_bits
+        assert cpu_attention.fastest_call(query, 0.0) is without
+        for share in (0.0, 0.1):
+            assert cpu_attention.fastest_call(query.to("meta"), share) is fused
+
+
 def test_sixteen_bit_attention_has_the_gradient_of_its_formula():
     """The gradient written by hand, against differences in float64, where rounding hides nothing."""
     draw = torch.Generator().manual_seed(1)
@@ -284,6 +296,13 @@ def test_initialisation_follows_the_config():
                 assert (p == 0).all(), name
 
 
+def test_every_norm_has_the_epsilon_of_the_config():
+    encoder = BertEncoder(TINY.replace(layer_norm_eps=1e-3))
+    norms = [part for part in encoder.modules() if isinstance(part, torch.nn.LayerNorm)]
+    assert len(norms) == 1 + 2 * TINY.num_hidden_layers
+    assert {norm.eps for norm in norms} == {1e-3}
+
+
 def test_fuse_compiles_what_stands_behind_attention(model, monkeypatch):
     compiled = []
 
@@ -358,6 +377,47 @@ def test_wrong_calls_are_explained(model, call, says):
 def test_wrong_shapes_of_a_config_are_all_named():
     with pytest.raises(UserError, match="hidden_size 30 is not a multiple.*hidden_act is 'swish'"):
         BertConfig(hidden_size=30, num_attention_heads=4, hidden_act="swish")
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("vocab_size", 10_000_000),
+        ("hidden_size", 100_000),
+        ("num_hidden_layers", 1_000),
+        ("num_attention_heads", 100_000),
+        ("intermediate_size", 1_000_000),
+        ("max_position_embeddings", 10_000_000),
+        ("type_vocab_size", 100_000),
+    ],
+)
+def test_the_largest_size_of_a_config(name, most):
+    fitting = {"hidden_size": 100_000} if name == "num_attention_heads" else {}
+    fitting = {"num_attention_heads": 1} if name == "hidden_size" else fitting
+    assert getattr(BertConfig(**fitting, **{name: most}), name) == most
+    with pytest.raises(UserError, match=f"{name} is {most + 1}, and no model's is over {most:,}"):
+        BertConfig(**fitting, **{name: most + 1})
+
+
+def test_the_least_size_of_a_config():
+    assert BertConfig(type_vocab_size=0).type_vocab_size == 0
+    with pytest.raises(UserError, match="type_vocab_size is -1, it must be 0 or more"):
+        BertConfig(type_vocab_size=-1)
+    assert BertConfig(vocab_size=1).vocab_size == 1
+    with pytest.raises(UserError, match="vocab_size is 0, it must be positive"):
+        BertConfig(vocab_size=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range"],
+)
+def test_numbers_of_a_config_go_from_0_to_1(name):
+    for value in (0, 0.0, 1, 1.0):
+        assert getattr(BertConfig(**{name: value}), name) == value
+    for value in (-0.1, 1.1, float("nan"), True, "0.1", None):
+        with pytest.raises(UserError, match=f"{name} is .*, it must be a number from 0 to 1"):
+            BertConfig(**{name: value})
 
 
 def renamed(theirs: dict, layers: int) -> dict:

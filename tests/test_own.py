@@ -6,7 +6,13 @@ import json
 import pytest
 import torch
 
-from bertqa import BertForQuestionAnswering, Reader, UserError, train
+from bertqa import (
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    Reader,
+    UserError,
+    train,
+)
 from bertqa.hf.export import export
 from bertqa.model import folder
 from bertqa.model.attention import own_name, padded_attention, per_sequence_attention
@@ -156,6 +162,42 @@ def test_an_encoder_takes_the_encoder_of_any_folder(tiny_model, tmp_path):
     assert torch.equal(again.tags.weight, tagger.tags.weight)
     with pytest.raises(UserError, match="span.weight has no place in this Tagger"):
         load_into(Tagger(config), tiny_model)
+
+
+def test_load_into_fills_a_pooler(tiny_model, tmp_path):
+    config = folder.load(tiny_model).config
+    torch.manual_seed(0)
+    known = BertForSequenceClassification(config, 3)
+    folder.save(tmp_path / "classes", known, tokenizer_from=tiny_model, labels=["a", "b", "c"])
+    again = BertForSequenceClassification(config, 3)
+    assert load_into(again, tmp_path / "classes") == []
+    assert torch.equal(again.encoder.pooler.weight, known.encoder.pooler.weight)
+    # A reader has no place for one, and is not told so.
+    reader = folder.build(config, None)
+    assert load_into(reader, tmp_path / "classes") == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "faults"),
+    [
+        (dict(intermediate_size=64), 6),
+        (dict(intermediate_size=64, vocab_size=99, max_position_embeddings=50), 8),
+        (
+            dict(
+                intermediate_size=64, vocab_size=99, max_position_embeddings=50, type_vocab_size=3
+            ),
+            9,
+        ),
+        (dict(num_hidden_layers=1), 12),
+    ],
+)
+def test_load_into_lists_eight_faults_and_counts_the_rest(tiny_model, changes, faults):
+    config = folder.load(tiny_model).config
+    with pytest.raises(UserError) as refused:
+        load_into(BertForQuestionAnswering(config.replace(**changes)), tiny_model)
+    listed = str(refused.value).split("does not fit the model: ")[1].split("; ")
+    assert len(listed) == min(faults, 9)
+    assert listed[8:] == ([f"and {faults - 8} more"] if faults > 8 else [])
 
 
 def test_load_into_names_what_does_not_fit(tiny_model):

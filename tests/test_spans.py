@@ -273,6 +273,21 @@ def test_no_valid_span_among_the_candidates():
             }
 
 
+def test_equal_logits_are_in_the_order_of_the_scripts():
+    """Google's sort keeps equals in their order; run_qa's argsort leaves it to numpy, and reads it from behind."""
+    windows, _ = lay([["aa", "bb", "cc", "dd"]], [1], [[(0, 4)]])  # [CLS] ? [SEP] aa bb cc dd [SEP]
+    logits = np.zeros(8, np.float32)
+    for mode, order in (("hf", np.argsort(logits)[::-1]), ("google", np.arange(8))):
+        for n in (2, 4, 5):
+            # of the n positions with the largest logits those that are in the paragraph
+            found = [position - 3 for position in order[:n].tolist() if 3 <= position < 7]
+            spans = {(first, last) for first in found for last in found if first <= last}
+            decoded = decode(windows, logits, logits, SpanSettings(n_best=n, mode=mode))
+            (real, _), *_ = rows_of(decoded)
+            assert {(first, last) for _, first, last, _, _ in real} <= spans
+            assert len(real) == min(n, len(spans)), (mode, n)
+
+
 def test_max_context_worked_example():
     # windows [0..5], [4..9], [8..9] of 10 tokens: token 4 has 1 in the first (to its right), 0 in the second; token 5
     # the other way round; token 8 has 1 in the second and 0 in the third; token 9 has 0 in both, but the larger
