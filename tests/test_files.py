@@ -1,6 +1,7 @@
 """Reading and writing of files: what damaged, foreign and hostile bytes and JSON become, and what a crash leaves."""
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -21,8 +22,10 @@ from bertqa.files import (
     read_object,
     read_text,
     replacing,
+    same_file,
     sha256,
     to_json,
+    unpacked,
     write_json,
     write_text,
 )
@@ -86,6 +89,44 @@ def test_other_encodings(content, says):
         assert content.decode("windows-1252") == "\u201cdon\u2019t\u201d \u2013 \u20ac5 café"
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"a\nb\xe9!\n",
+            "not UTF-8: byte 0xe9 at offset 3 (line 2), probably Latin-1; save it as UTF-8 "
+            "(iconv -f latin1 -t utf-8)",
+        ),
+        (
+            "é".encode()[:1],
+            "cut off in the middle of a character: byte 0xc3 at offset 0 (line 1); fetch it again",
+        ),
+        (b" \n\t", "holds only white space; fetch it or write it again, or give another file"),
+    ],
+)
+def test_the_place_of_what_is_no_text(content, message):
+    assert refusal(decode, content) == message
+
+
+@pytest.mark.parametrize(
+    "head", [b"BZ", b"\xfd7", b"PK", b"(\xb5/\xfd", b"%PDF", b"\0", b" " * 63 + b"\0"]
+)
+def test_packed_files_are_known_by_their_first_bytes(head):
+    assert "UTF-16, or packed?" in refusal(decode, head + b"\xe9!")
+    assert "probably Latin-1" in refusal(decode, b"." * 64 + head.strip(b"\xfd7(\xb5/") + b"\xe9!")
+
+
+def test_damaged_gzip():
+    packed = gzip.compress(b"some text, long enough to be damaged inside" * 9)
+    assert refusal(unpacked, packed[:-9]) == (
+        f"cut off: its gzip stream ends early, after {len(packed) - 9:,} bytes; fetch it again"
+    )
+    broken = packed[:20] + bytes([packed[20] ^ 255]) + packed[21:]
+    assert refusal(unpacked, broken).startswith("damaged: its gzip stream cannot be read (")
+    assert refusal(unpacked, gzip.compress(b"")).startswith("is empty (0 bytes); ")
+    assert unpacked(packed)[:9] == b"some text"
+
+
 def test_git_lfs_pointers(tmp_path):
     path = tmp_path / "data.json"
     path.write_text(
@@ -115,6 +156,29 @@ def test_git_lfs_pointers(tmp_path):
 )
 def test_json_that_is_refused(text, says):
     assert refusal(parse_json, text).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ('{"a":\n!}', None, 'not JSON: line 2, column 1: Expecting value, near "!}"'),
+        ('{"a": !}', 7, 'not JSON: line 7, column 7: Expecting value, near "!}"'),
+        ("!" * 40, None, f'not JSON: line 1, column 1: Expecting value, near "{"!" * 30}"'),
+        ('{"a": tru', 3, "cut off: the JSON ends early, line 3, column 7; fetch it again"),
+        ('{"a": tru}', 3, 'not JSON: line 3, column 7: Expecting value, near "tru}"'),
+        ('"\\u00e', None, "cut off: the JSON ends early, line 1, column 3; fetch it again"),
+        ('"\\u00ex', None, "cut off: the JSON ends early, line 1, column 3; fetch it again"),
+        (
+            '"\\u00ex"',
+            None,
+            'not JSON: line 1, column 3: Invalid \\uXXXX escape, near "u00ex\\""',
+        ),
+        ('{"a": "b', None, "cut off: the JSON ends early, line 1, column 7; fetch it again"),
+        ("[1]\n]", 5, 'not JSON: line 6, column 1: Extra data, near "]"'),
+    ],
+)
+def test_the_place_of_what_is_no_json(text, line, message):
+    assert refusal(parse_json, text, line) == message
 
 
 def test_an_object_with_very_many_keys_and_one_of_them_twice():
@@ -157,6 +221,12 @@ def test_any_value_can_be_shown():
     assert show("x" * 100) == '"' + "x" * 76 + "..."
 
 
+def test_what_is_shown_has_eighty_characters_at_most():
+    assert show("x" * 78) == '"' + "x" * 78 + '"'
+    assert show("x" * 79) == '"' + "x" * 76 + "..."
+    assert show("é\ud800") == '"é\\ud800"'
+
+
 def test_no_json_from_outside_is_read_elsewhere():
     """files.py's reader knows the traps: depth, digits, memory, NaN, repeated keys."""
     package = Path(__file__).resolve().parents[1] / "bertqa"
@@ -183,6 +253,49 @@ def test_what_is_written_is_whole_or_not_there(tmp_path):
     assert path.read_bytes() == b"a\r\nb\n" and [p.name for p in tmp_path.iterdir()] == ["x.json"]
     assert sha256(path, path) == sha256(path, path) != sha256(path)
     assert to_json("\udc00é") == '"\\udc00é"'
+
+
+def test_what_is_written_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
+    path, seen = tmp_path / "x", []
+    monkeypatch.setattr(os, "fsync", lambda handle: seen.append(path.exists()))
+    write_text(path, "a")
+    assert seen == [False] and path.exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no permissions like these here")
+def test_what_is_written_is_as_readable_as_any_new_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "x", "a")
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+def test_names_that_cannot_be_written_to(tmp_path):
+    assert refusal(write_text, tmp_path, "a") == f"{tmp_path}: is a folder; give the name of a file"
+    inside = tmp_path / "none" / "x"
+    assert refusal(write_text, inside, "a") == f"{inside}: there is no folder {tmp_path / 'none'}"
+
+
+def test_a_half_written_file_lies_beside_under_a_name_of_its_own(tmp_path):
+    path = tmp_path / "x.json"
+    with replacing(path) as one, replacing(path) as other:
+        assert one != other and {one.parent, other.parent} == {tmp_path}
+        assert one.name.startswith("x.json.") and one.suffix == ".tmp"
+    assert [found.name for found in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_checksums_and_names_of_files(tmp_path):
+    (tmp_path / "a").write_bytes(b"a" * 5_000_000)
+    (tmp_path / "b").write_bytes(b"b")
+    both = (tmp_path / "a", tmp_path / "b")
+    assert sha256(*both) == hashlib.sha256(b"a" * 5_000_000 + b"b").hexdigest()
+    (tmp_path / "again").symlink_to(tmp_path / "a")
+    assert same_file(tmp_path / "a", tmp_path / "again") and not same_file(*both)
+    assert not same_file(tmp_path / "a", tmp_path / "none")
+    assert not same_file(tmp_path / "none", tmp_path / "a")
 
 
 def test_a_folder_is_replaced_whole_and_nothing_foreign_is_deleted(tmp_path):
