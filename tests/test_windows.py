@@ -11,6 +11,7 @@ from bertqa.data.batches import (
     epoch_order,
     padded,
     split_by_tokens,
+    split_evenly,
     step_rows,
 )
 from bertqa.data.characters import beginnings, extends
@@ -156,6 +157,20 @@ def test_another_kind_of_tokenizer_reads_whole_texts(tmp_path):
     assert not odd.word_by_word and odd.encode(["a b"]).starts.tolist() == [0, 2]
 
 
+def test_truncation_and_padding_of_a_tokenizer_json_are_switched_off(tmp_path):
+    make_tokenizer(tmp_path)
+    from tokenizers import BertWordPieceTokenizer
+
+    backend = BertWordPieceTokenizer(str(tmp_path / "vocab.txt"), lowercase=True)
+    backend.enable_truncation(max_length=2)
+    backend.enable_padding(length=9)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    loaded = WordPiece.load(tmp_path)
+    for texts in (["a b c d", "e"], ["who?", "a b c"]):
+        assert loaded.encode(texts).counts.tolist() == [len(loaded.encode([t]).ids) for t in texts]
+    assert loaded._encode_texts(["a b c d", "e"], None).counts.tolist() == [4, 1]
+
+
 def test_casing_comes_from_the_folder(tmp_path):
     assert make_tokenizer(tmp_path, do_lower_case=False).encode(["A a"]).ids.tolist() == [1, 5]
     (tmp_path / "tokenizer_config.json").unlink()
@@ -298,6 +313,15 @@ def test_a_vocabulary_without_bert_s_tokens_is_refused(tmp_path):
         assert f"the vocabulary has no {missing}; BERT needs one" in str(caught.value)
 
 
+def test_a_vocabulary_without_its_unknown_token_is_refused(tmp_path):
+    """The library fails at the first unknown word, which may come late."""
+    from tokenizers import Tokenizer, models
+
+    vocabulary = {word: row for row, word in enumerate(WORDS)}
+    with pytest.raises(UserError, match="the vocabulary has no <unk>; BERT needs one"):
+        WordPiece(Tokenizer(models.WordPiece(vocabulary, unk_token="<unk>")), tmp_path)
+
+
 def test_accents_and_chinese_characters_as_the_folder_says(tmp_path):
     cafe, tokyo = WORDS.index("cafe"), WORDS.index("東")
     assert make_tokenizer(tmp_path, strip_accents=False).encode(["café"]).ids.tolist() == [1]
@@ -413,6 +437,18 @@ def test_a_fingerprint_sees_all_that_the_model_sees(tokenizer):
     )
 
 
+def test_a_fingerprint_sees_where_texts_end(tokenizer):
+    """The same tokens in the same order, of two questions and of two paragraphs."""
+
+    def of(*pairs):
+        return build_windows([example(*pair) for pair in pairs], tokenizer).fingerprint()
+
+    assert of(("a", "d"), ("b c", "e")) != of(("a b", "d"), ("c", "e"))
+    assert of(("a", "d"), ("b", "e f")) != of(("a", "d e"), ("b", "f"))
+    # Which paragraph a question is asked of.
+    assert of(("a", "d"), ("b", "d"), ("c", "e")) != of(("a", "d"), ("b", "e"), ("c", "e"))
+
+
 def test_a_fingerprint_of_texts(tokenizer):
     found = [
         text_windows(["a", "b"], tokenizer),
@@ -432,6 +468,27 @@ def test_questions_are_cut_never_emptied_or_dropped(tokenizer):
     assert windows.questions.counts.tolist() == [5, 0, 2]
     assert windows.cut_questions == 1 and windows.question.tolist() == [0, 1, 2]
     assert windows.count.tolist() == [1, 1, 0] and windows.lengths.tolist() == [9, 4, 5]
+
+
+def test_a_question_that_just_fits_is_not_cut(tokenizer):
+    asked = [example("a " * count, "b") for count in (63, 64, 65)]
+    windows = build_windows(asked, tokenizer)  # 64 tokens where nothing is said
+    assert windows.questions.counts.tolist() == [63, 64, 64] and windows.cut_questions == 1
+
+
+def test_windows_that_are_selected_keep_all_that_is_theirs(tokenizer):
+    examples = [example("who?", TWELVE, "j a b"), example("a", TWELVE, "a b c")]
+    windows = build_windows(examples, tokenizer, max_length=11, overlap=2, max_question=2)
+    keep = np.array([4, 2])
+    for rows in (keep, np.isin(np.arange(len(windows)), keep)):
+        kept = windows.select(rows)
+        order = np.flatnonzero(rows) if rows.dtype == bool else rows
+        assert len(kept) == 2
+        for name in ("question", "first", "count", "start_label", "end_label"):
+            assert getattr(kept, name).tolist() == getattr(windows, name)[order].tolist(), name
+    assert (
+        windows.start_label[2] == windows.questions.counts[0] + 2 + 1
+    )  # j, the second of "i j a b"
 
 
 def test_a_paragraph_is_tokenised_once(tokenizer):
@@ -467,6 +524,7 @@ def test_a_megabyte_of_text(tokenizer):
         (dict(max_length=384, overlap=-1, step=None, max_question=64), "use 0 to 316"),
         (dict(max_length=384, overlap=1, step=None, max_question=0), "needs at least 1 token"),
         (dict(max_length=67, overlap=0, step=None, max_question=64), "use at least 68"),
+        (dict(max_length=1_000_001, overlap=0, step=None, max_question=64), "at most 1,000,000"),
         (dict(max_length=384, overlap=None, step=None, max_question=64), "not neither"),
     ],
 )
@@ -478,6 +536,8 @@ def test_settings_that_would_skip_or_hang_are_refused(settings, says):
 def test_settings_at_the_limit_are_taken():
     check_window_settings(512, 0, None, 64, max_positions=512)
     check_window_settings(68, 0, None, 64)
+    check_window_settings(1_000_000, 0, None, 64)
+    check_window_settings(384, None, 1, 64)
     check_window_settings(384, None, 317, 64)
     check_window_settings(384, 316, None, 64)
     check_window_settings(5, 0, None, 1)
@@ -553,6 +613,12 @@ def test_micro_batches_respect_the_budget():
     ]
     assert split_by_tokens(np.arange(0), lengths, 10) == []
     assert [part.tolist() for part in by_length(lengths, 11)] == [[3], [0, 1], [2, 4]]
+
+
+def test_a_window_beyond_the_budget_is_a_batch_of_its_own():
+    lengths = np.array([4, 40, 4])
+    for split in (split_by_tokens, split_evenly):
+        assert [part.tolist() for part in split(np.arange(3), lengths, 16)] == [[0], [1], [2]]
 
 
 # ---- real data: the numbers of DESIGN.md ----
