@@ -1,7 +1,7 @@
-"""Questions read one after the other, for answering: no labels are looked at, and no file need fit into memory.
+"""Read questions to be answered one after the other: without looking at labels, and from files that need not fit in memory.
 
-JSONL, MRQA, CSV and Parquet are read as they are answered; SQuAD's and other JSON is one value, and read whole. The
-shapes are those of formats.py. A record that is no question comes out in its place, with what is wrong with it.
+JSONL, MRQA, CSV and Parquet are streamed; other JSON, SQuAD's included, is one value and read whole. The shapes are those of
+formats.py. A record that cannot be answered comes out in its place, with a message.
 """
 
 import hashlib
@@ -30,58 +30,63 @@ from bertqa.errors import UserError, no_data, show
 from bertqa.files import decode
 
 RECENT = 1 << 16
-"""Ids kept in a set before they are sorted into the array."""
+"""Ids that `Seen` keeps in a set before it sorts them into its array."""
 
 SNIFFED = 3
-"""Lines looked at to tell JSON lines, the first of which may be damaged, from one large JSON value."""
+"""First lines by which JSON lines, of which one may be damaged, are told from one large JSON value."""
 
 LABELS = {*ANSWERS, "answer", "is_impossible"}
-"""Keys of a record that says what is right."""
+"""Keys of a record that states its answers."""
 
 
 @dataclass(slots=True)
 class Question:
-    """A question of a file, or what is wrong with its record."""
+    """A question of a file, or a message about its record."""
 
     id: object
-    """Its text, or its number in the stream, counted from 0; None where the record is beyond reading."""
+    """Its id, a str, or its number in the stream, an int from 0; None if the record cannot be read."""
     where: str  # "questions.jsonl: line 3"
     question: str = ""
     documents: tuple[str, ...] = ()
-    error: str = ""  # what is wrong; "": nothing
+    error: str = ""  # what is wrong with the record; "": nothing
 
     @property
     def characters(self) -> int:
-        """How long it is to read."""
-        return sum(map(len, self.documents))
+        """Number of characters of its documents."""
+        return sum(len(document) for document in self.documents)
 
 
 def question_stream(paths: Sequence[Path], tally: Counter | None = None) -> Stream:
-    """The questions of files, in their order; `tally` is told how many "records" came, and how many are "unlabelled"."""
-    return Stream(paths, partial(questions_in, Ids(), Counter() if tally is None else tally))
+    """Return the questions of files, in the order of the files.
+
+    Args:
+        tally: is increased by the number of "records", and of those that are "unlabelled".
+    """
+    if tally is None:
+        tally = Counter()
+    return Stream(paths, partial(questions_in, Ids(), tally))
 
 
 def questions_in(ids: "Ids", tally: Counter, source: Source) -> Iterator[Question]:
-    """The questions of a file, checked. `ids` knows those of the files before it."""
+    """Yield the questions of a file, checked. `ids` knows the ids of the files before it."""
     for where, record in rows_in(source):
         tally["records"] += 1
         tally["unlabelled"] += isinstance(record, dict) and record.keys().isdisjoint(LABELS)
-        where = f"{source.name}: {where}"
-        # A record that cannot be read has a number too, so that those behind it keep theirs.
+        # A record that cannot be read is numbered too, so that the records behind it keep their numbers.
         id, error = ids.of(record)
-        if isinstance(record, UserError):
-            error = str(record)
-        found = Question(id, where, error=error)
-        if not error:
-            try:
+        found = Question(id, f"{source.name}: {where}", error=error)
+        try:
+            if isinstance(record, UserError):
+                raise record
+            if not error:
                 found.question, found.documents = question_in(record)
-            except UserError as refused:
-                found.error = str(refused)
+        except UserError as refused:
+            found.error = str(refused)
         yield found
 
 
 def question_in(record: object) -> tuple[str, tuple[str, ...]]:
-    """The question of a record, and its documents. Raises UserError that says what is wrong."""
+    """Return the question of a record, and its documents. Raises UserError if either is missing or not text."""
     if not isinstance(record, dict):
         raise UserError(f"must be an object, not {show(record)}")
     for key in ("question", "context"):
@@ -98,11 +103,11 @@ def question_in(record: object) -> tuple[str, tuple[str, ...]]:
 
 
 Rows = Iterator[tuple[str, object]]
-"""Where a record stands in its file, and the record; a UserError in its place says why it could not be read."""
+"""The place of each record in its file, and the record, or a UserError if it cannot be read."""
 
 
 def rows_in(source: Source) -> Rows:
-    """The flat records of a file, whatever its format: the content tells."""
+    """Yield the flat records of a file, whose format is recognised by its content."""
     if source.head.startswith(PARQUET):
         found = Records("parquet", parquet_rows(source))
         shape = shape_of_records(found)
@@ -115,7 +120,7 @@ def rows_in(source: Source) -> Rows:
     if start not in (b"{", b"["):
         yield from csv_rows(lines)
         return
-    # One damaged line must not make JSON of JSONL, whose other lines could be answered.
+    # A JSONL file with one damaged line must not be taken for JSON, because its other lines can be answered.
     objects = objects_in(first)
     shape = common_shape(objects)
     if shape:
@@ -129,10 +134,10 @@ def rows_in(source: Source) -> Rows:
 
 
 def objects_in(lines: list[bytes]) -> list[dict]:
-    """Those of the lines that are JSON objects of their own, and do not hold all the data."""
+    """Return the objects of the lines that are JSON objects by themselves, without one that holds all the data."""
     found = []
     for _, value in line_values(lines):
-        if len(lines) > 1:  # on the only line a list of one is a JSON file
+        if len(lines) > 1:  # [{...}] on the only line is a JSON file, not a header of MRQA
             value = alone(value)
         if isinstance(value, dict) and "data" not in value:
             found.append(value)
@@ -140,7 +145,7 @@ def objects_in(lines: list[bytes]) -> list[dict]:
 
 
 def json_rows(source: Source, text: str) -> Rows:
-    """A JSON file, whatever holds its records."""
+    """Yield the flat records of a JSON file that was read whole."""
     found = records_in(text, KNOWN, Faults())
     shape = shape_of_records(found)
     refuse_for_answering(shape)
@@ -153,39 +158,39 @@ def json_rows(source: Source, text: str) -> Rows:
 
 
 def refuse_for_answering(shape: Shape) -> None:
-    """Raise UserError for a shape that is not read; a question without a context is a mistake of its own."""
+    """Raise UserError for a shape that is not read, except that of records without a context: each comes out as a fault."""
     if shape.then is not NO_CONTEXT:
         refuse(shape)
 
 
 def flat_rows(where: str, value: object, shape: Shape) -> Rows:
-    """The questions in a record of this shape: its own, or those of its paragraphs. Mistakes stand in their place."""
+    """Yield the questions of a record of this shape: one, or those of its paragraphs; faults come out in their place."""
     if isinstance(value, UserError):
         yield where, value
         return
     if shape.name == "flat" or isinstance(shape.then, str):
         yield where, renamed(value)
         return
-    # Mistakes are gathered, not raised: the paragraph's other questions can be answered.
+    # Faults are gathered, not raised, because the paragraph's other questions can be answered.
     faults = Faults(gather=True)
     for question in shape.then(where, value, faults):
-        yield from _mistakes(faults)
+        yield from _errors_of(faults)
         record = renamed(question.record)
         if isinstance(record, dict):
             record = {**record, "context": question.context}
         yield question.where, record
-    yield from _mistakes(faults)
+    yield from _errors_of(faults)
 
 
-def _mistakes(faults: Faults) -> Rows:
-    """What was noted since the last question, each with its place."""
+def _errors_of(faults: Faults) -> Rows:
+    """Yield and forget the gathered faults, each with its place."""
     while faults.found:
         where, _, what = faults.found.pop(0).partition(": ")
         yield where, UserError(what)
 
 
 def renamed(record: object) -> object:
-    """A record with its id, question and context under these names."""
+    """Return a record with its id, question and context under the keys "id", "question" and "context"."""
     if not isinstance(record, dict):
         return record
     for name, names in (("id", IDS), ("question", QUESTIONS), ("context", CONTEXTS)):
@@ -196,7 +201,7 @@ def renamed(record: object) -> object:
 
 
 def csv_rows(lines: Iterator[bytes]) -> Rows:
-    """The rows of a CSV, as objects of its cells."""
+    """Yield the flat records of a CSV."""
     table = stream_table(decoded(lines), KNOWN, lower=True)
     shape = shape_of_columns(table.header, table.head)
     refuse_for_answering(shape)
@@ -204,30 +209,29 @@ def csv_rows(lines: Iterator[bytes]) -> Rows:
         yield from flat_rows(where, row, shape)
 
 
-# The names of records: their own ids, each of which stands once, or their numbers
+# Ids of records
 
 
 class Ids:
-    """Ids of record after record. The first record that can be read decides whether they have ids or are numbered."""
+    """Gives records their ids: their own, or their numbers if the first record that can be read has no id."""
 
     def __init__(self):
-        self.own: bool | None = None  # not yet known
+        self.numbered: bool | None = None  # None until a record decides it
         self.count = 0
         self.seen = Seen()
 
     def of(self, record: object) -> tuple[object, str]:
-        """The id of the next record, None where it has none; and what is wrong with it, or ""."""
+        """Return the id of the next record, None if it has none; and what is wrong with the id, or ""."""
         number = self.count
         self.count += 1
         if not isinstance(record, dict):
-            return number if self.own is False else None, ""
+            return number if self.numbered else None, ""
         id = record.get("id")
-        # The first record that is an object decides for all.
-        if self.own is None:
-            self.own = id is not None
-        if not self.own and id is None:
+        if self.numbered is None:
+            self.numbered = id is None
+        if self.numbered and id is None:
             return number, ""
-        if not self.own:
+        if self.numbered:
             what = "has an id, but the first record has none, so that they are numbered"
             return id, f"{what}; give all of them one"
         if id is None or id == "":
@@ -242,15 +246,15 @@ class Ids:
 
 
 class Seen:
-    """Texts that were seen before, in 8 bytes each: a hundred million ids fit into memory."""
+    """A set of texts that takes 8 bytes for each, so that a hundred million ids fit into memory."""
 
     def __init__(self):
-        self.old = np.zeros(0, np.uint64)  # hashes, sorted
-        self.recent: set[int] = set()
+        self.old = np.zeros(0, np.uint64)  # sorted hashes
+        self.recent: set[int] = set()  # further hashes
 
     def add(self, text: str) -> bool:
-        """Whether this text was added before."""
-        # Of a hundred million texts two have the same 8 bytes with a chance of 3 in 10,000.
+        """Add a text; return whether it was in the set already."""
+        # The chance that any two of a hundred million texts have the same hash is 3 in 10,000.
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         value = int.from_bytes(digest, "little")
         place = int(np.searchsorted(self.old, np.uint64(value)))
@@ -258,7 +262,7 @@ class Seen:
         if is_old or value in self.recent:
             return True
         self.recent.add(value)
-        # Sorted seldom: to sort at every text would take the square of their number.
+        # Sorting at every text would take quadratic time.
         if len(self.recent) == RECENT:
             new = np.fromiter(self.recent, np.uint64, len(self.recent))
             self.old = np.sort(np.concatenate([self.old, new]))

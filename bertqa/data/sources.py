@@ -1,4 +1,4 @@
-"""Files of data as streams: which files are meant, what is in them, unpacked as it is read, and streams cut into chunks."""
+"""Read data files as streams: find them by name, unpack them while reading, cut what they hold into chunks."""
 
 import bz2
 import glob
@@ -25,11 +25,11 @@ ZSTANDARD = b"\x28\xb5\x2f\xfd"
 
 
 def expand(names: Sequence[str]) -> list[Path]:
-    """The files that are meant by names of files, folders (all files in them), patterns (*.jsonl) and data sets (squad2).
+    """Return the files of a list of names: files, folders (all files in them), patterns (*.jsonl) and data sets (squad2).
 
-    In the order of the names, and within a folder or pattern in that of the alphabet. "-" is standard input.
+    They come in the order of the names; those of a folder or pattern are sorted. "-" is standard input.
 
-    Raises UserError for a name that stands for nothing.
+    Raises UserError for a folder or pattern without a file.
     """
     files: list[Path] = []
     for name in names:
@@ -61,28 +61,28 @@ def _matching(pattern: str) -> list[Path]:
 
 
 class Source:
-    """An open file of data. Use as a context manager.
+    """An open data file, which is unpacked (gzip, bzip2, zstandard) while it is read. Use it as a context manager.
 
-    Raises UserError where there is nothing to read. Its messages do not name the file.
+    Opening and reading raise UserErrors that do not name the file.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.name = "standard input" if path == STDIN else str(path)
         self._raw = _open(path)
-        self.size = 0  # bytes on the disk, packed or not; 0: unknown
+        self.size = 0  # bytes on the disk, packed or not; 0: not known
         if path.is_file():
             self.size = path.stat().st_size
-        # Names lie: the first bytes tell what is in the file. To peek does not take them from a pipe.
+        # The first bytes, not the name, tell what is in the file. peek leaves them in the stream, even in a pipe.
         self.head = self._raw.peek(64)[:64]
         if not self.head:
             raise no_data("is empty (0 bytes)")
         refuse_lfs_pointer(self.head)
         self.stream = _unpacked(self._raw, self.head)
         self.digest = hashlib.sha256()
-        """Of what was read, unpacked."""
+        """Of the unpacked bytes that were read so far."""
         self.share_of_records: float | None = None
-        """How much of it is out, where its reader knows better than its bytes: it was read whole."""
+        """Share of the records that were yielded, if a reader that reads the file at once keeps it up to date."""
 
     def __enter__(self) -> "Source":
         return self
@@ -93,7 +93,7 @@ class Source:
 
     @property
     def share_read(self) -> float:
-        """How much of the file has been read, 0 to 1; 0 where nobody can know."""
+        """Share of the file that has been read, 0 to 1; 0 if it cannot be known."""
         if self.share_of_records is not None:
             return self.share_of_records
         if not self.size or self._raw.closed:
@@ -101,25 +101,26 @@ class Source:
         return min(1.0, self._raw.tell() / self.size)
 
     def tell_share(self, share: float) -> None:
-        """Take note of how much of it is out, 0 to 1."""
+        """Set `share_read`, 0 to 1."""
         self.share_of_records = share
 
     def lines(self) -> Iterator[bytes]:
-        """The lines, with their ends."""
+        """Yield the lines, with their line ends."""
         while True:
-            line = self._said_well(self.stream.readline)
+            line = self._readable(self.stream.readline)
             if not line:
                 return
             self.digest.update(line)
             yield line
 
     def read(self) -> bytes:
-        """All that is left."""
-        content = self._said_well(self.stream.read)
+        """Return the rest of the file."""
+        content = self._readable(self.stream.read)
         self.digest.update(content)
         return content
 
-    def _said_well(self, read: Callable[[], bytes]) -> bytes:
+    def _readable(self, read: Callable[[], bytes]) -> bytes:
+        """Call `read`, and turn what it raises for a damaged file into a UserError."""
         try:
             return read()
         except EOFError:
@@ -134,9 +135,7 @@ class Source:
 
 def _open(path: Path) -> io.BufferedReader:
     if path == STDIN:
-        # A test, or a program, may have put something without bytes in the place of standard input.
-        bytes_of = getattr(sys.stdin, "buffer", None) or io.BytesIO(sys.stdin.read().encode())
-        return bytes_of if hasattr(bytes_of, "peek") else io.BufferedReader(bytes_of)
+        return _standard_input()
     try:
         return open(path, "rb")
     except FileNotFoundError:
@@ -145,7 +144,16 @@ def _open(path: Path) -> io.BufferedReader:
         raise UserError(f"cannot be read: {error.strerror}") from None
 
 
+def _standard_input() -> io.BufferedReader:
+    """Return standard input as bytes, even if a program or a test has replaced it by a text stream."""
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None:
+        stream = io.BytesIO(sys.stdin.read().encode())
+    return stream if hasattr(stream, "peek") else io.BufferedReader(stream)
+
+
 def _unpacked(raw: io.BufferedReader, head: bytes) -> BinaryIO:
+    """Return a stream of the unpacked content; `head` is the first bytes of `raw`."""
     if head.startswith(GZIP):
         return io.BufferedReader(gzip.GzipFile(fileobj=raw))
     if head.startswith(BZIP2):
@@ -156,7 +164,7 @@ def _unpacked(raw: io.BufferedReader, head: bytes) -> BinaryIO:
 
 
 def zstandard_errors() -> tuple[type[Exception], ...]:
-    """What the optional package raises for damaged data, if it was needed."""
+    """Return the exceptions that the optional package zstandard raises for damaged data; () if it is not loaded."""
     zstandard = sys.modules.get("zstandard")
     return (zstandard.ZstdError,) if zstandard else ()
 
@@ -173,47 +181,50 @@ def _zstandard(raw: io.BufferedReader) -> BinaryIO:
 
 
 def decoded(lines: Iterator[bytes]) -> Iterator[str]:
-    """Lines in UTF-8 as text, without a byte order mark."""
+    """Decode lines of UTF-8, and drop the byte order mark. Raises UserError for another encoding."""
     first = True
     for line in lines:
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError:
-            # It fails too, and says why in words for people.
-            decode(line)
+            decode(line)  # raises a UserError that explains what is wrong
             raise
         yield text.removeprefix("\ufeff") if first else text
         first = False
 
 
 def look_at(lines: Iterator, most: int) -> tuple[list, Iterator]:
-    """The first lines, until `most` of them are not blank; and all lines, these again."""
+    """Return the first lines, up to the `most`-th that is not blank, and an iterator of all lines, these included."""
     first = []
     filled = 0
     for line in lines:
         first.append(line)
-        filled += bool(line.strip())
+        if line.strip():
+            filled += 1
         if filled == most:
             break
     return first, chain(first, lines)
 
 
 class Stream:
-    """The records of files, one file after the other: an iterator that knows how far it has come."""
+    """The records of several files, one file after the other: an iterable that knows how much of them has been read.
+
+    Args:
+        read: yields the records of an open file.
+    """
 
     def __init__(self, paths: Sequence[Path], read: Callable[[Source], Iterator]):
-        """`read` gives the records of an open file."""
         self.paths = paths
         self.read = read
-        self.source: Source | None = None
-        self.files = 0  # read to their end
-        self.count = 0  # of records
+        self.source: Source | None = None  # the file that is being read
+        self.files = 0  # number of files that were read to their end
+        self.count = 0  # number of records that were yielded
 
     @property
     def share_read(self) -> float:
-        """How much has been read, 0 to 1; 0 where nobody can know."""
-        here = self.source.share_read if self.source else 0.0
-        return (self.files + here) / len(self.paths)
+        """Share of the files that has been read, 0 to 1, each file counted alike; 0 if it cannot be known."""
+        share_of_file = self.source.share_read if self.source else 0.0
+        return (self.files + share_of_file) / len(self.paths)
 
     def __iter__(self) -> Iterator:
         for path in self.paths:
@@ -229,24 +240,27 @@ class Stream:
             self.files += 1
 
 
-# A stream in pieces that suit the model: lists of questions, small ones first so that answers come soon
+# Chunks of a stream, for the model. The first ones are small, so that answers come soon
 
-QUESTIONS_AT_ONCE = (
-    2048  # whose windows are sorted by length together: it bounds memory, not the file
-)
-FIRST_QUESTIONS = 32  # in the first chunk of `answer_many`; each next one is twice as large
-CHARACTERS = 1 << 21  # to read in a chunk: where texts are long, it holds fewer items
+QUESTIONS_AT_ONCE = 2048
+"""Questions in a chunk, whose windows are sorted by length together. It bounds the memory that a stream takes."""
+FIRST_QUESTIONS = 32
+"""Questions in the first chunk of `answer_many`; each next chunk is twice as large."""
+CHARACTERS = 1 << 21
+"""Characters to read in a chunk, so that a chunk of long texts holds fewer items."""
 
 
 def chunks(
     items: Iterable, size: int, weigh: Callable = lambda item: 0, first: int | None = None
 ) -> Iterator[list]:
-    """Consecutive lists of `size` items, or fewer where they weigh over CHARACTERS; the last one is shorter.
+    """Yield consecutive lists of `size` items; a list ends early when its weight exceeds CHARACTERS.
 
-    With `first` the lists grow from that many items, doubling.
+    Args:
+        weigh: returns the characters to read of an item.
+        first: size of the first list, doubled for each next one up to `size`; None means `size`.
     """
     chunk: list = []
-    now = min(first or size, size)
+    now = size if first is None else min(first, size)  # size of the current list
     weight = 0
     for item in items:
         chunk.append(item)
@@ -261,7 +275,7 @@ def chunks(
 
 
 class Shared:
-    """An iterator that threads may share: each item goes to one of them."""
+    """An iterator that several threads may use at once: each item goes to one of them."""
 
     def __init__(self, items: Iterator):
         self.items = items

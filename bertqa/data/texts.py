@@ -1,14 +1,14 @@
-"""Files of texts, with labels or without: row after row for classifying and embedding, where no file need fit into memory
-and a row that is no text comes out in its place with what is wrong with it; or whole, as columns to train on.
+"""Read files of texts, with or without labels: as a stream to classify or embed, or whole, as columns to train on.
 
-UTF-8 with or without byte order mark, packed or not (sources.py), in one of these shapes:
+A streamed file need not fit in memory, and a row that cannot be read comes out in its place, with a message. Files are UTF-8,
+with or without byte order mark, packed or not (sources.py), in one of these formats:
 
-    csv      comma, semicolon or tab between the cells, whichever gives a header with the columns asked for
+    csv      cells separated by comma, semicolon or tab, whichever gives a header with the wanted columns
     jsonl    an object per line, or a list of objects
-    parquet  by its first bytes
-    lines    a text per line, blank ones included, so that row n is line n + 1
+    parquet  recognised by its first bytes
+    lines    a text per line, blank lines included, so that row n is line n + 1
 
-A column "id" names the rows; without one they are numbered from 0. A label is a name or a whole number.
+A column "id" holds the ids of the rows; without one they are numbered from 0. A label is a name or a whole number.
 """
 
 import re
@@ -33,25 +33,26 @@ from bertqa.errors import UserError, no_data, show
 from bertqa.files import parse_json
 
 Row = tuple[str, dict | UserError]
-"""Where a row stands in its file, for messages, and its values by column; or what is wrong with it, and where."""
+"""The place of a row in its file, for messages, and its values by column, or a UserError that names its place."""
 
 PACKED = (".gz", ".bz2", ".zst")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns that are read."""
+    """The names of the columns to read."""
 
-    text: str | None = None  # none: "text", or the lines of what is no table
+    text: str | None = None  # None: "text", or the lines of a file that is not a table
     pair: str | None = None
     label: str | None = None
 
     @property
     def wanted(self) -> list[str]:
+        """All names, in the order text, pair, label."""
         return [name for name in (self.text or "text", self.pair, self.label) if name]
 
     def require(self, where: str, found: Collection[str]) -> None:
-        """Raise UserError where one of them is not among those found, or is there in two spellings."""
+        """Raise UserError if one of the columns is not in `found`, or is there in two spellings."""
         refuse_doubles(where, dict.fromkeys(found), set(self.wanted))
         lacking = [name for name in self.wanted if name not in found]
         if lacking:
@@ -63,28 +64,32 @@ class Columns:
 
 @dataclass(slots=True)
 class Text:
-    """A text of a file, or a pair of them, or what is wrong with its row."""
+    """A text of a file, or a pair of texts, or a message about its row."""
 
     id: str
     where: str  # "texts.csv: line 3"
     text: str = ""
-    second: str | None = None  # of a pair
-    error: str = ""  # what is wrong, and where; "": nothing
+    second: str | None = None  # the second text of a pair
+    error: str = ""  # what is wrong with the row, and where it stands; "": nothing
 
     @property
     def characters(self) -> int:
-        """How long it is to read."""
+        """Number of characters of both texts."""
         return len(self.text) + len(self.second or "")
 
 
 def text_stream(
     paths: Sequence[Path], text_column: str | None = None, pair_column: str | None = None
 ) -> Stream:
-    """The texts of files, in their order; columns as those of `read_texts`. Without ids they are numbered throughout."""
+    """Return the texts of files, in the order of the files. Rows without an id are numbered over all files.
+
+    Columns are those of `read_texts`.
+    """
     return Stream(paths, partial(_texts_in, Columns(text_column, pair_column), count()))
 
 
 def _texts_in(columns: Columns, numbers: Iterator[int], source: Source) -> Iterator[Text]:
+    """Yield the texts of a file; `numbers` goes on from file to file."""
     for where, row in rows_in(source, columns):
         number = str(next(numbers))
         text = Text(number, f"{source.name}: {where}")
@@ -93,8 +98,9 @@ def _texts_in(columns: Columns, numbers: Iterator[int], source: Source) -> Itera
                 raise row
             text.id = str(row.get("id", number))
             columns.require(where, row)
-            text.text, *seconds = [field(where, row, name, str) for name in columns.wanted]
-            text.second = seconds[0] if seconds else None
+            text.text = field(where, row, columns.text or "text", str)
+            if columns.pair:
+                text.second = field(where, row, columns.pair, str)
         except UserError as error:
             text.error = f"{source.name}: {error}"
         yield text
@@ -104,9 +110,9 @@ def _texts_in(columns: Columns, numbers: Iterator[int], source: Source) -> Itera
 
 
 def rows_in(source: Source, columns: Columns) -> Iterator[Row]:
-    """The rows of a file; in the place of one that cannot be read a UserError.
+    """Yield the rows of a file, with a UserError in the place of a row that cannot be read.
 
-    Raises UserError where the file, or the first of its rows, lacks a column, and where nothing behind a place can be read.
+    Raises UserError if the file, or its first row, lacks a column, or if the rest of the file cannot be read.
     """
     if source.head.startswith(PARQUET):
         yield from _objects(parquet_rows(source), columns)
@@ -127,12 +133,15 @@ def rows_in(source: Source, columns: Columns) -> Iterator[Row]:
 
 
 def is_table(name: str, text: str) -> bool:
-    """Whether a file is CSV or JSON, and no list of texts, by its name or by its first line.
+    """Return whether a file is CSV or JSON, by its name or its first line; otherwise it holds a text per line.
 
-    A list may well begin with the word "text": a header that tells a CSV by itself has "text" and
-    other names, and stands in no file that is called .txt.
+    A list of texts may begin with the word "text". So a first line is the header of a CSV only if it has "text" and other
+    names, and the file is not called .txt.
+
+    Args:
+        text: the beginning of the file.
     """
-    # Of texts.csv.gz the suffix that counts is .csv.
+    # The suffix of texts.csv.gz is .csv.
     path = Path(name.lower())
     suffix = path.with_suffix("").suffix if path.suffix in PACKED else path.suffix
     if suffix in (".csv", ".tsv", ".json", ".jsonl"):
@@ -143,7 +152,7 @@ def is_table(name: str, text: str) -> bool:
         return True
     for delimiter in DELIMITERS:
         cells = header_cells(text, delimiter)
-        # A sentence with commas in it has blanks between its words, which names of columns have not.
+        # A sentence with commas has blanks between its words; column names have none.
         are_names = all(re.fullmatch(r"[\w.-]*", cell) for cell in cells)
         if len(cells) > 1 and "text" in cells and are_names:
             return True
@@ -151,7 +160,7 @@ def is_table(name: str, text: str) -> bool:
 
 
 def _list(source: Source, text: str) -> Iterator[Row]:
-    """The values of a JSON list."""
+    """Yield the members of a JSON list."""
     values = parse_json(text, allow_nan=True)
     for number, value in enumerate(values, 1):
         source.tell_share(number / len(values))
@@ -159,27 +168,29 @@ def _list(source: Source, text: str) -> Iterator[Row]:
 
 
 def _objects(rows: Iterator[Row], columns: Columns) -> Iterator[Row]:
-    """Rows that are objects. The first one that is decides whether the file has the columns."""
-    # Others may lack a column: that is a mistake of theirs, which the caller says.
-    decided = False
+    """Yield rows, with a UserError in the place of those that are not objects.
+
+    Raises UserError if the first object lacks a column. A later one that does is left to the caller: only that row is faulty.
+    """
+    checked = False
     for where, row in rows:
         if isinstance(row, dict):
-            if not decided:
+            if not checked:
                 columns.require(where, row)
-            decided = True
+            checked = True
         elif not isinstance(row, UserError):
             row = UserError(f"{where}: must be an object, not {show(row)}")
         yield where, row
 
 
 def _cells(source: Source, lines: Iterator[str], columns: Columns) -> Iterator[Row]:
-    """The rows of a CSV."""
-    # The file is read twice where need be; of a pipe nobody can know before it is read.
+    """Yield the rows of a CSV."""
+    # Whether quotation marks enclose cells takes a reading of its own, which a pipe does not allow.
     quoted = True
     if source.path != STDIN and source.path.is_file():
         with Source(source.path) as again:
             quoted = quotes_well(decoded(again.lines()), columns.wanted)
-    # An empty text has a vector, and so keeps its place; without a label it teaches nothing.
+    # A blank row is an empty text, which is embedded so that rows stay in place. With labels it would have none.
     keep_blank = columns.label is None
     table = stream_table(lines, columns.wanted, keep_blank=keep_blank, quoted=quoted)
     columns.require("the header", table.header)
@@ -194,11 +205,11 @@ def _cells(source: Source, lines: Iterator[str], columns: Columns) -> Iterator[R
 
 @dataclass
 class Texts:
-    """R rows of a file, in its order."""
+    """The R rows of a file, in file order."""
 
     path: str
     sha256: str  # of the uncompressed content
-    where: list[str]  # "line 3": where each row stands in the file, for messages
+    where: list[str]  # place of each row in the file ("line 3"), for messages
     ids: list[str]
     texts: list[str]
     pairs: list[str] | None = None  # the second text of each row
@@ -208,7 +219,7 @@ class Texts:
         return len(self.texts)
 
     def select(self, rows: Sequence[int]) -> "Texts":
-        """These rows, in this order."""
+        """Return these rows, in this order."""
         chosen = {}
         for name in ("where", "ids", "texts", "pairs", "labels"):
             column = getattr(self, name)
@@ -216,7 +227,7 @@ class Texts:
         return replace(self, **chosen)
 
     def empty(self) -> list[int]:
-        """Rows without a word in any of their texts."""
+        """Return the rows whose texts are all blank."""
         seconds = self.pairs or [""] * len(self)
         found = []
         for row, (text, second) in enumerate(zip(self.texts, seconds, strict=True)):
@@ -233,45 +244,55 @@ def read_texts(
     label_column: str | None = None,
     limit: int | None = None,
 ) -> Texts:
-    """Read the columns named, and "id"; `limit` keeps the first so many rows.
+    """Read columns of a file, and its ids.
 
-    Without `text_column` the column is "text", and what is no table is read as lines (see `is_table`). Raises UserError,
-    one line that names the file and what is wrong with it, or with the first row that cannot be read.
+    Args:
+        text_column: None means "text", or the lines of a file that is not a table (see `is_table`).
+        pair_column: the column of second texts; None if there are none.
+        label_column: the column of labels; None if there are none.
+        limit: keep only the first rows, this many.
+
+    Raises UserError, one line that names the file and what is wrong with it or with the first row that cannot be read.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1 text")
     columns = Columns(text_column, pair_column, label_column)
-    rows: list[tuple[str, dict]] = []
     try:
-        with Source(Path(path)) as source:
-            for where, row in islice(rows_in(source, columns), limit):
-                if isinstance(row, UserError):
-                    raise row
-                columns.require(where, row)
-                rows.append((where, row))
-            # What is behind the limit is read all the same, for the checksum is of the whole file.
-            for _ in source.lines():
-                pass
-        if not rows:
-            raise no_data("has a header, but no rows")
-        found = Texts(
-            path=str(path),
-            sha256=source.digest.hexdigest(),
-            where=[where for where, _ in rows],
-            ids=[str(row.get("id", number)) for number, (_, row) in enumerate(rows)],
-            texts=[field(where, row, columns.wanted[0], str) for where, row in rows],
-        )
-        if pair_column:
-            found.pairs = [field(where, row, pair_column, str) for where, row in rows]
-        if label_column:
-            found.labels = [_label(where, row, label_column) for where, row in rows]
-        return found
+        return _read(Path(path), columns, limit)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
+def _read(path: Path, columns: Columns, limit: int | None) -> Texts:
+    """Read columns of a file. Its errors do not name the file."""
+    rows: list[tuple[str, dict]] = []
+    with Source(path) as source:
+        for where, row in islice(rows_in(source, columns), limit):
+            if isinstance(row, UserError):
+                raise row
+            columns.require(where, row)
+            rows.append((where, row))
+        # Read the rows beyond the limit too, because the checksum is of the whole file.
+        for _ in source.lines():
+            pass
+    if not rows:
+        raise no_data("has a header, but no rows")
+    found = Texts(
+        path=str(path),
+        sha256=source.digest.hexdigest(),
+        where=[where for where, _ in rows],
+        ids=[str(row.get("id", number)) for number, (_, row) in enumerate(rows)],
+        texts=[field(where, row, columns.text or "text", str) for where, row in rows],
+    )
+    if columns.pair:
+        found.pairs = [field(where, row, columns.pair, str) for where, row in rows]
+    if columns.label:
+        found.labels = [_label(where, row, columns.label) for where, row in rows]
+    return found
+
+
 def _label(where: str, row: dict, name: str) -> str:
-    """A label as text; a whole number that pandas has made a float of, as it was: 1.0 is 1."""
+    """Return a row's label as text; 1.0 becomes 1, because pandas makes floats of whole numbers. Raises UserError."""
     value = row[name]
     if isinstance(value, float) and value.is_integer():
         value = int(value)

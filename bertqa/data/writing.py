@@ -1,9 +1,11 @@
-"""Questions written to files: rows given from Python (lists of dictionaries, DataFrames, data sets of Hugging Face), what
-training cannot use, and a data set with everything mended that can be mended (`doctor --fix`).
+"""Write questions to files: rows given from Python, questions that training rejected, and repaired data sets.
+
+Rows are lists of dictionaries, DataFrames of pandas or polars, or data sets of Hugging Face's datasets.
 """
 
 import gzip
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from bertqa.files import replacing, to_json, write_text
 
 
 def examples_of(data: object) -> Dataset:
-    """The questions of a file, or of rows. Raises UserError for what holds none."""
+    """Read the questions of a file, or of rows. Raises UserError as `read_examples` and `as_file` do."""
     if isinstance(data, (str, Path)):
         return read_examples(data)
     with tempfile.TemporaryDirectory() as folder:
@@ -22,7 +24,10 @@ def examples_of(data: object) -> Dataset:
 
 
 def as_file(data: object, path: Path) -> str:
-    """A file's name as it is; rows in a file of their own, so that the run can be resumed and looked at later."""
+    """Write rows to `path` as JSONL and return its name; if `data` is the name of a file, return that and write nothing.
+
+    So every run reads a file, which can be read again when the run is resumed. Raises UserError for data that are neither.
+    """
     if isinstance(data, (str, Path)):
         return str(data)
     lines = []
@@ -39,14 +44,14 @@ def as_file(data: object, path: Path) -> str:
 
 
 def rows_of(data: object) -> Iterator:
-    """What should be dictionaries, one for each question, told by what the object can do."""
+    """Return an iterator over the rows of a list, a DataFrame or a data set. Raises UserError for other objects."""
     if hasattr(data, "to_dicts"):  # a DataFrame of polars
         data = data.to_dicts()
     elif hasattr(data, "to_dict") and hasattr(data, "columns"):  # of pandas
         data = data.to_dict("records")
     if not isinstance(data, Iterable) or isinstance(data, (Mapping, bytes)):
         splits = ""
-        if isinstance(data, Mapping):  # as a DatasetDict of datasets
+        if isinstance(data, Mapping):  # such as a DatasetDict
             splits = f"; of its parts {', '.join(map(str, list(data)[:5]))} give one"
         raise UserError(
             f"{show(data)}: give a file, or a list of dictionaries, one for each question{splits}"
@@ -55,7 +60,7 @@ def rows_of(data: object) -> Iterator:
 
 
 def refuse_texts(record: Mapping, number: int) -> None:
-    """Refuse a classifier's data by the name of its task."""
+    """Raise UserError for a row of text classification: it names that task."""
     if "label" in record and "question" not in record:
         raise UserError(
             f"record {number} has a label and no question: that is text classification; "
@@ -64,7 +69,7 @@ def refuse_texts(record: Mapping, number: int) -> None:
 
 
 def plain(value: object) -> object:
-    """The value in JSON's own types: arrays and numbers of numpy become lists and numbers, NaN of pandas null."""
+    """Return a value in the types of JSON: arrays and numbers of NumPy become lists and numbers, NaN becomes None."""
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -77,26 +82,23 @@ def plain(value: object) -> object:
 
 
 def write_rejected(dataset: Dataset, path: str | Path) -> None:
-    """Write a line of JSON per rejected question: its flat record and "reason". No rejected ones: an empty file."""
+    """Write the flat record of each rejected question, with a "reason", as JSONL; the file may come out empty."""
     lines = []
     for question in dataset.rejected:
         lines.append(to_json({**question.record, "reason": question.reason}) + "\n")
     write_text(path, "".join(lines))
 
 
-# A data set mended
+# A repaired data set (doctor --fix)
 
 
 def write_repaired(data: Dataset, path: Path) -> dict:
-    """Write what training can use, every offset right, gzipped where the name ends in .gz.
+    """Write the questions that training can use as SQuAD v2 with correct offsets, gzipped if the name ends in .gz.
 
-    Broken records are left out; a question whose id another has gets one of its own. Answers that
-    could not be placed are left out: SQuAD's format has no way to say so.
+    A question that repeats an id gets an id of its own. Broken records are left out, and so are answers that could not be
+    placed, because SQuAD's format requires offsets.
 
-    Returns:
-        what was written and what was left out, counted.
-
-    Raises UserError where nothing is left to write.
+    Returns the numbers of what was written, repaired and left out. Raises UserError if nothing is left to write.
     """
     kept = data.trainable()
     if not kept:
@@ -104,17 +106,20 @@ def write_repaired(data: Dataset, path: Path) -> dict:
             f"{data.path}: all {len(data.examples):,} questions are rejected; nothing is left to write"
         )
     renamed = with_own_ids(data)
-    content = to_json(squad_document(kept + renamed)).encode()
+    written = kept + renamed
+    content = to_json(squad_document(written)).encode()
     if path.suffix == ".gz":
-        content = gzip.compress(content, mtime=0)  # no time in it: the same data, the same bytes
+        content = gzip.compress(
+            content, mtime=0
+        )  # without a time stamp, so that equal data give equal bytes
     with replacing(path) as fresh:
         fresh.write_bytes(content)
     unplaced = 0
-    for example in kept + renamed:
+    for example in written:
         unplaced += sum(start < 0 for start in example.answer_starts)
     return {
         "file": str(path),
-        "questions": len(kept) + len(renamed),
+        "questions": len(written),
         "repaired": data.repaired,
         "renamed": len(renamed),
         "broken_left_out": len(data.faults) - len(renamed),
@@ -124,9 +129,9 @@ def write_repaired(data: Dataset, path: Path) -> dict:
 
 
 def with_own_ids(data: Dataset) -> list[Example]:
-    """The usable questions whose id an earlier one has, as "ID-2", "ID-3", ...: the next that is free.
+    """Return the usable questions that repeat an id, with new ids: the next free one of ID-2, ID-3, ...
 
-    A question that is an earlier one over again, answers and all, is left out.
+    A question that equals an earlier one, answers included, is left out.
     """
     used = {example.id for example in [*data.examples, *data.repeats]}
     seen = set(data.examples)
@@ -145,20 +150,19 @@ def with_own_ids(data: Dataset) -> list[Example]:
 
 
 def squad_document(examples: list[Example]) -> dict:
-    """The questions as SQuAD v2 has them, those of an article and of a paragraph together."""
-    articles: dict[str, dict[str, list[dict]]] = {}
+    """Return questions in the format of SQuAD v2, grouped by title and paragraph."""
+    articles: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
     for example in examples:
-        paragraphs = articles.setdefault(example.title, {})
-        paragraphs.setdefault(example.context, []).append(squad_question(example))
+        articles[example.title][example.context].append(squad_question(example))
     data = []
-    for title, paragraphs in articles.items():
-        written = [{"context": text, "qas": questions} for text, questions in paragraphs.items()]
-        data.append({"title": title, "paragraphs": written})
+    for title, questions_of in articles.items():
+        paragraphs = [{"context": text, "qas": qas} for text, qas in questions_of.items()]
+        data.append({"title": title, "paragraphs": paragraphs})
     return {"version": "v2.0", "data": data}
 
 
 def squad_question(example: Example) -> dict:
-    """One question as SQuAD v2 has it, with those of its answers whose place is known."""
+    """Return a question in the format of SQuAD v2, without the answers that could not be placed."""
     answers = []
     for text, start in zip(example.answer_texts, example.answer_starts, strict=True):
         if start >= 0:
