@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bertqa.data.examples import read_examples
-from bertqa.data.texts import read_texts
+from bertqa.data.labelled_texts import read_texts
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
 from bertqa.data.writing import write_repaired

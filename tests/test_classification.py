@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from bertqa import UserError
 from bertqa.data.batches import WindowStore
-from bertqa.data.text_windows import label_names, label_rows, split, text_windows
-from bertqa.data.texts import Texts, read_texts
+from bertqa.data.labelled_texts import Texts, label_names, label_rows, read_texts, split
+from bertqa.data.text_windows import text_windows
 from bertqa.data.tokenizer import WordPiece
 from bertqa.hf.convert import convert
 from bertqa.hf.export import export

@@ -11,7 +11,7 @@ import torch
 
 from bertqa import doctor, embed, predict, report, score, train
 from bertqa.data.examples import read_examples
-from bertqa.data.texts import read_texts
+from bertqa.data.labelled_texts import read_texts
 from bertqa.errors import UserError
 from bertqa.flags import OTHER_NAMES, run_verb
 from bertqa.settings import parts_of

@@ -13,10 +13,9 @@ from shapes_read import READ
 from shapes_refused import REFUSED
 
 from bertqa.data.examples import read_examples
+from bertqa.data.labelled_texts import label_rows, read_texts
 from bertqa.data.question_stream import question_stream
 from bertqa.data.sources import expand
-from bertqa.data.text_windows import label_rows
-from bertqa.data.texts import read_texts
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.writing import write_rejected, write_repaired
 from bertqa.errors import UserError

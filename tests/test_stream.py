@@ -11,9 +11,10 @@ from shapes_read import READ
 from shapes_refused import REFUSED
 
 from bertqa.data.examples import read_examples
+from bertqa.data.labelled_texts import read_texts
 from bertqa.data.question_stream import Ids, Seen, question_stream
 from bertqa.data.sources import Source, expand
-from bertqa.data.texts import read_texts, text_stream
+from bertqa.data.texts import text_stream
 from bertqa.errors import UserError
 
 ROWS = [{"id": f"q{n}", "question": f"who is {n}?", "context": f"{n} is é."} for n in range(5)]

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from bertqa.data.text_windows import label_names
-from bertqa.data.texts import is_table, read_texts
+from bertqa.data.labelled_texts import label_names, read_texts
+from bertqa.data.texts import is_table
 from bertqa.errors import UserError
 
 

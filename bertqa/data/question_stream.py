@@ -25,7 +25,7 @@ from bertqa.data.formats import (
 from bertqa.data.record_fields import ANSWERS, CONTEXTS, IDS, KNOWN, QUESTIONS, Faults, name_among
 from bertqa.data.records import Records, alone, line_values, records_in
 from bertqa.data.sources import Source, Stream, decoded, look_at
-from bertqa.data.tables import PARQUET, parquet_rows, stream_table
+from bertqa.data.tables import PARQUET, parquet_records, stream_table
 from bertqa.errors import UserError, no_data, show
 from bertqa.files import decode
 
@@ -109,7 +109,8 @@ Rows = Iterator[tuple[str, object]]
 def rows_in(source: Source) -> Rows:
     """Yield the flat records of a file, whose format is recognised by its content."""
     if source.head.startswith(PARQUET):
-        found = Records("parquet", parquet_rows(source))
+        rows = parquet_records(source.parquet_path(), source.tell_share)
+        found = Records("parquet", rows)
         shape = shape_of_records(found)
         refuse_for_answering(shape)
         for where, row in found.items:

@@ -104,6 +104,12 @@ class Source:
         """Set `share_read`, 0 to 1."""
         self.share_of_records = share
 
+    def parquet_path(self) -> Path:
+        """Return the path of a Parquet file, which its reader must seek in. Raises UserError for a pipe."""
+        if self.path == STDIN:
+            raise UserError("is Parquet, which cannot be read from a pipe; give the file's name")
+        return self.path
+
     def lines(self) -> Iterator[bytes]:
         """Yield the lines, with their line ends."""
         while True:

@@ -14,7 +14,6 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from bertqa.data.sources import STDIN, Source
 from bertqa.errors import UserError, no_data, show
 
 DELIMITERS = ",;\t"
@@ -220,10 +219,3 @@ def parquet_records(
     except (ArrowException, OSError) as error:
         why = " ".join(str(error).split())
         raise UserError(f"damaged: not a Parquet file that pyarrow can read ({why})") from None
-
-
-def parquet_rows(source: Source) -> Iterator[tuple[str, dict]]:
-    """Yield the rows of an open Parquet file, as `parquet_records` does, and keep its `share_read` up to date."""
-    if source.path == STDIN:
-        raise UserError("is Parquet, which cannot be read from a pipe; give the file's name")
-    return parquet_records(source.path, source.tell_share)

@@ -1,19 +1,16 @@
-"""Turn texts to classify or embed, or pairs of texts, into token sequences; and labels into class numbers.
+"""Turn texts to classify or embed, or pairs of texts, into token sequences.
 
 A text becomes one sequence  [CLS] text [SEP],  a pair  [CLS] text [SEP] second text [SEP].  A long one is cut, not split.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from bertqa.data.texts import Texts
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.tokens import Tokens, no_tokens
 from bertqa.data.windows import Sequences, fingerprint
-from bertqa.errors import UserError, show
 
 
 @dataclass
@@ -105,49 +102,3 @@ def text_windows(
         sep_id=tokenizer.sep_id,
         cut=int((totals > room).sum()),
     )
-
-
-# Labels to classes
-
-
-def label_names(labels: Sequence[str]) -> list[str]:
-    """Return the distinct labels in the order of their class numbers: by value if all are whole numbers, else by name."""
-    names = set(labels)
-    if all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)
-
-
-def label_rows(texts: Texts, names: Sequence[str]) -> np.ndarray:
-    """Return the class of each row, its index in `names`, (R,). Raises UserError for labels that are not in `names`."""
-    class_of = {name: number for number, name in enumerate(names)}
-    unseen: dict[str, str] = {}  # label -> the row where it stands first
-    count = 0
-    for label, where in zip(texts.labels, texts.where, strict=True):
-        if label not in class_of:
-            unseen.setdefault(label, where)
-            count += 1
-    if unseen:
-        some = label_names(list(unseen))[:8]
-        kinds = ", ".join(f"{show(name)} (first: {unseen[name]})" for name in some)
-        raise UserError(
-            f"{texts.path}: {count:,} of {len(texts):,} labels were not seen in training: {kinds}; "
-            f"known are {', '.join(map(show, names))}"
-        )
-    return np.array([class_of[label] for label in texts.labels])
-
-
-def split(texts: Texts, share: float, seed: int) -> tuple[Texts, Texts]:
-    """Draw `share` of the rows, stratified by label; return the other rows and the drawn rows, each in the file's order.
-
-    Of a label with several rows at least one row is drawn and one is not; the only row of a label is not drawn.
-    """
-    labels = np.array(texts.labels)
-    random = np.random.default_rng([seed, 2])
-    drawn: set[int] = set()
-    for name in label_names(texts.labels):
-        rows = random.permutation(np.flatnonzero(labels == name)).tolist()
-        count = min(len(rows) - 1, max(1, round(share * len(rows))))
-        drawn.update(rows[:count])
-    rest = [row for row in range(len(texts)) if row not in drawn]
-    return texts.select(rest), texts.select(sorted(drawn))

@@ -1,31 +1,31 @@
-"""Read files of texts, with or without labels: as a stream to classify or embed, or whole, as columns to train on.
+"""Read texts to classify or embed one after the other, from files that need not fit in memory.
 
-A streamed file need not fit in memory, and a row that cannot be read comes out in its place, with a message. Files are UTF-8,
-with or without byte order mark, packed or not (sources.py), in one of these formats:
+A row that cannot be read comes out in its place, with a message. labelled_texts.py reads the same files whole. They are
+UTF-8, with or without byte order mark, packed or not (sources.py), in one of these formats:
 
     csv      cells separated by comma, semicolon or tab, whichever gives a header with the wanted columns
     jsonl    an object per line, or a list of objects
     parquet  recognised by its first bytes
     lines    a text per line, blank lines included, so that row n is line n + 1
 
-A column "id" holds the ids of the rows; without one they are numbered from 0. A label is a name or a whole number.
+A column "id" holds the ids of the rows; without one they are numbered from 0.
 """
 
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
-from bertqa.data.record_fields import EMPTY, field, refuse_doubles
+from bertqa.data.record_fields import field, refuse_doubles
 from bertqa.data.records import line_values
 from bertqa.data.sources import STDIN, Source, Stream, decoded, look_at
 from bertqa.data.tables import (
     DELIMITERS,
     PARQUET,
     header_cells,
-    parquet_rows,
+    parquet_records,
     quotes_well,
     stream_table,
 )
@@ -115,7 +115,8 @@ def rows_in(source: Source, columns: Columns) -> Iterator[Row]:
     Raises UserError if the file, or its first row, lacks a column, or if the rest of the file cannot be read.
     """
     if source.head.startswith(PARQUET):
-        yield from _objects(parquet_rows(source), columns)
+        rows = parquet_records(source.parquet_path(), source.tell_share)
+        yield from _objects(rows, columns)
         return
     first, lines = look_at(decoded(source.lines()), 1)
     head = "".join(first)
@@ -170,7 +171,7 @@ def _list(source: Source, text: str) -> Iterator[Row]:
 def _objects(rows: Iterator[Row], columns: Columns) -> Iterator[Row]:
     """Yield rows, with a UserError in the place of those that are not objects.
 
-    Raises UserError if the first object lacks a column. A later one that does is left to the caller: only that row is faulty.
+    Raises UserError if the first object lacks a column. If a later one does, only that row is faulty: the caller checks it.
     """
     checked = False
     for where, row in rows:
@@ -198,110 +199,3 @@ def _cells(source: Source, lines: Iterator[str], columns: Columns) -> Iterator[R
         if isinstance(row, UserError):
             row = UserError(f"{where}: {row}")
         yield where, row
-
-
-# Whole files
-
-
-@dataclass
-class Texts:
-    """The R rows of a file, in file order."""
-
-    path: str
-    sha256: str  # of the uncompressed content
-    where: list[str]  # place of each row in the file ("line 3"), for messages
-    ids: list[str]
-    texts: list[str]
-    pairs: list[str] | None = None  # the second text of each row
-    labels: list[str] | None = None
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def select(self, rows: Sequence[int]) -> "Texts":
-        """Return these rows, in this order."""
-        chosen = {}
-        for name in ("where", "ids", "texts", "pairs", "labels"):
-            column = getattr(self, name)
-            chosen[name] = None if column is None else [column[row] for row in rows]
-        return replace(self, **chosen)
-
-    def empty(self) -> list[int]:
-        """Return the rows whose texts are all blank."""
-        seconds = self.pairs or [""] * len(self)
-        found = []
-        for row, (text, second) in enumerate(zip(self.texts, seconds, strict=True)):
-            if not text.strip() and not second.strip():
-                found.append(row)
-        return found
-
-
-def read_texts(
-    path: str | Path,
-    text_column: str | None = None,
-    *,
-    pair_column: str | None = None,
-    label_column: str | None = None,
-    limit: int | None = None,
-) -> Texts:
-    """Read columns of a file, and its ids.
-
-    Args:
-        text_column: None means "text", or the lines of a file that is not a table (see `is_table`).
-        pair_column: the column of second texts; None if there are none.
-        label_column: the column of labels; None if there are none.
-        limit: keep only the first rows, this many.
-
-    Raises UserError, one line that names the file and what is wrong with it or with the first row that cannot be read.
-    """
-    if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}; it must be at least 1 text")
-    columns = Columns(text_column, pair_column, label_column)
-    try:
-        return _read(Path(path), columns, limit)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def _read(path: Path, columns: Columns, limit: int | None) -> Texts:
-    """Read columns of a file. Its errors do not name the file."""
-    rows: list[tuple[str, dict]] = []
-    with Source(path) as source:
-        for where, row in islice(rows_in(source, columns), limit):
-            if isinstance(row, UserError):
-                raise row
-            columns.require(where, row)
-            rows.append((where, row))
-        # Read the rows beyond the limit too, because the checksum is of the whole file.
-        for _ in source.lines():
-            pass
-    if not rows:
-        raise no_data("has a header, but no rows")
-    found = Texts(
-        path=str(path),
-        sha256=source.digest.hexdigest(),
-        where=[where for where, _ in rows],
-        ids=[str(row.get("id", number)) for number, (_, row) in enumerate(rows)],
-        texts=[field(where, row, columns.text or "text", str) for where, row in rows],
-    )
-    if columns.pair:
-        found.pairs = [field(where, row, columns.pair, str) for where, row in rows]
-    if columns.label:
-        found.labels = [_label(where, row, columns.label) for where, row in rows]
-    return found
-
-
-def _label(where: str, row: dict, name: str) -> str:
-    """Return a row's label as text; 1.0 becomes 1, because pandas makes floats of whole numbers. Raises UserError."""
-    value = row[name]
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, (str, int)):
-        label = str(value).strip()
-        if re.fullmatch(r"-?[0-9]+\.0", label):
-            label = label.removesuffix(".0")
-        if label.lower() not in EMPTY:
-            return label
-    raise UserError(
-        f'{where}: the label "{name}" is {show(value)}; it must be a name or a whole number'
-    )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bertqa.data.examples import Example
-from bertqa.data.texts import read_texts
+from bertqa.data.labelled_texts import read_texts
 from bertqa.errors import UserError
 from bertqa.qa import metrics
 from bertqa.qa.thresholds import NO_SPAN_ODDS

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bertqa.data.batches import Batch
-from bertqa.data.text_windows import TextWindows, label_names, label_rows, split, text_windows
-from bertqa.data.texts import Texts, read_texts
+from bertqa.data.labelled_texts import Texts, label_names, label_rows, read_texts, split
+from bertqa.data.text_windows import TextWindows, text_windows
 from bertqa.errors import UserError
 from bertqa.files import to_json, write_text
 from bertqa.inference import class_logits
