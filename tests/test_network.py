@@ -9,7 +9,8 @@ import pytest
 from servers import stand_in
 
 from bertqa.data import download
-from bertqa.data.download import FILES, locate, request_of, without_password
+from bertqa.data.download import FILES, locate
+from bertqa.data.http_blocks import request_of, without_password
 from bertqa.errors import UserError
 
 DEV = b'{"data": []}' * 1000

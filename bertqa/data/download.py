@@ -1,43 +1,37 @@
-"""SQuAD by name: `squad1` (v1.1) and `squad2` (v2.0) are the official files, fetched once and checked on every use.
+"""SQuAD by name: `squad1` (v1.1) and `squad2` (v2.0) are the official files, downloaded once and checked at every use.
 
     squad2-train, squad2-dev, squad1-train, squad1-dev   that file
     squad2, squad1                                       the train file after `--train`, the dev file anywhere else
 
-A file or folder of that name in the working directory wins. SQuAD is Rajpurkar et al. 2016, 2018, CC BY-SA 4.0.
+A file or folder of that name in the working directory takes precedence. SQuAD: Rajpurkar et al. 2016, 2018, CC BY-SA 4.0.
 
-    BERTQA_SQUAD_URL   where to fetch from, without the file's name [https://rajpurkar.github.io/SQuAD-explorer/dataset]
+    BERTQA_SQUAD_URL   the address of the server's folder [https://rajpurkar.github.io/SQuAD-explorer/dataset]
     BERTQA_CACHE       the folder to keep files in [$XDG_CACHE_HOME/bertqa, or ~/.cache/bertqa]
 """
 
-import base64
 import os
-import queue
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from bertqa.console import progress_bar, say
+from bertqa.data.http_blocks import blocks_of, request_of, without_password
 from bertqa.errors import UserError
 from bertqa.files import flush_to_disk, sha256
 from bertqa.folders import cache_folder, locked
 
-PAUSES = (0.5, 1, 2)  # seconds before further attempts, anew whenever an attempt brought something
-ATTEMPTS = 100  # at most, be it that each brings something
-LEAST_RATE = (
-    16_384  # bytes a second on average, so that a server that drips does not hold us for ever
-)
-LEAST_TIME = 60  # seconds that a fetch may take in any case
-BLOCK = 1 << 16  # bytes that are read at once
-SILENCE = 30  # seconds without a byte after which a connection is given up
+PAUSES = (0.5, 1, 2)
+"""Seconds before each new attempt. They begin again after an attempt that received something."""
+ATTEMPTS = 100  # connections at most, even if each receives something
+LEAST_RATE = 16_384  # bytes a second on average, so that a slow server cannot hold us for ever
+LEAST_TIME = 60  # seconds that a download may take in any case
 
 
 @dataclass(frozen=True)
 class Official:
-    """A file as its authors publish it."""
+    """An official file of SQuAD."""
 
     name: str
     size: int  # bytes
@@ -45,7 +39,7 @@ class Official:
 
     @property
     def base(self) -> str:
-        """The folder of the server that holds the file."""
+        """Address of the server's folder. Raises UserError if BERTQA_SQUAD_URL is not an address."""
         base = os.environ.get("BERTQA_SQUAD_URL")
         base = base or "https://rajpurkar.github.io/SQuAD-explorer/dataset"
         if not base.startswith(("http://", "https://")):
@@ -56,16 +50,16 @@ class Official:
 
     @property
     def url(self) -> str:
-        """Where it is fetched from, without the password that the address may have."""
+        """Address of the file, without a password, for messages."""
         return f"{without_password(self.base)}/{self.name}"
 
     @property
     def path(self) -> Path:
-        """Where it lies once it was fetched."""
+        """Path of the file in the cache, whether it is there or not."""
         return cache_folder() / self.name
 
     def fault(self, path: Path) -> str | None:
-        """What tells the file at `path` from this one; None where they are the same."""
+        """Return how the file at `path` differs from the official one; None if they are equal."""
         size = path.stat().st_size
         if size != self.size:
             return f"it has {size:,} bytes, not {self.size:,}"
@@ -73,7 +67,7 @@ class Official:
         return None if found == self.sha256 else f"its sha256 is {found}, not {self.sha256}"
 
     def error(self, problem: str) -> UserError:
-        """The problem, and the ways out that are always there."""
+        """Return the error for a download that failed: the problem, and two ways to do without the download."""
         return UserError(
             f"{self.url}: {problem}; or set BERTQA_SQUAD_URL to a mirror, or put the official file at "
             f"{self.path} yourself (sha256 {self.sha256})"
@@ -95,7 +89,11 @@ FILES = {
 
 
 def official(name: str | Path, split: str = "dev") -> Official | None:
-    """The file that a name stands for, `split` ("train" or "dev") where it says none; None for any other path."""
+    """Return the official file that a name stands for; None for any other path.
+
+    Args:
+        split: "train" or "dev", for a name without a split.
+    """
     named = FILES.get(str(name)) or FILES.get(f"{name}-{split}")
     if named is None or Path(name).exists():
         return None
@@ -103,9 +101,9 @@ def official(name: str | Path, split: str = "dev") -> Official | None:
 
 
 def locate(name: str | Path, split: str = "dev") -> Path:
-    """The path of a data file: that of a name, fetched if it has to be, and every other path as it is.
+    """Return the path of an official file, downloaded if it is not in the cache, or any other path as it is.
 
-    Raises UserError where the file cannot be fetched, or what came, or lies in the cache, is not the official one.
+    Raises UserError if the file cannot be downloaded, or if what came, or is in the cache, is not the official file.
     """
     file = official(name, split)
     if file is None:
@@ -113,7 +111,7 @@ def locate(name: str | Path, split: str = "dev") -> Path:
     if not file.path.exists():
         file.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(file.path.parent):
-            # Another process may have fetched it while this one waited.
+            # Another process may have downloaded it while this one waited for the lock.
             if not file.path.exists():
                 _fetch(file)
         return file.path
@@ -126,7 +124,7 @@ def locate(name: str | Path, split: str = "dev") -> Path:
 
 
 def _fetch(file: Official) -> None:
-    """Go on with NAME.part until it is whole, check it, and only then give it its name."""
+    """Download a file to NAME.part, or complete what is there, check it, and only then rename it to NAME."""
     part = file.path.with_name(file.name + ".part")
     with _open_part(file, part) as out:
         _fill(file, out)
@@ -141,7 +139,7 @@ def _fetch(file: Official) -> None:
 
 
 def _open_part(file: Official, part: Path) -> BinaryIO:
-    """The unfinished file, at its end. A link is not followed: it would have us write into some other file."""
+    """Open the unfinished file, at its end. Links are not followed, because they could lead into any file."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     if part.is_symlink():
         raise file.error(f"{part} is a link, to another file perhaps; delete it")
@@ -151,42 +149,25 @@ def _open_part(file: Official, part: Path) -> BinaryIO:
 
 
 def _fill(file: Official, out: BinaryIO) -> None:
-    """Append to `out` until it has the size of the file, in as many attempts as it takes, within bounds.
+    """Append to `out` until it has the size of the file, over as many connections as it takes.
 
-    Raises UserError where the server refuses, has another file, or is too slow.
+    Raises UserError if the server refuses, has another file, or is too slow.
     """
-    from http.client import HTTPException
-    from urllib.error import HTTPError
-
-    end = time.monotonic() + LEAST_TIME + file.size / LEAST_RATE
+    deadline = time.monotonic() + LEAST_TIME + file.size / LEAST_RATE
     most = out.tell()
     pauses = list(PAUSES)
     attempts = 0
-    shown = {"desc": file.name, "unit": "B", "unit_scale": True}
-    with progress_bar(total=file.size, initial=most, **shown) as bar:
+    look = {"desc": file.name, "total": file.size, "unit": "B", "unit_scale": True}
+    with progress_bar(initial=most, **look) as bar:
         while out.tell() < file.size:
             attempts += 1
-            try:
-                _receive(file, out, bar, end)
-                continue
-            except HTTPError as error:
-                if error.code == 416 and out.tell():
-                    # The part that is here is longer than the server's file: it is of another one.
-                    out.seek(0)
-                    out.truncate()
-                elif error.code < 500 and error.code not in (408, 429):
-                    raise file.error(f"{error}; see whether that address is right") from None
-                reason = str(error)
-            except UserError:
-                raise
-            except (OSError, HTTPException, ValueError) as error:
-                # ValueError: an address, a length or a redirection that makes no sense
-                reason = str(getattr(error, "reason", error)) or type(error).__name__
-            reason = " ".join(reason.split())
+            reason = _attempt(file, out, bar, deadline)
+            if reason is None:
+                return
             if out.tell() > most:
                 most = out.tell()
                 pauses = list(PAUSES)
-            late = time.monotonic() >= end
+            late = time.monotonic() >= deadline
             if late:
                 reason += f", slower than {LEAST_RATE:,} bytes a second"
             if late or not pauses or attempts >= ATTEMPTS:
@@ -198,101 +179,50 @@ def _fill(file: Official, out: BinaryIO) -> None:
             time.sleep(pauses.pop(0))
 
 
-def _receive(file: Official, out: BinaryIO, bar, end: float) -> None:
-    """Append to `out` what it lacks of the file, until `end` by time.monotonic().
+def _attempt(file: Official, out: BinaryIO, bar, deadline: float) -> str | None:
+    """Append what is missing to `out` over one connection; return why that ended early, None if the file is whole.
 
-    Raises OSError, HTTPException or ValueError where that is cut short or not understood, UserError for another file.
+    Raises UserError if another attempt could not do better.
+    """
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+
+    try:
+        _receive(file, out, bar, deadline)
+        return None
+    except HTTPError as error:
+        if error.code == 416 and out.tell():
+            # The part here is longer than the server's file, so it belongs to another file: start again.
+            out.seek(0)
+            out.truncate()
+        elif error.code < 500 and error.code not in (408, 429):
+            raise file.error(f"{error}; see whether that address is right") from None
+        reason = str(error)
+    except UserError:  # a ValueError, but not one of those below
+        raise
+    except (OSError, HTTPException, ValueError) as error:
+        # ValueError: an address, a length or a redirection that makes no sense
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
+    return " ".join(reason.split())
+
+
+def _receive(file: Official, out: BinaryIO, bar, deadline: float) -> None:
+    """Append what is missing to `out`, until `deadline` by time.monotonic().
+
+    Raises OSError, HTTPException or ValueError if the answer is incomplete or wrong, UserError if it is another file's.
     """
     request = request_of(f"{file.base}/{file.name}", out.tell())
-    with closing(_blocks(request, out.tell(), file.size, end)) as blocks:
-        start, announced = next(blocks)
-        size = start + announced
+    with closing(blocks_of(request, out.tell(), file.size, deadline)) as answer:
+        content = next(answer)
+        size = content.start + content.length
         if size != file.size:  # the login page of a network, another version on a mirror
             raise file.error(
                 f"the server has {size:,} bytes under that name, not the official {file.size:,}"
             )
-        out.seek(start)
-        out.truncate()  # a server that knows no Range sends everything
-        for block in blocks:
+        out.seek(content.start)
+        out.truncate()  # a server that does not know Range sends the file from its beginning
+        for block in answer:
             out.write(block)
             bar.update(out.tell() - bar.n)
     if out.tell() < file.size:
         raise ConnectionError(f"the connection ended after {out.tell():,} bytes")
-
-
-def without_password(url: str) -> str:
-    """An address as it may be shown: http://ada:secret@host/squad is http://host/squad."""
-    scheme, mark, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    return scheme + mark + host.rpartition("@")[2] + slash + path
-
-
-def request_of(url: str, start: int):
-    """What is asked of a server: the file at this address, from byte `start` on; a name and password in it as such."""
-    from urllib.parse import unquote, urlsplit
-    from urllib.request import Request
-
-    request = Request(without_password(url), headers={"User-Agent": "bertqa"})
-    if start:
-        request.add_header("Range", f"bytes={start}-")
-    parts = urlsplit(url)
-    if parts.username is not None:
-        secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        token = base64.b64encode(secret.encode()).decode()
-        # unredirected: another server that this one points to is not told
-        request.add_unredirected_header("Authorization", f"Basic {token}")
-    return request
-
-
-def _blocks(request, start: int, size: int, end: float) -> Iterator:
-    """(where a server's answer begins in the file, its length), then its bytes: those from `start` on of `size`.
-
-    A socket's timeout begins anew with each byte, so a server that drips could hold a reader for days. The answer is
-    received in a thread of its own, and waiting for it given up at `end`.
-    Raises TimeoutError then, and OSError, HTTPException or ValueError as urllib does.
-    """
-    came: queue.Queue = queue.Queue(maxsize=8)
-    stop = threading.Event()  # set when nobody waits for what comes any more
-    threading.Thread(target=_read, args=(request, start, size, came, stop), daemon=True).start()
-    try:
-        while True:
-            try:
-                item = came.get(timeout=max(0.0, end - time.monotonic()))
-            except queue.Empty:
-                raise TimeoutError("the server takes too long") from None
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                return
-            yield item
-    finally:
-        stop.set()
-
-
-def _read(request, start: int, size: int, came: queue.Queue, stop: threading.Event) -> None:
-    """The thread's work: put into `came` what `_blocks` yields, then None, or the error that came in between."""
-    from urllib.request import urlopen
-
-    def hand_over(item) -> None:
-        """Wait until there is room for an item, as long as somebody waits for it."""
-        while not stop.is_set():
-            with suppress(queue.Full):
-                return came.put(item, timeout=0.5)
-
-    try:
-        with urlopen(request, timeout=SILENCE) as answer:
-            start = start if answer.status == 206 else 0
-            announced = answer.headers["Content-Length"] or str(size - start)
-            if not (announced.isascii() and announced.isdigit()):
-                raise ValueError(f"the server's Content-Length is {announced[:30]!r}")
-            hand_over((start, int(announced[:18])))
-            left = size - start  # no more than these are taken
-            while left > 0 and not stop.is_set():
-                block = answer.read(min(BLOCK, left))
-                if not block:
-                    break
-                left -= len(block)
-                hand_over(block)
-        hand_over(None)
-    except Exception as error:  # what happens in this thread must be said in the other
-        hand_over(error)
