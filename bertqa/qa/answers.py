@@ -80,9 +80,7 @@ def n_best(
     repeats = spans.settings.mode == "hf"
     starts, ends = characters(spans, windows)
     columns = (spans.score, spans.start, spans.end, starts, ends)  # (Q, n) each
-    found = np.count_nonzero(
-        spans.first >= 0, axis=1
-    )  # (Q,) number of spans, which come first in their row
+    found = np.count_nonzero(spans.first >= 0, axis=1)  # (Q,) spans of each, first in their row
     for q, example in enumerate(examples):
         entries: list[dict] = []
         scores: list[float] = []
