@@ -476,6 +476,20 @@ def test_refuses_files_that_are_not_json(files, content):
         score.main([str(files / "data.json"), str(files / "pred.json")])
 
 
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ('{"id": "where", "text": "a"}\n\n{"id": "who", "txt": "b"}\n', "line 3: has no"),
+        ('id,prediction_text\nwhere,"a\nb"\nwhere,c\n', "line 4: question 'where' is answered"),
+    ],
+    ids=["jsonl", "csv"],
+)
+def test_a_line_is_named_as_an_editor_counts_it(files, content, place):
+    (files / "pred.json").write_text(content)
+    with pytest.raises(UserError, match=f"pred.json: {place}"):
+        read_predictions(files / "pred.json")
+
+
 WHOLE = [
     json.dumps(PREDICTIONS),
     json.dumps([{**r, "no_answer_probability": 0.5} for r in RECORDS]),

@@ -10,7 +10,7 @@ null means no answer, as "" does. The keys may have the other names in ID_KEYS, 
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,26 +39,32 @@ class Predictions:
 def read_predictions(path: Path) -> Predictions:
     """Read a predictions file, gzipped or not. Raises UserError, naming the file."""
     try:
-        text = decode(read_bytes(path))
-        place = "line"
-        if text.lstrip()[0] not in "{[":
-            found = csv_records(text)
-        elif is_json_lines(text):
-            # NaN passes here: the checks below refuse it, and name its question.
-            found = [value for _, value in json_lines(text, allow_nan=True)]
-        else:
-            found = parse_json(text, allow_nan=True)
-            place = "entry"
+        found = contents(decode(read_bytes(path)))
     except UserError as error:
         raise UserError(f"{path}: not a JSON file ({error}); {TEXTS_WANTED}") from None
     if isinstance(found, dict):
         return Predictions({id: checked_text(path, id, text) for id, text in found.items()})
-    if not found or not isinstance(found[0], dict):
+    if not found or not isinstance(found[0][1], dict):
         raise UserError(
-            f"{path}: holds a JSON {type(found).__name__}; {TEXTS_WANTED}, or a list of objects "
+            f"{path}: holds a JSON list; {TEXTS_WANTED}, or a list of objects "
             '{"id", "prediction_text"}'
         )
-    return from_records(path, ((f"{place} {n}", record) for n, record in enumerate(found, 1)))
+    return from_records(path, found)
+
+
+def contents(text: str) -> dict | list[tuple[str, object]]:
+    """Return the object in a file, or its records, each with its place in the file: "line 3", "entry 3".
+
+    NaN passes: later checks refuse it, and name its question.
+    """
+    if text.lstrip()[0] not in "{[":
+        return csv_records(text)
+    if is_json_lines(text):
+        return list(json_lines(text, allow_nan=True))
+    value = parse_json(text, allow_nan=True)
+    if isinstance(value, dict):
+        return value
+    return [(f"entry {number}", record) for number, record in enumerate(value, 1)]
 
 
 def is_json_lines(text: str) -> bool:
@@ -67,19 +73,19 @@ def is_json_lines(text: str) -> bool:
     return first.startswith("{") and first.rstrip().endswith("}") and bool(rest)
 
 
-def csv_records(text: str) -> list[dict]:
-    """Return the rows of a CSV as records. Raises UserError without columns of ids and answers."""
+def csv_records(text: str) -> list[tuple[str, dict]]:
+    """Return the rows of a CSV with their places. Raises UserError without columns of ids and answers."""
     header, rows = whole_table(text, {*ID_KEYS, *TEXT_KEYS})
     if not set(header) & set(ID_KEYS) or not set(header) & set(TEXT_KEYS):
         first = text.lstrip().partition("\n")[0]
         raise UserError(
             f"neither JSON nor a CSV with the columns id and prediction_text: {show(first[:60])}"
         )
-    return [record for _, record in rows]
+    return rows
 
 
-def from_records(path: Path, records: Iterable[tuple[str, object]]) -> Predictions:
-    """Return the predictions in records; each record comes with its place in the file, for messages."""
+def from_records(path: Path, records: list[tuple[str, object]]) -> Predictions:
+    """Return the predictions in records, each of which comes with its place in the file."""
     found = Predictions()
     for where, record in records:
         if not isinstance(record, dict):
