@@ -1,13 +1,12 @@
-"""Answers inside other people's engines: datasets, Ray Data, Spark, pandas, or a loop over batches.
+"""Answer questions inside engines for large data: datasets, Ray Data, Spark.
 
-bertqa builds no cluster of its own. These engines have a function run over batches of rows in many processes; an
-`AnswerBatches` is such a function:
+These run a function over batches of rows in many processes. An `AnswerBatches` is such a function:
 
     datasets    data.map(AnswerBatches(model), batched=True, num_proc=2)
     Ray Data    data.map_batches(AnswerBatches, fn_constructor_args=[model], concurrency=2)
     Spark       data.mapInPandas(AnswerBatches(model).over, f"question string, context string, {SCHEMA}")
 
-Spark is told every column that comes out, those that pass through among them.
+The schema for Spark lists every column that comes out, also those that pass through.
 """
 
 import os
@@ -18,7 +17,7 @@ from bertqa.errors import UserError
 from bertqa.reader import Reader
 
 SCHEMA = "answer string, score double, start int, end int, document int, error string"
-"""The columns that are added, as Spark names their types."""
+"""The added columns, for Spark."""
 
 COLUMNS = ("answer", "score", "start", "end", "document", "error")
 
@@ -26,12 +25,10 @@ COLUMNS = ("answer", "score", "start", "end", "document", "error")
 class AnswerBatches:
     """A function from a batch of rows to the batch with its answers: `AnswerBatches(model)(batch)`.
 
-    A batch is a dictionary (or another mapping) of lists or arrays, or a pandas DataFrame; what comes out is of the same kind, with the columns
-    answer, score, start, end, document and error behind its own. Of these only the question and the context are looked at;
-    a context that is a list or an array of texts is documents.
+    A batch is a mapping from columns to lists or arrays, or a pandas DataFrame. What is returned is of the same kind and has
+    the added columns answer, score, start, end, document and error. A context is a text, or a list or array of documents.
 
-    The model is loaded where the first batch comes, once in a process; the object itself is a name and some options, so
-    that it is sent to a thousand workers at no cost.
+    Each process loads the model at its first batch. The object holds a name and options, so that workers are sent little.
     """
 
     def __init__(
@@ -50,16 +47,15 @@ class AnswerBatches:
     ):
         """
         Args:
-            model: a model folder, a Hugging Face folder or a Hub id, as the workers see it.
+            model: a model folder, a Hugging Face folder or a Hub id, which all workers can read.
             question, context: names of the columns.
-            top_k: where over 1, the added columns hold lists, the best first; error stays one text.
-            threads: of torch in a worker; engines run a worker on every core. None leaves torch's own choice.
-            on_error: "keep": a row that cannot be read has an empty answer and says in `error` what is wrong. "stop":
-                UserError.
-            device, dtype, int8: as those of `Reader.load`.
-            options: as those of `Reader.answer_many`.
+            top_k: over 1, the added columns hold lists, the best answer first; `error` is one text.
+            threads: of torch in a worker, 1 since engines run a worker on every core; None: torch's own choice.
+            on_error: what a row that cannot be read gives: "keep" an empty answer and the `error`, "stop" a UserError.
+            device, dtype, int8: as for `Reader.load`.
+            options: as for `Reader.answer_many`.
         """
-        # A relative path may mean nothing where a worker stands; a Hub id is no path.
+        # A worker may have another working directory; a Hub id is no path.
         name = str(model)
         self.model = os.path.abspath(name) if os.path.exists(name) else name
         self.question = question
@@ -73,21 +69,21 @@ class AnswerBatches:
 
     @property
     def reader(self) -> Reader:
-        """The Reader of this process."""
+        """The Reader of this process, loaded at the first use."""
         if self._reader is None:
             from bertqa.device import set_threads
 
-            # Before anything is computed: engines run a worker on every core, and each would start as many threads.
+            # Before the first product: later, torch has already started a thread for every core.
             set_threads(self.threads or 0)
             self._reader = Reader.load(self.model, **self.load)
         return self._reader
 
     def __call__(self, batch):
-        """The batch with its answers.
+        """Return the batch with its answers.
 
         Raises:
-            UserError: for a batch without one of the columns, for a model that is not there, and with on_error "stop" for
-                a row that cannot be read.
+            UserError: where the batch lacks a column, the model does not exist, or with `on_error` "stop" a row cannot be
+                read.
         """
         columns = self._columns(batch)
         pairs = []
@@ -95,13 +91,12 @@ class AnswerBatches:
             pairs.append((_plain(question), _plain(context)))
         found = self.reader.answer_many(pairs, self.top_k, on_error=self.on_error, **self.options)
         added = self._added(list(found))
-        # A DataFrame is no Mapping.
         if isinstance(batch, Mapping):
             return {**batch, **_like(columns[0], added)}
-        return batch.assign(**added)
+        return batch.assign(**added)  # a DataFrame
 
     def over(self, batches: Iterable) -> Iterator:
-        """Batch after batch, as Spark's mapInPandas hands them over."""
+        """Yield the answers to an iterator of batches, for Spark's mapInPandas."""
         for batch in batches:
             yield self(batch)
 
@@ -116,7 +111,7 @@ class AnswerBatches:
         return batch[self.question], batch[self.context]
 
     def _added(self, found: list) -> dict[str, list]:
-        """The columns that are added: a value a row, or where top_k is over 1 a list, but for the error."""
+        """Return the added columns. With top_k over 1 a value is a list, except in `error`."""
         added: dict[str, list] = {name: [] for name in COLUMNS}
         for given in found:
             answers = given if self.top_k > 1 else [given]
@@ -126,21 +121,21 @@ class AnswerBatches:
         return added
 
     def __getstate__(self) -> dict:
-        """A worker loads its own Reader."""
+        """Leave out the Reader: each worker loads its own."""
         return {**self.__dict__, "_reader": None}
 
 
 def _plain(value):
-    """A cell as text or a list of texts; what is neither stays, and is an error of its row."""
-    if hasattr(value, "tolist"):  # of numpy: a text, or an array of documents
+    """Convert a cell of numpy or pyarrow to Python's types."""
+    if hasattr(value, "tolist"):
         value = value.tolist()
-    elif hasattr(value, "as_py"):  # of pyarrow
+    elif hasattr(value, "as_py"):
         value = value.as_py()
     return value
 
 
 def _like(column, added: dict[str, list]) -> dict:
-    """Lists where the batch has lists, arrays where it has arrays."""
+    """Return the added columns as arrays where the batch's `column` is one, else as lists."""
     import numpy as np
 
     if not isinstance(column, np.ndarray):
@@ -148,7 +143,8 @@ def _like(column, added: dict[str, list]) -> dict:
     arrays = {}
     for name, values in added.items():
         if values and isinstance(values[0], (list, str)):
-            arrays[name] = np.empty(len(values), object)  # texts and lists are of all lengths
+            # np.array would make texts of fixed width, or two dimensions.
+            arrays[name] = np.empty(len(values), object)
             arrays[name][:] = values
         else:
             arrays[name] = np.array(values)

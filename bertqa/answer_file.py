@@ -1,19 +1,17 @@
-"""Files of questions in, a folder of answers out: `python -m bertqa.predict --data`.
+"""Answer files of questions into a folder: `python -m bertqa.predict --data`.
 
-Questions are answered as they are read (jobs.py); the files of SQuAD's scripts are made of the lines when all are there.
+Questions are answered as they are read, into predictions.jsonl (jobs.py). When it is complete, the files that SQuAD's
+scripts take are made from it.
 """
 
 import argparse
-import contextlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import TextIO
 
 from bertqa.data.examples import read_examples
 from bertqa.data.question_stream import Question, question_stream
@@ -21,7 +19,7 @@ from bertqa.data.sources import expand
 from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import read_object, replacing
-from bertqa.jobs import Job, answer_stream, depends_on
+from bertqa.jobs import Job
 from bertqa.qa.asked import Asked, How, asked_of
 from bertqa.qa.documents import Ranking, n_best_list
 from bertqa.qa.metrics import evaluate_v2, score_answers
@@ -29,44 +27,34 @@ from bertqa.qa.thresholds import no_answer_probability
 from bertqa.reader import Reader
 
 SHARE = 512
-"""Questions answered at once: few enough that eight processes are busy with ten thousand and that little is lost by a
-stop, and enough to sort windows by length."""
+"""Most questions of a share: few enough that ten thousand keep eight processes busy and that a stop loses little, and
+enough to sort windows by length."""
 
 COMPARED = 512
-"""Questions on which --int8 is held against the model as it is."""
+"""Number of questions on which int8 is compared with the model as it is."""
 
 
 def answer_file(
     args: argparse.Namespace, reader: Reader, threshold: float | None, world: World
 ) -> int:
-    """Answer the files of `args.data` into the folder `args.out`, in the processes of `world`.
+    """Answer the files `args.data` into the folder `args.out`, together with the other processes of `world`.
 
-    Returns the exit status: 1 where a record could not be read.
+    Returns:
+        The exit status: 1 where a record could not be read.
     """
-    paths = expand(args.data)
     how = how_asked(args, reader, threshold)
-    depends = {}
-    if world.first:  # checksums of the data cost a second a gigabyte: once is enough
-        models = [args.model, *args.others]
-        others = {"n_best": args.n_best, **asdict(how)}
-        depends = depends_on(args, paths, models, reader.device, reader.dtype, **others)
-    job = Job(args.out, depends, args.resume, world)
+    models = [args.model, *args.others]
+    settings = {"n_best": args.n_best, **asdict(how)}
+    job = Job(args, args.out, models, reader, settings, world)
     tally: Counter = Counter()
-    answer_stream(
-        job,
-        question_stream(paths, tally),
-        partial(rows_of, reader, how, args.n_best),
-        args,
-        noun="question",
-        size=SHARE,
-        device=reader.device.type,
-    )
+    stream = question_stream(job.paths, tally)
+    job.answer(stream, partial(rows_of, reader, how, args.n_best), noun="question", size=SHARE)
     if not world.first:
         return 0
     failed = write_official_files(job, reader.qa, args.n_best)
     shown = "none" if threshold is None else f"{threshold:.4f}"
     said = f"answers in {job.folder}, threshold {shown}"
-    print(said + job.told("question", failed, "records"), file=sys.stderr)
+    print(said + job.summary("question", failed, "records"), file=sys.stderr)
     if tally["unlabelled"]:
         said = f"{tally['unlabelled']:,} of {tally['records']:,} records do not say what is right"
         print(f"unlabelled: {said}", file=sys.stderr)
@@ -74,6 +62,7 @@ def answer_file(
 
 
 def how_asked(args: argparse.Namespace, reader: Reader, threshold: float | None) -> How:
+    """Return how the flags ask for answers."""
     how = reader.how(
         allow_no_answer=threshold is not None,
         threshold=threshold,
@@ -91,7 +80,7 @@ def how_asked(args: argparse.Namespace, reader: Reader, threshold: float | None)
 def rows_of(
     reader: Reader, how: How, n_best: int | None, questions: Sequence[Question], done=None
 ) -> list[dict]:
-    """A row for each question; `done` is told after every batch which part of them it was."""
+    """Answer questions. Returns a row of predictions.jsonl for each; `done` as for `Reader.rank`."""
     asked = []
     for question in questions:
         if question.error:
@@ -106,7 +95,7 @@ def rows_of(
 
 
 def row_of(id: object, ranking: Ranking, how: How, n_best: int | None) -> dict:
-    """The line of predictions.jsonl for a question."""
+    """Return the row of predictions.jsonl for a question."""
     if ranking.error:
         return {"id": id, "error": ranking.error}
     row = {"id": id, **asdict(ranking.answers[0]), "null_odds": ranking.null_odds}
@@ -115,66 +104,45 @@ def row_of(id: object, ranking: Ranking, how: How, n_best: int | None) -> dict:
     return row
 
 
-# The files of SQuAD's scripts
-
-
 def write_official_files(job: Job, qa: dict, n_best: int | None) -> int:
-    """The files of SQuAD's scripts, made of the lines. Returns how many records could not be read."""
+    """Write the files of SQuAD's scripts from predictions.jsonl. Returns the number of records that could not be read."""
     scale = qa.get("no_answer_scale")
     bias = qa.get("no_answer_bias")
-    # A model that was never tuned: sigmoid(odds), whose order is right and whose size means little.
     if scale is None or bias is None:
-        scale, bias = 1.0, 0.0
-    failed = 0
-    with contextlib.ExitStack() as stack:
+        # The model was never calibrated: sigmoid(odds) ranks questions right, but is no probability.
+        scale = 1.0
+        bias = 0.0
+    # Each file is a pass over the lines, of which memory holds one.
+    write_object(job, "predictions.json", lambda row: row["answer"])
+    write_object(job, "null_odds.json", lambda row: row["null_odds"])
+    write_object(
+        job,
+        "na_prob.json",
+        lambda row: float(no_answer_probability(row["null_odds"], scale, bias)),
+    )
+    if n_best:
+        write_object(job, "nbest_predictions.json", lambda row: row["nbest"])
+    return sum("error" in row for row in job.rows())
 
-        def file(name: str) -> ObjectFile:
-            return stack.enter_context(object_file(job.folder / name))
 
-        predictions = file("predictions.json")
-        null_odds = file("null_odds.json")
-        na_prob = file("na_prob.json")
-        lists = file("nbest_predictions.json") if n_best else None
+def write_object(job: Job, name: str, value: Callable[[dict], object]) -> None:
+    """Write a file of the job: a JSON object with `value(row)` for the id of every row that is no error."""
+    before = "{\n"
+    with replacing(job.folder / name) as fresh, open(fresh, "w", encoding="utf-8") as file:
         for row in job.rows():
-            if "error" in row:
-                failed += 1
-                continue
-            id = str(row["id"])  # a key of JSON, whatever it was in the data
-            predictions.add(id, row["answer"])
-            null_odds.add(id, row["null_odds"])
-            na_prob.add(id, float(no_answer_probability(row["null_odds"], scale, bias)))
-            if lists:
-                lists.add(id, row["nbest"])
-    return failed
-
-
-class ObjectFile:
-    """A JSON object written entry by entry, one a line: it need not fit into memory."""
-
-    def __init__(self, file: TextIO):
-        self.file = file
-        self.separator = "{\n"
-
-    def add(self, key: str, value: object) -> None:
-        self.file.write(f"{self.separator}{json.dumps(key)}: {json.dumps(value)}")
-        self.separator = ",\n"
-
-
-@contextlib.contextmanager
-def object_file(path: Path) -> Iterator[ObjectFile]:
-    """An ObjectFile that takes the place of `path` if the block ends well."""
-    with replacing(path) as fresh, open(fresh, "w", encoding="utf-8") as file:
-        entries = ObjectFile(file)
-        yield entries
-        file.write("{}\n" if entries.separator == "{\n" else "\n}\n")
-
-
-# What 8 bits cost
+            if "error" not in row:
+                key = str(row["id"])  # keys of a JSON object are strings
+                file.write(f"{before}{json.dumps(key)}: {json.dumps(value(row))}")
+                before = ",\n"
+        file.write("{}\n" if before == "{\n" else "\n}\n")
 
 
 def int8_cost(args: argparse.Namespace, exact: Reader, threshold: float | None) -> str:
-    """What 8 bits changed: the first questions of a finished job answered again by `exact`, the model as it is."""
-    # Without labels the answers are compared with each other, with labels F1 says whether they are worse.
+    """Return a message on how int8 changed the answers of a finished job.
+
+    `exact`, the same model without int8, answers the first questions again. Where the data has labels, F1 says whether the
+    int8 answers are worse.
+    """
     paths = expand(args.data)
     if not all(path.is_file() for path in paths):
         return "int8: what comes through a pipe is read once, so its answers are not compared"
@@ -198,7 +166,7 @@ def int8_cost(args: argparse.Namespace, exact: Reader, threshold: float | None) 
 
 
 def f1_of(path: str, answers: dict[str, str]) -> float | None:
-    """F1 of answers to the first questions of a file; None where it does not say what is right."""
+    """Return F1 in percent of `answers` to the first questions of a file; None where it has no labels."""
     try:
         examples = read_examples(path, len(answers)).examples
         if not any(example.answer_texts for example in examples):

@@ -1,7 +1,6 @@
-"""Questions on standard input, a JSON object a line; a line of answer for each: `python -m bertqa.predict --jsonl`.
+"""Answer questions from standard input, a JSON object per line, on standard output: `python -m bertqa.predict --jsonl`.
 
-A program at the other end may wait for each answer, or send a million lines: lines are answered in the lots in which
-they come.
+A program at the other end may wait for each answer or send a million lines at once: what has arrived is a batch.
 """
 
 import os
@@ -21,11 +20,13 @@ from bertqa.reader import Reader
 
 
 def stdin_lines() -> Iterable[str | bytes]:
-    """The lines of standard input, from a file object of their own: when Python exits it closes sys.stdin, and aborts
-    if the thread of `as_they_come` is still waiting in it."""
+    """Open standard input as a file object of its own.
+
+    At exit Python closes sys.stdin, and aborts where the thread of `as_they_come` still waits in it.
+    """
     try:
         return open(os.dup(sys.stdin.fileno()), "rb")
-    except OSError:  # not a real file: a program has put something else in its place
+    except OSError:  # not a real file: a program has replaced sys.stdin
         return sys.stdin
 
 
@@ -35,7 +36,7 @@ class Line:
 
     asked: Asked
     name: dict
-    """{"id": ...} as the line has it, or {}: a line without an id is answered without one."""
+    """{"id": ...} as in the line; {} for a line without an id, whose answer has none."""
 
 
 def answer_lines(
@@ -47,18 +48,21 @@ def answer_lines(
     options: dict,
     on_error: str = "stop",
 ) -> int:
-    """Answer {"question", "context", "id"} objects, one a line, with {"id", "answer", "score", "start", "end", "document"}
-    objects in the same order; returns the exit status.
+    """Answer lines that are objects {"question", "context", "id"}, in their order, by lines that are objects
+    {"id", "answer", "score", "start", "end", "document"}.
 
-    A context may be a list of documents; lines without one are asked about `context`. With top_k > 1 a line also has
-    "answers", the best ones. What is no such object is answered by {"id", "error"} where `on_error` is "write", and the
-    status is 1 in the end.
+    Args:
+        context: of lines that have none. A context may be a list of documents.
+        top_k: over 1, a line of answer also has "answers", a list of the best ones.
+        on_error: "write" answers {"id", "error"} to a line that is no such object.
+
+    Returns:
+        The exit status: 1 where a line could not be read.
 
     Raises:
-        UserError: where `on_error` is "stop", naming the line that is no such object; the answers to those before it
-            are out.
+        UserError: for a line that is no such object where `on_error` is "stop", after the answers to those before it.
     """
-    if hasattr(out, "reconfigure"):  # half of a surrogate pair is legal in JSON, if escaped
+    if hasattr(out, "reconfigure"):  # JSON may hold half of a surrogate pair, which UTF-8 cannot
         out.reconfigure(encoding="utf-8", errors="backslashreplace")
     how = reader.how(top_k, **options)
     number = 0
@@ -83,7 +87,7 @@ def answer_lines(
 
 
 def row_of(ranking: Ranking, top_k: int) -> dict:
-    """What is said of a question."""
+    """Return the object to write for a question."""
     if ranking.error:
         return {"error": ranking.error}
     row = asdict(ranking.answers[0])
@@ -93,7 +97,7 @@ def row_of(ranking: Ranking, top_k: int) -> dict:
 
 
 def read_line(line: str | bytes, number: int, context: str | None) -> Line:
-    """A line of input, or what is wrong with it."""
+    """Read a line of input. One that is no question has an `asked.error`."""
     try:
         text = line if isinstance(line, str) else decode(line)
         row = parse_json(text, number)
@@ -127,11 +131,11 @@ def _bad(error: str, name: dict | None = None) -> Line:
 
 
 def as_they_come(lines: Iterable) -> Iterator[list]:
-    """Lists of the lines that have come in meanwhile: one where they come slowly, many where the model is slower.
+    """Yield lists of the lines that arrived since the last list: one line from a slow source, many from a fast one.
 
-    So a program that waits for each answer gets it, and a file through a pipe is read in large batches.
+    So a program that waits for each answer gets it, and a file is answered in large batches.
     """
-    # A thread reads, since nobody can ask a pipe how many lines are there without waiting for the next one.
+    # A thread reads: there is no other way to learn how many lines a pipe holds without waiting for the next one.
     came: queue.Queue = queue.Queue(maxsize=QUESTIONS_AT_ONCE)
 
     def read():
@@ -139,7 +143,7 @@ def as_they_come(lines: Iterable) -> Iterator[list]:
             for line in lines:
                 came.put(line)
             came.put(None)
-        except Exception as error:  # what happens in this thread must be said in the other
+        except Exception as error:  # raised again by the thread that takes the lines
             came.put(error)
 
     threading.Thread(target=read, daemon=True).start()

@@ -1,5 +1,6 @@
-"""What a Reader does with questions: their options, the model run over their windows, spans ranked to answers; and a
-queue that answers the questions of many threads together, those that came while the model was busy as its next batch.
+"""How a Reader answers: options are checked, the model reads windows, and spans are ranked to answers.
+
+And a queue for the questions of many threads, whose next batch is what came while the model was busy.
 """
 
 import copy
@@ -10,6 +11,7 @@ import os
 import queue
 import threading
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -25,16 +27,16 @@ from bertqa.qa.documents import Answer, Ranking, Reading, not_ranked, rank, wide
 from bertqa.qa.search import SpanSettings
 
 Text = str | Sequence[str]
-"""A text to find the answer in, or documents."""
+"""A context: a text, or several documents."""
 
 Pairs = Iterable[tuple[str, Text]]
-"""Questions, each with what to find its answer in."""
+"""(question, context) pairs."""
 
 Method = TypeVar("Method", bound=Callable)
 
 
 class Options(TypedDict, total=False):
-    """How to answer; what each means stands with `Reader.answer_many`."""
+    """How to answer; `Reader.answer_many` explains each."""
 
     allow_no_answer: bool | None
     threshold: float | None
@@ -43,9 +45,10 @@ class Options(TypedDict, total=False):
 
 
 def with_options(method: Method) -> Method:
-    """Have help() and notebooks show a method's `**options` as what they are: each by its name, type and default; others
-    are refused in the method's name."""
-    # Written out in every method they would be three lists of the same; as a dictionary they would be hidden.
+    """Decorate a method so that help() and notebooks show the Options, with defaults, in the place of its `**options`.
+
+    Three methods share the options, which so stand in one place. Other names raise TypeError.
+    """
     signature = inspect.signature(method)
     known = inspect.signature(how_of).parameters
     named = [known[name] for name in Options.__annotations__]
@@ -55,7 +58,7 @@ def with_options(method: Method) -> Method:
     @functools.wraps(method)
     def checked(*given, **options):
         for name in options.keys() - shown.parameters.keys():
-            # Python's own words: `how_of`, which would say them, is no function that the caller knows.
+            # Python itself would name `how_of`, which the caller does not know.
             raise TypeError(f"{method.__qualname__}() got an unexpected keyword argument {name!r}")
         return method(*given, **options)
 
@@ -64,10 +67,10 @@ def with_options(method: Method) -> Method:
 
 
 def answer_pairs(reader, pairs: Iterable, how: How, on_error: str) -> Iterator:
-    """The Answer to each pair, or the list of `how.top_k` where that is over 1; `on_error` as in `Reader.answer_many`."""
+    """Yield the Answer to each pair, or a list of them where `how.top_k` is over 1; `on_error` as in `Reader.answer_many`."""
     asked = (asked_of_pair(number, pair) for number, pair in enumerate(pairs, 1))
     weigh = operator.attrgetter("characters")
-    # A small chunk first, so that the first answer comes soon; large ones after it, to be sorted by length.
+    # A small chunk first, so that the first answer comes soon; then large ones, whose windows are sorted by length.
     for chunk in chunks(asked, QUESTIONS_AT_ONCE, weigh, first=FIRST_QUESTIONS):
         for ranking in reader.rank(chunk, how):
             if ranking.error and on_error == "stop":
@@ -76,7 +79,7 @@ def answer_pairs(reader, pairs: Iterable, how: How, on_error: str) -> Iterator:
 
 
 def wanted(ranking: Ranking, how: How) -> Answer | list[Answer]:
-    """Of what was found, what was asked for."""
+    """Return the best answer, or the `how.top_k` best where more than one was asked for."""
     if how.top_k == 1:
         return ranking.answers[0]
     return ranking.answers[: how.top_k]
@@ -85,14 +88,16 @@ def wanted(ranking: Ranking, how: How) -> Answer | list[Answer]:
 def rank_chunk(
     reader, chunk: Sequence[Asked], how: How, done: Callable[[float], None] | None
 ) -> list[Ranking]:
-    """What `Reader.rank` returns."""
-    # The model reads the good ones together; the others only take their place in the list again.
+    """Return what `Reader.rank` does."""
     good = [asked for asked in chunk if not asked.error]
     found = iter(_rank(reader, good, how, how.spans, done))
     rankings = []
     for asked in chunk:
-        ranking = not_ranked(asked.error) if asked.error else next(found)
-        # Where texts repeat, the n best spans hold fewer answers than are asked for: look at more.
+        if asked.error:
+            rankings.append(not_ranked(asked.error))
+            continue
+        ranking = next(found)
+        # Where spans have the same text, the n best are fewer answers than asked for: search for more spans.
         wider = how.spans
         while len(ranking.answers) < how.top_k and ranking.more and wider.mode == "exact":
             wider = replace(wider, n_best=8 * wider.n_best)
@@ -128,7 +133,7 @@ def read_documents(
 ) -> Reading:
     """Run the model over all windows of the documents."""
     notice_fork(reader)
-    # Not before: torch takes seconds, and a Reader that was never asked does not need it.
+    # Here and not at the top: they import torch, which takes a second, and the verbs check their flags before.
     from bertqa.device import autocast
     from bertqa.inference import read_windows
 
@@ -142,7 +147,7 @@ def read_documents(
         max_question=qa["max_question"],
     )
     if windows.cut_questions:
-        # Python shows a warning of the same words once, however many questions come.
+        # The words are the same for every question, so that Python shows the warning once.
         limit = qa["max_question"]
         warnings.warn(
             f"a question has more than {limit} tokens, and is read without its end (max_question in qa.json)",
@@ -166,14 +171,14 @@ def read_documents(
 # Questions of many threads
 
 WAITING = 1024
-"""Questions that may wait; who asks another one waits until there is room."""
+"""Most questions in the queue; `put` blocks while it is full."""
 
 AT_ONCE = 64
-"""Questions answered together: enough to fill batches, few enough that nobody waits for long."""
+"""Most questions answered together: enough to fill batches, few enough that nobody waits for long."""
 
 IDLE = 0.2
-"""Seconds without a question after which the thread ends; the next question starts another. So a program can end, and
-a Reader that nobody uses is freed."""
+"""Seconds without a question after which the thread ends, so that the program can end and an unused Reader is freed. The
+next question starts another thread."""
 
 
 @dataclass
@@ -184,7 +189,7 @@ class Request:
 
 
 class Requests:
-    """The queue before a Reader, and the one thread that answers what is in it."""
+    """The queue of a Reader, and the thread that answers what is in it."""
 
     def __init__(self, reader):
         self.reader = reader
@@ -194,7 +199,7 @@ class Requests:
         self.running = False
 
     def put(self, asked: Asked, how: How) -> Future:
-        """The answer to come: an Answer, or the list of `how.top_k` where that is over 1."""
+        """Return a Future of the Answer, or of a list of them where `how.top_k` is over 1."""
         future: Future = Future()
         if asked.error:
             future.set_exception(UserError(asked.error))
@@ -217,13 +222,13 @@ class Requests:
                 continue
             with self.lock:
                 self.running = False
-            # Who put a question before that line saw a thread running, and started none.
+            # A question that was put just before saw `running` and started no thread.
             if not self.waiting.empty():
                 self._start()
             return
 
     def _next_lot(self) -> list[Request]:
-        """What has come in, at least one; nothing after some time without any."""
+        """Wait for questions and return what has come in; an empty list after IDLE seconds without any."""
         lot = []
         try:
             lot.append(self.waiting.get(timeout=IDLE))
@@ -231,18 +236,19 @@ class Requests:
                 lot.append(self.waiting.get_nowait())
         except queue.Empty:
             pass
-        # False for a Future that was cancelled while it waited.
+        # set_running_or_notify_cancel is False for a Future that was cancelled while it waited.
         return [request for request in lot if request.future.set_running_or_notify_cancel()]
 
     def _answer(self, lot: list[Request]) -> None:
-        """Those that ask for the same are one batch."""
-        groups: dict[How, list[Request]] = {}
+        """Answer requests; those with the same options are one batch."""
+        groups: dict[How, list[Request]] = defaultdict(list)
         for request in lot:
-            groups.setdefault(request.how, []).append(request)
+            groups[request.how].append(request)
         for how, group in groups.items():
             try:
                 rankings = self.reader.rank([request.asked for request in group], how)
-            except BaseException as error:  # it is theirs who asked; this thread goes on
+            except BaseException as error:
+                # Raised where the answer is awaited; this thread goes on.
                 for request in group:
                     request.future.set_exception(error)
                 continue
@@ -251,12 +257,14 @@ class Requests:
 
 
 def notice_fork(reader) -> None:
-    """In a forked child: none of the threads that the parent had is there, nor anybody who would open its locks."""
+    """Replace the queue and the locks of a Reader in a forked child.
+
+    The parent's threads do not exist there, so that a lock that one of them held would never be released.
+    """
     if reader.requests.process == os.getpid():
         return
     from bertqa.device import after_fork
 
     after_fork(reader.device)
-    # The locks in these may have been held by a thread at the moment of the fork.
-    reader.tokenizer = copy.copy(reader.tokenizer)
+    reader.tokenizer = copy.copy(reader.tokenizer)  # copied with a new lock
     reader.requests = Requests(reader)

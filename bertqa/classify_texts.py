@@ -1,37 +1,38 @@
-"""Classes of texts, where the model is a classifier: `python -m bertqa.predict --text`, or `--data` with files of texts."""
+"""Classify texts: `python -m bertqa.predict --text`, or `--data` with files of texts, where the model is a classifier."""
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from bertqa.data.sources import expand
 from bertqa.data.text_windows import text_windows
 from bertqa.data.texts import Text, text_stream
-from bertqa.data.tokenizer import WordPiece
-from bertqa.device import autocast, pick_device, pick_precision
+from bertqa.device import autocast
 from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import to_json
 from bertqa.inference import class_logits
-from bertqa.jobs import Job, answer_stream, depends_on
-from bertqa.loading import device_for, for_int8, tell_what_is_faster
-from bertqa.model import folder, prepack
+from bertqa.jobs import Job
+from bertqa.loading import load_for_verb, tell_what_is_faster
+from bertqa.model import folder
 from bertqa.training.classification import probabilities
 
 SHARE = 4096
-"""Most texts that are classified, and written, together."""
+"""Most texts of a share, which are classified and written together."""
 
 
 def classify(args: argparse.Namespace, config: dict, world: World) -> int:
-    """Print the classes of one text, or write a line of predictions.jsonl for each text of the files. Returns the exit
-    status: 1 where a row could not be read."""
+    """Print the classes of one text, or write a line of predictions.jsonl for each text of the files.
+
+    Returns:
+        The exit status: 1 where a row could not be read.
+    """
     if config["head"] != folder.CLASSES:
         raise UserError(
             f"{args.model}: its head is {config['head']!r}, but --text needs a classifier; train one first: "
             "python -m bertqa.train --task classify"
         )
-    trained = {"text_column": "text", "pair_column": None, **folder.read_qa(args.model)}
-    classifier = Classifier(args, config, trained.get("max_length"))
+    classifier = Classifier(args, config)
+    trained = {"text_column": "text", "pair_column": None, **classifier.loaded.qa}
     first = args.text_column or trained["text_column"]
     second = args.pair_column or trained["pair_column"]
     if args.data:
@@ -47,38 +48,39 @@ def classify(args: argparse.Namespace, config: dict, world: World) -> int:
         for label, share in found.items():
             print(f"{label}   [probability {share:.3f}]")
     if classifier.cut:
-        print(f"1 of 1 texts cut to {classifier.most} tokens", file=sys.stderr)
+        print(f"1 of 1 texts cut to {classifier.max_length} tokens", file=sys.stderr)
     return 0
 
 
 class Classifier:
-    """The model that the flags ask for. `cut` counts the texts that lost their end."""
+    """The classifier that the flags ask for: a function from texts to the probabilities of their classes."""
 
-    def __init__(self, args: argparse.Namespace, config: dict, most: int | None):
+    def __init__(self, args: argparse.Namespace, config: dict):
+        """Load `args.model`. `config` is that of its folder."""
+        self.loaded = load_for_verb(args, args.model)
         self.labels = config["labels"]
-        self.most = most or config["architecture"]["max_position_embeddings"]  # tokens
-        self.device = pick_device(device_for(args.device, args.precision, args.int8))
-        tell_what_is_faster(args.precision, args.int8, self.device)
-        self.dtype = pick_precision(args.precision, self.device)
-        self.tokenizer = WordPiece.load(args.model)
-        model = folder.load(args.model, device=self.device)
-        self.model = for_int8(model, args.model) if args.int8 else prepack.pack(model, self.dtype)
-        self.cut = 0
+        # In tokens: as trained, else all positions.
+        self.max_length = self.loaded.qa.get("max_length")
+        if self.max_length is None:
+            self.max_length = config["architecture"]["max_position_embeddings"]
+        tell_what_is_faster(args.precision, args.int8, self.loaded.device)
+        self.cut = 0  # texts that were longer
 
     def __call__(self, texts: Sequence[Text]) -> list[dict]:
-        """Class -> probability of each text, or pair of texts, the most probable first."""
+        """Return {class: probability} for each text, or pair of texts, the most probable class first."""
         pairs = None
         if any(text.second is not None for text in texts):
             pairs = [text.second for text in texts]
         firsts = [text.text for text in texts]
-        windows = text_windows(firsts, self.tokenizer, pairs=pairs, max_length=self.most)
+        loaded = self.loaded
+        windows = text_windows(firsts, loaded.tokenizer, pairs=pairs, max_length=self.max_length)
         self.cut += windows.cut
-        cast = autocast(self.device, self.dtype)
-        logits, _ = class_logits(self.model, windows, self.device, autocast=cast)
+        cast = autocast(loaded.device, loaded.dtype)
+        logits, _ = class_logits(loaded.model, windows, loaded.device, autocast=cast)
         return probabilities(logits, self.labels)
 
     def rows(self, texts: Sequence[Text], done: Callable[[float], None]) -> list[dict]:
-        """The line of predictions.jsonl for each text of a share."""
+        """Return the row of predictions.jsonl for each text of a share."""
         found = iter(self([text for text in texts if not text.error]))
         rows = []
         for text in texts:
@@ -95,32 +97,21 @@ class Classifier:
 def classify_files(
     args: argparse.Namespace, classifier: Classifier, column: str, second: str | None, world: World
 ) -> int:
-    """Append a line to predictions.jsonl for each text of the files; what is written stays, and --resume goes on."""
-    paths = expand(args.data)
-    depends = {}
-    if world.first:
-        columns = [column, second]
-        models = [args.model]
-        depends = depends_on(
-            args, paths, models, classifier.device, classifier.dtype, columns=columns
-        )
-    job = Job(args.out, depends, args.resume, world)
-    answer_stream(
-        job,
-        text_stream(paths, None if column == "text" and not second else column, second),
-        classifier.rows,
-        args,
-        noun="text",
-        size=SHARE,
-        device=classifier.device.type,
-    )
-    cut = world.sum(classifier.cut)  # all processes have to come here
+    """Write a line of predictions.jsonl for each text of the files, or with `second` each pair. Returns the exit status."""
+    settings = {"columns": [column, second]}
+    job = Job(args, args.out, [args.model], classifier.loaded, settings, world)
+    named = column
+    if column == "text" and not second:
+        named = None  # reads files without columns too, a text per line
+    stream = text_stream(job.paths, named, second)
+    job.answer(stream, classifier.rows, noun="text", size=SHARE)
+    cut = world.sum(classifier.cut)  # a collective call: before the other processes leave
     if not world.first:
         return 0
     if cut:
-        said = f"{cut:,.0f} of {job.answered:,} texts cut to {classifier.most} tokens"
+        said = f"{cut:,.0f} of {job.answered:,} texts cut to {classifier.max_length} tokens"
         print(said, file=sys.stderr)
     failed = sum("error" in row for row in job.rows())
     said = f"classes of {job.done:,} texts in {job.lines}"
-    print(said + job.told("text", failed, "rows"), file=sys.stderr)
+    print(said + job.summary("text", failed, "rows"), file=sys.stderr)
     return int(failed > 0)

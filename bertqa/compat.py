@@ -1,4 +1,4 @@
-"""`pipeline("question-answering")` as transformers 4 had it, over a `Reader`: old code needs another import only.
+"""transformers 4's `pipeline("question-answering")` over a `Reader`: old code only needs another import.
 
     from bertqa.compat import pipeline
 
@@ -6,8 +6,7 @@
     ask(question="Who kept the lamp?", context="Agnes Holm kept the lamp.")
     # {'score': ..., 'start': 0, 'end': 10, 'answer': 'Agnes Holm'}
 
-README says where its answers differ from the old ones, and why. Arguments that mean nothing here
-are named in a warning.
+README says where its answers differ from the old ones, and why. Arguments that have no effect here give a warning.
 """
 
 import warnings
@@ -15,18 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bertqa.errors import UserError
-from bertqa.folders import bundled_reader
 from bertqa.qa.documents import Answer
 from bertqa.reader import Reader
 
 TASK = "question-answering"
 WINDOW_OPTIONS = ("max_seq_len", "doc_stride", "max_question_len")
-"""Those that are the model's own here: it answers best with the windows that it was trained on."""
+"""Ignored, since a model answers best with the windows that it was trained on."""
 WITHOUT_MEANING = ("padding", "batch_size", "num_workers", "framework", "binary_output")
 
 
 class QuestionAnsweringPipeline:
-    """What `pipeline` returns: called with questions and contexts, it answers dictionaries."""
+    """What `pipeline` returns: a function from questions and contexts to dictionaries."""
 
     def __init__(self, reader: Reader, **options):
         self.reader = reader
@@ -52,12 +50,11 @@ class QuestionAnsweringPipeline:
             align_to_words: widen answers to whole words (True).
 
         Returns:
-            {"score", "start", "end", "answer"}, or a list of such for top_k > 1; for several
-            questions a list of these.
+            {"score", "start", "end", "answer"}, or a list of these where top_k > 1; for several questions a list of either.
         """
         options = {**self.options, **named}
         pairs, single = pairs_of(args, options)
-        name_the_meaningless(options)
+        drop_without_meaning(options)
         top_k = options.pop("top_k", 1)
         no_answer = options.pop("handle_impossible_answer", False)
         longest = options.pop("max_answer_len", 15)
@@ -86,16 +83,15 @@ def pipeline(
     torch_dtype: object = None,
     **options,
 ) -> QuestionAnsweringPipeline:
-    """A question-answering pipeline.
+    """Make a question-answering pipeline.
 
     Args:
         task: "question-answering", the only one.
-        model: a model folder, a Hugging Face folder or a Hub id, or a Reader; None is the reader
-            that comes with bertqa.
+        model: a Reader, or what `Reader.load` takes; None is the reader that comes with bertqa.
         tokenizer: not needed; the model's own is taken.
-        device: -1 for the CPU, 0 for the first GPU, or as Reader.load takes it.
-        dtype, torch_dtype: as Reader.load takes it.
-        options: those of each call, once for all.
+        device: -1 for the CPU, 0 for the first GPU, or as for `Reader.load`.
+        dtype, torch_dtype: as for `Reader.load`.
+        options: defaults for those of each call.
 
     Raises:
         UserError: for another task, and where there is no such model.
@@ -108,16 +104,15 @@ def pipeline(
         return QuestionAnsweringPipeline(model, **options)
     if isinstance(device, int):
         device = "cpu" if device < 0 else f"cuda:{device}"
-    name = bundled_reader() if model is None else model
-    reader = Reader.load(name, device=device, dtype=dtype or torch_dtype)
+    reader = Reader.load(model, device=device, dtype=dtype or torch_dtype)
     return QuestionAnsweringPipeline(reader, **options)
 
 
 def pairs_of(args: tuple, options: dict) -> tuple[list[tuple[str, str]], bool]:
-    """The (question, context) pairs of a call, taken out of its options, and whether it was one question."""
-    # as transformers 4 took them: a dictionary, a list of them, several of them, or question= and context=
+    """Return the (question, context) pairs of a call, and whether it was a single question. Removes them from `options`."""
+    # transformers 4 took a dictionary, a list of dictionaries, several dictionaries, or question= and context=.
     given = args[0] if len(args) == 1 else list(args)
-    for name in ("data", "X"):  # names of the past for what stands first
+    for name in ("data", "X"):  # older names of the first argument
         if name in options:
             given = options.pop(name)
     if not given:
@@ -134,7 +129,7 @@ def pairs_of(args: tuple, options: dict) -> tuple[list[tuple[str, str]], bool]:
 
 
 def with_contexts(questions: str | Sequence[str], contexts: str | Sequence[str]) -> list[dict]:
-    """A record for each question; a single context is that of all questions."""
+    """Return {"question", "context"} for each question; a single context serves all of them."""
     if isinstance(questions, str):
         questions = [questions]
     if isinstance(contexts, str):
@@ -147,8 +142,8 @@ def with_contexts(questions: str | Sequence[str], contexts: str | Sequence[str])
     return records
 
 
-def name_the_meaningless(options: dict) -> None:
-    """Take out the arguments that mean nothing here, and say which they were."""
+def drop_without_meaning(options: dict) -> None:
+    """Remove the arguments that have no effect here, with a warning, and give `topk` its present name."""
     if "topk" in options:
         options["top_k"] = options.pop("topk")
     windows = taken_out(options, WINDOW_OPTIONS)
@@ -161,7 +156,7 @@ def name_the_meaningless(options: dict) -> None:
 
 
 def taken_out(options: dict, names: Sequence[str]) -> list[str]:
-    """Take these options out. Returns those that were given."""
+    """Remove these options. Returns the names of those that were given."""
     given = []
     for name in names:
         if options.pop(name, None) is not None:
@@ -170,7 +165,7 @@ def taken_out(options: dict, names: Sequence[str]) -> list[str]:
 
 
 def as_dictionaries(answer: Answer | list[Answer]) -> dict | list[dict]:
-    """An answer as the pipeline returned it."""
+    """Return an answer as the pipeline did."""
     if isinstance(answer, list):
         return [as_dictionaries(each) for each in answer]
     return {

@@ -1,6 +1,6 @@
-"""Files of texts in, files of vectors out: `python -m bertqa.embed --data`.
+"""Write the vectors of files of texts: `python -m bertqa.embed --data`.
 
-An .npy grows as texts are read (jobs.py): it is stopped and goes on as answers do. A .safetensors is written at once.
+An .npy grows while texts are read, as a job (jobs.py) that can be resumed. A .safetensors is written at the end.
 """
 
 import argparse
@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
 
@@ -18,24 +19,24 @@ from bertqa.data.texts import Text, text_stream
 from bertqa.errors import UserError, no_data
 from bertqa.files import flush_to_disk, replacing, to_json
 from bertqa.folders import take_place
-from bertqa.jobs import Job, answer_stream, depends_on
+from bertqa.jobs import Job
 
 SHARE = 8192
-"""Most texts that are embedded, and written, together."""
+"""Most texts of a share, which are embedded and written together."""
 
 HEADER = 128
-"""Bytes before the numbers of an .npy; numpy leaves room in them for any number of rows."""
+"""Bytes of an .npy's header; numpy leaves room in it for any number of rows."""
 
 
 def texts_of(args: argparse.Namespace, paths: Sequence[Path]) -> Iterable[Text]:
-    """The texts that the flags name, one after the other."""
+    """Return the texts that the flags name."""
     if args.text is not None:
         return [Text("0", "--text", args.text)]
     return islice(text_stream(paths, args.text_column), args.limit)
 
 
 def refuse_bad(texts: Iterable[Text], names: Sequence[str]) -> None:
-    """Raise UserError for a row that cannot be read, before hours are spent on those before it."""
+    """Raise UserError where a row cannot be read, or there is none."""
     count = 0
     for text in texts:
         if text.error:
@@ -45,62 +46,57 @@ def refuse_bad(texts: Iterable[Text], names: Sequence[str]) -> None:
         raise no_data(f"{', '.join(names)}: has a header, but no rows")
 
 
-def write_npy(args: argparse.Namespace, paths: Sequence[Path], embed) -> tuple[int, ...]:
-    """The vectors, share by share, in the folder FILE.npy.part, the folder of a job; whole, they take the place of FILE.npy,
-    with the ids beside it. Returns their shape."""
+def write_npy(args: argparse.Namespace, embed) -> tuple[int, ...]:
+    """Embed files of texts as a job in the folder FILE.npy.part; at its end FILE.npy and its ids are moved out of there.
+
+    Returns:
+        The shape of the array.
+    """
     out = args.out
-    depends = depends_on(
-        args,
-        paths,
-        [embed.folder],
-        embed.device,
-        embed.dtype,
-        column=args.text_column,
-        **embed.settings,
-    )
-    job = Job(out.with_name(out.name + ".part"), depends, args.resume)
-    growing = job.folder / "vectors.npy"
-
-    def rows(texts: list[Text], done: Callable[[float], None]) -> list[dict]:
-        """A row for each text, or up to the first that cannot be read; their vectors are in the file then."""
-        # Not the texts behind a bad one: their vectors would stand where nobody looks for them.
-        good = list(takewhile(lambda text: not text.error, texts))
-        if good:
-            put_behind(growing, job.done, embed([text.text for text in good]).vectors)
-        done(1.0)
-        found = [{"id": text.id} for text in good]
-        for text in texts[len(good) :][:1]:
-            found.append({"id": text.id, "error": text.error})
-        return found
-
-    answer_stream(
-        job,
-        text_stream(paths, args.text_column),
-        rows,
-        args,
-        noun="text",
-        size=SHARE,
-        device=embed.device.type,
-    )
+    folder = out.with_name(out.name + ".part")
+    settings = {"column": args.text_column, **embed.settings}
+    job = Job(args, folder, [embed.folder], embed.loaded, settings)
+    growing = folder / "vectors.npy"
+    stream = text_stream(job.paths, args.text_column)
+    job.answer(stream, partial(rows_of, job, growing, embed), noun="text", size=SHARE)
     shape = finish(growing, job.done)
-    # The ids first: whoever sees the vectors finds these too.
+    # The ids first: whoever sees the vectors finds their ids too.
     write_ids(out, (row["id"] for row in job.rows()))
     take_place(growing, out)
-    shutil.rmtree(job.folder)
+    shutil.rmtree(folder)
     return shape
 
 
-def put_behind(path: Path, done: int, vectors: np.ndarray) -> None:
-    """Write vectors behind the first `done` ones of an .npy that is not whole yet; what stands there is lost.
+def rows_of(
+    job: Job, growing: Path, embed, texts: list[Text], done: Callable[[float], None]
+) -> list[dict]:
+    """Append the vectors of a share's texts to the array, up to the first that cannot be read.
+
+    Returns:
+        A row of the job for each of them, and one with an "error" for the text that cannot be read.
+    """
+    good = list(takewhile(lambda text: not text.error, texts))
+    if good:
+        append_vectors(growing, job.done, embed([text.text for text in good]).vectors)
+    done(1.0)
+    rows = [{"id": text.id} for text in good]
+    if len(good) < len(texts):
+        bad = texts[len(good)]
+        rows.append({"id": bad.id, "error": bad.error})
+    return rows
+
+
+def append_vectors(path: Path, done: int, vectors: np.ndarray) -> None:
+    """Write vectors after the first `done` ones of an unfinished .npy, in the place of what stands there.
 
     Raises:
-        UserError: where it holds fewer: not this program has cut it, but a machine that went down.
+        UserError: where the file holds fewer than `done`, as after a power failure.
     """
     path.touch()
     begin = HEADER + done * vectors[0].nbytes
     with open(path, "r+b") as file:
-        file.write(header_of(vectors.shape))  # until it is finished it tells of a vector's shape
-        # Beyond its end seek would go too, and leave zeros in between.
+        file.write(header_of(vectors.shape))  # `finish` corrects the number of rows
+        # Without this check, seek would go past the end and leave a gap of zeros.
         if file.seek(0, os.SEEK_END) < begin:
             raise UserError(
                 f"{path}: is shorter than the {done:,} vectors that are told of beside it; remove {path.parent}, and begin again"
@@ -111,7 +107,7 @@ def put_behind(path: Path, done: int, vectors: np.ndarray) -> None:
 
 
 def finish(path: Path, count: int) -> tuple[int, ...]:
-    """Give an .npy the header of so many vectors, and see it to the disk. Returns its shape."""
+    """Write the number of vectors into the header of an .npy and flush it to the disk. Returns the shape."""
     with open(path, "r+b") as file:
         np.lib.format.read_magic(file)
         (_, *size), _, _ = np.lib.format.read_array_header_1_0(file)
@@ -123,16 +119,16 @@ def finish(path: Path, count: int) -> tuple[int, ...]:
 
 
 def header_of(shape: tuple[int, ...]) -> bytes:
-    """How an .npy of float32 of this shape begins."""
-    told = io.BytesIO()
+    """Return the header of an .npy of float32 of this shape."""
+    header = io.BytesIO()
     about = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(told, about)
-    assert len(told.getvalue()) == HEADER
-    return told.getvalue()
+    np.lib.format.write_array_header_1_0(header, about)
+    assert len(header.getvalue()) == HEADER
+    return header.getvalue()
 
 
 def write_ids(out: Path, ids: Iterable[str]) -> None:
-    """The ids of the vectors in `out`, a list of JSON beside it."""
+    """Write the ids of the vectors in `out` beside it, as a JSON list."""
     with replacing(out.with_suffix(".ids.json")) as fresh, open(fresh, "w") as file:
         before = "["
         for id in ids:
@@ -142,8 +138,11 @@ def write_ids(out: Path, ids: Iterable[str]) -> None:
 
 
 def write_at_once(args: argparse.Namespace, texts: Iterable[Text], embed) -> tuple[int, ...]:
-    """Vectors that are all in memory. In a .safetensors, with --pool none, also which text and which characters each is of;
-    ids and settings are its metadata."""
+    """Embed all texts in memory, then write `args.out`. Returns the shape of the vectors.
+
+    In a .safetensors ids and settings are metadata; with --pool none, `rows` and `spans` say which text and which characters
+    a vector is of (see `Vectors`).
+    """
     from safetensors.numpy import save
 
     texts = list(texts)

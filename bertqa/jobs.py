@@ -1,10 +1,10 @@
-"""Long jobs: a stream of records is answered share by share, and answers are written as they come into a folder.
+"""Long jobs: a stream of records is answered share by share into a folder, and a job that was stopped can be resumed.
 
-    predictions.jsonl   a line of JSON for each record of the data, in its order; appended to
+    predictions.jsonl   a JSON object per record, in the order of the data; appended to after every share
     job.json            what the answers depend on: data, model, settings
 
-What is written stays, and a later start goes on behind it. Memory holds a share of records and of answers. The shares
-are the same whoever answers them, one process or eight, at once or after a stop: so are the answers, to the last bit.
+Memory holds one share of records and answers. How records are cut into shares depends on the records alone, so that the
+answers are the same to the last bit with one process or eight, and stopped and resumed or not.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bertqa import __version__
 from bertqa.console import progress_bar, stop_on_sigterm
-from bertqa.data.sources import chunks
+from bertqa.data.sources import Stream, chunks, expand
 from bertqa.distributed import World
 from bertqa.errors import UserError, no_data
 from bertqa.files import parse_json, read_object, sha256, to_json, write_json
@@ -27,36 +27,62 @@ from bertqa.model.record import RANGES
 LINES = "predictions.jsonl"
 ABOUT = "job.json"
 
-FIRST = (8, 64)
-"""Records in the first shares, so that answers come soon."""
-
-OF_EACH = 8
-"""Shares of each of these sizes: processes that meet behind every share should have shares that take equally long."""
+FIRST = 8 * (8,) + 8 * (64,)
+"""Records in the first shares. Few, so that the first answers come soon; and eight shares of each size, because processes
+wait for each other after every share."""
 
 CHARACTERS = {"cpu": 1 << 17}
-"""Characters to read in a share, by device; where texts are long it holds fewer records. A CPU has work for seconds with
-so many, and a stop, or a process that waits for another, loses no more than that. A GPU wants more at a time."""
+"""Most characters of a share, by device. A CPU computes for seconds on so many, and a stop loses no more than that; a GPU
+is filled by more."""
 
 
-# The folder
+AnswerShare = Callable[[list, Callable[[float], None]], list[dict]]
+"""Takes the records of a share, and a function to call after every batch with the fraction of the share that it was;
+returns a row for each record."""
+
+
+@dataclass
+class Share:
+    """Records that are answered together."""
+
+    start: int
+    """Position of the first one in the stream."""
+    records: list
 
 
 class Job:
-    """The folder of a job. The first process of `world` writes to it; all know how many records are done."""
+    """A job in its folder. The first process of `world` writes to it; every process knows how many records are done."""
 
-    def __init__(self, folder: Path, about: dict, resume: bool, world: World = World()):
-        """Begin a job, or go on with it; `about` is of use in the first process only.
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        folder: Path,
+        models: Sequence[Path],
+        loaded,
+        settings: dict,
+        world: World = World(),
+    ):
+        """Begin a job, or continue it.
+
+        Args:
+            args: the flags of the verb: `data`, the files; `limit`, to answer only the first records; `on_error`, see
+                `append`; `resume` and `int8`.
+            models: the model folders.
+            loaded: their Reader, or what else has the `device` and `dtype` that they compute in.
+            settings: what else the answers depend on.
 
         Raises:
-            UserError: where the folder already holds answers and `resume` is False, or the answers of a job with
-                other data, another model or other settings.
+            UserError: where the folder holds answers, and `resume` is not set or they depend on something else.
         """
+        self.args = args
         self.folder = folder
         self.lines = folder / LINES
+        self.paths = expand(args.data)
+        self.device = loaded.device
         self.world = world
-        if world.first:
-            self._begin(about, resume)
-        lines = 0  # whole ones: the last may be cut off
+        if world.first:  # the checksums of the data cost a second a gigabyte
+            self._begin(self._depends_on(models, loaded.dtype, settings))
+        lines = 0  # complete ones: the last may be cut off
         if self.lines.exists():
             with open(self.lines, "rb") as file:
                 lines = sum(line.endswith(b"\n") for line in file)
@@ -64,27 +90,51 @@ class Job:
         self.answered = 0  # by this start
         self.took = 0.0  # seconds
 
-    def _begin(self, about: dict, resume: bool) -> None:
+    def _begin(self, about: dict) -> None:
         folder = self.folder
         begun = [name for name in (ABOUT, LINES, "predictions.json") if (folder / name).exists()]
-        if ABOUT in begun and not has_answers(folder):
-            begun = []
-        if begun and not resume:
+        if not begun or self._has_no_answers():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / ABOUT, about)
+            return
+        if not self.args.resume:
             raise UserError(
                 f"{folder}: already holds {begun[0]}; give another --out, or --resume to go on where it ends"
             )
-        if begun and ABOUT not in begun:
+        if begun[0] != ABOUT:
             raise UserError(
                 f"{folder}: has no {ABOUT}, so nobody knows what its answers are to; give another --out"
             )
-        if begun:
-            refuse_other(folder, read_object(folder / ABOUT), about)
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / ABOUT, about)
+        refuse_other(folder, read_object(folder / ABOUT), about)
 
-    def keep(self, lines: int) -> None:
-        """Forget what stands behind the first so many lines: a line cut off in the middle, a share begun."""
+    def _depends_on(self, models: Sequence[Path], dtype, settings: dict) -> dict:
+        """Return what the answers depend on: checksums of all files, flags and settings."""
+        data = []
+        for path in self.paths:
+            entry = {"file": path.name}
+            if path.is_file():  # standard input has only its name
+                entry["sha256"] = sha256(path)[:16]
+            data.append(entry)
+        int8 = self.args.int8
+        return {
+            "bertqa": __version__,
+            "data": data,
+            "model": " ".join(model_fingerprint(folder, int8) for folder in models),
+            "device": self.device.type,
+            "precision": "int8" if int8 else str(dtype),
+            "limit": self.args.limit,
+            **settings,
+        }
+
+    def _has_no_answers(self) -> bool:
+        """Return whether the folder holds what a start without any answers leaves: job.json, and predictions.jsonl if empty."""
+        names = set(os.listdir(self.folder))
+        if names == {ABOUT, LINES}:
+            return self.lines.stat().st_size == 0
+        return names == {ABOUT}
+
+    def truncate(self, lines: int) -> None:
+        """Drop everything after the first `lines` lines: a line that is cut off, a share that is incomplete."""
         self.done = lines
         if not self.world.first:
             return
@@ -95,13 +145,14 @@ class Job:
                 size += len(file.readline())
             file.truncate(size)
 
-    def append(self, rows: Sequence[dict], on_error: str) -> None:
-        """Add the rows; they are with the system when this returns, whatever becomes of this process.
+    def append(self, rows: Sequence[dict]) -> None:
+        """Append the rows. When this returns the system has them, and they survive the end of this process.
 
-        With `on_error` "stop" raises UserError for the first that has an "error", behind those before it.
+        Raises:
+            UserError: with --on-error stop, for the first row that has an "error"; the rows before it are written.
         """
         kept = rows
-        if on_error == "stop":
+        if self.args.on_error == "stop":
             kept = list(takewhile(lambda row: "error" not in row, rows))
         if self.world.first:
             with open(self.lines, "ab") as file:
@@ -111,8 +162,45 @@ class Job:
         if len(kept) < len(rows):
             raise UserError(rows[len(kept)]["error"])
 
+    def answer(self, stream: Stream, answer_share: AnswerShare, *, noun: str, size: int) -> None:
+        """Answer the records of a stream that are not done yet, each process of the world a share at a time.
+
+        Args:
+            stream: records with id, where, error and characters; at least one, or UserError is raised.
+            noun: what a record is.
+            size: most records of a share.
+        """
+        stop_on_sigterm()
+        began = time.perf_counter()
+        world = self.world
+        limit = self.args.limit
+        shares = shares_of(islice(stream, limit), size, self.device.type)
+        try:
+            with progress_bar(desc="answer", unit=f" {noun}s", shown=world.first) as bar:
+                for nth, turn in enumerate(chunks(not_done(shares, self), world.size)):
+                    if nth == 0:
+                        # A share is answered as a whole: other batches would round differently.
+                        self.truncate(turn[0].start)
+                        bar.initial = bar.n = bar.last_print_n = self.done
+                        bar.unpause()  # restarts its clock: the rate is that of this start
+                    rows: list[dict] = []
+                    if world.rank < len(turn):
+                        mine = turn[world.rank]
+                        rows = answer_share(mine.records, ShareProgress(bar, stream, limit, mine))
+                    for part in world.gather(rows)[: len(turn)]:
+                        self.append(part)
+                    bar.update(self.done - bar.n)
+        except (KeyboardInterrupt, OSError):
+            if world.first:
+                said = f"{self.done:,} answers are in {self.lines}; --resume goes on behind them"
+                print("\n" + said, file=sys.stderr)
+            raise
+        self.took = time.perf_counter() - began
+        if not self.done:
+            raise no_data(f"{', '.join(self.args.data)}: there is no {noun} in it")
+
     def rows(self) -> Iterator[dict]:
-        """The rows so far."""
+        """Read the rows that are written so far."""
         with open(self.lines, encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(file, 1):
                 try:
@@ -120,8 +208,8 @@ class Job:
                 except UserError as error:
                     raise UserError(f"{self.lines}: {error}") from None
 
-    def told(self, noun: str, failed: int, records: str) -> str:
-        """What was done, behind what people are told first."""
+    def summary(self, noun: str, failed: int, records: str) -> str:
+        """Return the end of the closing message: how many records in which time, and how many could not be read."""
         said = ""
         if self.answered:
             rate = self.answered / self.took
@@ -131,104 +219,38 @@ class Job:
         return said
 
 
-# Answering
-
-
-@dataclass
-class Share:
-    """Records that are answered at once."""
-
-    start: int
-    """Place of the first in the stream."""
-    records: list
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self.records)
-
-
-def answer_stream(
-    job: Job,
-    stream,
-    answer: Callable[[list, Callable[[float], None]], list[dict]],
-    args: argparse.Namespace,
-    *,
-    noun: str,
-    size: int,
-    device: str,
-) -> None:
-    """Answer the records of a stream that are not yet done, or raise UserError where it holds nothing. The processes of the
-    job's world take turns.
-
-    Args:
-        stream: of records with id, where, error and characters; it says how much of it is read.
-        answer: records, and a function to tell after every batch which part of them it was -> a row for each.
-        args: the verb's flags. Only the first `limit` records are answered. With `on_error` "stop" the first row that has
-            an "error" raises UserError, behind those before it. `data` names the stream.
-        noun: what a record is.
-        size: most records of a share.
-        device: the type of what answers.
-    """
-    stop_on_sigterm()
-    began = time.perf_counter()
-    world = job.world
-    shares = not_done(shares_of(islice(stream, args.limit), size, device), job)
-    try:
-        with progress_bar(desc="answer", unit=f" {noun}s", shown=world.first) as bar:
-            for nth, turn in enumerate(chunks(shares, world.size)):
-                if nth == 0:
-                    # A share is answered whole, or its answers would be others.
-                    job.keep(turn[0].start)
-                    bar.initial = bar.n = bar.last_print_n = job.done
-                    bar.unpause()  # its clock begins now: the rate is that of this start
-                rows: list[dict] = []
-                if world.rank < len(turn):
-                    mine = turn[world.rank]
-                    rows = answer(mine.records, Shown(bar, stream, args.limit, mine))
-                for part in world.gather(rows)[: len(turn)]:
-                    job.append(part, args.on_error)
-                bar.update(job.done - bar.n)
-    except (KeyboardInterrupt, OSError):
-        if world.first:
-            said = f"{job.done:,} answers are in {job.lines}; --resume goes on behind them"
-            print("\n" + said, file=sys.stderr)
-        raise
-    job.took = time.perf_counter() - began
-    if not job.done:
-        raise no_data(f"{', '.join(args.data)}: there is no {noun} in it")
-
-
 def shares_of(records: Iterable, size: int, device: str) -> Iterator[Share]:
-    """The shares of a stream. They depend on nothing but the records, so that each is answered alike by whoever it is."""
-    first = [repeat(min(small, size), OF_EACH) for small in FIRST]
-    sizes = chain(*first, repeat(size))
-    most = CHARACTERS.get(device, 1 << 21)
+    """Cut a stream into shares: the first ones as FIRST says, then `size` records each, all bounded by CHARACTERS."""
+    first = (min(small, size) for small in FIRST)
+    records = iter(records)
     start = 0
-    share: list = []
-    room = next(sizes)
-    characters = 0
-    for record in records:
-        share.append(record)
-        characters += record.characters
-        if len(share) < room and characters <= most:
-            continue
+    for most in chain(first, repeat(size)):
+        share = take(records, most, CHARACTERS.get(device, 1 << 21))
+        if not share:
+            return
         yield Share(start, share)
         start += len(share)
-        share = []
-        room = next(sizes)
-        characters = 0
-    if share:
-        yield Share(start, share)
+
+
+def take(records: Iterator, most: int, characters: int) -> list:
+    """Return the next `most` records, or fewer where these have more than so many characters."""
+    taken = []
+    for record in records:
+        taken.append(record)
+        characters -= record.characters
+        if len(taken) == most or characters < 0:
+            break
+    return taken
 
 
 def not_done(shares: Iterator[Share], job: Job) -> Iterator[Share]:
-    """The shares that are not answered whole. Raises UserError where the answers so far are to other records."""
+    """Skip the shares that are answered. Raises UserError where the id of a record is not that of its answer."""
     ids = iter(())
     done = job.done
     if done and job.world.first:
         ids = (row.get("id") for row in job.rows())
     for share in shares:
-        if share.stop > done:
+        if share.start + len(share.records) > done:
             yield share
             continue
         for record, id in zip(share.records, ids, strict=False):
@@ -239,72 +261,38 @@ def not_done(shares: Iterator[Share], job: Job) -> Iterator[Share]:
                 )
 
 
-class Shown:
-    """Moves the bar with every batch of a share. How many records there are is estimated from the bytes read."""
+class ShareProgress:
+    """Advances the progress bar within a share. The number of all records is estimated from the bytes read so far."""
 
-    def __init__(self, bar, stream, limit: int | None, share: Share):
+    def __init__(self, bar, stream: Stream, limit: int | None, share: Share):
         self.bar = bar
         self.share = share
-        self.part = 0.0  # of the share
+        self.fraction = 0.0  # of the share that is answered
         if stream.share_read:
             total = round(stream.count / stream.share_read)
             bar.total = min(total, limit) if limit else total
 
-    def __call__(self, part: float) -> None:
-        self.part += part
-        at = self.share.start + int(self.part * len(self.share.records))
+    def __call__(self, fraction: float) -> None:
+        self.fraction += fraction
+        at = self.share.start + int(self.fraction * len(self.share.records))
         self.bar.update(at - self.bar.n)
 
 
-# What answers depend on
-
-
-def depends_on(
-    args: argparse.Namespace, paths: Sequence[Path], models: Sequence[Path], device, dtype, **others
-) -> dict:
-    """What the answers to these files by these models depend on."""
-    data = []
-    for path in paths:
-        entry = {"file": path.name}
-        if path.is_file():  # of standard input there is only the name
-            entry["sha256"] = sha256(path)[:16]
-        data.append(entry)
-    precision = "int8" if args.int8 else str(dtype)
-    fingerprints = [model_fingerprint(folder, args.int8) for folder in models]
-    return {
-        "bertqa": __version__,
-        "data": data,
-        "model": " ".join(fingerprints),
-        "device": device.type,
-        "precision": precision,
-        "limit": args.limit,
-        **others,
-    }
-
-
 def model_fingerprint(folder: Path, int8: bool) -> str:
-    """Of all that a model folder's answers depend on."""
+    """Return a checksum of the files of a model folder that its answers depend on."""
     names = ["model.safetensors", "config.json", "qa.json", "vocab.txt", "tokenizer.json"]
     if int8:
         names.append(RANGES)
     return sha256(*(folder / name for name in names if (folder / name).is_file()))[:16]
 
 
-def has_answers(folder: Path) -> bool:
-    """Return whether a folder with a job.json holds anything else; a file of answers that is still empty does not count.
-
-    A start that found no record, or was stopped before its first answers, leaves nothing else.
-    """
-    others = set(os.listdir(folder)) - {ABOUT, LINES}
-    lines = folder / LINES
-    return bool(others) or (lines.exists() and lines.stat().st_size > 0)
-
-
 def refuse_other(folder: Path, before: dict, now: dict) -> None:
+    """Raise UserError where two contents of job.json differ, naming what does."""
     differ = []
-    for name, value in parse_json(to_json(now)).items():  # as it reads once it was written
+    for name, value in parse_json(to_json(now)).items():  # as JSON gives it back: lists for tuples
         if before.get(name) != value:
             differ.append(f"{name} was {before.get(name)!r} and is {value!r}")
     if differ:
-        told = f"was begun with something else: {'; '.join(differ)}"
-        raise UserError(f"{folder}: {told}; give the same, or another --out")
+        raise UserError(
+            f"{folder}: was begun with something else: {'; '.join(differ)}; give the same, or another --out"
+        )

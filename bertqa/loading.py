@@ -1,16 +1,24 @@
 """Load by name: a model, an encoder, or the parts of a Reader. A name is a folder, a Hub id, or None (bundled reader)."""
 
+import argparse
 import functools
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from bertqa.data.tokenizer import WordPiece
-from bertqa.device import as_device, as_dtype, bound_kernel_caches, faster_here
+from bertqa.device import (
+    as_device,
+    as_dtype,
+    bound_kernel_caches,
+    faster_here,
+    pick_device,
+    pick_precision,
+)
 from bertqa.errors import SpeedHint, UserError
 from bertqa.folders import bundled_reader
 from bertqa.hf.convert import resolve_weights
@@ -25,23 +33,25 @@ SIXTEEN_BITS = ("bf16", "fp16", "bfloat16", "float16", torch.bfloat16, torch.flo
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a Reader consists of, and the arguments that it was loaded with."""
+class Loaded:
+    """A model prepared for inference, and what it was loaded with."""
 
     model: nn.Module
     tokenizer: WordPiece
     qa: dict
+    """What qa.json says."""
     device: torch.device
     dtype: torch.dtype
-    arguments: tuple
-    """(name, device, dtype, int8, attention) of Reader.load, so that other processes can load it again; the name is an
-    absolute path."""
+    """Of autocast."""
+    arguments: dict = field(default_factory=dict)
+    """Of `Reader.load`, so that other processes can load it again; the name is an absolute path."""
 
 
-def load_parts(name, device, dtype, int8: bool, attention) -> Parts:
-    """Load the parts of a Reader; arguments and errors are those of `Reader.load`."""
+def load_for_reader(name, device, dtype, int8: bool, attention) -> Loaded:
+    """Load what a Reader consists of; arguments and errors are those of `Reader.load`."""
     where = folder_of(name)
-    arguments = (str(where.resolve()), device, dtype, int8, attention)
+    arguments = dict(device=device, dtype=dtype, int8=int8, attention=attention)
+    arguments["name"] = str(where.resolve())
     device = as_device(device_for(device, dtype, int8))
     config = folder.read_config(where)
     if config["head"] != folder.QA:
@@ -55,10 +65,25 @@ def load_parts(name, device, dtype, int8: bool, attention) -> Parts:
     tell_what_is_faster(dtype, int8, device)
     dtype = as_dtype(dtype, device)
     model = folder.load(where, device=device, attention=attention)
-    model = for_int8(model, where) if int8 else prepack.pack(model, dtype)
+    model = prepared(model, where, dtype, int8)
     qa = folder.read_qa(where)
     read_confidence(qa, where / "qa.json")  # a damaged calibration raises now, not at a question
-    return Parts(model, WordPiece.load(where), qa, device, dtype, arguments)
+    return Loaded(model, WordPiece.load(where), qa, device, dtype, arguments)
+
+
+def load_for_verb(
+    args: argparse.Namespace, where: Path, load: Callable[..., nn.Module] = folder.load
+) -> Loaded:
+    """Load the model of a folder as the flags --device, --precision and --int8 of a verb ask for."""
+    device = device_of_verb(args)
+    dtype = pick_precision(args.precision, device)
+    model = prepared(load(where, device=device), where, dtype, args.int8)
+    return Loaded(model, WordPiece.load(where), folder.read_qa(where), device, dtype)
+
+
+def device_of_verb(args: argparse.Namespace) -> torch.device:
+    """Return the device that the flags of a verb ask for; under torchrun each process has its own GPU."""
+    return pick_device(device_for(args.device, args.precision, args.int8))
 
 
 def tell_what_is_faster(precision, int8: bool, device: torch.device) -> None:
@@ -94,12 +119,16 @@ def device_for(
     )
 
 
-def for_int8(model: nn.Module, where: Path) -> nn.Module:
-    """Return a copy of a folder's model in int8, with the folder's measured ranges. Without ranges warn that it is slower.
+def prepared(model: nn.Module, where: Path, dtype: torch.dtype, int8: bool) -> nn.Module:
+    """Return a copy of a folder's model for inference: on CPUs with packed products, or with products in int8.
+
+    int8 uses the folder's measured ranges, and warns where there are none that it is slower.
 
     Raises:
         UserError: if the ranges are damaged or those of other weights, or the weights are not finite float32 numbers.
     """
+    if not int8:
+        return prepack.pack(model, dtype)
     ranges = read_ranges(where, encoder_of(model))
     if ranges is None and has_calibrated_products():
         _tell_unmeasured(where)

@@ -1,13 +1,16 @@
-"""python -m bertqa.predict: answers for files, for one question, at a prompt or through a pipe; classes of texts, where
-the model is a classifier. `bertqa.Reader` is the same thing in Python.
+"""python -m bertqa.predict: answer questions from files, from the command line, at a prompt or through a pipe; classify texts.
+
+`bertqa.Reader` does the same from Python.
 """
 
 import argparse
+import math
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from bertqa.distributed import World, world_of_torchrun
 from bertqa.errors import SpeedHint, UserError
 from bertqa.files import read_text
 from bertqa.flags import VerbParser, add_machine_flags, run_verb, verb
@@ -20,6 +23,34 @@ EXAMPLES = """examples:
   python -m bertqa.predict --data questions.json --out answers
   python -m bertqa.predict --jsonl < questions.jsonl > answers.jsonl"""
 
+HELP = {
+    "--model": "model folder, run folder, Hugging Face folder or Hub id; several readers of one vocabulary answer by the mean "
+    "of their logits, with the first one's settings and the mean of their thresholds [%(default)s]",
+    "--data": "files of questions or texts, of any form that train reads, or of a text per line; folders, patterns, - for "
+    "standard input; answers and labels in them are not used; squad1 and squad2 are the official dev files, fetched once",
+    "--out": "where predictions.jsonl goes, and at the end predictions.json, null_odds.json, na_prob.json",
+    "--resume": "go on with what --out holds, if it is this very job",
+    "--limit": "only the first N questions or texts of the files [all]",
+    "--n-best": "also nbest_predictions.json, N spans a question",
+    "--decoding": "which spans: the true best, or those that run_qa or Google's run_squad would pick [exact]",
+    "--max-context": "a span counts only in the window that shows most context around its first token, as in Google's scripts",
+    "--on-error": 'what becomes of a record or line that is no question: {"id", "error"} in its place, or the end [write]',
+    "--question": "one question",
+    "--context": "the text to find its answer in",
+    "--context-file": "a file with that text; - reads standard input",
+    "--jsonl": 'read {"question", "context", "id"} objects from standard input, one a line, and write an answer object for '
+    "each",
+    "--json": "print answers, or classes, as JSON",
+    "--top-k": "answers to show for a question [1]",
+    "--threshold": "null odds above which there is no answer: a number, or none to always answer [as tuned with the model]",
+    "--max-answer-length": "most tokens of an answer [as trained]",
+    "--whole-words": "widen answers that end inside a word",
+    "--text": "one text to classify",
+    "--pair": "its second text, for a classifier of pairs",
+    "--text-column": "column of the texts in the file [as trained]",
+    "--pair-column": "column of the second texts [as trained]",
+}
+
 
 @verb
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,49 +58,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     asked = is_asked(args)
     check(args, asked)
-    if asked:
-        return answer_asked(args)
+    context = text_asked_about(args)
+    # It imports torch, which takes a second: not before all flags are checked.
     from bertqa.device import set_threads
-    from bertqa.distributed import world_of_torchrun
-    from bertqa.hf.convert import resolve_weights
-    from bertqa.model import folder
 
-    # Files are shared by torchrun's processes; what is asked at a prompt has but one of them.
+    set_threads(args.threads)
+    if asked:
+        return answer_asked(args, context)
     with world_of_torchrun() as world:
-        set_threads(args.threads)
-        names = [args.model, *args.others]
-        args.model, *args.others = world.in_turn(lambda: [*map(resolve_weights, names)])
-        config = folder.read_config(args.model)
-        if args.others or (args.data and config["head"] != folder.CLASSES):
-            return answer_files(args, world)
-        from bertqa.classify_texts import classify
-
-        return classify(args, config, world)
+        return answer_files(args, world)
 
 
 def threshold_of(args: argparse.Namespace, qa: dict) -> float | None:
-    """The threshold in force: the model's own, or the one given."""
+    """Return the threshold on null odds: as given, else the model's own; None: always answer."""
     if args.threshold is None:
         return qa.get("null_threshold")
     if args.threshold.lower() == "none":
         return None
     try:
         value = float(args.threshold)
-        if value != value:
-            raise ValueError("not a number")
-        return value
     except ValueError:
-        raise UserError(
-            f"--threshold {args.threshold}: give a number, or none to always answer"
-        ) from None
+        value = math.nan
+    if math.isnan(value):
+        raise UserError(f"--threshold {args.threshold}: give a number, or none to always answer")
+    return value
 
 
 def load_reader(args: argparse.Namespace) -> Reader:
-    """The Reader that the flags ask for, of one model or of several."""
-    from bertqa.device import pick_device
-    from bertqa.loading import device_for
+    """Load the Reader of the model that the flags name, or of several."""
+    from bertqa.loading import device_of_verb
 
-    device = pick_device(device_for(args.device, args.precision, args.int8))
+    device = device_of_verb(args)
     readers = []
     for name in (args.model, *args.others):
         readers.append(Reader.load(name, device, args.precision, int8=args.int8))
@@ -79,9 +98,9 @@ def load_reader(args: argparse.Namespace) -> Reader:
 
 
 def together(readers: list[Reader], names: Sequence) -> Reader:
-    """A Reader of the mean of several readers' logits; `names` are of all but the first, for messages.
+    """Make a Reader that answers by the mean of several readers' logits; `names`, of all but the first, are for messages.
 
-    Settings are the first one's; the threshold is the mean of theirs, for null odds are differences of logits.
+    It has the settings of the first, and the mean of the thresholds, since null odds are differences of logits.
 
     Raises:
         UserError: where their vocabularies differ.
@@ -94,17 +113,32 @@ def together(readers: list[Reader], names: Sequence) -> Reader:
         differs = vocabulary_difference(reader.tokenizer.tokenizer, first.tokenizer.tokenizer)
         if differs:
             raise UserError(f"--model {name}: its vocabulary is not the first model's: {differs}")
-    thresholds = [reader.qa.get("null_threshold") for reader in readers]
-    mean = None
-    if None not in thresholds:
-        mean = sum(thresholds) / len(thresholds)
     model = Ensemble([reader.model for reader in readers])
-    qa = {**first.qa, "null_threshold": mean}
-    qa.pop("confidence", None)  # it was fitted to one model's scores, and these are others
+    thresholds = [reader.qa.get("null_threshold") for reader in readers]
+    qa = {**first.qa, "null_threshold": None}
+    if None not in thresholds:
+        qa["null_threshold"] = sum(thresholds) / len(thresholds)
+    qa.pop("confidence", None)  # fitted to one model's scores, not to their mean
     return Reader(model, first.tokenizer, qa, first.device, first.dtype)
 
 
-def answer_files(args: argparse.Namespace, world) -> int:
+def answer_files(args: argparse.Namespace, world: World) -> int:
+    """Answer files of questions, or classify one text or files of texts where the model is a classifier."""
+    from bertqa.loading import folder_of
+    from bertqa.model import folder
+
+    names = (args.model, *args.others)
+    # In turn, so that one process downloads and converts a model of the Hub.
+    args.model, *args.others = world.in_turn(lambda: [folder_of(name) for name in names])
+    config = folder.read_config(args.model)
+    if args.others or (args.data and config["head"] != folder.CLASSES):
+        return answer_questions(args, world)
+    from bertqa.classify_texts import classify
+
+    return classify(args, config, world)
+
+
+def answer_questions(args: argparse.Namespace, world: World) -> int:
     """Answer files of questions; with --int8 also say what it cost."""
     from bertqa.answer_file import answer_file, int8_cost
 
@@ -112,23 +146,19 @@ def answer_files(args: argparse.Namespace, world) -> int:
     threshold = threshold_of(args, reader.qa)
     status = answer_file(args, reader, threshold, world)
     if args.int8 and world.first:
-        args.int8 = False  # the same questions, by the model as it is
+        args.int8 = False  # the first questions again, by the model as it is
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SpeedHint)  # who chose int8 knows
+            warnings.simplefilter("ignore", SpeedHint)  # that says: --int8 is faster
             exact = load_reader(args)
         print(int8_cost(args, exact, threshold), file=sys.stderr)
     return status
 
 
-def answer_asked(args: argparse.Namespace) -> int:
+def answer_asked(args: argparse.Namespace, context: str | None) -> int:
     """Answer what is asked on the command line, at the prompt or through a pipe."""
     from bertqa import prompt
     from bertqa.answer_lines import answer_lines, stdin_lines
-    from bertqa.device import set_threads
 
-    set_threads(args.threads)
-    # What is wrong with the text is said before the model is loaded, which takes seconds.
-    context = text_asked_about(args)
     if context is None and not args.jsonl:
         context = prompt.paste()
     if args.context_file == "-" and not args.question:
@@ -147,7 +177,7 @@ def answer_asked(args: argparse.Namespace) -> int:
         )
     if not args.question:
         return prompt.ask_again(reader, context, options, args.json, args.top_k)
-    # Two at least: with one, an Answer comes back and not a list.
+    # With top_k 2 or more, answer returns a list.
     answers = reader.answer(args.question, context, max(2, args.top_k), **options)
     for answer in answers[: args.top_k]:
         print(prompt.one_line(answer, args.json), flush=True)
@@ -158,7 +188,7 @@ def answer_asked(args: argparse.Namespace) -> int:
 
 
 def text_asked_about(args: argparse.Namespace) -> str | None:
-    """The text to find answers in, None where none is given. Raises UserError for flags that do not go together."""
+    """Return the text to find answers in; None where none is given. Raises UserError for flags that do not go together."""
     if args.top_k < 1:
         raise UserError(f"--top-k {args.top_k}: give 1 or more")
     if args.question is not None and args.jsonl:
@@ -179,9 +209,6 @@ def text_asked_about(args: argparse.Namespace) -> str | None:
     return context
 
 
-# Flags
-
-
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = VerbParser(
         prog="python -m bertqa.predict",
@@ -189,80 +216,56 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
         description="Answer questions from their paragraphs, or classify texts: the model folder tells which.",
     )
-    add = parser.add_argument
-    bundled = bundled_reader()
-    says = "model folder, run folder, Hugging Face folder or Hub id; several readers of one vocabulary answer by the mean of "
-    says += (
-        f"their logits, with the first one's settings and the mean of their thresholds [{bundled}]"
-    )
-    add("--model", "--weights", nargs="+", default=[bundled], metavar="MODEL", help=says)
+
+    def add(group, name: str, *aliases: str, **options) -> None:
+        group.add_argument(name, *aliases, help=HELP[name], **options)
+
+    add(parser, "--model", "--weights", nargs="+", default=bundled_reader(), metavar="MODEL")
     add_machine_flags(parser)
-    add_file_flags(parser)
-    add_question_flags(parser)
+    says = "Answers are written as they come; what is written stays, and --resume goes on."
+    files = parser.add_argument_group("files", says)
+    add(files, "--data", metavar="FILE", nargs="+")
+    add(files, "--out", metavar="FOLDER", type=Path)
+    add(files, "--resume", action="store_true")
+    add(files, "--limit", type=int)
+    add(files, "--n-best", type=int, metavar="N")
+    add(files, "--decoding", default="exact", choices=["exact", "hf", "google"])
+    add(files, "--max-context", action="store_true")
+    add(files, "--on-error", default="write", choices=["write", "stop"])
+    says = "Without --question, questions are asked at a prompt, or read one per line from a pipe."
+    questions = parser.add_argument_group("one question, or many about one text", says)
+    add(questions, "--question")
+    add(questions, "--context")
+    add(questions, "--context-file", metavar="FILE")
+    add(questions, "--jsonl", action="store_true")
+    add(questions, "--json", action="store_true")
+    answers = parser.add_argument_group("answers")
+    add(answers, "--top-k", type=int, default=1)
+    add(answers, "--threshold")
+    add(answers, "--max-answer-length", type=int)
+    add(answers, "--whole-words", action="store_true")
+    classes = parser.add_argument_group("classes")
+    add(classes, "--text")
+    add(classes, "--pair", metavar="TEXT")
+    add(classes, "--text-column", metavar="NAME")
+    add(classes, "--pair-column", metavar="NAME")
     args = parser.parse_args(argv)
+    if isinstance(args.model, str):  # the default
+        args.model = [args.model]
     args.model, *args.others = args.model
     return args
 
 
-def add_file_flags(parser: argparse.ArgumentParser) -> None:
-    says = "Answers are written as they come; what is written stays, and --resume goes on."
-    add = parser.add_argument_group("files", says).add_argument
-    says = "files of questions or texts, of any form that train reads, or of a text per line; folders, patterns, - for "
-    says += "standard input; answers and labels in them are not used; squad1 and squad2 are the official dev files, fetched once"
-    add("--data", metavar="FILE", nargs="+", help=says)
-    says = "where predictions.jsonl goes, and at the end predictions.json, null_odds.json, na_prob.json"
-    add("--out", metavar="FOLDER", type=Path, help=says)
-    says = "go on with what --out holds, if it is this very job"
-    add("--resume", action="store_true", help=says)
-    add("--limit", type=int, help="only the first N questions or texts of the files [all]")
-    says = "also nbest_predictions.json, N spans a question"
-    add("--n-best", type=int, metavar="N", help=says)
-    says = (
-        "which spans: the true best, or those that run_qa or Google's run_squad would pick [exact]"
-    )
-    add("--decoding", default="exact", choices=["exact", "hf", "google"], help=says)
-    says = "a span counts only in the window that shows most context around its first token, as in Google's scripts"
-    add("--max-context", action="store_true", help=says)
-    says = 'what becomes of a record or line that is no question: {"id", "error"} in its place, or the end [write]'
-    add("--on-error", default="write", choices=["write", "stop"], help=says)
-
-
-def add_question_flags(parser: argparse.ArgumentParser) -> None:
-    title = "one question, or many about one text"
-    says = "Without --question, questions are asked at a prompt, or read one per line from a pipe."
-    add = parser.add_argument_group(title, says).add_argument
-    add("--question", help="one question")
-    add("--context", help="the text to find its answer in")
-    add("--context-file", metavar="FILE", help="a file with that text; - reads standard input")
-    says = 'read {"question", "context", "id"} objects from standard input, one a line, and write an answer object for each'
-    add("--jsonl", action="store_true", help=says)
-    add("--json", action="store_true", help="print answers, or classes, as JSON")
-
-    add = parser.add_argument_group("answers").add_argument
-    add("--top-k", type=int, default=1, help="answers to show for a question [1]")
-    says = "null odds above which there is no answer: a number, or none to always answer [as tuned with the model]"
-    add("--threshold", help=says)
-    add("--max-answer-length", type=int, help="most tokens of an answer [as trained]")
-    add("--whole-words", action="store_true", help="widen answers that end inside a word")
-
-    add = parser.add_argument_group("classes").add_argument
-    add("--text", help="one text to classify")
-    add("--pair", metavar="TEXT", help="its second text, for a classifier of pairs")
-    add("--text-column", metavar="NAME", help="column of the texts in the file [as trained]")
-    add("--pair-column", metavar="NAME", help="column of the second texts [as trained]")
-
-
 def is_asked(args: argparse.Namespace) -> bool:
-    """Whether questions come from the command line, the terminal or a pipe, and not from files."""
-    if args.question is not None or args.jsonl:
-        return True
-    if args.context is not None or args.context_file is not None:
+    """Return whether questions come from the command line, the terminal or a pipe, and not from files."""
+    given = (args.question, args.context, args.context_file)
+    if args.jsonl or given != (None, None, None):
         return True
     return not args.data and args.text is None and sys.stdin.isatty()
 
 
 def check(args: argparse.Namespace, asked: bool) -> None:
-    """Refuse flags that do not go together, before anything is loaded."""
+    """Raise UserError for flags that do not go together, before anything is loaded."""
     if bool(args.data) + asked + (args.text is not None) != 1:
         raise UserError(
             "give either --data FILE --out FOLDER, or --question with --context or --context-file, or one of "

@@ -1,4 +1,4 @@
-"""Questions one after another: asked at a terminal, or one per line from a pipe. `python -m bertqa.predict` runs it."""
+"""Answer questions that are typed at a terminal, or come as lines of text through a pipe: part of `bertqa.predict`."""
 
 import contextlib
 import dataclasses
@@ -20,23 +20,22 @@ RUNNERS_UP = 3
 """Other answers shown under the best one."""
 
 AROUND = 300
-"""Most characters of the sentence to show on either side of an answer."""
+"""Most characters of its sentence shown on either side of an answer."""
 
 WRAPPED = 50
-"""Characters from which a line is taken for one that an editor has broken, and not for a title or an item of a list."""
+"""A longer line was probably broken by an editor; a shorter one is a title or an item of a list."""
 
 
 def ask_again(
     reader: Reader, context: str, options: dict, as_json: bool = False, top_k: int = 1
 ) -> int:
-    """Read questions until an empty line or the end of input, and print the answers; returns the exit status.
+    """Read questions about a text and print the answers, until the input ends. Returns the exit status.
 
-    At a terminal the best answer stands highlighted in its sentence, with its score and the runners-up; Ctrl-D and
-    Ctrl-C leave too. From a pipe each line of input gives one line of output, as plain text or JSON, and empty lines
-    are skipped.
+    At a terminal the best answer is highlighted in its sentence, with its score and the runners-up; an empty line and
+    Ctrl-C end too. From a pipe every line that is not empty gives one line of output.
 
     Raises:
-        UserError: for `top_k` over 1 where a line is the answer.
+        UserError: for `top_k` over 1 where each answer is one line.
     """
     typed = sys.stdin.isatty()
     if top_k > 1 and (as_json or not typed):
@@ -46,9 +45,9 @@ def ask_again(
         )
     if not typed:
         return answer_piped(reader, context, options, as_json)
-    # Not at the top: it changes what input() does in the whole process.
+    # Here and not at the top, for it changes input() in the whole process: it gets history and line editing.
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 (gives `input` its history and line editing)
+        import readline  # noqa: F401
     print(
         f"{len(context):,} characters read. Ask about them; an empty line or Ctrl-D ends.",
         file=sys.stderr,
@@ -70,12 +69,12 @@ def ask_again(
 
 
 def answer_piped(reader: Reader, context: str, options: dict, as_json: bool) -> int:
-    """A line of output for each line of standard input that is not blank; returns the exit status.
+    """Answer each line of standard input that is not blank by one line. Returns the exit status.
 
     Raises:
         UserError: for a line that is not UTF-8, whatever the locale says.
     """
-    # As bytes: sys.stdin would put stand-ins for what it cannot decode, and the question would be another.
+    # As bytes, because sys.stdin would silently replace what it cannot decode.
     for number, line in enumerate(getattr(sys.stdin, "buffer", sys.stdin), 1):
         if not line.strip():
             continue
@@ -89,7 +88,7 @@ def answer_piped(reader: Reader, context: str, options: dict, as_json: bool) -> 
 
 
 def paste() -> str:
-    """A document typed or pasted at the terminal."""
+    """Read a text that is typed or pasted at the terminal."""
     print(
         "Paste the text to ask about; end it with a line that holds only a dot, or with Ctrl-D.",
         file=sys.stderr,
@@ -105,7 +104,7 @@ def paste() -> str:
 
 
 def stdin_from_terminal() -> None:
-    """Questions come from the terminal after a text came through a pipe. Raises UserError where there is no terminal."""
+    """Reopen standard input as the terminal, after a text came through a pipe. Raises UserError where there is none."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY)
     except OSError:
@@ -113,13 +112,13 @@ def stdin_from_terminal() -> None:
             "--context-file - took the text from standard input, and there is no terminal to ask at; give "
             "--question, or the text as a file"
         ) from None
-    os.dup2(terminal, 0)  # input() and its line editing read file descriptor 0
+    os.dup2(terminal, 0)  # where input() and its line editing read
     os.close(terminal)
     sys.stdin = open(0, encoding=sys.stdin.encoding, closefd=False)
 
 
 def one_line(answer: Answer, as_json: bool) -> str:
-    """An answer as one line of output."""
+    """Return an answer as one line of output."""
     if as_json:
         return to_json(dataclasses.asdict(answer))
     if not answer.answer:
@@ -129,7 +128,7 @@ def one_line(answer: Answer, as_json: bool) -> str:
 
 
 def how_sure(answer: Answer) -> str:
-    """The confidence, where it is known, and the score."""
+    """Return the confidence, where there is one, and the score, in words."""
     said = f"score {answer.score:.3f}"
     if answer.confidence is not None:
         said = f"confidence {answer.confidence:.3f}, {said}"
@@ -137,7 +136,7 @@ def how_sure(answer: Answer) -> str:
 
 
 def in_sentence(answers: list[Answer], context: str, colour: bool, width: int | None = None) -> str:
-    """The best of ranked answers in its sentence, and the others below, in lines of `width` characters."""
+    """Return the best of ranked answers in its sentence, and the others below it, in lines of `width` characters."""
     best, *others = answers
     bold, faint, plain = BOLD, FAINT, PLAIN
     if not colour:
@@ -152,27 +151,30 @@ def in_sentence(answers: list[Answer], context: str, colour: bool, width: int | 
         answer = printable(best.answer)
         if not colour:
             answer = f"[{answer}]"
-        # Wrapping keeps every character in its place, so the marks can be put in afterwards.
+        # Wrapping keeps all positions, so the highlighting can be inserted afterwards.
         line = wrap(before + answer + after, width)
         first = len(before)
         last = first + len(answer)
         said = f"{line[:first]}{bold}{line[first:last]}{plain}{line[last:]}"
     below = how_sure(best)
     if others:
-        shown = [f"{printable(one.answer) or 'no answer'} ({one.score:.3f})" for one in others]
+        shown = []
+        for other in others:
+            text = printable(other.answer) or "no answer"
+            shown.append(f"{text} ({other.score:.3f})")
         below += f"   {nearest}: {'; '.join(shown)}"
     return f"{said}\n{faint}{wrap(below, width)}{plain}"
 
 
 def wrap(text: str, width: int | None) -> str:
-    """The text with spaces replaced by line ends so that lines have at most `width` characters, where words allow it.
+    """Replace spaces by line ends so that lines have at most `width` characters, where words are no longer than that.
 
     >>> wrap("It rained all day.", 10)
     'It rained\\nall day.'
     """
     if width is None:
         return text
-    begin = 0  # of the line that is next
+    begin = 0  # of the current line
     while len(text) - begin > width:
         space = text.rfind(" ", begin, begin + width + 1)
         if space <= begin:  # a word longer than a line
@@ -185,17 +187,17 @@ def wrap(text: str, width: int | None) -> str:
 
 
 def sentence(text: str, start: int, end: int) -> tuple[int, int]:
-    """The characters of the sentence, or sentences, around text[start:end], at most AROUND more on either side.
+    """Return where the sentences around text[start:end] begin and end, at most AROUND characters away from it.
 
     >>> sentence("It rained. Ada came at noon. He left.", 11, 14)
     (11, 28)
     """
     first = max(0, start - AROUND)
     last = min(len(text), end + AROUND)
-    # A full stop and a space end a sentence, and so do most ends of lines: a rule that reads well, not a grammar.
+    # A rule of thumb: a full stop and a space end a sentence, and so do most line ends.
     before = re.compile(r"[.!?。！？]['\")\]”’]*\s+|\n\s*|[。！？]")
     behind = re.compile(r"[.!?。！？]['\")\]”’]*(?=\s|$)|\n|[。！？]")
-    # The last end of a sentence before the answer, and the first one behind it.
+    # The last end of a sentence before the answer, and the first one after it.
     for match in before.finditer(text, first, start):
         if match.group()[0] != "\n" or line_ends(text, match.start()):
             first = match.end()
@@ -208,18 +210,17 @@ def sentence(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def line_ends(text: str, place: int) -> bool:
-    """Whether the line end at `place` ends a sentence: behind it is an empty line, or before it a short one (a title, an
-    item of a list). Others are where an editor broke the line."""
+    """Return whether the line end at `place` ends a sentence: an empty line follows, or the line before it is short."""
     short = place - text.rfind("\n", 0, place) <= WRAPPED
     empty_behind = re.compile(r"[^\S\n]*(\n|$)").match(text, place + 1)
     return short or empty_behind is not None
 
 
 def printable(text: str) -> str:
-    """One line without control characters: a document must not be able to drive the terminal."""
+    """Replace control characters and line ends by spaces: a document must not control the terminal."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
 
 
 def colour(stream: TextIO) -> bool:
-    """Whether a stream wants ANSI colours: a terminal that is not dumb, and no NO_COLOR (no-color.org)."""
+    """Return whether a stream takes ANSI colours: a terminal that is not dumb, and NO_COLOR (no-color.org) is not set."""
     return stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")

@@ -1,7 +1,7 @@
-"""`Reader`: a model folder that answers questions, from Python. What transformers 4's question-answering pipeline was.
+"""`Reader`: answers to questions, from Python. It takes the place of transformers 4's question-answering pipeline.
 
-A text of any length is read in overlapping windows, and several documents as if they were one text, except that no
-window spans two of them. Answers are compared by start + end logit over all windows, as evaluation does.
+A text of any length is read in overlapping windows. Several documents are read as one text, except that no window spans
+two of them. Spans of all windows compete by the sum of their start and end logits, as in SQuAD's evaluation.
 """
 
 import copy
@@ -38,11 +38,12 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from bertqa.data.tokenizer import WordPiece
+    from bertqa.loading import Loaded
     from bertqa.training.run import Trained
 
 
 class Reader:
-    """A model folder ready to answer questions. Several threads may ask one Reader at once.
+    """A model with its tokenizer, ready to answer questions. Several threads may share one Reader.
 
     >>> reader = Reader.load("weights/minilm-squad2")                                               # doctest: +SKIP
     >>> reader.answer("Who kept the lamp?", "Agnes Holm kept the lamp for thirty years.").answer    # doctest: +SKIP
@@ -50,7 +51,7 @@ class Reader:
     """
 
     training: "Trained | None" = None
-    """The run that made it, where fine_tune did: its folder and its figures."""
+    """Folder and figures of the training run, where `fine_tune` made this Reader."""
 
     def __init__(
         self,
@@ -60,29 +61,26 @@ class Reader:
         device: "torch.device | None" = None,
         dtype: "torch.dtype | None" = None,
     ):
-        """A Reader of a model of your own; `Reader.load` is for model folders.
+        """Make a Reader of your own model; `Reader.load` is for model folders.
 
         Args:
-            model: called as BertForQuestionAnswering is with packed tokens; inference.span_scores says what it returns.
+            model: called with packed tokens, as BertForQuestionAnswering; inference.span_scores says what it returns.
             tokenizer: its WordPiece.
-            qa: threshold and window settings, as qa.json has them; a folder's, where the model was loaded from one, and
-                else the defaults.
-            device: where the model is.
-            dtype: of autocast; none where None.
+            qa: threshold and window settings, named as in qa.json; None: those of the model's folder, else the defaults.
+            device: where the model is; None: where its parameters are.
+            dtype: of autocast; None: no autocast.
         """
         self.model = model.eval()
         self.tokenizer = tokenizer if isinstance(tokenizer, TokenCache) else TokenCache(tokenizer)
         self.qa = with_defaults(qa_of(model) if qa is None else qa, positions_of(model))
         self.device = device or next(model.parameters()).device
         self.dtype = dtype
-        self.loaded = (
-            None  # or the Parts that it is made of: it is pickled as their names, and not by value
-        )
+        self.loaded: Loaded | None = None  # where `load` made it: its pickle is a name, no weights
         self.requests = answering.Requests(self)
 
     def __repr__(self) -> str:
-        """What was loaded, and how it computes."""
-        name = self.loaded.arguments[0] if self.loaded else type(self.model).__name__
+        """Show the model's name, where and in which dtype it computes, and the threshold."""
+        name = self.loaded.arguments["name"] if self.loaded else type(self.model).__name__
         where = str(self.device)
         if self.dtype is not None:
             where += f", {self.dtype}".replace("torch.", "")
@@ -103,23 +101,23 @@ class Reader:
         """Load a model folder, a Hugging Face folder or a Hub id.
 
         Args:
-            name: what to load; None is the reader that comes with bertqa.
-            device: "cuda", "cuda:1", "cpu", "mps" or a torch.device; None or "auto" takes the fastest that is there.
-            dtype: "fp32", "bf16", "fp16", torch's names ("bfloat16") or its dtypes; None or "auto" what is fastest there
-                without loss.
-            int8: run the matrix products in 8 bits, on the CPU, by ranges that the folder keeps; where it has none,
-                `bertqa.calibrate_int8` measures them, and until then it takes twice as long.
-            attention: of your own, where the model was trained with it.
+            name: folder or id; None is the reader that comes with bertqa.
+            device: "cuda", "cuda:1", "cpu", "mps" or a torch.device; None or "auto": the fastest that is there.
+            dtype: "fp32", "bf16", "fp16", torch's names ("bfloat16") or its dtypes; None or "auto": 16 bits on a GPU, and
+                else float32.
+            int8: compute the matrix products in 8 bits, on a CPU, by the ranges measured for this model, which its folder
+                keeps. `bertqa.calibrate_int8` measures them; without them int8 takes twice as long.
+            attention: your own attention function, where the model was trained with it.
 
         Raises:
-            UserError: where there is no such model, or no such device, or the model has no answer head.
+            UserError: where there is no such model or device, the model has no answer head, or int8 meets a 16-bit dtype.
         """
-        from bertqa.loading import load_parts
+        from bertqa.loading import load_for_reader
 
-        parts = load_parts(name, device, dtype, int8, attention)
-        made = cls(parts.model, parts.tokenizer, parts.qa, parts.device, parts.dtype)
-        made.loaded = parts
-        return made
+        loaded = load_for_reader(name, device, dtype, int8, attention)
+        reader = cls(loaded.model, loaded.tokenizer, loaded.qa, loaded.device, loaded.dtype)
+        reader.loaded = loaded
+        return reader
 
     @overload
     def answer(
@@ -133,9 +131,10 @@ class Reader:
 
     @with_options
     def answer(self, question: str, context: Text, top_k: int = 1, **options):
-        """The best answer, or the `top_k` best in a list where top_k > 1; options as those of `answer_many`.
+        """Answer a question from a text, or from several documents. Options are those of `answer_many`.
 
-        The context is a text, or a list of documents, of which the best answer over all is given.
+        Returns:
+            The best answer over all documents; with `top_k` over 1 a list of the best ones.
         """
         how = self.how(top_k, **options)
         return next(answering.answer_pairs(self, [(question, context)], how, "stop"))
@@ -157,20 +156,21 @@ class Reader:
 
     @with_options
     def answer_many(self, pairs: Pairs, top_k: int = 1, *, on_error: str = "stop", **options):
-        """Answers for (question, context) pairs, in their order; `pairs` may be endless, answers come as it is read.
+        """Answer (question, context) pairs, in their order; `pairs` may be an endless iterator.
 
         Args:
-            top_k: 1 yields an Answer for each pair, more yields lists of at most so many, with distinct texts in a document.
-            allow_no_answer: True answers "" where the null odds exceed the threshold; False never does; None is True for
-                a model with a threshold.
-            threshold: where it lies; None takes the one that was tuned with the model, or else 0.
-            max_answer_length: most tokens of an answer; as trained where None.
-            whole_words: widen answers that begin or end inside a word to all of it, as transformers' pipeline did.
-            on_error: what becomes of a pair that is not texts. "stop": UserError in its place, behind the answers to
-                those before it. "keep": an Answer whose `error` says what is wrong stands in its place.
+            pairs: a context is a text or a list of documents.
+            top_k: 1 yields an Answer for each pair; more yields a list of at most so many, whose texts differ within a
+                document.
+            allow_no_answer: True answers "" where the null odds exceed the threshold, False never; None: True where the
+                model has a threshold.
+            threshold: on the null odds (null score minus best span's score); None: as tuned with the model, else 0.
+            max_answer_length: most tokens of an answer; None: as trained.
+            whole_words: widen answers that begin or end inside a word to the whole word, as transformers' pipeline did.
+            on_error: what a pair that is not texts gives: "stop" a UserError, "keep" an Answer with the `error` in it.
 
         Raises:
-            UserError: for a pair that is not texts, by its number, and for options without meaning.
+            UserError: for a pair that is not texts, and for an option that is out of range.
         """
         if on_error not in ("stop", "keep"):
             raise UserError(f"on_error is {on_error!r}; use stop or keep")
@@ -181,25 +181,24 @@ class Reader:
     def submit(
         self, question: str, context: Text, top_k: int = 1, **options: "Unpack[Options]"
     ) -> Future:
-        """The answer to come, as a Future: what several threads ask at the same time is answered together.
+        """Queue a question and return a Future of its answer: a background thread answers what waits in batches.
 
-        A thread of its own answers; it ends when nothing is asked. Where a thousand questions wait already, this waits
-        until there is room. Options as those of `answer_many`, but `on_error`: the Future raises.
+        Blocks while a thousand questions wait. Options are those of `answer_many`, except `on_error`: the Future raises.
         """
         answering.notice_fork(self)
         how = self.how(top_k, **options)
         return self.requests.put(asked_of_pair(1, (question, context)), how)
 
     def how(self, top_k: int = 1, **options) -> How:
-        """The options of `answer_many`, with the model's own values where None, and `mode` and `max_context`."""
+        """Complete the options of `answer_many`, and `mode` and `max_context` of SpanSettings, by the model's own values."""
         return how_of(self.qa, top_k, **options)
 
     def rank(
         self, chunk: Sequence[Asked], how: How, done: Callable[[float], None] | None = None
     ) -> list[Ranking]:
-        """The answers of each question of a chunk, best first, at least `how.top_k` where there are so many.
+        """Return the ranked answers of each question, at least `how.top_k` where there are so many.
 
-        `done` is told after every batch which share of the chunk it was.
+        After every batch `done` is called with the fraction of all windows that it held.
         """
         return answering.rank_chunk(self, chunk, how, done)
 
@@ -213,43 +212,38 @@ class Reader:
         mode: str = "exact",
         max_context: bool = False,
     ) -> tuple[Spans, Windows]:
-        """(Spans, Windows) of examples: what decoding, scoring and files are made from; modes as those of SpanSettings."""
+        """Return the `n` best spans of each example, and the windows that they lie in. `mode` as in SpanSettings."""
         length = answer_length(self.qa, max_answer_length)
         asked = SpanSettings(n, length, mode, max_context)
         reading = answering.read_documents(self, examples, asked, progress=progress)
         return reading.spans, reading.windows
 
-    # What it is worth, and where it is kept
-
     def evaluate(self, data: object) -> dict[str, float]:
-        """Exact match and F1 of its answers, in percent: what `python -m bertqa.score` says of those of `bertqa.predict`.
+        """Return exact match and F1 of the answers, in percent, with the keys of `python -m bertqa.score`.
 
         Args:
-            data: questions with their answers, as `bertqa.fine_tune` takes them: a file, a list of dictionaries, a
-                DataFrame or a datasets.Dataset.
+            data: labelled questions, in any form that `bertqa.fine_tune` takes.
 
         Raises:
-            UserError: for data that cannot be read, or do not say what is right.
+            UserError: where the data cannot be read, or has no labels.
         """
         asked = examples_of(data)
-        pairs = ((example.question, example.context) for example in asked.examples)
-        given = {}
-        for example, answer in zip(asked.examples, self.answer_many(pairs), strict=True):
-            given[example.id] = answer.answer
+        answers = self.answer_many((one.question, one.context) for one in asked.examples)
+        given = {one.id: answer.answer for one, answer in zip(asked.examples, answers, strict=True)}
         scores = metrics.score_answers(asked.examples, given, v1=asked.is_v1)
         return metrics.evaluate_v1(scores) if asked.is_v1 else metrics.evaluate_v2(scores)
 
     def calibrate(self, data: object) -> dict[str, float]:
-        """Fit what `confidence` and `no_answer` are made of on questions that the model was not trained on; `save` keeps it.
+        """Fit the probabilities `confidence` and `no_answer` of answers; `save` keeps them.
 
-        For a model that has none, since it was converted or trained long ago, and for texts of another kind: some hundred
-        questions, a thousand better, a third of them or so without an answer.
+        For a converted model, which has none, and for texts of another kind than those it was trained on.
 
         Args:
-            data: as that of `evaluate`.
+            data: as for `evaluate`; questions that the model was not trained on, a thousand or at least some hundreds,
+                about a third of them without an answer.
 
         Returns:
-            confidence_error and no_answer_error, the expected calibration errors on these questions, which flatters a little.
+            confidence_error and no_answer_error: expected calibration errors on the same questions, so a little too low.
         """
         examples = examples_of(data).examples
         spans, windows = self.spans(examples)
@@ -261,30 +255,28 @@ class Reader:
         return calibration_errors(fitted, evidence, right, marks.has_answer, self.how().threshold)
 
     def save(self, folder: str | Path) -> None:
-        """Write a model folder, in place of an older one, that `Reader.load` and `--model` take, with what `qa` says now.
+        """Write a model folder for `Reader.load` and `--model`, with the present `qa`; an older one is replaced.
 
-        What was loaded from a folder is copied from there as it is, also where it computes in other precision here.
+        Weights that were loaded from a folder are copied from it unchanged, whatever precision is computed in.
 
         Raises:
-            UserError: where the folder cannot be written, or nothing says where the tokenizer of a model of your own is.
+            UserError: where the folder cannot be written, or the tokenizer's files of your own model are not known.
         """
         from bertqa.model import folder as models
 
         if self.is_as_loaded:
-            models.copy(self.loaded.arguments[0], folder, self.qa)
+            models.copy(self.loaded.arguments["name"], folder, self.qa)
         else:
             models.save(folder, self.model, qa=self.qa)
 
-    # Copies, other processes
-
     def __reduce__(self):
-        """Pickled as what it was loaded from; by value where it was not, or its model is another now."""
+        """Pickle the arguments of `load`; the weights only where `load` did not make this Reader, or its model was replaced."""
         if self.is_as_loaded:
             return _load_again, (self.loaded.arguments, self.qa)
         from bertqa.model.prepack import slim
 
-        parts = (self.tokenizer, self.qa, self.device, self.dtype)
-        return _made_again, (slim(self.model), parts)
+        others = (self.tokenizer, self.qa, self.device, self.dtype)
+        return _make_again, (slim(self.model), others)
 
     def __deepcopy__(self, memo: dict) -> "Reader":
         model = copy.deepcopy(self.model, memo)
@@ -295,20 +287,19 @@ class Reader:
 
     @property
     def is_as_loaded(self) -> bool:
-        """Whether its model is the one that `load` gave it."""
+        """Whether the model is still the one that `load` gave it."""
         return self.loaded is not None and self.loaded.model is self.model
 
 
-def _load_again(arguments: tuple, qa: dict) -> Reader:
-    """A Reader in another process, with what may have been changed in its `qa`."""
-    name, device, dtype, int8, attention = arguments
-    reader = Reader.load(name, device, dtype, int8=int8, attention=attention)
+def _load_again(arguments: dict, qa: dict) -> Reader:
+    """Unpickle a Reader that was loaded, with its `qa`, which may have been changed since."""
+    reader = Reader.load(**arguments)
     reader.qa = qa
     return reader
 
 
-def _made_again(slimmed: tuple, parts: tuple) -> Reader:
-    """A Reader in another process, of a model that came by value."""
+def _make_again(slimmed: tuple, others: tuple) -> Reader:
+    """Unpickle a Reader whose weights were pickled."""
     from bertqa.model.prepack import widen
 
-    return Reader(widen(*slimmed), *parts)
+    return Reader(widen(*slimmed), *others)

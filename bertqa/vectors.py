@@ -1,9 +1,9 @@
-"""Vectors of texts: what `embed` writes, from Python.
+"""Vectors of texts, from Python and for `python -m bertqa.embed`.
 
-A sequence  [CLS] text [SEP]  has a vector for each token, of each layer. What comes out of them is the pool: the vector of
-[CLS], the mean over all tokens, the pooler's tanh(dense([CLS])), or none: all of them.
+A sequence  [CLS] text [SEP]  has a vector for each token, of each layer. Pooling takes the vector of [CLS] ("cls"), the
+mean over all tokens ("mean"), tanh(dense([CLS])) ("pooler"), or all vectors ("none").
 
-R texts of N tokens together, S sequences in a batch, H hidden size.
+R texts with N tokens in all, S sequences in a batch, H hidden size.
 """
 
 from collections.abc import Sequence
@@ -28,15 +28,15 @@ class Vectors:
     """The vectors of R texts, in their order."""
 
     vectors: np.ndarray
-    """(R, H) float32, of all layers (R, layers + 1, H), embeddings first; with pool none N tokens take the place of R."""
+    """(R, H) float32; of all layers (R, layers + 1, H), embeddings first. With pool "none" N takes the place of R."""
     rows: np.ndarray | None
-    """(R+1,) int64, with pool none only: text r owns vectors rows[r] : rows[r+1], [CLS] first and [SEP] last."""
+    """(R+1,) int64, with pool "none" only: text r has the vectors rows[r] : rows[r+1], [CLS] first and [SEP] last."""
     spans: np.ndarray | None
-    """(N, 2) int32, with pool none only: a token's first character in its text, one past its last; -1 for [CLS], [SEP]."""
+    """(N, 2) int32, with pool "none" only: where a token begins and ends in its text; -1 for [CLS] and [SEP]."""
     tokens: int
-    """N, with [CLS] and [SEP]."""
+    """N, including [CLS] and [SEP]."""
     cut: int
-    """Texts that were longer than the limit and lost their end."""
+    """Number of texts that were longer than the limit and lost their end."""
 
 
 def embed_texts(
@@ -51,28 +51,28 @@ def embed_texts(
     dtype=None,
     progress: str | None = None,
 ) -> Vectors:
-    """Embed texts in packed batches, longest first: no padding, and any length beside any other.
+    """Embed texts in packed batches, without padding, longest first.
 
     Args:
         encoder: a BertEncoder in eval mode, on the device to compute on (`load_encoder`; prepack.pack makes it faster).
         tokenizer: its WordPiece.
-        pool: "cls", "mean", "pooler" or "none", see above.
-        layer: of the hidden states: -1 the last, 0 the embeddings, or "all".
-        normalize: give every vector length 1.
-        max_length: most tokens of a text, the special ones included; as many as the encoder has positions where None.
-        dtype: to compute in (torch.bfloat16 on a GPU); float32 where None. The vectors are float32 anyway.
-        progress: name of a progress bar; none where None.
+        pool: "cls", "mean", "pooler" or "none", as above.
+        layer: index of the hidden states, 0 the embeddings, -1 the last layer; or "all".
+        normalize: scale every vector to length 1.
+        max_length: most tokens of a text, including [CLS] and [SEP]; None: as many as the encoder has positions.
+        dtype: to compute in, such as torch.bfloat16 on a GPU; None: float32. The vectors are always float32.
+        progress: label of a progress bar; None: no bar.
 
     Raises:
-        UserError: for a pool or a layer that the encoder does not have, and a length that it cannot read.
+        UserError: for a pool or a layer that the encoder does not have, or a length that it cannot read.
     """
     config = encoder.config
     device = next(encoder.parameters()).device
     if max_length is None:
         max_length = config.max_position_embeddings
     check(config, pool, layer, max_length)
-    name = progress and f"{progress}: tokens"
-    windows = text_windows(texts, tokenizer, max_length=max_length, progress=name)
+    label = None if progress is None else f"{progress}: tokens"
+    windows = text_windows(texts, tokenizer, max_length=max_length, progress=label)
     rows = running_sum(windows.lengths)  # (R+1,) tokens before each text
     per_token = pool == "none"
     shape = [int(rows[-1]) if per_token else len(texts), config.hidden_size]
@@ -97,7 +97,7 @@ def embed_texts(
 
 
 def _compute(encoder, pool: str, layer: int | str, normalize: bool, batch, layout) -> tuple:
-    """The vectors of a batch, as `forward_all` wants them."""
+    """Return the vectors of a batch in a tuple, for `forward_all`."""
     out = encoder(
         batch.input_ids,
         token_type_ids=batch.token_type_ids,
@@ -105,11 +105,13 @@ def _compute(encoder, pool: str, layer: int | str, normalize: bool, batch, layou
         output_hidden_states=layer != -1,
     )
     found = pooled(out, layout, pool, layer)
-    return (F.normalize(found, dim=-1) if normalize else found,)
+    if normalize:
+        found = F.normalize(found, dim=-1)
+    return (found,)
 
 
 def put_rows(vectors: np.ndarray, rows: np.ndarray, which: np.ndarray, found: np.ndarray) -> None:
-    """Put the tokens of texts `which`, one text behind the other in `found`, where `rows` says that they belong."""
+    """Copy the token vectors of the texts `which`, text after text in `found`, to their rows of `vectors`."""
     begin = 0
     for row in which:
         size = rows[row + 1] - rows[row]
@@ -118,7 +120,11 @@ def put_rows(vectors: np.ndarray, rows: np.ndarray, which: np.ndarray, found: np
 
 
 def pooled(out, layout, pool: str, layer: int | str):
-    """(S, H) of an EncoderOutput of N packed tokens, or (S, layers + 1, H); with pool none (N, H), (N, layers + 1, H)."""
+    """Pool an EncoderOutput of N packed tokens.
+
+    Returns:
+        (S, H), or (S, layers + 1, H) for all layers; with pool "none" N takes the place of S.
+    """
     if pool == "pooler":
         return out.pooled.float()
     if layer == -1:
@@ -132,7 +138,7 @@ def pooled(out, layout, pool: str, layer: int | str):
         return x[layout.first_tokens]
     if pool == "none":
         return x
-    # The mean of each sequence, of tokens that lie one sequence behind the other: lengths 2 and 1 give (x0 + x1) / 2, x2.
+    # The mean of each sequence: of tokens x0 x1 x2 in sequences of lengths 2 and 1, it is (x0 + x1) / 2 and x2.
     total = x.new_zeros(len(layout.lengths), *x.shape[1:])  # (S, H) or (S, layers + 1, H)
     total.index_add_(0, layout.sequence, x)
     tokens = layout.cu_seqlens.diff()  # (S,)
@@ -140,10 +146,10 @@ def pooled(out, layout, pool: str, layer: int | str):
 
 
 def token_spans(tokens, rows: np.ndarray) -> np.ndarray:
-    """(N, 2) int32 characters of each token, -1 for [CLS] and [SEP], which stand around every text's own."""
+    """Return where each token begins and ends in its text, (N, 2) int32; -1 for [CLS] and [SEP]."""
     spans = np.full((int(rows[-1]), 2), -1, np.int32)
-    # Lengths 4 and 3 are  [CLS] a b [SEP] [CLS] c [SEP] : rows 0 4 7, and own  - 1 1 - - 1 - .
-    own = np.ones(len(spans), bool)
+    # Texts of 4 and 3 tokens,  [CLS] a b [SEP] [CLS] c [SEP], have rows 0 4 7 and own - 1 1 - - 1 -
+    own = np.ones(len(spans), bool)  # the tokens that are part of a text
     own[rows[:-1]] = False  # [CLS]
     own[rows[1:] - 1] = False  # [SEP]
     spans[own] = np.stack([tokens.starts, tokens.ends], 1)
@@ -151,7 +157,7 @@ def token_spans(tokens, rows: np.ndarray) -> np.ndarray:
 
 
 def check(config, pool: str, layer: int | str, max_length: int) -> None:
-    """Refuse what this encoder cannot give. Raises UserError naming every problem at once."""
+    """Raise UserError for settings that this encoder cannot serve, naming all problems at once."""
     layers = config.num_hidden_layers
     problems = []
     if pool not in POOLS:

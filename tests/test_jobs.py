@@ -193,11 +193,11 @@ def test_a_process_that_is_stopped(tiny_model, questions, tmp_path, how):
 def test_a_full_disk_keeps_what_is_answered(tiny_model, questions, tmp_path, monkeypatch, capsys):
     append, written = Job.append, []
 
-    def full(job, rows, on_error):
+    def full(job, rows):
         if len(written) == 2:
             raise OSError(28, "No space left on device", str(job.lines))
         written.append(rows)
-        append(job, rows, on_error)
+        append(job, rows)
 
     monkeypatch.setattr(Job, "append", full)
     ask = ["--model", str(tiny_model), "--data", str(questions), "--out", str(tmp_path / "out")]

@@ -69,7 +69,7 @@ def test_an_option_that_there_is_not_is_refused_in_the_methods_name(reader, name
 
 def test_the_reader_that_comes_with_it_needs_no_name(monkeypatch, tiny_model):
     monkeypatch.setattr("bertqa.loading.bundled_reader", lambda: str(tiny_model))
-    assert Reader.load().loaded.arguments[0] == str(tiny_model)
+    assert Reader.load().loaded.arguments["name"] == str(tiny_model)
     assert load().folder == load_encoder().folder == tiny_model
 
 

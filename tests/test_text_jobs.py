@@ -18,7 +18,7 @@ from tiny_checkpoints import write_checkpoint
 from bertqa import UserError
 from bertqa.data.texts import text_stream
 from bertqa.embed import main as embed
-from bertqa.embed_files import finish, put_behind
+from bertqa.embed_files import append_vectors, finish
 from bertqa.hf.convert import convert
 from bertqa.model import folder
 from bertqa.predict import main as predict
@@ -182,12 +182,12 @@ def test_a_bad_row_of_a_pipe_keeps_the_vectors_before_it(tmp_path, tiny_model, m
 def test_vectors_that_are_lost_are_not_made_up(tmp_path):
     """Behind a hole zeros would be read."""
     vectors = np.ones((2, 3), np.float32)
-    put_behind(tmp_path / "v.npy", 0, vectors)
-    put_behind(tmp_path / "v.npy", 2, vectors)
-    put_behind(tmp_path / "v.npy", 1, vectors)
+    append_vectors(tmp_path / "v.npy", 0, vectors)
+    append_vectors(tmp_path / "v.npy", 2, vectors)
+    append_vectors(tmp_path / "v.npy", 1, vectors)
     assert finish(tmp_path / "v.npy", 3) == (3, 3) and np.load(tmp_path / "v.npy").sum() == 9
     with pytest.raises(UserError, match="shorter than the 4 vectors that are told of"):
-        put_behind(tmp_path / "v.npy", 4, vectors)
+        append_vectors(tmp_path / "v.npy", 4, vectors)
 
 
 def test_vectors_of_a_process_that_was_killed(tmp_path, tiny_model, texts):

@@ -18,8 +18,8 @@ from bertqa.data.batches import Batch, WindowStore, padded
 from bertqa.device import DTYPES, autocast
 from bertqa.errors import UserError
 from bertqa.inference import calibrate, forward_all
-from bertqa.loading import for_int8
-from bertqa.model import folder, prepack
+from bertqa.loading import prepared
+from bertqa.model import folder
 from bertqa.model.copies import computing_in_16_bits
 from bertqa.model.record import RANGES
 from bertqa.settings import LoopSettings, OptimSettings
@@ -129,13 +129,11 @@ def their_training(work: Work, grouped=False, length=None, attention_dropout=0.1
 
 def our_inference(work: Work) -> Callable:
     model = folder.load(work.weights, device=work.device)
-    if work.format == "int8":
-        # Random weights have no measured ranges yet.
-        if not (work.weights / RANGES).exists():
-            calibrate(work.weights, work.task.store, 32, seed=0)
-        model = for_int8(model, work.weights)
-    else:
-        model = prepack.pack(model, work.dtype)
+    int8 = work.format == "int8"
+    # Random weights have no measured ranges yet.
+    if int8 and not (work.weights / RANGES).exists():
+        calibrate(work.weights, work.task.store, 32, seed=0)
+    model = prepared(model, work.weights, work.dtype, int8)
 
     def compute(batch, layout):
         return tuple(model(batch.input_ids, token_type_ids=batch.token_type_ids, lengths=layout))
