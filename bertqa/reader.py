@@ -20,15 +20,8 @@ from bertqa.data.windows import Windows
 from bertqa.data.writing import examples_of
 from bertqa.errors import UserError
 from bertqa.model.record import positions_of, qa_of, with_defaults
-from bertqa.qa import metrics
+from bertqa.qa import confidence, metrics
 from bertqa.qa.asked import Asked, How, answer_length, asked_of_pair, how_of, pairs_in
-from bertqa.qa.confidence import (
-    calibration_errors,
-    evidence_of,
-    fit_confidence,
-    how_right,
-    marks_of,
-)
 from bertqa.qa.documents import Answer, Ranking
 from bertqa.qa.spans import Spans, SpanSettings
 
@@ -247,12 +240,13 @@ class Reader:
         """
         examples = examples_of(data).examples
         spans, windows = self.spans(examples)
-        evidence = evidence_of(spans, windows, examples)
-        marks = marks_of(spans, windows, examples)
-        right = how_right(examples, marks)
-        fitted = fit_confidence(evidence, right, marks.has_answer)
+        evidence = confidence.evidence_of(spans, windows, examples)
+        marks = confidence.marks_of(spans, windows, examples)
+        right = confidence.how_right(examples, marks)
+        fitted = confidence.fit_confidence(evidence, right, marks.has_answer)
         self.qa["confidence"] = asdict(fitted)
-        return calibration_errors(fitted, evidence, right, marks.has_answer, self.how().threshold)
+        threshold = self.how().threshold
+        return confidence.calibration_errors(fitted, evidence, right, marks.has_answer, threshold)
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder for `Reader.load` and `--model`, with the present `qa`; an older one is replaced.
