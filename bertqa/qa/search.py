@@ -60,8 +60,8 @@ class Block:
     windows: Windows
     rows: np.ndarray  # (B,) int64, rows of `windows`
     cls: np.ndarray  # (B,) int64, position of each window's [CLS] in the logits
-    starts: np.ndarray  # (N,) start logits of these windows and others
-    ends: np.ndarray  # (N,) end logits
+    start_logits: np.ndarray  # (N,) of these windows and others
+    end_logits: np.ndarray  # (N,)
 
     @property
     def count(self) -> np.ndarray:
@@ -147,10 +147,10 @@ def find_candidates(block: Block, settings: SpanSettings) -> Found:
     n = settings.n_best
     b = np.arange(len(block.rows))[:, None]
     prefix = block.prefix[:, None]
-    start_at = _best_positions(block.starts, block, settings)  # (B, n) in the sequence
-    end_at = _best_positions(block.ends, block, settings)
-    start = block.starts[block.cls[:, None] + start_at]
-    end = block.ends[block.cls[:, None] + end_at]
+    start_at = _best_positions(block.start_logits, block, settings)  # (B, n) in the sequence
+    end_at = _best_positions(block.end_logits, block, settings)
+    start = block.start_logits[block.cls[:, None] + start_at]
+    end = block.end_logits[block.cls[:, None] + end_at]
 
     first = start_at - prefix  # (B, n) in the window's part of the paragraph
     last = end_at - prefix
@@ -186,8 +186,8 @@ def _padded(block: Block, L: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
     place = (block.cls + block.prefix)[:, None] + column  # (B, L + reach - 1) in the logits
     padding = column >= block.count[:, None]
     # "clip": the last window's padding may lie beyond the last logit.
-    start = block.starts.take(place[:, :L], mode="clip")
-    end = block.ends.take(place, mode="clip")
+    start = block.start_logits.take(place[:, :L], mode="clip")
+    end = block.end_logits.take(place, mode="clip")
     np.copyto(start, -np.inf, where=padding[:, :L])
     np.copyto(end, -np.inf, where=padding)
     return start, end

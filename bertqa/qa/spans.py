@@ -71,7 +71,7 @@ class SpanDecoder:
         self.null_start = np.zeros(len(windows), np.float32)
         self.null_end = np.zeros(len(windows), np.float32)
         self.null_score = np.zeros(len(windows), settings.score_type)
-        self.buffer: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # rows, starts, ends
+        self.buffer: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # rows, logits
         self.buffered = 0  # tokens in it
 
     def add(
@@ -143,16 +143,16 @@ class SpanDecoder:
         """Search the windows in the buffer, and empty it."""
         if not self.buffer:
             return
-        rows, starts, ends = zip(*self.buffer, strict=True)
+        rows, start_logits, end_logits = zip(*self.buffer, strict=True)
         rows = np.concatenate(rows)
-        starts = np.concatenate(starts)
-        ends = np.concatenate(ends)
+        start_logits = np.concatenate(start_logits)
+        end_logits = np.concatenate(end_logits)
         self.buffer = []
         self.buffered = 0
         cls = self.lengths[rows].cumsum() - self.lengths[rows]  # (S,)
         find = find_exact if self.settings.mode == "exact" else find_candidates
         for part in _blocks_of_similar_length(self.windows.count[rows], self.settings):
-            block = Block(self.windows, rows[part], cls[part], starts, ends)
+            block = Block(self.windows, rows[part], cls[part], start_logits, end_logits)
             spans = records_of(find(block, self.settings), self.settings)
             self._keep_best(self.windows.question[block.rows], spans)
 
