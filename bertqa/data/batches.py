@@ -82,9 +82,9 @@ class WindowStore:
     def static_batch(self, picked: Tensor, tokens: int) -> Batch:
         """Return a batch whose shapes depend on `len(picked)` and `tokens` alone, so that a CUDA graph can replay it.
 
-        The host writes `picked` and reads nothing back. A missing window has no tokens; dummy windows of weight 0 at the end
-        fill the batch up to `tokens`. Example: windows 7 and 3 of 5 and 4 tokens, one missing window, longest window 6, 16
-        tokens to fill:
+        The host writes `picked` and reads nothing back. A step with fewer windows has -1 in their place, which have no tokens;
+        dummy windows of weight 0 at the end fill the batch up to `tokens`. Example: windows 7 and 3, of 5 and 4 tokens, one
+        missing window, 6 tokens in the longest window of the data set, and 16 tokens to fill:
 
             picked 7 3 -1     lengths 5 4 0 | 6 1     cu_seqlens 0 5 9 9 15 16     weights 1 1 0 0 0
 
@@ -121,9 +121,8 @@ class WindowStore:
         begins = F.pad(ends, (1, 0))  # (S+1,)
         position = place - begins[sequence]  # (N,)
 
-        question_at, question_count, context_at, _, _, length = fields[sequence].unbind(
-            1
-        )  # (N,) each
+        of_token = fields[sequence]  # (N, 6)
+        question_at, question_count, context_at, _, _, length = of_token.unbind(1)  # (N,) each
         # In [CLS] q q [SEP] c c [SEP], with 2 question tokens, positions 0 to 6 are -4 -3 -2 -1 0 1 2 in the context.
         in_context = position - question_count - 2
         source = torch.where(in_context < 0, question_at + position - 1, context_at + in_context)

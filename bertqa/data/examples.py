@@ -207,10 +207,11 @@ def _fill(data: Dataset, found: Sequence[CheckedQuestion]) -> None:
 
 @dataclass
 class OffsetUnits:
-    """What the offsets of a file count: characters, bytes, ..., keys of `offsets.UNITS`."""
+    """What the offsets of a file count, as keys of `offsets.UNITS`: characters, UTF-8 bytes, ..."""
 
     file: str = CHARACTERS  # the unit that explains most answers
-    paragraphs: dict[str, str] = field(default_factory=dict)  # paragraph -> its unit, if another
+    paragraphs: dict[str, str] = field(default_factory=dict)
+    """Paragraph -> its own unit, for paragraphs whose answers are not all at their offsets in characters."""
 
     def of(self, context: str) -> str:
         """Return the unit of a paragraph's offsets."""
@@ -255,8 +256,8 @@ def _placed_answers(question: CheckedQuestion, unit: str) -> list[Placed]:
             continue
         placed = place(question.context, gold, unit)
         found.append(placed)
-        # The span of a file that states ends wins over its text. If they differ by more than case or blanks, the text is an
-        # accepted answer too.
+        # A file that states ends as well may have another text than its span: the span's characters are the answer, and the
+        # text is accepted too, if it differs by more than case and blanks.
         same = placed.text.casefold().split() == gold.text.casefold().split()
         if gold.end >= 0 and not same:
             other_spellings.append(gold.text)

@@ -110,24 +110,22 @@ def rows_in(source: Source) -> Rows:
     """Yield the flat records of a file, whose format is recognised by its content."""
     if source.head.startswith(PARQUET):
         rows = parquet_records(source.parquet_path(), source.tell_share)
-        found = Records("parquet", rows)
-        shape = shape_of_records(found)
-        refuse_for_answering(shape)
-        for where, row in found.items:
-            yield from flat_rows(where, row, shape)
+        records = Records("parquet", rows)
+        shape = shape_of_records(records)
+        yield from rows_of_shape(records.items, shape)
         return
     first, lines = look_at(source.lines(), SNIFFED)
     start = b"".join(first).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if start not in (b"{", b"["):
-        yield from csv_rows(lines)
+        table = stream_table(decoded(lines), KNOWN, lower=True)
+        yield from rows_of_shape(table.rows, shape_of_columns(table.header, table.head))
         return
     # A JSONL file with one damaged line must not be taken for JSON, because its other lines can be answered.
     objects = objects_in(first)
     shape = common_shape(objects)
     if shape:
-        refuse_for_answering(shape)
-        for where, value in line_values(lines):
-            yield from flat_rows(where, alone(value), shape)
+        values = ((where, alone(value)) for where, value in line_values(lines))
+        yield from rows_of_shape(values, shape)
     elif len(objects) > 1:
         raise UserError(f"wrong shape: found {show(list(objects[0]))}; accepted are {ACCEPTED}")
     else:
@@ -147,25 +145,35 @@ def objects_in(lines: list[bytes]) -> list[dict]:
 
 def json_rows(source: Source, text: str) -> Rows:
     """Yield the flat records of a JSON file that was read whole."""
-    found = records_in(text, KNOWN, Faults())
-    shape = shape_of_records(found)
-    refuse_for_answering(shape)
-    items = list(found.items)
-    if not items:
+    records = records_in(text, KNOWN, Faults())
+    shape = shape_of_records(records)
+    yield from rows_of_shape(_telling_share(records.items, source), shape)
+
+
+def _telling_share(items: Rows, source: Source) -> Rows:
+    """Yield the items, and tell the source which share of them was yielded. Raises UserError if there are none."""
+    found = list(items)
+    if not found:
         raise no_data("has no questions in it, though its shape is right")
-    for number, (where, item) in enumerate(items):
-        source.tell_share((number + 1) / len(items))
-        yield from flat_rows(where, item, shape)
+    for number, item in enumerate(found, 1):
+        source.tell_share(number / len(found))
+        yield item
 
 
-def refuse_for_answering(shape: Shape) -> None:
-    """Raise UserError for a shape that is not read, except that of records without a context: each comes out as a fault."""
+def rows_of_shape(items: Rows, shape: Shape) -> Rows:
+    """Yield the flat records of records of this shape. Raises UserError for a shape that is not read."""
+    # A shape without a context is let through: whatever the shape, a record without one comes out as a fault.
     if shape.then is not NO_CONTEXT:
         refuse(shape)
+    for where, value in items:
+        yield from flat_rows(where, value, shape)
 
 
 def flat_rows(where: str, value: object, shape: Shape) -> Rows:
-    """Yield the questions of a record of this shape: one, or those of its paragraphs; faults come out in their place."""
+    """Yield the flat records in a record of this shape: one, or one for each question of its paragraphs.
+
+    Faults come out in their place.
+    """
     if isinstance(value, UserError):
         yield where, value
         return
@@ -199,15 +207,6 @@ def renamed(record: object) -> object:
         if name not in record and other in record:
             record = {**record, name: record[other]}
     return record
-
-
-def csv_rows(lines: Iterator[bytes]) -> Rows:
-    """Yield the flat records of a CSV."""
-    table = stream_table(decoded(lines), KNOWN, lower=True)
-    shape = shape_of_columns(table.header, table.head)
-    refuse_for_answering(shape)
-    for where, row in table.rows:
-        yield from flat_rows(where, row, shape)
 
 
 # Ids of records

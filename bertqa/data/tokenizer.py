@@ -130,20 +130,23 @@ class WordPiece:
         for i in range(0, len(words), WORDS_PER_LINE):
             texts.append(" ".join(words[i : i + WORDS_PER_LINE]))
         lines = self._encode_texts(texts, progress)
-        # Offsets count as if all lines were one, with a space between two of them as between two words.
+        # Offset of each word if all lines were one, with a space between two lines as between two words.
         begins = running_sum([len(word) + 1 for word in words])
-        line_begins = np.repeat(begins[:-1:WORDS_PER_LINE], lines.counts)  # (T,)
+        line_begins = np.repeat(
+            begins[:-1:WORDS_PER_LINE], lines.counts
+        )  # (T,) offset of the token's line
         word = np.searchsorted(begins, lines.starts + line_begins, side="right") - 1  # (T,)
-        inside = (begins[word] - line_begins).astype(np.int32)
+        word_begins = (begins[word] - line_begins).astype(
+            np.int32
+        )  # (T,) offset of the word on its line
         rows = running_sum(np.bincount(word, minlength=len(words)))
-        return Tokens(lines.ids, lines.starts - inside, lines.ends - inside, rows)
+        return Tokens(lines.ids, lines.starts - word_begins, lines.ends - word_begins, rows)
 
     def _encode_texts(self, texts: Sequence[str], progress: str | None) -> Tokens:
         """Tokenise whole texts with the library, which uses all cores."""
         counts: list[int] = []
-        ids = [
-            np.zeros(0, np.int32)
-        ]  # so that there is something to concatenate if there are no texts
+        # The empty arrays are there for an empty list of texts: np.concatenate wants at least one.
+        ids = [np.zeros(0, np.int32)]
         spans = [np.zeros(0, np.int32)]
         for chunk in _chunks(texts, progress):
             encodings = self.backend.encode_batch(
@@ -212,14 +215,14 @@ def _backend_of(folder: Path):
 
 
 def _legal_utf8(text: str) -> str:
-    """Replace lone surrogates, which Python strings may hold and UTF-8 may not, by U+FFFD: one character for another."""
+    """Replace lone surrogates, which a str may hold but UTF-8 may not, by U+FFFD; offsets stay the same."""
     if text.isascii():
         return text
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def _chunks(texts: Sequence[str], progress: str | None) -> Iterator[Sequence[str]]:
-    """Yield the texts, TEXTS_PER_CALL at a time, and count them on a progress bar of this name, if it has one."""
+    """Yield TEXTS_PER_CALL texts at a time, and count them on a progress bar if it has a name."""
     look = {"desc": progress, "unit": " texts", "leave": False, "shown": progress is not None}
     with progress_bar(total=len(texts), **look) as bar:
         for i in range(0, len(texts), TEXTS_PER_CALL):

@@ -9,10 +9,10 @@ import numpy as np
 
 from bertqa.data.characters import beginnings, extends
 
-LONG_TEXT = (
-    2000  # characters from which the cache keeps a text; shorter ones are tokenised in no time
-)
-MOST_TOKENS = 1 << 20  # tokens that the cache keeps (12 MB, and their texts)
+LONG_TEXT = 2000
+"""Characters from which the cache keeps a text: shorter texts are tokenised in no time."""
+MOST_TOKENS = 1 << 20
+"""Tokens that the cache keeps, which take 12 MB, and their texts."""
 
 
 @dataclass

@@ -190,9 +190,9 @@ def build_windows(
     paragraphs = list(dict.fromkeys(example.context for example in examples))
     row = {text: number for number, text in enumerate(paragraphs)}
     question_context = np.array([row[example.context] for example in examples], np.int32)  # (Q,)
-    contexts = tokenizer.encode(paragraphs, progress and f"{progress}: paragraphs")
+    contexts = tokenizer.encode(paragraphs, _bar_name(progress, "paragraphs"))
     asked = [example.question for example in examples]
-    uncut = tokenizer.encode(asked, progress and f"{progress}: questions")
+    uncut = tokenizer.encode(asked, _bar_name(progress, "questions"))
     questions = uncut.cut(max_question)
 
     # A short question leaves more room for the paragraph, so windows differ from question to question.
@@ -222,6 +222,10 @@ def build_windows(
         cut_questions=int((uncut.counts > max_question).sum()),
         unlabelled=_answerable_without(question[held], examples),
     )
+
+
+def _bar_name(progress: str | None, what: str) -> str | None:
+    return None if progress is None else f"{progress}: {what}"
 
 
 def _answerable_without(labelled: np.ndarray, examples: Sequence[Example]) -> tuple[int, ...]:
