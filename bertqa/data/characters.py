@@ -98,7 +98,7 @@ def inside_word(context: str, place: int) -> bool:
 
 
 def whole_words(context: str, text: str, low: int = 0, high: int | None = None) -> Iterator[int]:
-    """Yield the offsets in context[low:high] at which the text stands as whole words; occurrences may overlap."""
+    """Yield the offsets in context[low:high] at which the text occurs as whole words; occurrences may overlap."""
     # A long text that repeats itself could be found at every offset, so the work is bounded.
     tries = max(1000, 5_000_000 // len(text))
     start = context.find(text, low, high)
@@ -110,7 +110,7 @@ def whole_words(context: str, text: str, low: int = 0, high: int | None = None) 
 
 
 def only_place(context: str, text: str) -> int:
-    """Return the only offset at which the text stands as whole words; -1 if there is none or more than one."""
+    """Return the only offset at which the text occurs as whole words; -1 if there is none or more than one."""
     places = whole_words(context, text)
     first = next(places, -1)
     second = next(places, -1)

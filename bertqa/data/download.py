@@ -55,7 +55,7 @@ class Official:
 
     @property
     def path(self) -> Path:
-        """Path of the file in the cache, whether it is there or not."""
+        """Path of the file in the cache, even if it is not there."""
         return cache_folder() / self.name
 
     def fault(self, path: Path) -> str | None:

@@ -17,7 +17,7 @@ answer, a missing key is an error. If no record has an id, the questions are num
 Three kinds of fault are told apart:
 
     structure   a wrong type, a missing key, a repeated id: `UserError` that names the file and the record.
-    offsets     an answer that does not stand at its offset is searched for (offsets.py) and counted in `repaired`. If it
+    offsets     an answer that is not at its offset is searched for (offsets.py) and counted in `repaired`. If it
                 cannot be placed, its start is -1. White space around answers is dropped.
     rejected    training cannot use the question: it is empty, or none of its answers can be placed, or it has is_impossible
                 true with answers or false without. It stays in `examples`, because evaluation must not lose questions, and
@@ -219,7 +219,7 @@ class OffsetUnits:
 
 
 def _offset_units(found: Sequence[CheckedQuestion]) -> OffsetUnits:
-    """Work out what the offsets of a file count, by where its answers stand."""
+    """Work out what the offsets of a file count, by where its answers occur."""
     golds_of: dict[str, list[Gold]] = {}  # paragraph -> the answers of all its questions
     missed = set()  # paragraphs with an answer that is not at its offset, counted in characters
     for question in found:
@@ -235,7 +235,7 @@ def _offset_units(found: Sequence[CheckedQuestion]) -> OffsetUnits:
     for context, golds in golds_of.items():
         pairs += [(context, gold) for gold in golds]
     units = OffsetUnits(unit_of(pairs))
-    # In a file that counts bytes, an answer may stand at its offset in characters by chance, so check every paragraph.
+    # In a file that counts bytes, an answer may be at its offset in characters by chance, so check every paragraph.
     if units.file != CHARACTERS:
         missed = set(golds_of)
     for context in missed:

@@ -219,7 +219,7 @@ def questions_in(content: bytes, faults: Faults) -> tuple[str, Iterator[RawQuest
         shape = shape_of_records(records)
     else:
         text = decode(content)
-        records = records_in(text, KNOWN, faults)
+        records = records_in(text, faults)
         if records.header is None:
             shape = shape_of_records(records)
         else:

@@ -135,7 +135,7 @@ def label_names(labels: Sequence[str]) -> list[str]:
 def label_rows(texts: Texts, names: Sequence[str]) -> np.ndarray:
     """Return the class of each row, its index in `names`, (R,). Raises UserError for labels that are not in `names`."""
     class_of = {name: number for number, name in enumerate(names)}
-    unseen: dict[str, str] = {}  # label -> the row where it stands first
+    unseen: dict[str, str] = {}  # label -> the place of its first row
     count = 0
     for label, where in zip(texts.labels, texts.where, strict=True):
         if label not in class_of:

@@ -4,12 +4,12 @@ Files count offsets in characters as Python does, or in the units of the tool th
 UTF-8 bytes, two for a line end on Windows). Answer texts may differ from the paragraph in blanks, case, accents or quotation
 marks. These are tried in order:
 
-    1. The text stands at the offset.
-    2. Its letters and digits stand there in another form: the paragraph's own characters become the answer.
-    3. The text stands where the offset points in another unit.
-    4. The text stands only once in the paragraph as a whole word, or it stands clearly nearest to the offset.
+    1. The text is at the offset.
+    2. Its letters and digits are there in another form: the paragraph's own characters become the answer.
+    3. The text is where the offset points in another unit.
+    4. The text occurs only once in the paragraph as a whole word, or one occurrence is clearly nearest to the offset.
 
-A text that stands only inside other words ("5" in 1952), or whose place is ambiguous, is not placed.
+A text that occurs only inside other words ("5" in 1952), or whose place is ambiguous, is not placed.
 """
 
 import unicodedata
@@ -108,11 +108,11 @@ def _at_span(context: str, text: str, gold: Gold) -> Placed | None:
     return Placed(own, gold.start + piece.index(own))
 
 
-# Units. A unit explains an answer if the answer's text stands at its offset, counted in that unit
+# Units. A unit explains an answer if the answer's text is at its offset, counted in that unit
 
 
 def exact_place(context: str, gold: Gold, unit: str = CHARACTERS) -> int:
-    """Return the offset in characters of the stripped text, if it stands at the stated offset in `unit`; else -1."""
+    """Return the offset in characters of the stripped text, if it is at the stated offset in `unit`; else -1."""
     text = gold.text.strip()
     lead = gold.text.index(text)
     start = in_characters(context, gold.start, unit)
@@ -227,7 +227,7 @@ def other_form(context: str, text: str, start: int) -> Placed | None:
 
 
 def _end_of_letters(context: str, begin: int, wanted: str) -> int:
-    """Return the offset behind the letters `wanted`, and their accents, which begin at `begin`; -1 if others stand there."""
+    """Return where the letters `wanted`, with their accents, end if they begin at `begin`; -1 if other letters are there."""
     found = 0  # letters of `wanted` found so far
     marks = 0  # marks in a row
     end = begin
@@ -248,7 +248,7 @@ def _end_of_letters(context: str, begin: int, wanted: str) -> int:
 
 
 def _is_skipped(character: str, first: str) -> bool:
-    """Return whether a character stands before an answer whose text begins with the character `first`."""
+    """Return whether to skip a character in search of an answer whose text begins with the character `first`."""
     if character.isspace() or unicodedata.category(character) == "Cf":
         return True
     return not _letters(character) and bool(_letters(first))
@@ -257,7 +257,7 @@ def _is_skipped(character: str, first: str) -> bool:
 def clearly_nearest(context: str, text: str, start: int) -> int:
     """Return the place of the text that is at most NEARBY from `start`, if any other is at least twice as far; else -1.
 
-    Example: "cat" stands at 0, 5 and 10. From 6 the distances are 1 and 4, so 5. From 7 they are 2 and 3, so -1.
+    Example: "cat" occurs at 0, 5 and 10. From 6 the distances are 1 and 4, so 5. From 7 they are 2 and 3, so -1.
     """
     reach = 2 * NEARBY + 1
     low = max(0, start - reach)

@@ -72,7 +72,7 @@ def questions_in(ids: "Ids", tally: Counter, source: Source) -> Iterator[Questio
     for where, record in rows_in(source):
         tally["records"] += 1
         tally["unlabelled"] += isinstance(record, dict) and record.keys().isdisjoint(LABELS)
-        # A record that cannot be read is numbered too, so that the records behind it keep their numbers.
+        # A record that cannot be read is numbered too, so that the records after it keep their numbers.
         id, error = ids.of(record)
         found = Question(id, f"{source.name}: {where}", error=error)
         try:
@@ -145,7 +145,7 @@ def objects_in(lines: list[bytes]) -> list[dict]:
 
 def json_rows(source: Source, text: str) -> Rows:
     """Yield the flat records of a JSON file that was read whole."""
-    records = records_in(text, KNOWN, Faults())
+    records = records_in(text, Faults())
     shape = shape_of_records(records)
     yield from rows_of_shape(_telling_share(records.items, source), shape)
 

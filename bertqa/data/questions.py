@@ -51,7 +51,7 @@ class Gold:
     """MRQA's other accepted texts: dropped if an answer before it has the same text."""
 
     def stands_in(self, context: str) -> bool:
-        """Return whether the text, without blanks around it, stands at its offset counted in characters: most do."""
+        """Return whether the text, without blanks around it, is at its offset counted in characters: most are."""
         if self.start < 0 or not context.startswith(self.text, self.start):
             return False
         return self.text != "" and not self.text[0].isspace() and not self.text[-1].isspace()
@@ -77,7 +77,7 @@ def checked_questions(
 ) -> Iterator[CheckedQuestion]:
     """Yield the questions whose records are sound; raise UserError for the others, or note it in `faults`.
 
-    A question that repeats an id is a fault too; if faults are gathered it is yielded all the same, marked as `repeat`.
+    A question that repeats an id is a fault too; if faults are gathered, it is yielded nevertheless, marked as `repeat`.
     """
     first: RawQuestion | None = None  # decides whether records have ids or are numbered
     seen: dict[str, str] = {}  # id -> where it was used first
@@ -196,7 +196,7 @@ def _answer(where: str, answer: object) -> Gold:
 
 
 def _single(where: str, record: dict) -> Gold:
-    """Read the only answer of a record, whose text and offset stand beside the question."""
+    """Read the only answer of a record, whose text and offset are fields of the record."""
     name = name_among(record, STARTS)
     return _gold(where, record, record["answer_text"], name, record.get(name))
 

@@ -44,7 +44,7 @@ EMPTY = ("", "nan", "none", "null")
 class Faults:
     """A context manager that decides what happens to a UserError inside it.
 
-    By default the error is raised. With `gather` its message is added to `found`, and the program goes on behind the block.
+    By default the error is raised. With `gather` its message is added to `found`, and the program goes on after the block.
     """
 
     def __init__(self, gather: bool = False):

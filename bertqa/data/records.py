@@ -3,11 +3,11 @@
 What a record is, an article, a paragraph or a question, is decided in formats.py.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from bertqa.data.record_fields import STARTS, Faults, parse_printed, refuse_doubles
+from bertqa.data.record_fields import KNOWN, STARTS, Faults, parse_printed, refuse_doubles
 from bertqa.data.tables import refuse_doubled_columns, whole_table
 from bertqa.errors import UserError, show
 from bertqa.files import RepeatedKey, decode, parse_json
@@ -31,25 +31,24 @@ class Records:
     header: list[str] | None = None  # the columns of a CSV, in lower case
 
 
-def records_in(text: str, known: Collection[str], faults: Faults) -> Records:
+def records_in(text: str, faults: Faults) -> Records:
     """Return the records of a file.
 
     Args:
         text: the file, which is not blank.
-        known: column names by which the delimiter of a CSV, and an object that is a record, are recognised.
         faults: what to do about a line of JSONL that is not JSON.
 
-    Raises UserError where another file cannot be read, because nothing behind such a place can be read either.
+    Raises UserError if another form of file cannot be parsed, because there the rest cannot be read either.
     """
     if text.lstrip()[0] not in "{[":
-        header, rows = whole_table(text, known)
+        header, rows = whole_table(text, KNOWN)
         return Records("csv", (_with_values(where, row) for where, row in rows), header)
     if _is_lines(text):
         return Records("jsonl", _lines(text, faults))
     document = parse_json(text, allow_nan=True)
     if isinstance(document, list):
         return Records("json", _numbered("records", document))
-    return _inside(document, known)
+    return _inside(document)
 
 
 def _is_lines(text: str) -> bool:
@@ -105,7 +104,7 @@ def _numbered(name: str, values: Iterable[object]) -> Iterator[Located]:
         yield f"{name}[{number}]", value
 
 
-def _inside(document: dict, known: Collection[str]) -> Records:
+def _inside(document: dict) -> Records:
     """Return the records of a JSON object: those of the list in it, or the object itself as the only one."""
     refuse_doubles("the file", document, {"data", "columns", "export", "rows", *SPLITS})
     if "data" in document:
@@ -124,7 +123,7 @@ def _inside(document: dict, known: Collection[str]) -> Records:
         return Records("json", _numbered(split, document[split]))
     # {"0": record, "1": record}: pandas with orient="index", DROP
     are_objects = all(isinstance(value, dict) for value in document.values())
-    if document and are_objects and not document.keys() & known:
+    if document and are_objects and not document.keys() & KNOWN:
         return Records("json", ((f"[{show(key)}]", value) for key, value in document.items()))
     return Records("jsonl", iter([("the only record", document)]))
 
@@ -208,7 +207,7 @@ def look_ahead(items: Iterator[Located], most: int) -> tuple[list[Located], Iter
 def _again(
     first: list[Located], error: UserError | None, rest: Iterator[Located]
 ) -> Iterator[Located]:
-    """Yield the first items, then raise the error that came behind them, or yield the rest."""
+    """Yield the first items, then raise the error that came after them, or yield the rest."""
     yield from first
     if error:
         raise error

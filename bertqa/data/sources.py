@@ -113,7 +113,7 @@ class Source:
     def lines(self) -> Iterator[bytes]:
         """Yield the lines, with their line ends."""
         while True:
-            line = self._readable(self.stream.readline)
+            line = self._read_safely(self.stream.readline)
             if not line:
                 return
             self.digest.update(line)
@@ -121,11 +121,11 @@ class Source:
 
     def read(self) -> bytes:
         """Return the rest of the file."""
-        content = self._readable(self.stream.read)
+        content = self._read_safely(self.stream.read)
         self.digest.update(content)
         return content
 
-    def _readable(self, read: Callable[[], bytes]) -> bytes:
+    def _read_safely(self, read: Callable[[], bytes]) -> bytes:
         """Call `read`, and turn what it raises for a damaged file into a UserError."""
         try:
             return read()

@@ -30,7 +30,7 @@ ROWS_AT_ONCE = 1024
 
 @dataclass
 class Head:
-    """The header of a CSV as it stands in the file."""
+    """The header of a CSV as it is in the file."""
 
     line: str
     before: int  # number of lines above it
@@ -42,7 +42,7 @@ class Table:
     """A CSV whose rows are read lazily."""
 
     header: list[str]  # column names
-    head: str  # the header as it stands in the file
+    head: str  # the header as it is in the file
     rows: Iterator[tuple[str, dict[str, str] | UserError]]
     """The line on which each row begins ("line 3"), and its cells by column; or an error, if the row is not sound."""
 

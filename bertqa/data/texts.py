@@ -70,7 +70,7 @@ class Text:
     where: str  # "texts.csv: line 3"
     text: str = ""
     second: str | None = None  # the second text of a pair
-    error: str = ""  # what is wrong with the row, and where it stands; "": nothing
+    error: str = ""  # what is wrong with the row, and its place; "": nothing
 
     @property
     def characters(self) -> int:

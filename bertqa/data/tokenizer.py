@@ -77,9 +77,9 @@ class WordPiece:
         return whole_characters(tokens, texts)
 
     def _encode_by_words(self, texts: Sequence[str], progress: str | None) -> Tokens:
-        """Tokenise each distinct word once, then copy its tokens to wherever the word stands: data sets repeat their words.
+        """Tokenise each distinct word once, then copy its tokens to wherever it occurs: data sets repeat their words.
 
-        A word is what stands between spaces, so in a language written without spaces it may be a whole paragraph.
+        A word is what is between two spaces, so in a language written without spaces it may be a whole paragraph.
 
         Example: the texts "ab c ab" and "c", with one token per letter:
             word     0 1 0 | 1        "ab" is word 0, "c" is word 1
@@ -98,7 +98,7 @@ class WordPiece:
         table = self._encode_words(list(row_of), progress)
 
         word = np.array(words, np.int64)  # (w,) table row of every word of every text
-        sizes = np.array([len(part) + 1 for part in row_of], np.int64)  # with the space behind it
+        sizes = np.array([len(part) + 1 for part in row_of], np.int64)  # with the space after it
         # Offset of each word if all texts were one line: 0 3 5 8 in the example, and 10 for the end.
         begins = running_sum(sizes[word])  # (w+1,)
         text_rows = running_sum(counts)  # (R+1,) text r owns words text_rows[r] : text_rows[r+1]

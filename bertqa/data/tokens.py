@@ -10,7 +10,7 @@ import numpy as np
 from bertqa.data.characters import beginnings, extends
 
 LONG_TEXT = 2000
-"""Characters from which the cache keeps a text: shorter texts are tokenised in no time."""
+"""Characters from which the cache keeps a text: shorter texts are tokenised fast enough."""
 MOST_TOKENS = 1 << 20
 """Tokens that the cache keeps, which take 12 MB, and their texts."""
 

@@ -4,6 +4,7 @@ Rows are lists of dictionaries, DataFrames of pandas or polars, or data sets of 
 """
 
 import gzip
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +27,7 @@ def examples_of(data: object) -> Dataset:
 def as_file(data: object, path: Path) -> str:
     """Write rows to `path` as JSONL and return its name; if `data` is the name of a file, return that and write nothing.
 
-    So every run reads a file, which can be read again when the run is resumed. Raises UserError for data that are neither.
+    So every run reads a file, which it can read again when it is resumed. Raises UserError for data that are neither.
     """
     if isinstance(data, (str, Path)):
         return str(data)
@@ -76,7 +77,7 @@ def plain(value: object) -> object:
         return [plain(item) for item in value]
     if hasattr(value, "tolist"):
         return plain(value.tolist())
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and math.isnan(value):
         return None
     return value
 
@@ -109,9 +110,8 @@ def write_repaired(data: Dataset, path: Path) -> dict:
     written = kept + renamed
     content = to_json(squad_document(written)).encode()
     if path.suffix == ".gz":
-        content = gzip.compress(
-            content, mtime=0
-        )  # without a time stamp, so that equal data give equal bytes
+        # Without a time stamp, so that equal data give equal bytes.
+        content = gzip.compress(content, mtime=0)
     with replacing(path) as fresh:
         fresh.write_bytes(content)
     unplaced = 0
