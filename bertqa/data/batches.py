@@ -82,9 +82,9 @@ class WindowStore:
     def static_batch(self, picked: Tensor, tokens: int) -> Batch:
         """Return a batch whose shapes depend on `len(picked)` and `tokens` alone, so that a CUDA graph can replay it.
 
-        The host writes `picked` and reads nothing back. A step with fewer windows has -1 in their place, which have no tokens;
-        dummy windows of weight 0 at the end fill the batch up to `tokens`. Example: windows 7 and 3, of 5 and 4 tokens, one
-        missing window, 6 tokens in the longest window of the data set, and 16 tokens to fill:
+        The host writes `picked` and reads nothing back. If a step has fewer windows, the missing ones have no tokens. Dummy
+        windows of weight 0 at the end fill the batch up to `tokens`. Example: windows 7 and 3, of 5 and 4 tokens, one missing
+        window, 6 tokens in the longest window of the data set, and 16 tokens to fill:
 
             picked 7 3 -1     lengths 5 4 0 | 6 1     cu_seqlens 0 5 9 9 15 16     weights 1 1 0 0 0
 
@@ -199,7 +199,7 @@ def split_evenly(rows: np.ndarray, lengths: np.ndarray, most: int) -> list[np.nd
     ends = lengths[rows].cumsum(dtype=np.int64)
     if ends[-1] <= most:
         return [rows]
-    # A split is between windows, so one of the fewest parts that could hold the tokens may come out too large: then take more.
+    # Parts end between windows, so one of the fewest parts that could hold the tokens may be too large: then take more.
     fewest = -(-int(ends[-1]) // most)
     for count in range(fewest, len(rows) + 1):
         shares = ends[-1] * np.arange(1, count) / count

@@ -77,24 +77,31 @@ def place(context: str, gold: Gold, unit: str = CHARACTERS) -> Placed:
     if found:
         return found
     # The file's unit comes first, but a single answer may still be counted in characters.
-    units = [unit] if unit == CHARACTERS else [unit, CHARACTERS]
-    for name in units:
-        start = exact_place(context, gold, name)
-        if start >= 0:
-            return Placed(text, start, repaired=name != CHARACTERS)
-    for name in units:
-        own = other_form(context, text, in_characters(context, gold.start, name))
-        if own:
-            return Placed(own.text, own.start, repaired=True)
+    likely = [unit] if unit == CHARACTERS else [unit, CHARACTERS]
+    found = _at_offset(context, gold, likely)
+    if found:
+        return found
+    for name in likely:
+        found = other_form(context, text, in_characters(context, gold.start, name))
+        if found:
+            return found
     # Other units come before the nearest match, which may be another occurrence of the text.
-    for name in UNITS:
-        start = exact_place(context, gold, name)
-        if start >= 0:
-            return Placed(text, start, repaired=True)
+    found = _at_offset(context, gold, UNITS)
+    if found:
+        return found
     start = only_place(context, text)
     if start < 0:
         start = clearly_nearest(context, text, gold.start)
     return Placed(text, start, repaired=start >= 0)
+
+
+def _at_offset(context: str, gold: Gold, units: Iterable[str]) -> Placed | None:
+    """Place an answer whose text is at its offset, counted in the first of these units for which that is so; else None."""
+    for unit in units:
+        start = exact_place(context, gold, unit)
+        if start >= 0:
+            return Placed(gold.text.strip(), start, repaired=unit != CHARACTERS)
+    return None
 
 
 def _at_span(context: str, text: str, gold: Gold) -> Placed | None:
@@ -188,7 +195,8 @@ def _letters(character: str) -> str:
     kept = []
     for part in plain:
         vowel_sign = unicodedata.category(part)[0] == "M" and not unicodedata.combining(part)
-        if (part.isalnum() or vowel_sign) and not 0xFE00 <= ord(part) <= 0xFE0F:
+        variation_selector = 0xFE00 <= ord(part) <= 0xFE0F
+        if (part.isalnum() or vowel_sign) and not variation_selector:
             kept.append(part)
     return "".join(kept)
 
@@ -210,7 +218,10 @@ def other_form(context: str, text: str, start: int) -> Placed | None:
     limit = min(start + MARKS, len(context))
     while begin < limit and _is_skipped(context[begin], text[0]):
         begin += 1
-    if begin == len(context) or bool(_letters(context[begin])) != bool(_letters(text[0])):
+    if begin == len(context):
+        return None
+    # The answer begins with a letter if the text does, and with a mark if the text does.
+    if (_letters(context[begin]) == "") != (_letters(text[0]) == ""):
         return None
     end = _end_of_letters(context, begin, wanted)
     if end < 0:
@@ -259,7 +270,7 @@ def clearly_nearest(context: str, text: str, start: int) -> int:
 
     Example: "cat" occurs at 0, 5 and 10. From 6 the distances are 1 and 4, so 5. From 7 they are 2 and 3, so -1.
     """
-    reach = 2 * NEARBY + 1
+    reach = 2 * NEARBY + 1  # an occurrence beyond is more than twice as far as the nearest may be
     low = max(0, start - reach)
     places = list(whole_words(context, text, low, max(0, start) + reach + len(text)))
     places.sort(key=lambda place: abs(place - start))
@@ -281,10 +292,8 @@ def why_unplaced(context: str, gold: Gold) -> str:
         return f"the answer {show(text)} does not occur in the context"
     if next(whole_words(context, text), -1) < 0:
         return f"the answer {show(text)} occurs only inside other words"
+    several = f"the answer {show(text)} occurs more than once, and"
     if gold.start >= 0:
-        return (
-            f"the answer {show(text)} occurs more than once, and answer_start is not clearly nearest "
-            "to one of them"
-        )
-    more = f"; its keys are {show(list(gold.keys))}" if len(gold.keys) > 1 else ""
-    return f"the answer {show(text)} occurs more than once, and no offset says which one is meant{more}"
+        return f"{several} answer_start is not clearly nearest to one of them"
+    keys = f"; its keys are {show(list(gold.keys))}" if len(gold.keys) > 1 else ""
+    return f"{several} no offset says which one is meant{keys}"

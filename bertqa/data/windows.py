@@ -59,7 +59,7 @@ class Windows:
     count: np.ndarray
     """(W,) int32, number of paragraph tokens in the window; 0 only if the paragraph has no tokens."""
     start_label: np.ndarray
-    """(W,) int32, position of the answer's first token in the sequence; 0 ([CLS]) unless the whole answer is in the window."""
+    """(W,) int32, position in the sequence of the answer's first token; 0 ([CLS]) unless the window has the whole answer."""
     end_label: np.ndarray  # (W,) int32, position of the answer's last token, inclusive; 0 likewise
     cls_id: int
     sep_id: int
