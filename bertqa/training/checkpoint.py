@@ -226,13 +226,7 @@ def sweep(run: Path) -> None:
 
 def checked_state(state: object, path: Path) -> dict:
     """Return the content of state.pt if it has what a resumed run needs. Raises UserError naming what is wrong."""
-    kinds = {
-        "progress": dict,
-        "optimizer": dict,
-        "rng": list,
-        "fingerprints": dict,
-        "journal_bytes": int,
-    }
+    kinds = dict(progress=dict, optimizer=dict, rng=list, fingerprints=dict, journal_bytes=int)
     if not isinstance(state, dict):
         state = {}
     wrong = [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]

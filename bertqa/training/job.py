@@ -53,7 +53,10 @@ class Task:
         raise NotImplementedError
 
     def evaluate(self, model: nn.Module, autocast) -> dict[str, float]:
-        """Return metrics on the dev set, `key` among them. All ranks call it, share the work, and get the same result."""
+        """Return metrics on the dev set, `key` among them, computed under the context manager `autocast`.
+
+        All ranks call it, share the work, and get the same result.
+        """
         raise NotImplementedError
 
     def fingerprints(self) -> dict[str, str]:

@@ -82,6 +82,37 @@ def _rate_factor(
     return factor
 
 
+def parameter_groups(
+    model: nn.Module, settings: OptimSettings, lr_factors: dict[str, float]
+) -> list[dict]:
+    """Group the trainable parameters by the factor of their learning rate ("lr_scale") and their weight decay.
+
+    "decay" is the weight decay of the settings; "weight_decay", which AdamW uses, may be changed by `set_lr`.
+
+    Raises:
+        UserError: if no parameter's name begins like one of `lr_factors`.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for beginning in lr_factors:
+        if not any(name.startswith(beginning) for name in names):
+            raise UserError(
+                f"lr_factors: no parameter's name begins with {beginning!r}; the last one is {names[-1]}"
+            )
+    layers = _layers_of(model)
+    members: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = _rate_factor(name, layers, settings, lr_factors)
+            # No weight decay for biases and LayerNorm, which have one dimension.
+            decay = settings.weight_decay if parameter.dim() > 1 else 0.0
+            members[scale, decay].append(parameter)
+    groups = []
+    for (scale, decay), parameters in members.items():
+        group = {"params": parameters, "lr_scale": scale, "weight_decay": decay, "decay": decay}
+        groups.append(group)
+    return groups
+
+
 def make_optimizer(
     model: nn.Module,
     settings: OptimSettings,
@@ -90,37 +121,15 @@ def make_optimizer(
     capturable: bool = False,
     lr_factors: dict[str, float] | None = None,
 ) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters, grouped by learning rate factor ("lr_scale") and weight decay.
+    """Return AdamW over the trainable parameters, in the groups of `parameter_groups`.
 
     Args:
         tensor_lr: whether learning rates are tensors on the device; in a CUDA graph a float would never change.
         capturable: whether its steps can be captured in a CUDA graph.
-        lr_factors: further factors, by the beginning of a parameter's name.
-
-    Raises:
-        UserError: if no parameter's name begins like one of `lr_factors`.
+        lr_factors: further factors of the learning rate, by the beginning of a parameter's name.
     """
-    lr_factors = lr_factors or {}
-    names = [name for name, _ in model.named_parameters()]
-    for beginning in lr_factors:
-        if not any(name.startswith(beginning) for name in names):
-            raise UserError(
-                f"lr_factors: no parameter's name begins with {beginning!r}; the last one is {names[-1]}"
-            )
-    members: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            scale = _rate_factor(name, _layers_of(model), settings, lr_factors)
-            # No weight decay for biases and LayerNorm, which have one dimension.
-            decay = settings.weight_decay if parameter.dim() > 1 else 0.0
-            members[scale, decay].append(parameter)
-    groups = []
-    for (scale, decay), parameters in members.items():
-        # "decay" keeps the setting; `set_lr` may change "weight_decay", which the update uses.
-        group = {"params": parameters, "lr_scale": scale, "weight_decay": decay, "decay": decay}
-        groups.append(group)
     optimizer = torch.optim.AdamW(
-        groups,
+        parameter_groups(model, settings, lr_factors or {}),
         lr=settings.lr,
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
