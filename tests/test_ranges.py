@@ -509,14 +509,15 @@ def test_a_run_that_is_stopped_leaves_ranges(tiny_model, letters, tmp_path, meas
     assert read_ranges(best, encoder_of(best)) is not None and find_damage(best) == ""
 
 
-def test_a_resumed_run_makes_damaged_ranges_anew(trained, measurements):
+@pytest.mark.parametrize("flags", [["--max-steps", "6"], []], ids=["more steps", "at its end"])
+def test_a_resumed_run_makes_damaged_ranges_anew(trained, measurements, flags):
     from bertqa import train
 
     best = trained / "best"
     content = bytearray((best / RANGES).read_bytes())
     content[-1] ^= 1
     (best / RANGES).write_bytes(content)
-    assert train.main(["--resume", str(trained), "--max-steps", "6"]) == 0
+    assert train.main(["--resume", str(trained), *flags]) == 0
     assert measurements == [best]
     assert find_damage(best) == "" and read_ranges(best, encoder_of(best)) is not None
 

@@ -5,7 +5,6 @@ GPU to run them. A CUDA graph is launched once for all of its kernels. It is cap
 replayed from then on: at the same addresses, and with the same Python numbers.
 """
 
-import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -92,9 +91,7 @@ def why_not_fused(job: Job) -> str:
         if not weight.is_contiguous() or weight.data_ptr() % 16:
             return "a weight is part of another tensor"
     try:
-        from bertqa.model import (
-            kernels,
-        )  # needs Triton, which only comes with torch for NVIDIA GPUs
+        from bertqa.model import kernels  # needs Triton: only torch for NVIDIA GPUs has it
 
         row = torch.zeros(1, 16, dtype=job.dtype, device=job.device)
         kernels.gelu(row, row[0])
@@ -129,7 +126,6 @@ class Graphs:
         self.stream = torch.cuda.Stream(device)
         # NCCL's own thread queries events, which a global capture would forbid to every thread.
         self.mode = "global" if ranks == 1 else "thread_local"
-        self.seconds = 0.0
 
     def run(
         self,
@@ -146,9 +142,7 @@ class Graphs:
             warm_up: whether to do the work once before the capture, so that kernels are compiled and loaded.
         """
         if key not in self.graphs:
-            began = time.perf_counter()
             self.graphs[key] = self._capture(work, keep, warm_up)
-            self.seconds += time.perf_counter() - began
         self.graphs[key].replay()
 
     def _capture(self, work, keep: Sequence[Tensor], warm_up: bool) -> torch.cuda.CUDAGraph:
@@ -229,4 +223,5 @@ def settle(
     # 24 bytes a weight: itself, gradient, two moments and average in float32, copy and its gradient in 16 bits.
     room = 0.4 * torch.cuda.get_device_properties(device).total_memory - 24 * weights
     tokens = max(1024, int(room / bytes_per_token))
-    return replace(settings, micro_tokens=min(32768, 2 ** (tokens.bit_length() - 1)))
+    power_of_two = 2 ** (tokens.bit_length() - 1)  # the largest that is not above it
+    return replace(settings, micro_tokens=min(32768, power_of_two))

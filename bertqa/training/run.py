@@ -20,7 +20,13 @@ from bertqa.training.job import Job, total_steps
 from bertqa.training.loop import train
 from bertqa.training.optim import freeze
 from bertqa.training.progress import Journal, Outcome, summary
-from bertqa.training.run_files import check_new, locked, read_run_config, write_run_config
+from bertqa.training.run_files import (
+    check_new,
+    locked,
+    make_folder,
+    read_run_config,
+    write_run_config,
+)
 
 
 @dataclass
@@ -76,16 +82,6 @@ def run_training(job: Job, *, resume: bool = False) -> Trained:
     return trained
 
 
-def make_folder(run: Path) -> None:
-    """Make the folder of a new run. Raises UserError if it holds a run already or cannot be made."""
-    check_new(run)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        why = error.strerror
-        raise UserError(f"{run}: cannot be made ({why}); give another --out") from None
-
-
 def pass_on(stopped_by: str, run: Path) -> None:
     """Send this process the signal that stopped the run, again; SIGINT is raised as KeyboardInterrupt."""
     # Otherwise "Run all" in a notebook would go on after Ctrl-C, and a service would survive its SIGTERM.
@@ -93,6 +89,17 @@ def pass_on(stopped_by: str, run: Path) -> None:
         raise KeyboardInterrupt(f"saved in {run}")
     if stopped_by in ("SIGTERM", "SIGHUP"):
         signal.raise_signal(signal.Signals[stopped_by])
+
+
+def say_what_is_about_to_run(job: Job) -> None:
+    """Say how much is trained, where, and for how many steps."""
+    trained = sum(weight.numel() for weight in job.model.parameters() if weight.requires_grad)
+    steps = total_steps(len(job.task.store), job.settings)
+    dtype = str(job.dtype).removeprefix("torch.")
+    job.say(
+        f"{trained:,} weights to train on {job.device}, {dtype}, {steps:,} steps of "
+        f"{job.settings.batch_size} windows; run folder {job.run}"
+    )
 
 
 # ---- a new run ----
@@ -217,17 +224,6 @@ def _end_settings(settings: dict) -> LoopSettings:
 
 
 # ---- the end ----
-
-
-def say_what_is_about_to_run(job: Job) -> None:
-    """Say how much is trained, where, and for how many steps."""
-    trained = sum(weight.numel() for weight in job.model.parameters() if weight.requires_grad)
-    steps = total_steps(len(job.task.store), job.settings)
-    dtype = str(job.dtype).removeprefix("torch.")
-    job.say(
-        f"{trained:,} weights to train on {job.device}, {dtype}, {steps:,} steps of "
-        f"{job.settings.batch_size} windows; run folder {job.run}"
-    )
 
 
 def finish(job: Job, outcome: Outcome) -> Trained:

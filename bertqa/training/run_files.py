@@ -94,6 +94,15 @@ def check_new(run: Path) -> None:
     check_possible(run)
 
 
+def make_folder(run: Path) -> None:
+    """Make the folder of a new run. Raises UserError if it holds a run already, or cannot be made."""
+    check_new(run)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{run}: cannot be made ({error.strerror}); give another --out") from None
+
+
 def check_possible(run: Path) -> None:
     """Raise UserError if the folder cannot be made."""
     # It is made inside the nearest of its parents that exists.
