@@ -159,6 +159,7 @@ class Logs:
     """
 
     def __init__(self, job, progress: Progress, total: int, steps_per_epoch: int):
+        """Show the bar. `job` is a `Job` (whose module imports this one); `total` is the number of steps of the run."""
         self.journal = job.journal
         self.loss_parts = job.loss_parts
         self.world = job.world

@@ -59,7 +59,12 @@ class Step:
         # In a graph autocast's cache would hold casts that only existed while the graph was captured.
         self.cast = autocast(job.device, job.dtype, cache=not self.plan.static)
         self.optimizer = make_optimizer(
-            job.model, job.optim, job.device, self.plan.static, self.plan.captured, job.lr_factors
+            job.model,
+            job.optim,
+            job.device,
+            tensor_lr=self.plan.static,
+            capturable=self.plan.captured,
+            lr_factors=job.lr_factors,
         )
         self.scaler = grad_scaler(job.device, job.dtype)
         self.average = Average(job.model, job.settings.ema)
