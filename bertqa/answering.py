@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TypedDict, TypeVar
 
 from bertqa.data.examples import Example
-from bertqa.data.sources import FIRST_QUESTIONS, QUESTIONS_AT_ONCE, chunks
+from bertqa.data.sources import FIRST_QUESTIONS, QUESTIONS_AT_ONCE, Shared, chunks
 from bertqa.data.windows import build_windows
 from bertqa.errors import UserError
 from bertqa.qa.asked import Asked, How, asked_of_pair, how_of
@@ -66,8 +66,17 @@ def with_options(method: Method) -> Method:
     return checked
 
 
-def answer_pairs(reader, pairs: Iterable, how: How, on_error: str) -> Iterator:
-    """Yield the Answer to each pair, or a list of them where `how.top_k` is over 1; `on_error` as in `Reader.answer_many`."""
+def answer_pairs(reader, pairs: Iterable, how: How, on_error: str = "stop") -> Iterator:
+    """Return an iterator of the Answer to each pair, or of lists of them where `how.top_k` is over 1.
+
+    Threads may share it. `on_error` is that of `Reader.answer_many`.
+    """
+    if on_error not in ("stop", "keep"):
+        raise UserError(f"on_error is {on_error!r}; use stop or keep")
+    return Shared(_answers(reader, pairs, how, on_error))
+
+
+def _answers(reader, pairs: Iterable, how: How, on_error: str) -> Iterator:
     asked = (asked_of_pair(number, pair) for number, pair in enumerate(pairs, 1))
     weigh = operator.attrgetter("characters")
     # A small chunk first, so that the first answer comes soon; then large ones, whose windows are sorted by length.

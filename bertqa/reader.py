@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Literal, overload
 from bertqa import answering
 from bertqa.answering import Options, Pairs, Text, with_options
 from bertqa.data.examples import Example
-from bertqa.data.sources import Shared
 from bertqa.data.tokens import TokenCache
 from bertqa.data.windows import Windows
 from bertqa.data.writing import examples_of
-from bertqa.errors import UserError
 from bertqa.model.record import positions_of, qa_of, with_defaults
 from bertqa.qa import confidence, metrics
 from bertqa.qa.asked import Asked, How, answer_length, asked_of_pair, how_of, pairs_in
@@ -130,7 +128,7 @@ class Reader:
             The best answer over all documents; with `top_k` over 1 a list of the best ones.
         """
         how = self.how(top_k, **options)
-        return next(answering.answer_pairs(self, [(question, context)], how, "stop"))
+        return next(answering.answer_pairs(self, [(question, context)], how))
 
     @overload
     def answer_many(
@@ -165,10 +163,8 @@ class Reader:
         Raises:
             UserError: for a pair that is not texts, and for an option that is out of range.
         """
-        if on_error not in ("stop", "keep"):
-            raise UserError(f"on_error is {on_error!r}; use stop or keep")
         how = self.how(top_k, **options)
-        return Shared(answering.answer_pairs(self, pairs_in(pairs), how, on_error))
+        return answering.answer_pairs(self, pairs_in(pairs), how, on_error)
 
     @with_options
     def submit(
