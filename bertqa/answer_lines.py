@@ -98,36 +98,43 @@ def row_of(ranking: Ranking, top_k: int) -> dict:
 
 def read_line(line: str | bytes, number: int, context: str | None) -> Line:
     """Read a line of input. One that is no question has an `asked.error`."""
+    name = {}
+    try:
+        row = read_object(line, number)
+        if "id" in row:
+            name["id"] = row["id"]
+        asked = asked_of(number, *question_and_documents(row, context))
+    except UserError as error:
+        asked = Asked(error=f"line {number}: {error}")
+    return Line(asked, name)
+
+
+def read_object(line: str | bytes, number: int) -> dict:
+    """Return the JSON object of a line. Raises UserError where it is none."""
+    wanted = "each line is an object with question and context"
     try:
         text = line if isinstance(line, str) else decode(line)
         row = parse_json(text, number)
     except UserError as error:
-        return _bad(
-            f"line {number}: not JSON ({error}); each line is an object with question and context"
-        )
+        raise UserError(f"not JSON ({error}); {wanted}") from None
     if not isinstance(row, dict):
-        return _bad(
-            f"line {number}: a JSON {type(row).__name__}; each line is an object with question and context"
-        )
-    name = {}
-    if "id" in row:
-        name["id"] = row["id"]
+        raise UserError(f"a JSON {type(row).__name__}; {wanted}")
+    return row
+
+
+def question_and_documents(row: dict, context: str | None) -> tuple[str, list[str]]:
+    """Return the question of a line's object, and its documents, else `context`. Raises UserError for others than texts."""
     question = row.get("question")
     if not isinstance(question, str):
-        return _bad(f"line {number}: question is {question!r}; give a string", name)
+        raise UserError(f"question is {question!r}; give a string")
     found = row.get("context", context)
     documents = found if isinstance(found, list) else [found]
     if not all(isinstance(document, str) for document in documents):
         what = "missing" if found is None else "no text"
-        return _bad(
-            f"line {number}: context is {what}; give a string or a list of strings, or --context-file for all lines",
-            name,
+        raise UserError(
+            f"context is {what}; give a string or a list of strings, or --context-file for all lines"
         )
-    return Line(asked_of(number, question, documents), name)
-
-
-def _bad(error: str, name: dict | None = None) -> Line:
-    return Line(Asked(error=error), name or {})
+    return question, documents
 
 
 def as_they_come(lines: Iterable) -> Iterator[list]:
