@@ -110,9 +110,11 @@ class SpanDecoder:
 
         self.missing[rows] = False
         cls = lengths.cumsum() - lengths  # windows of 5, 4 and 7 tokens have [CLS] at 0, 5 and 9
-        self.null_start[rows] = start[cls]
-        self.null_end[rows] = end[cls]
-        self.null_score[rows] = start[cls].astype(self.settings.score_type) + end[cls] + null
+        null_start = start[cls]
+        null_end = end[cls]
+        self.null_start[rows] = null_start
+        self.null_end[rows] = null_end
+        self.null_score[rows] = null_start.astype(self.settings.score_type) + null_end + null
         self.buffer.append((rows, start, end))
         self.buffered += tokens
         if self.buffered >= BUFFER:
@@ -177,23 +179,18 @@ class SpanDecoder:
         changed = np.unique(questions)
         pool = np.concatenate([self.best[changed], spans]).ravel()  # (P,) spans
         question = np.concatenate([changed, questions]).repeat(self.settings.kept)  # (P,)
-        exists = pool["score"] > -np.inf
-        pool = pool[exists]
-        question = question[exists]
+        chosen = np.flatnonzero(pool["score"] > -np.inf)  # indices into the pool
         # In the other modes a span stays once for each window, as in the old scripts.
         if self.settings.mode == "exact":
-            distinct = _distinct(pool, question)
-            pool = pool[distinct]
-            question = question[distinct]
+            chosen = _distinct(chosen, pool, question)
+        chosen = _sorted(chosen, question, -pool["score"], pool["order"])
 
-        order = np.lexsort((pool["order"], -pool["score"], question))  # the last key sorts first
-        pool = pool[order]
-        question = question[order]
         # Questions 0 0 0 2 2 begin at 0 0 0 3 3, so the ranks are 0 1 2 0 1.
-        rank = np.arange(len(pool)) - np.searchsorted(question, question)
+        question = question[chosen]
+        rank = np.arange(len(chosen)) - np.searchsorted(question, question)
         keep = rank < self.settings.kept
         self.best[changed] = empty_spans((), self.settings)
-        self.best[question[keep], rank[keep]] = pool[keep]
+        self.best[question[keep], rank[keep]] = pool[chosen[keep]]
 
     def _check_finite(self, rows, start, end, null):
         """Raise UserError for logits (N,) or verifier scores (S,) that are not finite."""
@@ -236,12 +233,12 @@ def empty_spans(shape: tuple[int, ...], settings: SpanSettings) -> np.ndarray:
 
 def records_of(found: Found, settings: SpanSettings) -> np.ndarray:
     """Return the spans of B windows as records (B, n)."""
-    exists = found.score > -np.inf  # (B, n'), n' <= n
-    windows, width = exists.shape
+    windows, width = found.score.shape
     spans = empty_spans((windows, settings.kept), settings)
+    filled = spans[:, :width]
     for name in spans.dtype.names:
-        values = getattr(found, name)
-        np.copyto(spans[name][:, :width], values, where=exists, casting="same_kind")
+        filled[name] = getattr(found, name)
+    filled[found.score == -np.inf] = empty_spans((), settings)
     return spans
 
 
@@ -264,11 +261,16 @@ def _blocks_of_similar_length(counts: np.ndarray, settings: SpanSettings) -> Ite
         begin = stop
 
 
-def _distinct(spans: np.ndarray, question: np.ndarray) -> np.ndarray:
-    """Return the indices of distinct spans: of equal ones that with the highest score, then the highest start logit."""
-    keys = (-spans["end"], -spans["start"], -spans["score"], spans["order"], question)
-    order = np.lexsort(keys)  # the last key sorts first
-    return order[_is_first(question[order], spans["order"][order])]
+def _distinct(chosen: np.ndarray, pool: np.ndarray, question: np.ndarray) -> np.ndarray:
+    """Of the chosen indices of equal spans, return that with the highest score, then with the highest start logit."""
+    order = pool["order"]
+    chosen = _sorted(chosen, question, order, -pool["score"], -pool["start"], -pool["end"])
+    return chosen[_is_first(question[chosen], order[chosen])]
+
+
+def _sorted(chosen: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+    """Return indices sorted by the first key, then by the second, ...; the sort is stable."""
+    return chosen[np.lexsort([key[chosen] for key in reversed(keys)])]
 
 
 def _is_first(*keys: np.ndarray) -> np.ndarray:
