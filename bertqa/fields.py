@@ -35,9 +35,7 @@ TOKENS_TEXT = re.compile(r"auto|0*[1-9][0-9]*")
 SAVE_EVERY = re.compile(r"([1-9][0-9]{0,17}) ?steps|([0-9]*[.]?[0-9]+(?:e[-+]?[0-9]+)?)")
 # With more threads than it can get, OpenMP ends the process without a message.
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))
-POSITIVE = Rule(
-    "be positive", lambda value: 0 < value < 2**63
-)  # some of these settings are divisors
+POSITIVE = Rule("be positive", lambda value: 0 < value < 2**63)  # floats are divided by it
 NOT_NEGATIVE = Rule("not be negative", lambda value: 0 <= value < math.inf)
 RATE = Rule("lie in [0, 1)", lambda value: 0 <= value < 1)
 FACTOR = Rule("lie in (0, 1]", lambda value: 0 < value <= 1)

@@ -74,9 +74,14 @@ def decode(content: bytes) -> str:
         raise UserError(_why_not_utf8(content, error)) from None
     if not text.strip():
         raise no_data("holds only white space")
+    # ASCII text in UTF-16 without a byte order mark is valid UTF-8, with a NUL after each character.
     if text[1:4:2] == "\0\0":
         raise UserError("UTF-16, not UTF-8; save it as UTF-8 (iconv -f utf-16le -t utf-8)")
     return text
+
+
+BINARY = (b"BZ", b"\xfd7", b"PK", b"(\xb5/\xfd", b"%PDF")
+"""How files of bzip2, xz, ZIP, zstd and PDF begin."""
 
 
 def _why_not_utf8(content: bytes, error: UnicodeDecodeError) -> str:
@@ -87,9 +92,7 @@ def _why_not_utf8(content: bytes, error: UnicodeDecodeError) -> str:
         return f"cut off in the middle of a character: {where}; fetch it again"
     if content.startswith(b"PK\x03\x04"):
         return "is a ZIP archive, or an Excel file; unpack it, or save the table as CSV (UTF-8)"
-    if b"\0" in content[:64] or content.startswith(
-        (b"BZ", b"\xfd7", b"PK", b"(\xb5/\xfd", b"%PDF")
-    ):
+    if b"\0" in content[:64] or content.startswith(BINARY):
         return f"not text in UTF-8: {where}; UTF-16, or packed? Needed is UTF-8, plain or .gz"
     # Latin-1 has no character in 0x80 to 0x9f, where Windows-1252 has its quotes, dashes and the euro.
     high = set(content) & set(range(0x80, 0xA0))

@@ -132,9 +132,8 @@ class ClassificationSettings:
     def problems(self, max_positions: int | None = None) -> list[str]:
         """Return a phrase for each value that is wrong; `max_positions` is the model's, None before it is known."""
         most = max_positions or 10**9
-        least = (
-            4 if self.pair_column is None else 5
-        )  # the special tokens, and one token of each text
+        # [CLS] and [SEP], and two tokens of the text; or [CLS] and two [SEP], and a token of each text
+        least = 4 if self.pair_column is None else 5
         found = broken(self)
         if self.max_length is not None and not least <= self.max_length <= most:
             found.append(

@@ -55,10 +55,9 @@ class Traits:
     def describe(self) -> str:
         """Say in a few words how it treats capitals, and accents if that does not follow: "uncased", "cased", ..."""
         case = _in_words(self.lowers, "uncased", "cased", "capitals kept in")
+        # BERT's normaliser strips accents where it lower-cases, unless told otherwise: then the case says it all.
         if set(self.strips.values()) == set(self.lowers.values()):
-            return (
-                case  # BERT's normaliser strips accents where it lower-cases, unless told otherwise
-            )
+            return case
         accents = _in_words(self.strips, "accents taken off", "accents kept", "but kept in")
         return f"{case}, {accents}"
 

@@ -86,9 +86,8 @@ def files_beside_weights(place: Place) -> list[Path]:
 
 def parse_id(source: str | Path) -> tuple[str, str | None]:
     """Return ("org/name", revision or None) of a Hub id. Raise UserError if it can only be a path that does not exist."""
-    if Path(source).parts[:1] == (
-        "weights",
-    ):  # a folder of the repository, which README's commands name
+    # README's commands name weights/, a folder of the repository.
+    if Path(source).parts[:1] == ("weights",):
         raise UserError(
             f"{source}: there is no such folder here, and nothing under weights/ is looked for on the Hub; "
             "the bundled reader is what is taken where no model is named"
