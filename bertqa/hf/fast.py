@@ -183,16 +183,15 @@ def complete_added_tokens(source: Path, fast: dict, config: dict) -> list[str]:
     ids = {**vocab, **ready}
     new = []
     for token in _added_tokens(source, config):
-        known = ids.get(token.content)
-        if None not in (known, token.number) and known != token.number:
+        number = ids.get(token.content, token.number)
+        if token.number is not None and token.number != number:
             raise UserError(
                 f"{source}: the token {show(token.content)} has the id {token.number} in {token.where}, but "
-                f"{known} elsewhere"
+                f"{number} elsewhere"
             )
         # A token like [MASK] in the vocabulary alone would be split: it must be an added token too.
         if token.content in ready:
             continue
-        number = ids.get(token.content, token.number)
         if number is None:
             number = max(ids.values()) + 1
         ids[token.content] = number
@@ -207,25 +206,26 @@ def complete_added_tokens(source: Path, fast: dict, config: dict) -> list[str]:
 
 def _added_tokens(source: Path, config: dict) -> list[Added]:
     """Return the added tokens of all files: those with ids first, so that the others are numbered after them."""
-    path = source / "tokenizer_config.json"
-    special_map = source / "special_tokens_map.json"
-    more = read_optional(special_map)
-    listed = []
-    stated = {**more, **config}
+    config_path = source / "tokenizer_config.json"
+    map_path = source / "special_tokens_map.json"
+    special_map = read_optional(map_path)
+    stated = {**special_map, **config}
+    without_id = []
     for name in NAMES:
         if stated.get(name):
-            token = _token(path, stated[name], special=True)
+            token = _token(config_path, stated[name], special=True)
             if token.content not in SPECIAL:
-                listed.append(token)
-    listed += _of_lists(path, config)
-    listed += _of_lists(special_map, more)
+                without_id.append(token)
+    without_id += _of_lists(config_path, config)
+    without_id += _of_lists(map_path, special_map)
 
-    special = {token.content for token in listed}
-    numbered = _of_decoder(path, config)
-    added = source / "added_tokens.json"
-    for content, number in read_optional(added).items():
-        numbered.append(_token(added, content, _id(added, number), special=content in special))
-    return numbered + listed
+    special = {token.content for token in without_id}
+    with_id = _of_decoder(config_path, config)
+    added_path = source / "added_tokens.json"
+    for content, value in read_optional(added_path).items():
+        number = _id(added_path, value)
+        with_id.append(_token(added_path, content, number, special=content in special))
+    return with_id + without_id
 
 
 def _of_decoder(path: Path, config: dict) -> list[Added]:

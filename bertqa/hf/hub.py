@@ -213,26 +213,10 @@ def fetch(repo: str, name: str, revision: str | None) -> Path | None:
     import huggingface_hub as hub
     from huggingface_hub import errors
 
-    # The order matters: GatedRepoError is also a RepositoryNotFoundError, LocalEntryNotFoundError an EntryNotFoundError.
     try:
         path = Path(hub.hf_hub_download(repo, name, revision=revision))
     except UserError as error:
         raise UserError(f"{repo}: {error}") from None
-    except errors.GatedRepoError as error:
-        raise UserError(
-            f"{repo}: is gated; accept its terms on {hub.constants.ENDPOINT}/{repo}, then log in with "
-            "`hf auth login` or set HF_TOKEN"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(
-            f'{repo}: has no revision {revision!r}; look under "Files" on {hub.constants.ENDPOINT}/{repo} for '
-            "its branches, tags and commits"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(
-            f"{repo}: is neither a folder here nor a model on {hub.constants.ENDPOINT} that you may see; check "
-            "the spelling, and for a private one set HF_TOKEN"
-        ) from error
     except errors.LocalEntryNotFoundError as error:
         # Not in the cache, and the Hub cannot be reached. The cache also records files that the repository does not have.
         known = hub.try_to_load_from_cache(repo, name, revision=revision)
@@ -244,18 +228,40 @@ def fetch(repo: str, name: str, revision: str | None) -> Path | None:
         ) from error
     except errors.EntryNotFoundError:
         return None
-    except errors.HFValidationError as error:
-        raise UserError(
-            f"{repo}: there is no such file or folder, and it is no Hub id either "
-            f"({first_sentence(error)})"
-        ) from error
     except Exception as error:  # httpx or requests have errors of their own
-        raise UserError(
-            f"{repo}: fetching {name} failed ({type(error).__name__}: {first_sentence(error)}); run the same "
-            "command again"
-        ) from error
+        raise UserError(f"{repo}: {_why_not_fetched(repo, name, revision, error)}") from error
     _verify(repo, path)
     return path
+
+
+def _why_not_fetched(repo: str, name: str, revision: str | None, error: Exception) -> str:
+    """Say why a file could not be fetched, and what to do."""
+    from huggingface_hub import constants, errors
+
+    # before RepositoryNotFoundError, of which it is a subclass
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"is gated; accept its terms on {constants.ENDPOINT}/{repo}, then log in with "
+            "`hf auth login` or set HF_TOKEN"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return (
+            f'has no revision {revision!r}; look under "Files" on {constants.ENDPOINT}/{repo} for '
+            "its branches, tags and commits"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"is neither a folder here nor a model on {constants.ENDPOINT} that you may see; check "
+            "the spelling, and for a private one set HF_TOKEN"
+        )
+    if isinstance(error, errors.HFValidationError):
+        return (
+            f"there is no such file or folder, and it is no Hub id either ({first_sentence(error)})"
+        )
+    return (
+        f"fetching {name} failed ({type(error).__name__}: {first_sentence(error)}); run the same "
+        "command again"
+    )
 
 
 def _verify(repo: str, path: Path) -> None:

@@ -88,10 +88,10 @@ def install(source: Path, dest: Path, vocab_size: int, complete: bool = False) -
         )
     remarks += casing.check_vocabulary(source, vocab, traits, normaliser(backend))
     # A model trained without token types has learned the embedding of segment 0 only, even if its tokenizer gives them.
-    fed = config.get("model_input_names")
-    segments = segments_given(fast_path, backend) and (not fed or "token_type_ids" in fed)
+    inputs = config.get("model_input_names") or INPUTS
+    gives_segments = segments_given(fast_path, backend)
     _write(dest, vocab, fast, config, traits, complete)
-    return Installed(remarks, segments)
+    return Installed(remarks, segments=gives_segments and "token_type_ids" in inputs)
 
 
 def _read_fast(source: Path, vocab: list[str] | None, remarks: list[str]) -> tuple[dict, list[str]]:
@@ -135,7 +135,8 @@ def _make_from_vocab(source: Path, vocab: list[str], config: dict, remarks: list
         if lowercase and strip_accents is None and _needs_accents(vocab):
             strip_accents = False
             accents = ", accents kept, for the vocabulary has them"
-    remarks.append(f"{'uncased' if lowercase else 'cased'}{accents} ({why})")
+    case = "uncased" if lowercase else "cased"
+    remarks.append(f"{case}{accents} ({why})")
     remarks.append("tokenizer.json made from vocab.txt")
     chinese = config.get("tokenize_chinese_chars") is not False
     return make_fast(vocab, lowercase, strip_accents, chinese)
