@@ -225,7 +225,7 @@ def _offset_units(found: Sequence[CheckedQuestion]) -> OffsetUnits:
     for question in found:
         golds_of.setdefault(question.context, []).extend(question.golds)
         for gold in question.golds:
-            if gold.start < 0 or gold.stands_in(question.context):
+            if gold.start < 0 or gold.is_at_offset(question.context):
                 continue
             if gold.text.strip() and exact_place(question.context, gold) < 0:
                 missed.add(question.context)
@@ -251,7 +251,7 @@ def _placed_answers(question: CheckedQuestion, unit: str) -> list[Placed]:
         if gold.further and _has_text(found, gold.text):
             continue
         # The fast path, for nearly all answers.
-        if unit == CHARACTERS and gold.stands_in(question.context):
+        if unit == CHARACTERS and gold.is_at_offset(question.context):
             found.append(Placed(gold.text, gold.start))
             continue
         placed = place(question.context, gold, unit)

@@ -45,7 +45,7 @@ class RawQuestion:
     title: str
 
 
-Reader = Callable[[str, object, Faults], Iterator[RawQuestion]]
+RecordReader = Callable[[str, object, Faults], Iterator[RawQuestion]]
 """From the place of a record, the record, and what to do about faults, to its questions."""
 
 
@@ -56,7 +56,7 @@ class Shape:
     name: str  # in messages and in `Dataset.format`
     keys: str
     """Keys that a record of this shape has: `a.b` is key b inside the value of a, # is a number."""
-    then: Reader | str  # reads a record; or says why it is not read, and what to use
+    then: RecordReader | str  # reads a record; or says why it is not read, and what to use
 
 
 # Functions that read a record
@@ -235,7 +235,7 @@ def _format_name(shape: Shape, records: Records) -> str:
     return "flat json" if records.kind == "json" else records.kind
 
 
-def _all_questions(records: Records, read: Reader, faults: Faults) -> Iterator[RawQuestion]:
+def _all_questions(records: Records, read: RecordReader, faults: Faults) -> Iterator[RawQuestion]:
     for where, record in records.items:
         yield from read(where, record, faults)
 
@@ -284,6 +284,7 @@ def shape_of_columns(header: list[str], text: str) -> Shape:
     shape = shape_of_keys(set(header))
     if shape and shape.then not in (_flat, NO_CONTEXT):
         return shape
+    # All other tables must be flat.
     needed = (QUESTIONS, CONTEXTS)
     lacking = [names[0] for names in needed if not set(names) & set(header)]
     if not lacking:

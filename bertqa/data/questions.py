@@ -50,7 +50,7 @@ class Gold:
     further: bool = False
     """MRQA's other accepted texts: dropped if an answer before it has the same text."""
 
-    def stands_in(self, context: str) -> bool:
+    def is_at_offset(self, context: str) -> bool:
         """Return whether the text, without blanks around it, is at its offset counted in characters: most are."""
         if self.start < 0 or not context.startswith(self.text, self.start):
             return False

@@ -4,10 +4,8 @@ A window is the token sequence  [CLS] question [SEP] part of the paragraph [SEP]
 the question leaves is covered by several windows. How far apart they start can be set in two ways (the field calls both
 `doc_stride`):
 
-    overlap  tokens that neighbouring windows share; the step depends on the question's length (run_qa, fast tokenizers,
-             pipelines)
-    step     tokens from the start of one window to the start of the next; the overlap depends on the question's length
-             (Google's run_squad and its ports)
+    overlap  tokens that neighbouring windows share; the step depends on the question's length (run_qa, pipelines)
+    step     tokens from one window's start to the next one's; the overlap depends on it (Google's run_squad, its ports)
 
 Example: 12 paragraph tokens, room for 6. With overlap 2 windows start at 0, 4, 8: [0..5] [4..9] [8..11]. With step 3 they
 start at 0, 3, 6.
@@ -28,11 +26,8 @@ from bertqa.data.tokenizer import WordPiece
 from bertqa.data.tokens import Tokens, running_sum
 from bertqa.errors import UserError
 
-SPECIAL_TOKENS = 3
-"""[CLS] and two [SEP] in each window."""
-
-MAX_LENGTH = 1_000_000
-"""Largest window that can be asked for, in tokens."""
+SPECIAL_TOKENS = 3  # in each window: [CLS] and two [SEP]
+MAX_LENGTH = 1_000_000  # tokens of the largest window that can be asked for
 
 
 @dataclass
@@ -200,39 +195,25 @@ def build_windows(
     total = contexts.counts[question_context]  # (Q,) tokens of the question's paragraph
     advance = np.full_like(room, step) if overlap is None else room - overlap  # (Q,)
     question, first = _window_starts(total, room, advance)  # 2 x (W,)
-    count = np.minimum(room[question], total[question] - first).astype(np.int32)  # (W,)
-
-    start_token, end_token = _answer_tokens(examples, contexts, paragraphs, question_context)
-    # Only a window that holds the whole answer gets its label; the others are labelled 0, 0, the position of [CLS].
-    held = (start_token[question] >= first) & (end_token[question] < first + count)  # (W,)
-    # The paragraph follows [CLS] question [SEP], so its token `first` is at position 2 + question tokens. With a question
-    # of 5 tokens and a window from paragraph token 40 on, token 43 is at 43 + 2 + 5 - 40 = 10.
-    shift = 2 + questions.counts[question] - first  # (W,)
-    return Windows(
+    windows = Windows(
         questions=questions,
         contexts=contexts,
         question_context=question_context,
         question=question,
         first=first,
-        count=count,
-        start_label=np.where(held, start_token[question] + shift, 0).astype(np.int32),
-        end_label=np.where(held, end_token[question] + shift, 0).astype(np.int32),
+        count=np.minimum(room[question], total[question] - first).astype(np.int32),
+        start_label=np.zeros(len(question), np.int32),
+        end_label=np.zeros(len(question), np.int32),
         cls_id=tokenizer.cls_id,
         sep_id=tokenizer.sep_id,
         cut_questions=int((uncut.counts > max_question).sum()),
-        unlabelled=_answerable_without(question[held], examples),
     )
+    _set_labels(windows, examples, paragraphs)
+    return windows
 
 
 def _bar_name(progress: str | None, what: str) -> str | None:
     return None if progress is None else f"{progress}: {what}"
-
-
-def _answerable_without(labelled: np.ndarray, examples: Sequence[Example]) -> tuple[int, ...]:
-    """Return the rows of answerable examples that are not in `labelled`, the question rows of the labelled windows."""
-    missing = np.array([example.answer_texts != () for example in examples], bool)  # (Q,)
-    missing[labelled] = False
-    return tuple(np.flatnonzero(missing).tolist())
 
 
 def _window_starts(
@@ -259,6 +240,25 @@ def _window_starts(
     nth = np.arange(len(question)) - np.repeat(before, windows)  # (W,)
     first = nth * advance[question]
     return question, first.astype(np.int32)
+
+
+def _set_labels(windows: Windows, examples: Sequence[Example], paragraphs: list[str]) -> None:
+    """Label the windows that hold the whole answer of their question. The others keep 0, 0, the position of [CLS]."""
+    start_token, end_token = _answer_tokens(
+        examples, windows.contexts, paragraphs, windows.question_context
+    )
+    start = start_token[windows.question]  # (W,) index in the paragraph
+    end = end_token[windows.question]  # (W,)
+    held = (start >= windows.first) & (end < windows.first + windows.count)  # (W,)
+    # The paragraph follows [CLS] question [SEP], so its token `first` is at position 2 + question tokens. With a question
+    # of 5 tokens and a window from paragraph token 40 on, token 43 is at 43 + 2 + 5 - 40 = 10.
+    shift = 2 + windows.questions.counts[windows.question] - windows.first  # (W,)
+    windows.start_label[held] = (start + shift)[held]
+    windows.end_label[held] = (end + shift)[held]
+
+    missing = np.array([example.answer_texts != () for example in examples], bool)  # (Q,)
+    missing[windows.question[held]] = False
+    windows.unlabelled = tuple(np.flatnonzero(missing).tolist())
 
 
 def _answer_tokens(
