@@ -10,7 +10,7 @@ import numpy as np
 
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.tokens import Tokens, no_tokens
-from bertqa.data.windows import Sequences, fingerprint
+from bertqa.data.windows import TokenSequences, fingerprint
 
 
 @dataclass
@@ -34,7 +34,7 @@ class TextWindows:
             return (self.texts.counts + 2).astype(np.int32)
         return (self.texts.counts + self.seconds.counts + 3).astype(np.int32)
 
-    def sequences(self) -> Sequences:
+    def sequences(self) -> TokenSequences:
         """Return the texts as token sequences, for `WindowStore`: the first label is the class, the second is 0."""
         seconds = self.seconds or no_tokens()
         second_at = seconds.rows[:-1] if self.seconds else np.zeros(len(self), np.int64)
@@ -47,7 +47,7 @@ class TextWindows:
             np.zeros(len(self), np.int64),
         ]
         special = np.array([self.cls_id, self.sep_id], np.int32)
-        return Sequences(
+        return TokenSequences(
             ids=np.concatenate([special, self.texts.ids, seconds.ids]),
             table=np.stack(columns, axis=1).astype(np.int64),
             lengths=self.lengths,

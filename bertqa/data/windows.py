@@ -31,7 +31,7 @@ MAX_LENGTH = 1_000_000  # tokens of the largest window that can be asked for
 
 
 @dataclass
-class Sequences:
+class TokenSequences:
     """W token sequences, each  [CLS] first [SEP]  or  [CLS] first [SEP] second [SEP],  from which batches are gathered."""
 
     ids: np.ndarray
@@ -81,7 +81,7 @@ class Windows:
             end_label=self.end_label[keep],
         )
 
-    def sequences(self) -> Sequences:
+    def sequences(self) -> TokenSequences:
         """Return the windows as token sequences, for `WindowStore`."""
         paragraph = self.question_context[self.question]  # (W,)
         # `ids` holds [CLS], [SEP], all questions, all paragraphs. If all questions together have 9 tokens, a window that
@@ -91,7 +91,7 @@ class Windows:
         count = self.questions.counts[self.question]
         columns = [question_at, count, context_at, self.start_label, self.end_label]
         special = np.array([self.cls_id, self.sep_id], np.int32)
-        return Sequences(
+        return TokenSequences(
             ids=np.concatenate([special, self.questions.ids, self.contexts.ids]),
             table=np.stack(columns, axis=1).astype(np.int64),
             lengths=self.lengths,
