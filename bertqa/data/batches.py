@@ -104,14 +104,7 @@ class WindowStore:
         return self._gather(picked, ends, tokens, longest)
 
     def _gather(self, picked: Tensor, ends: Tensor, tokens: int, longest: int) -> Batch:
-        """Return the batch of the windows `picked`.
-
-        Args:
-            picked: (S,) rows of windows; -1 for a missing or dummy window.
-            ends: (S,) cumulative sum of the windows' lengths.
-            tokens: N.
-            longest: upper bound of the lengths.
-        """
+        """Return the batch of the windows `picked` (S,), -1 for a missing or dummy one, with cumulative lengths `ends` (S,)."""
         is_window = picked >= 0  # (S,)
         picked = picked.clamp(min=0)
         fields = self.table[picked]  # (S, 6)

@@ -65,10 +65,7 @@ class WordPiece:
     def encode(self, texts: Sequence[str], progress: str | None = None) -> Tokens:
         """Tokenise texts, without special tokens; the tokens of a text do not depend on the other texts.
 
-        Offsets are widened to whole characters (characters.py).
-
-        Args:
-            progress: name of a progress bar; None shows none.
+        Offsets are widened to whole characters (characters.py). `progress` names a progress bar; None shows none.
         """
         if self.word_by_word:
             tokens = self._encode_by_words(texts, progress)

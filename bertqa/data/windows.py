@@ -171,11 +171,7 @@ def build_windows(
     """Tokenise each distinct paragraph once and lay windows of at most `max_length` tokens over it for each question.
 
     The overlap is 128 if neither `overlap` nor `step` is given. Labels are those of each example's first located answer.
-
-    Args:
-        progress: name of the progress bars; None shows none.
-
-    Raises UserError if windows with these settings could not advance.
+    `progress` names progress bars; None shows none. Raises UserError if windows with these settings could not advance.
     """
     if overlap is None and step is None:
         overlap = 128
