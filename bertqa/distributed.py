@@ -24,9 +24,7 @@ TIMEOUT = 600.0
 TIMEOUT_AFTER_SIGNAL = 20.0
 """The same after a signal to stop: torchrun sends SIGKILL 30 s after SIGTERM."""
 SETTLE = 0.1
-"""Seconds to sleep before destroy_process_group, which holds Python's lock while it joins gloo's threads; these need that
-lock to release the tensors of the last exchange: with torch 2.6, one run in twenty hung."""
-
+"""Seconds to sleep before destroy_process_group: it holds Python's lock, which gloo's threads need to end (torch 2.6 hung)."""
 ERROR_KEY = "bertqa: an error"
 """Key of torch's store; the process that increments it first is the one that reports the error."""
 
@@ -150,8 +148,7 @@ def _lost_process(seen: str, how: str = "hangs or has died") -> str:
 def world_of_torchrun() -> Iterator[World]:
     """Yield the World that torchrun's environment variables describe, or a World of one.
 
-    Only the first process of each machine has a console. The first process with an error raises it; the others exit
-    silently, with status 1.
+    Only the first process of each machine has a console. The first process with an error raises it; the others exit.
 
     Raises:
         UserError: if the environment variables are incomplete or wrong, or another process of the run hangs or has died.
@@ -219,9 +216,8 @@ def _join(described: World) -> World:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     except (dist.DistError, RuntimeError, ValueError) as error:
         at = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({first_sentence(error)})"
-        raise UserError(
-            f"could not meet the other {size - 1} processes at {at}; are all of them started?"
-        ) from None
+        what = f"could not meet the other {size - 1} processes at {at}"
+        raise UserError(f"{what}; are all of them started?") from None
     return World(rank, size, described.local_rank, store)
 
 
