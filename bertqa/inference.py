@@ -62,24 +62,16 @@ def forward_all(
     """
     store = WindowStore(windows, device)
     batches = list(by_length(store.lengths, tokens or _tokens_for(device)))
-    forward = _forward
-    if (
-        device.type == "cpu"
-        and 1 < torch.get_num_threads() <= len(batches)
-        and can_be_shared(model)
-    ):
-        forward = _forward_by_threads
+    one_each = device.type == "cpu" and 1 < torch.get_num_threads() <= len(batches)
+    forward = _forward_by_threads if one_each and can_be_shared(model) else _forward
+    mine = batches if world is None else batches[world.rank :: world.size]
+    parts = _counted(forward(compute, store, mine, autocast), mine, progress, unit)
     if world is None or world.size == 1:
-        parts = forward(compute, store, batches, autocast)
-        yield from _counted(parts, batches, progress, unit)
+        yield from parts
         return
-
-    batches_of_rank = batches[world.rank :: world.size]
-    parts = forward(compute, store, batches_of_rank, autocast)
-    mine = _counted(parts, batches_of_rank, progress, unit)
     for _ in batches[:: world.size]:
         # In the last round some ranks have no batch left, and give None.
-        for part in world.gather(next(mine, None)):
+        for part in world.gather(next(parts, None)):
             if part is not None:
                 yield part
 
