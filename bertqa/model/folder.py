@@ -201,15 +201,13 @@ def save(
     """Write a model folder, replacing an older one of that name, and return the sha256 of its weights.
 
     Args:
-        tokenizer_from: a folder whose tokenizer files are copied; None: the folder that the model was loaded from.
+        tokenizer_from: a folder whose tokenizer files are copied; None: the folder that the model was loaded from. If it
+            has the same head, then provenance, qa and labels that are None are taken from there too.
         provenance: where the weights come from: source, license, sha256 and so on, as JSON values.
         qa: contents of qa.json.
         labels: names of the classes in order, for a classification head.
         dtype: type to store the weights in (torch.float16 halves the file); None: that of the parameters.
         card: text of README.md; None: a plain one is written.
-
-    Where provenance, qa and labels are None, they are taken from `tokenizer_from`, if that is a model folder with the same
-    head.
 
     Raises:
         UserError: if the folder could not be loaded again: the config does not describe the model, the number of labels
@@ -218,11 +216,16 @@ def save(
     # Raise every error before anything is written.
     head = head_of(model)
     source = _source_of(model, folder, tokenizer_from)
-    before = _same_kind(source, head)
-    provenance = before.get("provenance", {}) if provenance is None else provenance
-    labels = _labels_of(model, head, before.get("labels") if labels is None else labels)
-    if qa is None and before:
+    inherited = read_config(source) if (source / "config.json").exists() else {}
+    if inherited.get("head") != head:
+        inherited = {}
+    if provenance is None:
+        provenance = inherited.get("provenance", {})
+    if labels is None:
+        labels = inherited.get("labels")
+    if qa is None and inherited:
         qa = read_qa(source) or None
+    labels = _labels_of(model, head, labels)
     record = config_record(model, head, labels, provenance)
     config = encoder_of(model).config
     check_tokenizer(source, config.vocab_size)
@@ -274,14 +277,6 @@ def _source_of(model: nn.Module, folder: str | Path, tokenizer_from: str | Path 
             "save(..., tokenizer_from=FOLDER)"
         )
     return Path(source)
-
-
-def _same_kind(source: Path, head: str | None) -> dict:
-    """Return config.json of the source folder; {} if it is no model folder or has another head."""
-    if not (source / "config.json").exists():
-        return {}
-    before = read_config(source)
-    return before if before["head"] == head else {}
 
 
 def _labels_of(model: nn.Module, head: str | None, labels) -> list[str] | None:
