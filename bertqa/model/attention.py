@@ -64,10 +64,12 @@ class Layout:
         cu_seqlens = F.pad(on_host.cumsum(0), (1, 0))  # (S+1,)
         sequence = torch.repeat_interleave(on_host)  # (N,)
         positions = torch.arange(len(sequence)) - cu_seqlens[sequence]  # (N,)
+        cu_seqlens = cu_seqlens.to(torch.int32)  # the type that the varlen kernel takes
         # Asynchronous: the GPU finishes these copies before any later kernel reads them.
-        move = functools.partial(torch.Tensor.to, device=device, non_blocking=True)
-        cu_seqlens = move(cu_seqlens.to(torch.int32))  # the type that the varlen kernel takes
-        return cls(lengths, cu_seqlens, move(positions), move(sequence), max(lengths))
+        cu_seqlens = cu_seqlens.to(device, non_blocking=True)
+        positions = positions.to(device, non_blocking=True)
+        sequence = sequence.to(device, non_blocking=True)
+        return cls(lengths, cu_seqlens, positions, sequence, max(lengths))
 
     @property
     def first_tokens(self) -> Tensor:
@@ -136,9 +138,11 @@ def per_sequence_attention(
     parts = zip(equal, query.split(tokens), key.split(tokens), value.split(tokens), strict=True)
 
     mixed = []
-    for (length, count), *qkv in parts:
-        # (count * length, A, D) -> (count, A, length, D), as torch's attention takes them
-        q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)
+    for (length, count), q, k, v in parts:
+        shape = (count, length)
+        q = q.unflatten(0, shape).transpose(1, 2)  # (count * length, A, D) -> (count, A, length, D)
+        k = k.unflatten(0, shape).transpose(1, 2)
+        v = v.unflatten(0, shape).transpose(1, 2)
         rows = attend(q, k, v, dropout_p=dropout)
         mixed.append(rows.transpose(1, 2).flatten(0, 1))  # back to (count * length, A, D)
     return torch.cat(mixed)  # (N, A, D)

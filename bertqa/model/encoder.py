@@ -198,7 +198,7 @@ class BertEncoder(nn.Module):
 
         x = self._embed(packing, words, token_type_ids)  # (N, H)
         hidden_states = [x] if output_hidden_states else None
-        maps = [] if output_attentions else None
+        maps = [] if output_attentions else None  # filled by the functions while the layers run
         functions = attention_of_layers(self.attention, len(self.layers), maps)
         for layer, attention in zip(self.layers, functions, strict=True):
             if self.recompute and self.training:

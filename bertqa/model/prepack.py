@@ -75,8 +75,8 @@ def int8(model: nn.Module, ranges: Ranges | None = None) -> nn.Module:
     def make_layer(layer: Layer, name: str) -> CpuLayer:
         _refuse_weights(layer, name)
         if is_calibrated:
-            reach = {product: ranges[f"{name}.{product}"] for product in PRODUCTS}
-            return _calibrated(layer, reach)
+            bounds = {product: ranges[f"{name}.{product}"] for product in PRODUCTS}
+            return _calibrated(layer, bounds)
         return CpuLayer(layer, _products(layer, _tokenwise), torch.float32)
 
     copied = _with_layers(model, make_layer)
@@ -129,15 +129,15 @@ def _products(layer: Layer, make: Callable[..., nn.Module]) -> dict[str, nn.Modu
     return {name: make(getattr(layer, name), activations.get(name)) for name in PRODUCTS}
 
 
-def _calibrated(layer: Layer, reach: Ranges) -> CpuLayer:
-    """Return the layer in int8 by measured ranges; `reach` has that of each product."""
+def _calibrated(layer: Layer, bounds: Ranges) -> CpuLayer:
+    """Return the layer in int8 by measured ranges; `bounds` has that of each product."""
     qkv_dtype = torch.float32
     if torch.cpu._is_avx512_bf16_supported():
         qkv_dtype = torch.bfloat16  # so that attention computes in bf16
 
     def product(name: str, activation=None, output=torch.float32) -> CalibratedLinear:
         linear = getattr(layer, name)
-        return CalibratedLinear(linear.weight, linear.bias, reach[name], activation, output)
+        return CalibratedLinear(linear.weight, linear.bias, bounds[name], activation, output)
 
     ffn_out = product("ffn_out")
     products = {

@@ -81,7 +81,7 @@ class CalibratedLinear(nn.Module):
     moved from the inputs to the weights (SmoothQuant, Xiao et al. 2022).
 
     Args:
-        reach: (2, in) or (2, 1): smallest and largest input, per channel or overall.
+        bounds: (2, in) or (2, 1): smallest and largest input, per channel or overall.
         output: type of the result: torch.float32, torch.bfloat16, or the CalibratedLinear that takes it as uint8 inputs.
     """
 
@@ -89,7 +89,7 @@ class CalibratedLinear(nn.Module):
         self,
         weight: Tensor,
         bias: Tensor,
-        reach: Tensor,
+        bounds: Tensor,
         activation=None,
         output: "torch.dtype | CalibratedLinear" = torch.float32,
     ):
@@ -99,12 +99,12 @@ class CalibratedLinear(nn.Module):
         self.output = output
         self.bias = bias.detach().float()
         self.shrink = None
-        if reach.shape[1] > 1:
-            factor = smoothing(reach, weight)  # (in,)
-            reach = reach / factor
+        if bounds.shape[1] > 1:
+            factor = smoothing(bounds, weight)  # (in,)
+            bounds = bounds / factor
             weight = weight * factor
             self.shrink = 1 / factor
-        self.scale, self.zero = scale_of(reach)
+        self.scale, self.zero = scale_of(bounds)
         self.row_scale = scale_of_rows(weight)  # (out,)
         rounded = (weight / self.row_scale[:, None]).round().to(torch.int8)
         self.row_zeros = torch.zeros(len(weight), dtype=torch.int32)
@@ -151,12 +151,12 @@ class CalibratedLinear(nn.Module):
         return to_uint8(x, self.scale, self.zero)
 
 
-def smoothing(reach: Tensor, weight: Tensor) -> Tensor:
+def smoothing(bounds: Tensor, weight: Tensor) -> Tensor:
     """Return SmoothQuant's factors (in,), by which inputs are divided and weights (out, in) multiplied; alpha is 0.5.
 
     sqrt(largest input / largest weight) of each channel makes the two equally large.
     """
-    largest = reach.abs().amax(0).clamp(min=1e-5)
+    largest = bounds.abs().amax(0).clamp(min=1e-5)
     return (largest / weight.abs().amax(0).clamp(min=1e-5)).sqrt()
 
 
@@ -165,13 +165,13 @@ def scale_of_rows(weight: Tensor) -> Tensor:
     return weight.abs().amax(1).clamp(min=1e-8) / 127
 
 
-def scale_of(reach: Tensor) -> tuple[float, int]:
+def scale_of(bounds: Tensor) -> tuple[float, int]:
     """Return the scale and the zero point that map the smallest input to 0 and the largest to 255.
 
     -1 to 4.1 has scale 0.02 and zero point 50: -1 -> 0, 0 -> 50, 4.1 -> 255. An input of 0 is always exact.
     """
-    least = min(0.0, float(reach.min()))
-    largest = max(0.0, float(reach.max()), least + 1e-5)
+    least = min(0.0, float(bounds.min()))
+    largest = max(0.0, float(bounds.max()), least + 1e-5)
     scale = (largest - least) / 255
     return scale, round(-least / scale)
 

@@ -10,6 +10,7 @@ A model folder stores them in int8_ranges.safetensors; its metadata has the chec
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,19 +58,9 @@ def products_of(encoder: BertEncoder) -> Iterator[tuple[str, nn.Linear]]:
 def watched(encoder: BertEncoder) -> Iterator[Ranges]:
     """Yield ranges that are widened by all inputs that the encoder's products get inside this context."""
     ranges: Ranges = {}
-
-    def watch(name: str, linear: nn.Linear):
-        def widen(module, inputs: tuple) -> None:
-            reach = _range_of(inputs[0], is_smoothed(name))
-            if name in ranges:
-                before = ranges[name]
-                reach[0] = torch.minimum(reach[0], before[0])
-                reach[1] = torch.maximum(reach[1], before[1])
-            ranges[name] = reach
-
-        return linear.register_forward_pre_hook(widen)
-
-    hooks = [watch(name, linear) for name, linear in products_of(encoder)]
+    hooks = []
+    for name, linear in products_of(encoder):
+        hooks.append(linear.register_forward_pre_hook(partial(_widen, ranges, name)))
     try:
         yield ranges
     finally:
@@ -77,13 +68,23 @@ def watched(encoder: BertEncoder) -> Iterator[Ranges]:
             hook.remove()
 
 
-def _range_of(x: Tensor, each_channel: bool) -> Tensor:
+def _widen(ranges: Ranges, name: str, linear: nn.Linear, inputs: tuple) -> None:
+    """Widen the range of a product to hold its inputs; called before its Linear."""
+    bounds = _bounds_of(inputs[0], is_smoothed(name))
+    if name in ranges:
+        before = ranges[name]
+        bounds[0] = torch.minimum(bounds[0], before[0])
+        bounds[1] = torch.maximum(bounds[1], before[1])
+    ranges[name] = bounds
+
+
+def _bounds_of(x: Tensor, each_channel: bool) -> Tensor:
     """(..., C) -> (2, C) smallest and largest value of each channel, or (2, 1) of all."""
     x = x.detach().float().flatten(0, -2)  # (N, C)
-    reach = torch.stack([x.amin(0), x.amax(0)]).cpu()  # (2, C)
+    bounds = torch.stack([x.amin(0), x.amax(0)]).cpu()  # (2, C)
     if each_channel:
-        return reach
-    return torch.stack([reach[0].min(), reach[1].max()])[:, None]  # (2, 1)
+        return bounds
+    return torch.stack([bounds[0].min(), bounds[1].max()])[:, None]  # (2, 1)
 
 
 def misfit(ranges: Ranges, encoder: BertEncoder) -> str | None:
@@ -95,10 +96,10 @@ def misfit(ranges: Ranges, encoder: BertEncoder) -> str | None:
     for name in sorted(wanted.keys() ^ ranges.keys()):
         return f"{name} is {'missing' if name in wanted else 'of no layer of this model'}"
     for name, shape in wanted.items():
-        reach = ranges[name]
-        if tuple(reach.shape) != shape:
-            return f"{name} has shape {tuple(reach.shape)}, this model needs {shape}"
-        if not torch.isfinite(reach).all() or (reach[0] > reach[1]).any():
+        bounds = ranges[name]
+        if tuple(bounds.shape) != shape:
+            return f"{name} has shape {tuple(bounds.shape)}, this model needs {shape}"
+        if not torch.isfinite(bounds).all() or (bounds[0] > bounds[1]).any():
             return f"{name} is no least and largest value"
     return None
 
