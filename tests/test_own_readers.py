@@ -67,6 +67,19 @@ def test_a_reader_reads_scores_by_name_and_adds_the_null_score(tiny_model):
             assert answers == list(ours.answer_many(pairs, threshold=0.0))
 
 
+def test_a_model_that_fails_in_an_evaluation_trains_on(tiny_model):
+    """Whoever catches the error, as a notebook does, has the model in the mode that it was in."""
+    model = folder.load(tiny_model).train()
+    model.encoder.register_forward_hook(lambda *_: 1 / 0)
+    example = Example("0", "where is a?", "a b c", (), ())
+    windows = build_windows(
+        [example], WordPiece.load(tiny_model), max_length=20, overlap=4, max_question=8
+    )
+    with pytest.raises(ZeroDivisionError):
+        find_spans(model, windows, torch.device("cpu"), SpanSettings())
+    assert model.training and model.encoder.training
+
+
 def test_a_null_score_that_is_not_finite_is_named(tiny_model):
     reader = Reader(Judging(folder.load(tiny_model), float("nan")), WordPiece.load(tiny_model))
     with pytest.raises(UserError, match="question 0 .* null score nan"):
