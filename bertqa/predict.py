@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked:
         return answer_asked(args, context)
     with world_of_torchrun() as world:
-        return answer_files(args, world)
+        return answer_or_classify(args, world)
 
 
 def threshold_of(args: argparse.Namespace, qa: dict) -> float | None:
@@ -122,8 +122,8 @@ def together(readers: list[Reader], names: Sequence) -> Reader:
     return Reader(model, first.tokenizer, qa, first.device, first.dtype)
 
 
-def answer_files(args: argparse.Namespace, world: World) -> int:
-    """Answer files of questions, or classify one text or files of texts where the model is a classifier."""
+def answer_or_classify(args: argparse.Namespace, world: World) -> int:
+    """Answer files of questions; or, where the model is a classifier, classify one text or files of texts."""
     from bertqa.loading import folder_of
     from bertqa.model import folder
 
@@ -132,13 +132,13 @@ def answer_files(args: argparse.Namespace, world: World) -> int:
     args.model, *args.others = world.in_turn(lambda: [folder_of(name) for name in names])
     config = folder.read_config(args.model)
     if args.others or (args.data and config["head"] != folder.CLASSES):
-        return answer_questions(args, world)
+        return answer_files(args, world)
     from bertqa.classify_texts import classify
 
     return classify(args, config, world)
 
 
-def answer_questions(args: argparse.Namespace, world: World) -> int:
+def answer_files(args: argparse.Namespace, world: World) -> int:
     """Answer files of questions; with --int8 also say what it cost."""
     from bertqa.answer_file import answer_file, int8_cost
 

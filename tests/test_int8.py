@@ -494,6 +494,12 @@ def test_int8_beside_16_bits_is_refused(tiny_model, dtype):
         Reader.load(tiny_model, "cpu", dtype, int8=True)
 
 
+def test_int8_beside_float32_is_what_it_is(tiny_model):
+    asked = ("where is c?", "a b c d")
+    named = Reader.load(tiny_model, "cpu", "fp32", int8=True)
+    assert named.answer(*asked) == Reader.load(tiny_model, "cpu", int8=True).answer(*asked)
+
+
 def test_int8_beside_16_bits_is_refused_by_the_verbs(tiny_model, copy, tmp_path):
     asks = [
         (predict, tiny_model, ["--question", "where is c?", "--context", "a b c d"]),
