@@ -117,7 +117,8 @@ class AnswerBatches:
             answers = given if self.top_k > 1 else [given]
             for name in COLUMNS:
                 values = [getattr(answer, name) for answer in answers]
-                added[name].append(values if self.top_k > 1 and name != "error" else values[0])
+                is_list = self.top_k > 1 and name != "error"
+                added[name].append(values if is_list else values[0])
         return added
 
     def __getstate__(self) -> dict:

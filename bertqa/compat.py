@@ -53,7 +53,7 @@ class QuestionAnsweringPipeline:
             {"score", "start", "end", "answer"}, or a list of these where top_k > 1; for several questions a list of either.
         """
         options = {**self.options, **named}
-        pairs, single = pairs_of(args, options)
+        pairs = pairs_of(args, options)
         drop_without_meaning(options)
         top_k = options.pop("top_k", 1)
         no_answer = options.pop("handle_impossible_answer", False)
@@ -70,7 +70,7 @@ class QuestionAnsweringPipeline:
             whole_words=words,
         )
         found = [as_dictionaries(answer) for answer in answers]
-        return found[0] if single else found
+        return found[0] if len(found) == 1 else found
 
 
 def pipeline(
@@ -108,8 +108,8 @@ def pipeline(
     return QuestionAnsweringPipeline(reader, **options)
 
 
-def pairs_of(args: tuple, options: dict) -> tuple[list[tuple[str, str]], bool]:
-    """Return the (question, context) pairs of a call, and whether it was a single question. Removes them from `options`."""
+def pairs_of(args: tuple, options: dict) -> list[tuple[str, str]]:
+    """Return the (question, context) pairs of a call, and remove them from its options."""
     # transformers 4 took a dictionary, a list of dictionaries, several dictionaries, or question= and context=.
     given = args[0] if len(args) == 1 else list(args)
     for name in ("data", "X"):  # older names of the first argument
@@ -125,7 +125,7 @@ def pairs_of(args: tuple, options: dict) -> tuple[list[tuple[str, str]], bool]:
     for record in records:
         if not isinstance(record, dict) or not {"question", "context"} <= record.keys():
             raise TypeError('each question must be {"question": ..., "context": ...}')
-    return [(record["question"], record["context"]) for record in records], len(records) == 1
+    return [(record["question"], record["context"]) for record in records]
 
 
 def with_contexts(questions: str | Sequence[str], contexts: str | Sequence[str]) -> list[dict]:
