@@ -74,8 +74,9 @@ def embed_texts(
     label = None if progress is None else f"{progress}: tokens"
     windows = text_windows(texts, tokenizer, max_length=max_length, progress=label)
     rows = running_sum(windows.lengths)  # (R+1,) tokens before each text
+    tokens = int(rows[-1])
     per_token = pool == "none"
-    shape = [int(rows[-1]) if per_token else len(texts), config.hidden_size]
+    shape = [tokens if per_token else len(texts), config.hidden_size]
     if layer == "all":
         shape.insert(1, config.num_hidden_layers + 1)
     vectors = np.empty(shape, np.float32)
@@ -89,7 +90,7 @@ def embed_texts(
             put_rows(vectors, rows, which, found)
         else:
             vectors[which] = found
-    made = Vectors(vectors, None, None, tokens=int(rows[-1]), cut=windows.cut)
+    made = Vectors(vectors, None, None, tokens=tokens, cut=windows.cut)
     if per_token:
         made.rows = rows
         made.spans = token_spans(windows.texts, rows)
