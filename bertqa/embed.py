@@ -138,17 +138,17 @@ class Embedder:
     """The encoder that the flags ask for: a function from texts to `Vectors`, which counts what it was given."""
 
     def __init__(self, args: argparse.Namespace):
+        from bertqa import vectors
         from bertqa.device import set_threads
         from bertqa.loading import folder_of, load_for_verb
         from bertqa.model.folder import load_encoder
         from bertqa.model.record import read_embed
-        from bertqa.vectors import check
 
         set_threads(args.threads)
         self.model = args.model
         self.folder = folder_of(args.model)
         self.loaded = load_for_verb(args, self.folder, load_encoder)
-        # As a sentence-transformers model was trained: another pool would give poor vectors.
+        # How a sentence-transformers model was trained: its vectors are poor with another pool.
         trained = read_embed(self.folder)
         self.settings = {
             "pool": first_given(args.pool, trained.pool, "mean"),
@@ -158,7 +158,7 @@ class Embedder:
         }
         config = self.loaded.model.config
         longest = first_given(self.settings["max_length"], config.max_position_embeddings)
-        check(config, self.settings["pool"], self.settings["layer"], longest)
+        vectors.check(config, self.settings["pool"], self.settings["layer"], longest)
         self.texts = 0
         self.empty = 0  # texts without a word
         self.cut = 0  # texts that were longer than the encoder reads

@@ -35,7 +35,6 @@ CHARACTERS = {"cpu": 1 << 17}
 """Most characters of a share, by device. A CPU computes for seconds on so many, and a stop loses no more than that; a GPU
 is filled by more."""
 
-
 AnswerShare = Callable[[list, Callable[[float], None]], list[dict]]
 """Takes the records of a share, and a function to call after every batch with the fraction of the share that it was;
 returns a row for each record."""
@@ -87,7 +86,7 @@ class Job:
             with open(self.lines, "rb") as file:
                 lines = sum(line.endswith(b"\n") for line in file)
         self.done = world.gather(lines)[0]
-        self.answered = 0  # by this start
+        self.answered = 0  # records, since this start
         self.took = 0.0  # seconds
 
     def _begin(self, about: dict) -> None:
