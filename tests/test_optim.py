@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from bertqa.errors import UserError
 from bertqa.model import folder
 from bertqa.model.attention import Layout
-from bertqa.model.heads import SpanLogits, span_loss
+from bertqa.model.heads import BertForSequenceClassification, SpanLogits, span_loss
 from bertqa.settings import OptimSettings, broken
-from bertqa.training.optim import Average, freeze, lr_at, make_optimizer, set_lr
+from bertqa.training.optim import Average, depth_of, freeze, lr_at, make_optimizer, set_lr
 
 CPU = torch.device("cpu")
 
@@ -149,6 +149,67 @@ def test_warm_up_is_rounded_up():
     assert [lr_at(step, 10, quarter) for step in range(4)] == pytest.approx([1, 2, 3, 3])
     one = OptimSettings(lr=2.0, warmup=1)
     assert [lr_at(step, 5, one) for step in range(3)] == pytest.approx([2, 2, 1.5])
+
+
+def test_the_last_steps_of_a_run_that_warms_up_to_its_end():
+    linear = OptimSettings(lr=2.0, warmup=3)
+    assert lr_at(3, 4, linear) == 2.0  # the only step behind the warm-up is at the peak
+    assert lr_at(4, 4, linear) == 0.0  # and one behind the end would not move
+    assert lr_at(3, 3, linear) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("encoder.embeddings.word.weight", 0),
+        ("embeddings.norm.bias", 0),
+        ("encoder.layers.0.qkv.weight", 1),
+        ("layers.11.qkv.weight", 12),
+        ("encoder.pooler.weight", 13),
+        ("pooler.weight", 13),
+        ("span.weight", 13),
+        ("my_embeddings_and.layers_of.weight", 13),
+    ],
+)
+def test_depth_by_name(name, depth):
+    """Of a model of 12 layers, or of its encoder alone."""
+    assert depth_of(name, 12) == depth
+
+
+def test_the_pooler_is_no_head(tiny_model):
+    """It has the encoder's rate, undecayed, also in an encoder that is trained by itself."""
+    config = folder.load(tiny_model).config
+    settings = OptimSettings(lr=1e-4, head_lr=2e-3, layer_decay=0.5)
+    classifier = BertForSequenceClassification(config, 3)
+    for model, pooler in (
+        (classifier, classifier.encoder.pooler),
+        (classifier.encoder, classifier.encoder.pooler),
+    ):
+        scales = {}
+        for group in make_optimizer(model, settings, CPU).param_groups:
+            scales |= {id(parameter): group["lr_scale"] for parameter in group["params"]}
+        assert scales[id(pooler.weight)] == 1
+        assert scales[id(classifier.encoder.layers[1].qkv.weight)] == 0.5
+        assert scales.get(id(classifier.classifier.weight), 20) == pytest.approx(20)
+
+
+def test_factors_of_one_name_multiply(tiny_model):
+    model = folder.load(tiny_model)
+    factors = {"span.": 2, "span.bias": 3}
+    scales = {}
+    for group in make_optimizer(model, OptimSettings(), CPU, lr_factors=factors).param_groups:
+        scales |= {id(parameter): group["lr_scale"] for parameter in group["params"]}
+    assert (scales[id(model.span.weight)], scales[id(model.span.bias)]) == (2, 6)
+
+
+def test_what_its_maker_has_frozen_stays_frozen(tiny_model):
+    model = folder.load(tiny_model)
+    model.span.bias.requires_grad_(False)
+    freeze(model, "embeddings")
+    assert not model.span.bias.requires_grad and model.span.weight.requires_grad
+    optimizer = make_optimizer(model, OptimSettings(), CPU)
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in model.parameters() if p.requires_grad}
 
 
 def test_betas_reach_the_optimizer(tiny_model):
