@@ -188,6 +188,42 @@ def test_files_that_do_not_belong_together_are_refused():
         metrics.evaluate_v2(scores, {"a": 0.5})
 
 
+def test_of_records_with_one_id_v2_counts_the_last_and_v1_all():
+    data = examples([("a", ["cat"]), ("b", ["cat"]), ("a", ["dog"])])
+    scores = metrics.score_answers(data, {"a": "dog"})
+    assert (scores.ids, scores.exact) == (["a", "b"], [1, 0])
+    scores = metrics.score_answers(data, {"a": "dog"}, v1=True)
+    assert (scores.ids, scores.exact) == (["a", "b", "a"], [0, 0, 1])
+
+
+def test_the_first_three_ids_are_named_or_that_there_is_none():
+    data = examples([(id, ["x"]) for id in "abcd"])
+    with pytest.raises(UserError, match="like nothing in the predictions and 'a', 'b', 'c' in the"):
+        metrics.score_answers(data, {})
+
+
+def test_the_default_threshold_is_the_script_s():
+    """evaluate-v2.0.py abstains above 1.0, and so never without odds."""
+    data = examples([("a", ["x"]), ("b", ["x"])])
+    scores = metrics.score_answers(data, {"a": "x", "b": "x"})
+    assert metrics.evaluate_v2(scores)["exact"] == 100.0
+    assert metrics.evaluate_v2(scores, {"a": 1.0, "b": 1.01})["exact"] == 50.0
+
+
+def test_curves_by_hand():
+    """Answered in the order of their odds; the two in the middle share theirs, so there is no point between them."""
+    has = [True, False, True, True]
+    precisions, recalls, area = metrics.precision_recall(
+        [1.0, 0.0, 0.5, 1.0], has, [-1.0, 0.0, 0.0, 2.0], [0, 1, 2, 3]
+    )
+    assert precisions == [1.0, 1.0, 1.5 / 3, 2.5 / 4]
+    assert recalls == [0.0, 1 / 3, 1.5 / 3, 2.5 / 3]
+    assert area == pytest.approx(100 * (1 / 3 + 0.5 * 0.5 / 3 + 2.5 / 4 / 3))
+    scores = metrics.score_answers(examples([("a", [])]), {"a": "x"})
+    found = metrics.evaluate_v2(scores, {"a": 0.0}, curves=True)
+    assert not [name for name in found if name.startswith("pr_")]  # no recall of nothing
+
+
 # ---- thresholds ----
 
 
@@ -322,3 +358,20 @@ def test_histogram_keeps_every_question():
     assert (shares[0], shares[-1], edges[0], edges[-1]) == (0.5, 0.5, -8.0, 12.0)
     shares, edges = thresholds.histogram([-8.0, 12.0, float("inf"), float("-inf")])
     assert (shares[0], shares[-1], edges[0], edges[-1]) == (0.5, 0.5, -8.0, 12.0)
+    shares, edges = thresholds.histogram([float("inf"), float("-inf"), float("-inf"), 0.5], bins=4)
+    assert (shares.tolist(), edges.tolist()) == ([0.5, 0, 0.25, 0.25], [0, 0.25, 0.5, 0.75, 1])
+    shares, edges = thresholds.histogram([float("inf")] * 2)
+    assert (shares[-1], edges[0], edges[-1]) == (1.0, 0.0, 1.0)
+
+
+def test_defaults_of_the_statistics():
+    draw = np.random.default_rng(0)
+    values = draw.random((40, 1))
+    assert thresholds.bootstrap(values).tolist() == (
+        thresholds.bootstrap(values, 1000, level=0.95, seed=0).tolist()
+    )
+    assert thresholds.bootstrap(values, 999).tolist() != thresholds.bootstrap(values).tolist()
+    probability, outcome = draw.random(200), draw.random(200) < 0.5
+    for error in (thresholds.calibration_error, thresholds.gap_of_equal_bins):
+        assert error(probability, outcome) == error(probability, outcome, bins=15)
+        assert error(probability, outcome) != error(probability, outcome, bins=14)

@@ -7,6 +7,7 @@ import pytest
 from test_spans import decode, lay
 
 from bertqa.data.examples import Example
+from bertqa.errors import UserError
 from bertqa.qa.answers import best_answers, null_odds, prediction_files
 from bertqa.qa.metrics import evaluate_v2, score_answers
 from bertqa.qa.thresholds import (
@@ -89,6 +90,12 @@ def test_what_tuning_reports():
     assert report["exact_at_zero"] == pytest.approx(100 * np.where(odds > 0, ~has, exact).mean())
     assert report["best_f1"] == pytest.approx(report["f1"])
     assert report["best_exact"] >= report["exact"]
+    assert report["f1_at_zero"] == pytest.approx(100 * np.where(odds > 0, ~has, exact / 2).mean())
+    fitted = found["no_answer_scale"], found["no_answer_bias"]
+    for name, fit in (("calibration_error_before", (1, 0)), ("calibration_error", fitted)):
+        expected = calibration_error(no_answer_probability(odds, *fit), has)
+        assert report[name] == pytest.approx(expected), name
+    assert report["calibration_error"] < report["calibration_error_before"]
     # what hindsight would have chosen for each, so that it can be seen how far apart they are
     sweep = tune_threshold(odds, exact, exact / 2, has)
     assert report["best_f1_thresh"] == sweep.best_f1_thresh == found["null_threshold"]
@@ -147,6 +154,11 @@ def test_questions_without_a_span_do_not_stretch_the_threshold():
     assert found["null_threshold"] == 3
     assert found["tuning"]["tuned"]["exact"] == 75
     assert abs(found["no_answer_scale"] or 0) < 10
+
+
+def test_no_question_has_no_threshold():
+    with pytest.raises(UserError, match="0 of 0 are not"):
+        tune_threshold([], [], [], [])
 
 
 # ---- calibration ----
