@@ -10,6 +10,7 @@ import torch
 from bertqa import BertConfig, BertEncoder, BertForQuestionAnswering, Reader, UserError
 from bertqa.model import prepack
 from bertqa.model.attention import Layout
+from bertqa.model.encoder import Layer
 from bertqa.model.products import PackedLinear, TokenwiseLinear, has_packed_products
 
 SHAPE = BertConfig(
@@ -154,6 +155,83 @@ def test_int8_scales_each_token_by_itself():
 )
 def test_what_cannot_be_packed_stays_as_it_is(model, dtype):
     assert prepack.pack(model, dtype) is model
+
+
+def test_int8_is_refused_where_there_is_none():
+    with pytest.raises(
+        UserError, match="int8 is for CPUs, but the model is on meta; use --device cpu"
+    ):
+        prepack.int8(BertEncoder(SHAPE).to("meta"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "bf16_units", "packs"),
+    [
+        (torch.float32, "AVX2", False, True),
+        (torch.float32, "AVX512", True, True),
+        (torch.float32, "DEFAULT", True, False),
+        (torch.bfloat16, "AVX512", True, True),
+        (torch.bfloat16, "AVX512", False, False),
+        (torch.float16, "AVX512", True, False),
+    ],
+)
+@needs_packing
+def test_weights_are_packed_where_that_is_faster(
+    encoder, monkeypatch, dtype, capability, bf16_units, packs
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16_units)
+    assert (prepack.pack(encoder, dtype) is not encoder) == packs
+
+
+def other_activation(layer):
+    layer.activation = torch.tanh
+
+
+def no_bias(layer):
+    layer.ffn_out = torch.nn.Linear(37, 32, bias=False)
+
+
+def another_product(layer):
+    layer.qkv = torch.nn.Sequential(layer.qkv)
+
+
+def a_hook(layer):
+    layer.attention_norm.register_forward_hook(lambda *_: None)
+
+
+def another_beginning(layer):
+    layer.before_attention = layer.before_attention
+
+
+def another_end(layer):
+    layer.behind_attention = layer.behind_attention
+
+
+def another_class(layer):
+    layer.__class__ = type("Mine", (Layer,), {})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_activation,
+        no_bias,
+        another_product,
+        a_hook,
+        another_beginning,
+        another_end,
+        another_class,
+    ],
+)
+def test_a_layer_that_was_changed_stays_as_it_is(encoder, change):
+    """Our own kernels would leave out what is new in it."""
+    change(encoder.layers[1])
+    with pytest.warns(
+        UserWarning, match="int8: 1 layers are of one's own, or have a hook; they stay"
+    ):
+        made = prepack.int8(encoder)
+    assert [isinstance(layer, Layer) for layer in made.layers] == [False, True]
 
 
 def test_without_onednn_nothing_is_packed(encoder, monkeypatch):

@@ -11,7 +11,12 @@ from bertqa.reporting.facts import facts, lead
 from bertqa.reporting.run_folder import find_dev, read_run
 from bertqa.settings import SAMPLE, FileSettings, LabelledFiles
 from bertqa.train import main
-from bertqa.training.question_answering import Questions, hold_out, warnings_of
+from bertqa.training.question_answering import (
+    Questions,
+    check_answers,
+    hold_out,
+    warnings_of,
+)
 from bertqa.training.starting import with_dev
 
 
@@ -71,6 +76,45 @@ def test_likely_mistakes_are_told(train, dev, says):
     told = warnings_of(Questions(train, dev))
     assert len(told) == len(says)
     assert all(part in line for part, line in zip(says, told, strict=True))
+
+
+def test_mixed_questions_are_told_apart():
+    mixed = data(3)
+    mixed.examples += data(2, answers=()).examples
+    told = warnings_of(Questions(mixed, data(3, sha="1")))
+    assert told == [
+        "warning: x.json has impossible questions, but x.json has none, so no threshold for giving no "
+        "answer can be tuned"
+    ]
+    both = Dataset("y.json", "1", "squad", mixed.examples)
+    assert warnings_of(Questions(mixed, both)) == []
+    assert warnings_of(Questions(data(3), both))[0].startswith("warning: y.json has impossible")
+    assert warnings_of(Questions(data(), data(3, sha="1"))) == []
+    held_out = warnings_of(Questions(mixed, both, held_out=True))
+    assert held_out == [
+        "no --dev is given: 5 questions of x.json, all those about 1 of its articles, are held out to "
+        "evaluate on (-> dev.json)"
+    ]
+
+
+def test_answers_from_python_must_stand_where_they_say():
+    def answered(*answers):
+        texts, starts = zip(*answers, strict=True)
+        return Example("q", "?", "a b a", texts, starts)
+
+    check_answers(answered(("a", 0), ("b a", 2), ("a", 4)))
+    for text, start in (("b", 0), ("a", -1), ("a", 5), ("a b a b", 0), ("", -1)):
+        with pytest.raises(UserError) as refused:
+            check_answers(answered(("a", 0), (text, start)))
+        assert str(refused.value) == (
+            f"example 'q': its answer {text!r} does not stand at character {start} of the context"
+        )
+
+
+def test_without_a_title_a_paragraph_is_an_article():
+    untitled = [Example(str(n), "?", f"text {n % 3}", (), ()) for n in range(30)]
+    found = hold_out(Dataset("x", "0", "squad", untitled), 0.1, 0)
+    assert len(found.dev.examples) == 10 and len({e.context for e in found.dev.examples}) == 1
 
 
 def test_the_dev_set_that_belongs_to_a_training_set():

@@ -20,6 +20,7 @@ from bertqa.data.windows import build_windows
 from bertqa.model.heads import SpanLogits
 from bertqa.model.record import with_defaults
 from bertqa.qa.answers import characters
+from bertqa.qa.asked import asked_of_pair, how_of
 from bertqa.qa.documents import log_mass, probability, widen
 from bertqa.qa.spans import Spans, SpanSettings
 
@@ -398,6 +399,43 @@ def test_what_is_no_pair_is_named(reader, pair, says):
 def test_options_without_meaning(reader, options, says):
     with pytest.raises(UserError, match=says):
         reader.answer("where is a?", "a b", **options)
+
+
+@pytest.mark.parametrize(
+    ("tuned", "options", "threshold"),
+    [
+        (None, {}, None),
+        (None, {"allow_no_answer": True}, 0.0),
+        (None, {"threshold": 2}, 2),
+        (None, {"threshold": 2, "allow_no_answer": False}, None),
+        (1.5, {}, 1.5),
+        (1.5, {"allow_no_answer": True}, 1.5),
+        (1.5, {"allow_no_answer": False}, None),
+        (1.5, {"threshold": 0.0}, 0.0),
+        (0.0, {}, 0.0),
+    ],
+)
+def test_which_threshold_holds(tuned, options, threshold):
+    assert how_of({"null_threshold": tuned}, **options).threshold == threshold
+    if tuned is None:
+        assert how_of({}, **options).threshold == threshold
+
+
+def test_how_to_answer():
+    how = how_of({"max_answer_length": 7}, 6)
+    assert (how.top_k, how.whole_words, how.listed) == (6, False, 0)
+    assert how.spans == SpanSettings(20, 7)
+    assert how_of({}, 7).spans == SpanSettings(21, 30)
+    asked = how_of({}, 1, max_answer_length=2, whole_words=True, mode="hf", max_context=True)
+    assert asked.spans == SpanSettings(20, 2, "hf", True) and asked.whole_words
+
+
+def test_a_question_without_documents_has_an_empty_one(reader):
+    assert reader.answer("where is a?", []).answer == ""
+    none, two = asked_of_pair(3, ("q", [])), asked_of_pair(4, ["q", ("a", "bc")])
+    assert [(e.id, e.question, e.context) for e in none.documents] == [("3", "q", "")]
+    assert [(e.id, e.context) for e in two.documents] == [("4", "a"), ("4", "bc")]
+    assert (none.characters, two.characters, two.error) == (0, 3, "")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The loop and its step called from Python: what a setting says holds wherever they are called."""
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,19 +24,23 @@ from bertqa.data.batches import (
 from bertqa.data.examples import read_examples
 from bertqa.data.tokenizer import WordPiece
 from bertqa.data.windows import build_windows
+from bertqa.device import OnItsWay
+from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.model.attention import Layout, per_sequence_attention
-from bertqa.model.copies import WeightCopies
-from bertqa.model.heads import BertForSequenceClassification, span_loss
+from bertqa.model.copies import WeightCopies, computing_in_16_bits, foreign
+from bertqa.model.encoder import Layer
+from bertqa.model.heads import BertForSequenceClassification, Ensemble, span_loss
 from bertqa.reporting.run_folder import read_journal
 from bertqa.settings import LoopSettings, OptimSettings, broken
+from bertqa.training import progress as progress_module
 from bertqa.training.capture import Plan, plan_of, settle
 from bertqa.training.gradients import Gradients
 from bertqa.training.job import Job
-from bertqa.training.loop import train
+from bertqa.training.loop import Trainer, train
 from bertqa.training.optim import freeze, lr_at
-from bertqa.training.progress import Journal, Progress
-from bertqa.training.step import Step
+from bertqa.training.progress import Journal, Logs, Outcome, Progress, summary
+from bertqa.training.step import Step, StepResult
 
 CPU = torch.device("cpu")
 CPU_FLOAT = torch.float32
@@ -141,6 +146,111 @@ def test_evaluation_before_the_first_step(tmp_path, windows):
         if record["event"] == "eval"
     ]
     assert evaluations == [0, 3]
+
+
+def test_of_equal_evaluations_the_first_is_kept(tmp_path, windows):
+    outcome = train(job_of(tiny(), Spans(windows), tmp_path / "run", eval_every=1))
+    progress = outcome.progress
+    assert (progress.best, progress.best_step, progress.evaluated) == (0.0, 1, 3)
+    assert (outcome.finished, outcome.stopped_by, outcome.last) == (True, "", {"f1": 0.0})
+
+
+def test_what_is_counted(tmp_path, windows):
+    """An epoch of 53 windows is 7 steps of 8, the last one of 5; the eighth step is of the next epoch."""
+    job = job_of(tiny(), Spans(windows), tmp_path / "run", max_steps=8)
+    progress = train(job).progress
+    next_rows = step_rows(epoch_order(53, job.settings.seed, 1), 0, 8)
+    lengths = job.task.store.lengths
+    assert (progress.step, progress.windows) == (8, 53 + 8)
+    assert progress.tokens == lengths.sum() + lengths[next_rows].sum()
+    lines = [
+        record
+        for record in read_journal(tmp_path / "run" / "metrics.jsonl")
+        if record["event"] == "train"
+    ]
+    assert [record["step"] for record in lines] == [*range(1, 9)]
+    assert [record["epoch"] for record in lines] == [round(step / 7, 4) for step in range(1, 9)]
+    assert [record["lr"] for record in lines] == [lr_at(step, 8, job.optim) for step in range(8)]
+
+
+def test_a_signal_to_another_process_stops_this_one(tmp_path, windows):
+    class Told(World):
+        """What one rank of several sees: somebody else has had a signal."""
+
+        def any(self, *flags):
+            return [True, *flags[1:]]
+
+    job = job_of(tiny(), Spans(windows), tmp_path / "run")
+    job.world = Told()
+    outcome = train(job)
+    assert (outcome.finished, outcome.progress.step) == (False, 0)
+    assert outcome.stopped_by == "a signal to another process"
+    assert (tmp_path / "run" / "last" / "state.pt").exists()
+    job = job_of(tiny(), Spans(windows), tmp_path / "other")
+    decision = Trainer(job).decide(["SIGTERM", "SIGINT"])
+    assert (decision.stop, decision.save, decision.evaluate) == ("SIGTERM", True, False)
+
+
+def test_a_good_step_starts_the_count_of_skipped_ones_anew():
+    trainer = SimpleNamespace(progress=Progress(step=30), job=SimpleNamespace(run=Path("run")))
+    skipped, taken = StepResult(None, 0.5, True), StepResult(None, 0.5, False)
+    for result in [skipped] * 24 + [taken] + [skipped] * 24:
+        Trainer.count_skip(trainer, result)
+    assert (trainer.progress.skipped, trainer.progress.skipped_in_row) == (48, 24)
+    with pytest.raises(UserError) as stopped:
+        Trainer.count_skip(trainer, skipped)
+    assert str(stopped.value).startswith("fp16: 25 steps in a row had gradients")
+    assert "scale is down to 0.5 and the last good step was 6. " in str(stopped.value)
+
+
+def test_speed_is_that_of_the_last_fifty_steps(tmp_path, windows, monkeypatch):
+    """Two seconds a step; 8 windows in each of the first ten, 16 and 64 tokens in all others. Pauses do not count."""
+    clock, said = [0.0], []
+    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: clock[0])
+    job = job_of(tiny(), Spans(windows), tmp_path / "run")
+    job.say = said.append
+    progress = Progress()
+    logs = Logs(job, progress, 100, 7)
+    for step in range(60):
+        progress.step += 1
+        progress.windows += 8 if step < 10 else 16
+        progress.tokens += 0 if step < 10 else 64
+        clock[0] += 2
+        logs.step(1e-3, OnItsWay(torch.tensor([0.5, 1.0])), None)
+        with logs.paused():
+            clock[0] += 100
+    last = list(read_journal(tmp_path / "run" / "metrics.jsonl"))[-1]
+    assert (last["windows_per_s"], last["tokens_per_s"], last["seconds"]) == (8, 32, 120)
+    assert (last["loss"], last["grad_norm"]) == (0.5, 1.0) and "loss_scale" not in last
+    progress.skipped = 3
+    progress.step += 1
+    logs.step(1e-3, OnItsWay(torch.tensor([0.5, math.inf])), 1024.0)  # fp16: the scaler skipped it
+    last = list(read_journal(tmp_path / "run" / "metrics.jsonl"))[-1]
+    assert (last["loss_scale"], last["skipped"], last["grad_norm"]) == (1024.0, 3, "inf")
+    with pytest.raises(UserError, match="gradient"):
+        logs.step(1e-3, OnItsWay(torch.tensor([0.5, math.inf])), None)
+    logs.evaluation({"f1": 1.234, "loss": 0.5, "HasAns_total": 5.0, "questions": 7})
+    assert said == ["step 61: f1 1.23, loss 0.50"]
+
+
+def test_the_summary_of_a_run():
+    progress = Progress(
+        step=4, skipped=1, best=0.5, best_step=3, windows=10, tokens=50, seconds=2.5
+    )
+    found = summary(Outcome(progress, {}, True), "f1", CPU)
+    assert found.pop("peak_memory_mb") > 1
+    assert found == {
+        "steps": 4,
+        "windows": 10,
+        "seconds": 2.5,
+        "windows_per_s": 4.0,
+        "tokens_per_s": 20.0,
+        "skipped": 1,
+        "best_f1": 0.5,
+        "best_step": 3,
+        "finished": True,
+    }
+    assert summary(Outcome(Progress(), {}, False), "f1", CPU)["windows_per_s"] == 0
 
 
 def test_ends_of_a_batch_are_not_its_starts(windows):
@@ -337,6 +447,79 @@ def test_copies_follow_their_masters():
         assert {weight.dtype for weight in encoder.parameters()} == {torch.bfloat16}
         assert (encoder.layers[0].qkv.weight == 3.0).all()
     assert {weight.dtype for weight in encoder.parameters()} == {torch.float32}
+
+
+def of_autocast(device="cuda", dtype=torch.bfloat16, enabled=True):
+    """What is looked at of an autocast."""
+    return SimpleNamespace(device=device, fast_dtype=dtype, _enabled=enabled)
+
+
+@pytest.mark.parametrize(
+    "autocast",
+    [
+        None,
+        of_autocast("cpu"),
+        of_autocast(dtype=torch.float16),
+        of_autocast(enabled=False),
+    ],
+    ids=["none", "cpu", "fp16", "off"],
+)
+def test_weights_are_cast_once_only_for_bf16_on_a_gpu(autocast):
+    model = tiny()
+    with computing_in_16_bits(model, autocast) as inside:
+        assert inside is autocast and model.encoder.layers[0].qkv.weight.dtype == torch.float32
+
+
+def test_inside_the_encoders_weights_are_their_copies():
+    one, two = tiny(seed=0), tiny(seed=1)
+    for model, encoders in (
+        (one, [one.encoder]),
+        (Ensemble([one, two]), [one.encoder, two.encoder]),
+    ):
+        masters = [encoder.layers[1].ffn_out.weight for encoder in encoders]
+        with computing_in_16_bits(model, of_autocast()) as inside:
+            assert inside is None
+            for encoder, master in zip(encoders, masters, strict=True):
+                assert {weight.dtype for weight in encoder.parameters()} == {torch.bfloat16}
+                assert torch.equal(encoder.layers[1].ffn_out.weight, master.bfloat16())
+        assert [encoder.layers[1].ffn_out.weight for encoder in encoders] == masters
+        assert one.span.weight.dtype == torch.float32
+
+
+def hooked(model):
+    model.encoder.layers[0].register_forward_hook(lambda *_: None)
+
+
+def hooked_before(model):
+    model.span.register_forward_pre_hook(lambda *_: None)
+
+
+def replaced(model):
+    model.encoder.forward = model.encoder.forward
+
+
+def of_a_class_of_ones_own(model):
+    model.encoder.layers[1].__class__ = type("Mine", (Layer,), {"__module__": "mine"})
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (hooked, "a hook"),
+        (hooked_before, "a hook"),
+        (replaced, "a hook"),
+        (of_a_class_of_ones_own, "Mine"),
+    ],
+)
+def test_code_of_others_is_found_and_computes_as_it_did(change, named):
+    model = tiny()
+    assert foreign(model) == ""
+    change(model)
+    assert foreign(model) == named
+    with computing_in_16_bits(model, of_autocast()) as inside:
+        assert inside is not None and model.encoder.layers[0].qkv.weight.dtype == torch.float32
+    with computing_in_16_bits(torch.nn.Linear(1, 1), of_autocast()) as inside:
+        assert inside is not None  # there is no encoder of ours
 
 
 def test_static_state_goes_on_eager(tmp_path, windows):

@@ -531,6 +531,44 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path):
     assert checkpoint.load_checkpoint(tmp_path)[1] == state(1) and not list(tmp_path.glob("*.tmp"))
 
 
+def test_numbers_of_a_state():
+    counts = ("step", "best", "best_step", "skipped", "windows", "tokens", "seconds")
+    sound = dict.fromkeys(counts, 0)
+    assert checkpoint.wrong_numbers(sound) == []
+    assert checkpoint.wrong_numbers({**sound, "best": -math.inf, "seconds": 0.5}) == []
+    for name in counts:
+        for value in (True, "1", None, [1]):
+            assert checkpoint.wrong_numbers({**sound, name: value}) == [name]
+        negative = checkpoint.wrong_numbers({**sound, name: -1})
+        assert negative == ([] if name == "best" else [name])
+        del sound[name]
+        assert checkpoint.wrong_numbers(sound) == [name]
+        sound[name] = 0
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
+def test_moments_have_the_shape_of_their_weight(name):
+    weight = torch.zeros(2, 3)
+    moments = {"exp_avg": weight, "exp_avg_sq": weight, "step": 1}
+    checkpoint.check_moments(SimpleNamespace(state={weight: moments}))
+    with pytest.raises(ValueError, match=rf"{name} has shape \(3, 2\), not \(2, 3\)"):
+        checkpoint.check_moments(SimpleNamespace(state={weight: {**moments, name: weight.T}}))
+
+
+def test_what_a_killed_process_has_left_is_cleaned_up(tmp_path):
+    """Half-written things go; what was half replaced gets its name back, unless its successor has come."""
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "config.json.x1.tmp").write_text("half")
+    (tmp_path / "best.x1.tmp").mkdir()
+    (tmp_path / "best").mkdir()
+    for name in ("best.y2.old", "last.z3.old"):
+        (tmp_path / name / "replaced").mkdir(parents=True)
+        (tmp_path / name / "replaced" / "old").touch()
+    checkpoint.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "mine"]
+    assert not list((tmp_path / "best").iterdir()) and (tmp_path / "last" / "old").exists()
+
+
 def test_nan_weights_stop_the_run_before_they_spread(tmp_path, tiny_model, letters):
     model = folder.load(tiny_model)
     with torch.no_grad():
