@@ -20,6 +20,7 @@ from bertqa.errors import UserError
 from bertqa.hf.architecture import architecture_of, class_labels, find_head, model_type_of
 from bertqa.hf.convert import convert
 from bertqa.hf.export import export
+from bertqa.hf.names import dtype_name, fold, listed
 from bertqa.model import folder
 from bertqa.model.folder import CLASSES, QA
 
@@ -136,6 +137,54 @@ def test_labels_are_in_the_order_of_their_numbers():
 def test_labels_without_names(stated):
     assert class_labels(stated, 3) == ["LABEL_0", "LABEL_1", "LABEL_2"]
     assert class_labels(stated, None) == ["LABEL_0", "LABEL_1"]
+
+
+def test_sizes_at_the_limit():
+    """The largest size that is accepted, and as many layers as there are tensors."""
+    assert architecture_of({"vocab_size": 10_000_000}, ["x"] * 12, None).vocab_size == 10_000_000
+    with pytest.raises(UserError, match="vocab_size is 10000001, expected something like 30522"):
+        architecture_of({"vocab_size": 10_000_001}, ["x"] * 12, None)
+    assert architecture_of({"type_vocab_size": 0}, ["x"] * 12, None).type_vocab_size == 0
+    assert architecture_of(DISTIL, NAMES[:6], None).num_hidden_layers == 6
+    with pytest.raises(UserError, match="asks for 6 layers, but there are only 5 tensors"):
+        architecture_of(DISTIL, NAMES[:5], None)
+
+
+def test_who_keeps_a_pooler():
+    pooler = ["pooler.dense.weight", *"abcdefghijkl"]
+    for names, head, keeps in (
+        (pooler, None, True),
+        (pooler, QA, False),
+        (pooler, CLASSES, True),
+        (pooler[1:], None, False),
+        (pooler[1:], CLASSES, True),
+    ):
+        assert architecture_of({}, names, head).pooler is keeps
+    assert not architecture_of(DISTIL, [*pooler, *NAMES], CLASSES).pooler
+
+
+@pytest.mark.parametrize(
+    "names, folded",
+    [
+        (["a.0.w", "a.1.w", "a.2.w", "norm.w"], ["a.{0..2}.w", "norm.w"]),
+        (["a.0.w", "a.2.w", "a.5.w"], ["a.{0,2,5}.w"]),
+        (["a.4.w"], ["a.4.w"]),
+        (["a.1.w", "a.0.w", "a.1.w"], ["a.{0..1}.w"]),
+        (["a.10.w", "a.9.w"], ["a.{9..10}.w"]),
+        ([], []),
+    ],
+)
+def test_names_that_differ_in_the_layer_are_one(names, folded):
+    assert fold(names) == folded
+
+
+def test_a_list_of_names_has_twelve_at_most():
+    letters = list("abcdefghijklm")
+    assert listed(letters[:12]) == ", ".join(letters[:12])
+    assert listed(letters) == ", ".join(letters[:12]) + ", ..."
+    assert listed(["a.0.w", "a.1.w", "b", "c"], 2) == "a.{0..1}.w, b, ..."
+    assert dtype_name([torch.float32, torch.float16, torch.float32]) == "float16 and float32"
+    assert dtype_name([torch.bfloat16]) == "bfloat16"
 
 
 def test_export_of_classes(tmp_path):

@@ -21,10 +21,11 @@ from bertqa.qa.confidence import (
     evidence_of,
     fit_confidence,
     how_right,
+    inputs_of,
     merge_documents,
     read_confidence,
 )
-from bertqa.qa.thresholds import gap_of_equal_bins
+from bertqa.qa.thresholds import fit_logistic, gap_of_equal_bins
 from bertqa.train import main as train
 
 BUNDLED = ROOT / "weights" / "minilm-squad2"
@@ -56,6 +57,58 @@ def test_what_is_fitted_holds_for_other_questions():
     # and it tells right from wrong: of the surest tenth nearly all are right, of the other end nearly none
     order = np.argsort(sure)
     assert right[order[-800:]].mean() > 0.7 and right[order[:800]].mean() < 0.1
+
+
+def test_inputs_by_hand():
+    """The place in the range, and how far above the median; both stop at the ends of the range."""
+    ranges = {"best": [2.0, 10.0, 16.0], "null": [0.0, 0.0, 0.0], "margin": [0.0, 1.0, 4.0]}
+    evidence = Evidence(
+        np.array([12.5, 1.0, 99.0]), np.array([7.0] * 3), np.array([1.0, 2.0, -1.0])
+    )
+    assert inputs_of(evidence, ranges).tolist() == [
+        [10.5 / 14, 0.0, 1.0],
+        [2.5 / 14, 0.0, 6 / 14],
+        [0.0] * 3,
+        [0.0] * 3,
+        [0.25, 0.5, 0.0],
+        [0.0, 0.25, 0.0],
+        [1.0] * 3,
+    ]
+
+
+def test_how_the_regressions_are_fitted():
+    """Ranges leave out a hundredth at each end; the L2 penalty has the strength 1; what has no span is left out."""
+    evidence, right, has_answer = simulated(300, seed=3)
+    confidence = fit_confidence(evidence, right, has_answer)
+    for name in NAMES:
+        expected = np.quantile(getattr(evidence, name), [0.01, 0.5, 0.99])
+        assert confidence.ranges[name] == pytest.approx(expected)
+    inputs = inputs_of(evidence, confidence.ranges)
+    for weights, target in (
+        (confidence.no_answer, 1.0 - has_answer),
+        (confidence.right, right + 0.0),
+    ):
+        assert weights == pytest.approx(fit_logistic(inputs, target, np.zeros(7), strength=1.0))
+    more = Evidence(
+        *(
+            np.append(getattr(evidence, name), far)
+            for name, far in zip(NAMES, (-np.inf, 9, 0), strict=True)
+        )
+    )
+    again = fit_confidence(more, np.append(right, False), np.append(has_answer, False))
+    assert asdict(again) == asdict(confidence)
+
+
+def test_what_was_not_fitted_is_nan():
+    confidence = Confidence({name: [0.0, 0.5, 1.0] for name in NAMES}, None, [0.0] * 7)
+    evidence = Evidence(np.zeros(2), np.zeros(2), np.zeros(2))
+    given = confidence.chance_of_given(evidence, np.array([True, False]))
+    assert np.isnan(given[0]) and given[1] == 0.5
+    only_none = replace(confidence, no_answer=[0.0] * 7, right=None)
+    given = only_none.chance_of_given(evidence, np.array([True, False]))
+    assert given[0] == 0.5 and np.isnan(given[1])
+    assert confidence.of_answers(evidence, [[1.0, 0.5], []]) == ([None] * 2, [[0.5, 0.5], []])
+    assert only_none.of_answers(evidence, [[1.0], []]) == ([0.5, 0.5], [[None], []])
 
 
 def test_beyond_the_range_that_was_seen_nothing_changes():
@@ -101,6 +154,20 @@ def test_partial_overlap_counts_where_one_person_has_answered():
     marks = Marks(np.array([0.0, 1.0]), np.array([0.5, 1.0]), np.array([True, False]))
     assert how_right([one, one], marks).tolist() == [0.5, 0]
     assert how_right([several, several], marks).tolist() == [0, 0]
+
+
+def test_three_answers_to_two_questions_are_of_several_people():
+    one = Example("1", "?", "a b", ("a",), (0,))
+    two, none = (
+        replace(one, answer_texts=("a", "b")),
+        replace(one, answer_texts=(), answer_starts=()),
+    )
+    same = replace(one, answer_texts=("a", "a"))
+    marks = Marks(np.array([0.0, 1.0]), np.array([0.5, 1.0]), np.array([True, True]))
+    assert how_right([one, two], marks).tolist() == [0.0, 1.0]  # 1.5 on average: exact match
+    assert how_right([one, same], marks).tolist() == [0.5, 1.0]  # the same text twice is one
+    assert how_right([two, none], marks).tolist() == [0.0, 1.0]  # of those that have any
+    assert how_right([none, none], marks).tolist() == [0.5, 1.0]
 
 
 def test_errors_are_of_the_answers_that_are_given():

@@ -4,10 +4,12 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -67,6 +69,82 @@ def test_the_answers_are_those_of_the_reader(whole, questions, tiny_model):
     assert odds == {row["id"]: row["null_odds"] for row in rows}
     chances = json.loads((whole / "na_prob.json").read_text())
     assert list(chances.values()) == pytest.approx(no_answer_probability(list(odds.values()), 1, 0))
+
+
+def records(*characters):
+    return [SimpleNamespace(characters=count) for count in characters]
+
+
+def test_shares_grow_and_long_records_make_them_short():
+    """Eight of 8 records, eight of 64, then as many as a share may have; where each begins is counted."""
+    many = records(*[1] * 1200)
+    shares = list(jobs.shares_of(many, 256, "cpu"))
+    assert [len(share.records) for share in shares] == [8] * 8 + [64] * 8 + [256, 256, 112]
+    assert [share.start for share in shares[:10]] == [0, 8, 16, 24, 32, 40, 48, 56, 64, 128]
+    assert [record for share in shares for record in share.records] == many
+    assert [len(share.records) for share in jobs.shares_of(many[:20], 5, "cpu")] == [5] * 4
+    # The record that goes beyond the limit is the last of its share.
+    half = records(*[1 << 16] * 9)
+    assert [len(share.records) for share in jobs.shares_of(half, 8, "cpu")] == [3, 3, 3]
+    assert [len(share.records) for share in jobs.shares_of(half, 8, "cuda")] == [8, 1]
+    whole = records(*[1 << 21] * 4)
+    assert [len(share.records) for share in jobs.shares_of(whole, 8, "cuda")] == [2, 2]
+    assert list(jobs.shares_of([], 8, "cpu")) == []
+
+
+def test_progress_within_a_share_and_the_estimated_end():
+    class Bar:
+        total, n = None, 100
+
+        def update(self, more):
+            self.n += more
+
+    bar = Bar()
+    share = jobs.Share(100, records(*[1] * 10))
+    stream = SimpleNamespace(share_read=0.25, count=150)
+    told = jobs.ShareProgress(bar, stream, None, share)
+    assert bar.total == 600
+    for fraction, at in ((0.25, 102), (0.25, 105), (0.5, 110)):
+        told(fraction)
+        assert bar.n == at
+    for limit, total in ((300, 300), (900, 600)):
+        jobs.ShareProgress(bar, stream, limit, share)
+        assert bar.total == total
+    jobs.ShareProgress(bar, SimpleNamespace(share_read=0.0, count=1), None, share)
+    assert bar.total == 600  # of a pipe nobody knows
+
+
+def test_what_is_said_at_the_end():
+    job = SimpleNamespace(answered=0, took=0.0)
+    assert Job.summary(job, "question", 0, "records") == ""
+    job.answered, job.took = 3000, 1.5
+    said = "; 3,000 questions in 1.5 s, 2,000.0 questions/s"
+    assert Job.summary(job, "question", 0, "records") == said
+    failed = '; 1,200 records could not be read: see "error" in predictions.jsonl'
+    assert Job.summary(job, "question", 1200, "records") == said + failed
+
+
+def test_what_answers_depend_on_of_a_model_folder(tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    found = {name: [] for name in ("plain", "int8")}
+
+    def note():
+        found["plain"].append(jobs.model_fingerprint(model, False))
+        found["int8"].append(jobs.model_fingerprint(model, True))
+
+    note()
+    (model / "README.md").write_text("another card")
+    note()
+    (model / "int8_ranges.safetensors").write_bytes(b"ranges")
+    note()
+    names = ["model.safetensors", "config.json", "qa.json", "vocab.txt", "tokenizer.json"]
+    for name in names:
+        (model / name).write_bytes(b"another")
+        note()
+    assert found["plain"][0] == found["plain"][1] == found["plain"][2]
+    assert found["int8"][0] == found["int8"][1] != found["int8"][2]
+    assert len(set(found["plain"])) == 1 + len(names) and len(set(found["int8"])) == 2 + len(names)
+    assert {len(digits) for digits in found["plain"]} == {16}
 
 
 def test_what_is_there_is_neither_replaced_nor_mixed(whole, questions, tiny_model, tmp_path):

@@ -494,6 +494,16 @@ def test_the_null_answer_takes_its_place_or_is_added_last():
         ] == texts, null
 
 
+def test_a_list_may_be_cut_shorter():
+    windows, examples = lay([["aa", "bb", "cc"]], [1], [[(0, 3)]])
+    logits = np.array([9, 0, 0, 3, 2, 1, 0], np.float32)
+    spans = decode(windows, logits, logits, SpanSettings(n_best=4))
+    for most, count in ((1, 1), (3, 3), (9, 4), (None, 4)):
+        [entries] = n_best(spans, windows, examples, no_answer=False, most=most)
+        assert len(entries) == count and entries[0]["text"] == "aa"
+        assert sum(entry["probability"] for entry in entries) == pytest.approx(1)
+
+
 def test_probabilities_of_large_scores_do_not_overflow():
     windows, examples = lay([["aa"]], [1], [[(0, 1)]])
     start = np.array([9000, 0, 0, 9001, 0], np.float32)
