@@ -14,6 +14,8 @@ from copy import deepcopy
 import pytest
 
 from bertqa.data.examples import Example, read_examples
+from bertqa.data.offsets import NEARBY, Placed, clearly_nearest, place
+from bertqa.data.questions import Gold
 from bertqa.data.writing import write_rejected
 from bertqa.errors import UserError
 
@@ -1085,3 +1087,51 @@ def test_answers_under_an_unknown_name_are_no_answers_whatever_the_flag_says(wri
     record.pop("answers", None)
     with pytest.raises(UserError, match='has no "answers", though "is_impossible" is false'):
         read_examples(write([record]))
+
+
+# ---- where an answer stands, by hand ----
+
+
+@pytest.mark.parametrize(
+    ("context", "gold", "placed"),
+    [
+        ("a b", Gold("a", 0), Placed("a", 0)),
+        ("a b", Gold(" a ", 0), Placed("a", 0)),
+        ("x a b", Gold(" a", 1), Placed("a", 2)),
+        ("a b", Gold("  ", 0), Placed("", -1)),
+        ("a b", Gold("b"), Placed("b", 2)),  # no offset was stated, so none was wrong
+        ("a b b", Gold("b"), Placed("b", -1)),
+        ("a b", Gold("b", 1), Placed("b", 2, True)),
+        ("a b", Gold("c", 1), Placed("c", -1)),
+        ("\u201cElin Varga\u201d sat", Gold("elin-varga", 0), Placed("Elin Varga", 1, True)),
+        ("Elin Varga", Gold("elin-varga", 0, 10), Placed("Elin Varga", 0)),
+        ("x Elin Varga y", Gold("elin-varga", 1, 13), Placed("Elin Varga", 2)),
+    ],
+)
+def test_an_answer_is_placed(context, gold, placed):
+    assert place(context, gold) == placed
+
+
+@pytest.mark.parametrize(
+    ("context", "start", "nearest"),
+    [
+        ("cat  cat  cat", 6, 5),  # 1 and 4 away
+        ("cat  cat  cat", 7, -1),  # 2 and 3
+        ("cat   cat", 2, 0),  # 2 and 4: twice as far is far enough
+        ("cat  cat", 2, -1),
+        ("concat cat", 3, 7),  # inside a word it is no match
+        ("dog", 0, -1),
+        ("x" * 9 + " cat", 0, 10),
+    ],
+)
+def test_the_nearest_place_must_be_clearly_so(context, start, nearest):
+    assert clearly_nearest(context, "cat", start) == nearest
+
+
+def test_what_is_far_is_not_near():
+    context = "." * NEARBY + " cat " + "." * 3 * NEARBY
+    place_of = NEARBY + 1
+    assert clearly_nearest(context, "cat", place_of - NEARBY) == place_of
+    assert clearly_nearest(context, "cat", place_of + NEARBY) == place_of
+    assert clearly_nearest(context, "cat", place_of - NEARBY - 1) == -1
+    assert clearly_nearest(context, "cat", place_of + NEARBY + 1) == -1

@@ -182,6 +182,16 @@ def test_the_answer_length_of_the_training_is_kept_to(reader):
         made.spans([Example("1", "is a?", "a b c", (), ())], max_answer_length=0)
 
 
+def test_how_much_is_done_is_told(reader):
+    """After every batch the share of the windows that it had; together they are all."""
+    chunk = [asked_of_pair(n, ("where is a?", "a b c " * n)) for n in range(1, 9)]
+    told_shares = []
+    rankings = reader.rank(chunk, how_of(reader.qa), told_shares.append)
+    assert len(rankings) == 8 and told_shares and sum(told_shares) == pytest.approx(1)
+    alone = reader.rank(chunk, how_of(reader.qa))
+    assert [r.answers for r in alone] == [r.answers for r in rankings]
+
+
 def test_as_many_answers_as_asked_for(reader, monkeypatch):
     text = "a b c d e f g h i j k l m n"
     runs = []

@@ -425,6 +425,13 @@ def test_the_note_names_the_threshold_to_give(files, capsys):
     assert "give --na-prob-thresh 0, above which" in run(capsys, *argv)[1]
 
 
+def test_who_gives_a_threshold_is_not_told_of_one(files, capsys):
+    odds = write(files / "odds.json", {"where": -3.0, "what": 2.0, "who": 5.0, "when": 1.5})
+    for threshold in ("3.5", "1.0"):
+        argv = (files / "data.json", files / "pred.json", "-n", odds, "-t", threshold)
+        assert "are no probabilities" not in run(capsys, *argv)[1]
+
+
 @pytest.mark.parametrize("flag", ["-o", "--details"])
 def test_nothing_that_is_read_is_overwritten(files, flag):
     (files / "data.jsonl").symlink_to(files / "data.json")
