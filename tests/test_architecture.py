@@ -17,11 +17,18 @@ from tiny_checkpoints import (
 )
 
 from bertqa.errors import UserError
-from bertqa.hf.architecture import architecture_of, class_labels, find_head, model_type_of
+from bertqa.hf.architecture import (
+    architecture_of,
+    class_labels,
+    find_head,
+    model_type_of,
+    take_settings,
+)
 from bertqa.hf.convert import convert
 from bertqa.hf.export import export
 from bertqa.hf.names import dtype_name, fold, listed
 from bertqa.model import folder
+from bertqa.model.config import BertConfig
 from bertqa.model.folder import CLASSES, QA
 
 NAMES = [f"transformer.layer.{i}.x" for i in range(9)]
@@ -185,6 +192,52 @@ def test_a_list_of_names_has_twelve_at_most():
     assert listed(["a.0.w", "a.1.w", "b", "c"], 2) == "a.{0..1}.w, b, ..."
     assert dtype_name([torch.float32, torch.float16, torch.float32]) == "float16 and float32"
     assert dtype_name([torch.bfloat16]) == "bfloat16"
+
+
+def sentence_folder(tmp_path: Path, length=None, pooling=None) -> Path:
+    """What sentence-transformers writes beside a model."""
+    source = tmp_path / "sentences"
+    (source / "1_Pooling").mkdir(parents=True, exist_ok=True)
+    types = [
+        {"type": f"sentence_transformers.models.{name}"} for name in ("Transformer", "Pooling")
+    ]
+    types[1]["path"] = "1_Pooling"
+    (source / "modules.json").write_text(json.dumps(types))
+    if length is not None:
+        path = source / "sentence_bert_config.json"
+        path.write_text(json.dumps({"max_seq_length": length}))
+    if pooling is not None:
+        (source / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (source / "new").mkdir(exist_ok=True)
+    return source
+
+
+def embed_settings(source: Path) -> list[str]:
+    return take_settings(source, source / "new", BertConfig(), None, None)
+
+
+def test_pooling_that_is_not_said_is_told(tmp_path):
+    warning = "warning: its Pooling is neither mean nor cls alone: embed uses its own default"
+    assert warning in embed_settings(sentence_folder(tmp_path))  # the file is missing
+    for pooling, pool in (
+        ({"pooling_mode": "mean"}, "mean"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, None),
+        ({"pooling_mode_max_tokens": True}, None),
+        ({"pooling_mode": "lasttoken"}, None),
+    ):
+        remarks = embed_settings(sentence_folder(tmp_path, pooling=pooling))
+        assert (warning in remarks) == (pool is None), pooling
+        assert f"pool {json.dumps(pool)}" in remarks[-1]
+
+
+def test_the_longest_text_of_a_sentence_model(tmp_path):
+    for length, kept in ((3, 3), (128, 128), (513, 512), (1_000_000, 512)):
+        remarks = embed_settings(sentence_folder(tmp_path, length))
+        assert remarks[-1].endswith(f"at most {kept} tokens")
+    for length in (2, 1_000_001, True, "128", 3.5):
+        with pytest.raises(UserError, match="sentence_bert_config.json: max_seq_length is "):
+            embed_settings(sentence_folder(tmp_path, length))
 
 
 def test_export_of_classes(tmp_path):

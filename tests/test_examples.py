@@ -13,8 +13,18 @@ from copy import deepcopy
 
 import pytest
 
+from bertqa.data.characters import inside_word
 from bertqa.data.examples import Example, read_examples
-from bertqa.data.offsets import NEARBY, Placed, clearly_nearest, place
+from bertqa.data.offsets import (
+    CHARACTERS,
+    FROM_ONE,
+    NEARBY,
+    Placed,
+    clearly_nearest,
+    place,
+    unit_of,
+    unit_of_paragraph,
+)
 from bertqa.data.questions import Gold
 from bertqa.data.writing import write_rejected
 from bertqa.errors import UserError
@@ -1135,3 +1145,77 @@ def test_what_is_far_is_not_near():
     assert clearly_nearest(context, "cat", place_of + NEARBY) == place_of
     assert clearly_nearest(context, "cat", place_of - NEARBY - 1) == -1
     assert clearly_nearest(context, "cat", place_of + NEARBY + 1) == -1
+
+
+def test_the_unit_that_explains_most_is_the_files():
+    smile = "\U0001f600"
+    context = f"{smile} a b c"
+    utf16 = [(context, Gold(letter, context.index(letter) + 1)) for letter in "abc"]
+    plain = [(context, Gold(letter, context.index(letter))) for letter in "abc"]
+    assert unit_of(plain) == CHARACTERS and unit_of(plain + utf16) == CHARACTERS
+    assert unit_of(utf16) == unit_of(utf16 + plain[:2]) != CHARACTERS
+    # What states no offset, or has no text, speaks for nothing.
+    assert unit_of([*plain[:1], *[(context, Gold("a", -1))] * 9, *utf16[1:]]) == unit_of(utf16)
+    assert unit_of([]) == unit_of([(context, Gold("a", -1)), (context, Gold(" ", 0))]) == CHARACTERS
+
+
+def test_characters_are_counted_from_one_only_throughout_a_file():
+    def shifted(count, sound=0):
+        context = "x a b c d e"
+        golds = [Gold(letter, context.index(letter) + 1) for letter in "abcde"[:count]]
+        golds += [Gold("a", 2)] * sound
+        return unit_of([(context, gold) for gold in golds])
+
+    assert shifted(3) == FROM_ONE and shifted(2) == CHARACTERS  # two may be a slip
+    assert shifted(5, sound=1) == CHARACTERS
+    silent = [("x a b c", Gold("a", -1)), ("x a b c", Gold(" ", 0))]  # these say nothing of it
+    said = [("x a b c", Gold(letter, place)) for letter, place in (("a", 3), ("b", 5), ("c", 7))]
+    assert unit_of(said + silent) == FROM_ONE
+
+
+def test_a_paragraph_may_count_in_a_unit_of_its_own():
+    context = "\U0001f600 a b"
+    other = unit_of([(context, Gold("a", 3))])
+    assert other != CHARACTERS
+    assert unit_of_paragraph(context, [Gold("a", 3), Gold("b", 5)], CHARACTERS) == other
+    assert unit_of_paragraph(context, [Gold("a", 2), Gold("b", 4)], other) == CHARACTERS
+    assert unit_of_paragraph(context, [Gold("a", 2), Gold("b", 5)], CHARACTERS) == CHARACTERS
+    assert unit_of_paragraph(context, [Gold("a", 2), Gold("b", 5)], other) == other
+    assert unit_of_paragraph(context, [Gold("a"), Gold("b", 5)], CHARACTERS) == other
+
+
+@pytest.mark.parametrize(
+    "first_and_last",
+    [
+        "\u0e01\u103f",
+        "\u1780\u17b3",
+        "\u1100\u11ff",
+        "\uac00\ud7a3",
+        "\u3041\u9fa5",
+        "\uf900\ufad9",
+        "\uff66\uff9d",
+        "\U00020000\U0002a6d0",
+    ],
+)
+def test_scripts_without_blanks_have_words_anywhere(first_and_last):
+    for character in first_and_last:
+        assert not inside_word(2 * character, 1), hex(ord(character))
+    for letter in "a\u0416\u10a0\u1200\u05d0":
+        assert inside_word(2 * letter, 1), hex(ord(letter))
+
+
+@pytest.mark.parametrize(
+    ("text", "inside"),
+    [
+        ("1,000", [1, 2, 3, 4]),
+        ("5.25", [1, 2, 3]),
+        ("a.b", []),
+        ("1. 2", []),
+        ("a1", []),
+        ("ab", [1]),
+        (".5", []),
+        ("5,", []),
+    ],
+)
+def test_where_words_and_numbers_are_cut(text, inside):
+    assert [place for place in range(-1, len(text) + 2) if inside_word(text, place)] == inside

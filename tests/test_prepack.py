@@ -11,7 +11,7 @@ from bertqa import BertConfig, BertEncoder, BertForQuestionAnswering, Reader, Us
 from bertqa.model import prepack
 from bertqa.model.attention import Layout
 from bertqa.model.encoder import Layer
-from bertqa.model.products import PackedLinear, TokenwiseLinear, has_packed_products
+from bertqa.model.products import PackedLinear, TokenwiseLinear, has_packed_products, narrow
 
 SHAPE = BertConfig(
     vocab_size=99,
@@ -237,6 +237,23 @@ def test_a_layer_that_was_changed_stays_as_it_is(encoder, change):
 def test_without_onednn_nothing_is_packed(encoder, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert prepack.pack(encoder) is encoder
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (0.5, torch.float16),
+        (2.0**100, torch.bfloat16),  # beyond float16
+        (1 + 2.0**-10, torch.float16),  # too fine for bfloat16
+        (1 + 2.0**-20, torch.float32),
+    ],
+)
+def test_a_tensor_is_narrowed_where_nothing_is_lost(value, dtype):
+    tensor = torch.full((2,), value)
+    narrowed = narrow(tensor)
+    assert narrowed.dtype == dtype and torch.equal(narrowed.float(), tensor)
+    for other in (torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)):
+        assert narrow(other) is other
 
 
 @needs_packing

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from bertqa import (
     fine_tune,
     loading,
 )
-from bertqa.calibrate import drawn, main
+from bertqa.calibrate import drawn, main, question_windows
 from bertqa.data.texts import Text
 from bertqa.flags import one_line
 from bertqa.hf.convert import resolve_weights
@@ -111,6 +112,18 @@ def test_the_draw_is_by_seed(model, letters):
         calibrate_int8(model, letters, windows=5, seed=seed)
         files.append((model / RANGES).read_bytes())
     assert files[0] == files[1] != files[2]
+
+
+def test_questions_are_cut_as_the_reader_would_cut_them(tiny_model):
+    """tiny_model has 64 positions: windows of 64 tokens, questions of 32 at most, an overlap of 16."""
+    asked = [
+        SimpleNamespace(question="where is a?", documents=["a b " * 50, "c"]),
+        SimpleNamespace(question="a " * 40, documents=["b " * 40]),
+    ]
+    windows = question_windows(tiny_model, asked)
+    assert windows.questions.counts.tolist() == [4, 4, 32] and windows.lengths.max() == 64
+    assert windows.question.tolist() == [0, 0, 0, 1, 2, 2]
+    assert windows.first.tolist() == [0, 41, 82, 0, 0, 13]
 
 
 def test_each_record_is_drawn_as_likely():

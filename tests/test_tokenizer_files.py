@@ -14,6 +14,7 @@ from bertqa.errors import UserError
 from bertqa.hf.convert import convert
 from bertqa.hf.export import export
 from bertqa.model import folder
+from bertqa.model.vocabulary import check_tokens
 
 ROWS = 103
 """Of the word embedding: four more than VOCAB has tokens."""
@@ -345,3 +346,43 @@ def test_blank_lines_at_the_end_of_vocab_txt(slow, tmp_path):
     convert(slow, tmp_path / "mine")
     lines = (tmp_path / "mine" / "vocab.txt").read_text(encoding="utf-8").split("\n")
     assert lines == [*VOCAB, ""]
+
+
+# ---- ids and rows of the embedding, at the limits ----
+
+
+def numbered(count, *holes):
+    """So many ids, but for these, each with a token."""
+    tokens = {number: f"t{number}" for number in range(count)}
+    tokens |= enumerate(("[UNK]", "[CLS]", "[SEP]"))
+    return {number: token for number, token in tokens.items() if number not in holes}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows"),
+    [
+        (numbered(40), 40),
+        (numbered(40), 60),  # a third of the rows may be without a token
+        (numbered(1000), 1127),
+        (numbered(40, 10), 40),
+        (numbered(1000, *range(10, 20)), 1000),  # one id of a hundred
+    ],
+)
+def test_rows_and_ids_that_may_be_without_a_token(tokens, rows):
+    assert check_tokens(Path("vocab.txt"), tokens, rows) == max(tokens) + 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "says"),
+    [
+        (numbered(40), 39, "has 40 tokens, but the word embedding only 39 rows"),
+        (numbered(40), 61, "the word embedding 61 rows: 21 too many for rounding up"),
+        (numbered(1000), 1128, "the word embedding 1,128 rows: 128 too many"),
+        (numbered(40, 12, 10), 40, "2 of the 40 ids have no token \\(the first is 10\\)"),
+        (numbered(1000, *range(10, 21)), 1000, "11 of the 1,000 ids have no token"),
+        (numbered(40, 0, 2), 40, "the vocabulary has no \\[UNK\\] and no \\[SEP\\];"),
+    ],
+)
+def test_vocabularies_of_another_model(tokens, rows, says):
+    with pytest.raises(UserError, match=f"vocab.txt: .*{says}"):
+        check_tokens(Path("vocab.txt"), tokens, rows)

@@ -437,6 +437,11 @@ def test_a_fingerprint_sees_all_that_the_model_sees(tokenizer):
     )
 
 
+def test_a_fingerprint_has_sixteen_digits(tokenizer):
+    for windows in (build_windows([example("a", "b")], tokenizer), text_windows(["a"], tokenizer)):
+        assert len(windows.fingerprint()) == 16 and int(windows.fingerprint(), 16) >= 0
+
+
 def test_a_fingerprint_sees_where_texts_end(tokenizer):
     """The same tokens in the same order, of two questions and of two paragraphs."""
 
