@@ -159,7 +159,7 @@ class Checkpoint(NamedTuple):
 
 
 def load_checkpoint(run: Path, world: World = World()) -> Checkpoint:
-    """Load run/last, or run/previous if last/ is missing or damaged, which is said.
+    """Load run/last; if it is missing or damaged, warn and load run/previous.
 
     Raises:
         UserError: if there are checkpoints but none is whole, naming what is wrong with each.

@@ -275,7 +275,7 @@ def fits(value: object, kind) -> bool:
     if get_origin(kind) is Literal:
         return value in allowed
     if type(value) is int and float in allowed:
-        return abs(value) < 2**1000
+        return abs(value) < 2**1000  # what a float can hold
     if type(value) is str and str in allowed:
         return can_name_a_file(value)
     return type(value) in allowed

@@ -256,7 +256,7 @@ def cached_logits(
 
 
 def read_logits(path: Path, fingerprint: str, say: Callable[[str], None]) -> np.ndarray | None:
-    """Return the stored logits; None if there are none, or if they are damaged, which is said."""
+    """Return the stored logits; None if there are none, or, with a warning, if they are damaged."""
     if not path.exists():
         return None
     try:

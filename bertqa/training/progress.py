@@ -81,8 +81,8 @@ class Journal:
         """Open the file for appending.
 
         Args:
-            keep_bytes: the size at the checkpoint that the run goes on from: the file is cut back to it. If the file is
-                shorter, that is said.
+            keep_bytes: the size at the checkpoint that the run goes on from; the file is cut back to it. If the file is
+                shorter, there is a warning.
         """
         self.path = path
         self.file = None

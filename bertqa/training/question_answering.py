@@ -165,7 +165,7 @@ class Questions:
 
 
 def check_answers(example: Example) -> None:
-    """Raise UserError if an answer does not stand in the context at its offset."""
+    """Raise UserError if the context does not have an answer at its offset."""
     for text, start in zip(example.answer_texts, example.answer_starts, strict=True):
         if start < 0 or example.context[start : start + len(text)] != text:
             raise UserError(

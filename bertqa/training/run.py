@@ -245,7 +245,7 @@ def finish(job: Job, outcome: Outcome) -> Trained:
 
 
 def say_report(job: Job) -> None:
-    """Write report.html and say where it is. A failure is only said, because the training itself went well."""
+    """Write report.html and say where it is. A failure is no error, because the training itself went well."""
     try:
         job.say(f"report: {write_report(job.run, say=job.say)}")
     except Exception as error:

@@ -1,7 +1,6 @@
 """The run folder: its name, its lock, the checks that it can be used, and its config.json."""
 
 import contextlib
-import itertools
 import os
 import platform
 import shlex
@@ -63,12 +62,14 @@ def _make_by_time() -> Path:
     stamp = Path(time.strftime("runs/%Y%m%d-%H%M%S"))
     check_possible(stamp)
     run = stamp
-    for number in itertools.count(2):
-        with contextlib.suppress(FileExistsError):
+    number = 1
+    while True:
+        try:
             run.mkdir(parents=True)
-            break
-        run = stamp.with_name(f"{stamp.name}-{number}")
-    return run
+            return run
+        except FileExistsError:
+            number += 1
+            run = stamp.with_name(f"{stamp.name}-{number}")
 
 
 def locked(run: Path) -> contextlib.AbstractContextManager:
