@@ -229,9 +229,6 @@ def save(
     record = config_record(model, head, labels, provenance)
     config = encoder_of(model).config
     check_tokenizer(source, config.vocab_size)
-    copied = [*TOKENIZER_FILES]
-    if isinstance(model, BertEncoder):
-        copied.append(EMBEDDING)
     with staged(folder) as new:
         sha256 = _write_weights(new / disk.WEIGHTS, model, dtype)
         write_json(new / "config.json", record)
@@ -239,11 +236,8 @@ def save(
         write_text(new / "README.md", card or plain_card(config, head, parameters, provenance))
         if qa is not None:
             write_qa(new, qa)
-        if weights_of_ranges(source) == sha256:
-            copied.append(RANGES)  # only valid for the weights they were measured with
-        for name in copied:
-            if (source / name).exists():
-                shutil.copyfile(source / name, new / name)
+        for name in _files_to_copy(source, model, sha256):
+            shutil.copyfile(source / name, new / name)
         disk.write_checksums(new, {disk.WEIGHTS: sha256})  # last: of all files above
     return sha256
 
@@ -277,6 +271,17 @@ def _source_of(model: nn.Module, folder: str | Path, tokenizer_from: str | Path 
             "save(..., tokenizer_from=FOLDER)"
         )
     return Path(source)
+
+
+def _files_to_copy(source: Path, model: nn.Module, sha256: str) -> list[str]:
+    """Return the files of the source folder that a model is saved with; `sha256` is that of the saved weights."""
+    names = [*TOKENIZER_FILES]
+    if isinstance(model, BertEncoder):
+        names.append(EMBEDDING)
+    # Ranges are valid only for the weights that they were measured with.
+    if weights_of_ranges(source) == sha256:
+        names.append(RANGES)
+    return [name for name in names if (source / name).exists()]
 
 
 def _labels_of(model: nn.Module, head: str | None, labels) -> list[str] | None:
