@@ -12,7 +12,10 @@ from bertqa.errors import UserError
 from bertqa.files import decode, to_json
 from bertqa.reader import Answer, Reader
 
-BOLD, FAINT, PLAIN = "\033[1;7m", "\033[2m", "\033[0m"
+# ANSI sequences
+BOLD = "\033[1;7m"
+FAINT = "\033[2m"
+PLAIN = "\033[0m"
 
 NO_ANSWER = "(no answer in this text)"
 
@@ -138,32 +141,37 @@ def how_sure(answer: Answer) -> str:
 def in_sentence(answers: list[Answer], context: str, colour: bool, width: int | None = None) -> str:
     """Return the best of ranked answers in its sentence, and the others below it, in lines of `width` characters."""
     best, *others = answers
-    bold, faint, plain = BOLD, FAINT, PLAIN
-    if not colour:
-        bold = faint = plain = ""
     said = NO_ANSWER
-    nearest = "nearest"
+    others_are = "nearest"
     if best.answer:
-        nearest = "then"
-        begin, end = sentence(context, best.start, best.end)
-        before = printable(context[begin : best.start])
-        after = printable(context[best.end : end])
-        answer = printable(best.answer)
-        if not colour:
-            answer = f"[{answer}]"
-        # Wrapping keeps all positions, so the highlighting can be inserted afterwards.
-        line = wrap(before + answer + after, width)
-        first = len(before)
-        last = first + len(answer)
-        said = f"{line[:first]}{bold}{line[first:last]}{plain}{line[last:]}"
+        said = highlighted(best, context, colour, width)
+        others_are = "then"
     below = how_sure(best)
     if others:
         shown = []
         for other in others:
             text = printable(other.answer) or "no answer"
             shown.append(f"{text} ({other.score:.3f})")
-        below += f"   {nearest}: {'; '.join(shown)}"
-    return f"{said}\n{faint}{wrap(below, width)}{plain}"
+        below += f"   {others_are}: {'; '.join(shown)}"
+    below = wrap(below, width)
+    if colour:
+        below = f"{FAINT}{below}{PLAIN}"
+    return f"{said}\n{below}"
+
+
+def highlighted(answer: Answer, context: str, colour: bool, width: int | None) -> str:
+    """Return an answer in its sentence: in reverse video, or without colours in brackets."""
+    begin, end = sentence(context, answer.start, answer.end)
+    before = printable(context[begin : answer.start])
+    inside = printable(answer.answer)
+    after = printable(context[answer.end : end])
+    if not colour:
+        return wrap(f"{before}[{inside}]{after}", width)
+    # Wrapping keeps all positions, so the highlighting can be inserted afterwards.
+    line = wrap(before + inside + after, width)
+    first = len(before)
+    last = first + len(inside)
+    return f"{line[:first]}{BOLD}{line[first:last]}{PLAIN}{line[last:]}"
 
 
 def wrap(text: str, width: int | None) -> str:

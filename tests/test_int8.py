@@ -494,6 +494,7 @@ def test_int8_beside_16_bits_is_refused(tiny_model, dtype):
         Reader.load(tiny_model, "cpu", dtype, int8=True)
 
 
+@pytest.mark.filterwarnings("ignore:int8:bertqa.SpeedHint")
 def test_int8_beside_float32_is_what_it_is(tiny_model):
     asked = ("where is c?", "a b c d")
     named = Reader.load(tiny_model, "cpu", "fp32", int8=True)
