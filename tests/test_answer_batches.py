@@ -116,6 +116,15 @@ def test_it_travels_without_its_model(rows, expected, tiny_model, monkeypatch):
     same(pickle.loads(before)(columns_of(rows)), expected)
 
 
+def test_a_batch_without_rows(tiny_model):
+    """The last one of a shard may be empty."""
+    made = AnswerBatches(str(tiny_model))
+    found = made({"question": np.array([], object), "context": np.array([], object)})
+    assert {len(column) for column in found.values()} == {0}
+    found = made({"question": [], "context": []})
+    assert {len(column) for column in found.values()} == {0}
+
+
 def test_the_schema_names_the_columns():
     assert [field.split()[0] for field in SCHEMA.split(", ")] == list(COLUMNS)
 

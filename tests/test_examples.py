@@ -26,6 +26,7 @@ from bertqa.data.offsets import (
     unit_of_paragraph,
 )
 from bertqa.data.questions import Gold
+from bertqa.data.record_fields import parse_printed
 from bertqa.data.writing import write_rejected
 from bertqa.errors import UserError
 
@@ -1219,3 +1220,54 @@ def test_scripts_without_blanks_have_words_anywhere(first_and_last):
 )
 def test_where_words_and_numbers_are_cut(text, inside):
     assert [place for place in range(-1, len(text) + 2) if inside_word(text, place)] == inside
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        ("  ", None),
+        ("[1, NaN]", None),  # JSON, as pandas writes it
+        ("array([1, 2], dtype=int32)", [1, 2]),
+        ("{'text': array(['a' 'b'], dtype='<U9'), 'n': np.int64(3)}", {"text": ["a", "b"], "n": 3}),
+        ("(1, -2.5, 1e3, True, None)", [1, -2.5, 1000.0, True, None]),
+        ("b'a'", "a"),
+        ("'two\nlines'", "two\nlines"),
+    ],
+)
+def test_cells_as_python_and_numpy_print_them(cell, value):
+    found = parse_printed("line 1", "answers", cell)
+    assert found == value or cell == "[1, NaN]" and found[0] == 1
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "np.int64",
+        "array",
+        "array(1, 2)",
+        "array(1, dtype)",
+        "array(1, 2=int)",
+        "int64(3)",
+        "[1] 2",
+        "[1",
+        "{1: 2}",
+        "{'a': 1, 'a': 2}",
+        "{'a'}",
+        "]",
+        "'a",
+        "(" * 22 + ")" * 22,
+    ],
+)
+def test_cells_that_nothing_prints(cell):
+    with pytest.raises(
+        UserError, match='^line 1: "answers" is neither JSON nor a Python literal: '
+    ):
+        parse_printed("line 1", "answers", cell)
+
+
+def test_cells_that_were_cut():
+    with pytest.raises(
+        UserError, match='"answers" is cut: NumPy or pandas wrote "..." in the place'
+    ):
+        parse_printed("line 1", "answers", "['a' ... 'b']")
+    assert parse_printed("line 1", "answers", "(" * 20 + ")" * 20)  # as deep as may be

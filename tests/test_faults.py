@@ -424,6 +424,16 @@ def test_a_folder_that_is_loaded_again_is_not_read_again(tmp_path, tiny_model, m
         load(mine)
 
 
+def test_a_file_differs_from_its_checksum_or_has_none(tmp_path):
+    (tmp_path / "a").write_text("a")
+    assert not disk.is_damaged(tmp_path, "a")  # there are no checksums
+    disk.write_checksums(tmp_path)
+    (tmp_path / "b").write_text("b")
+    assert not disk.is_damaged(tmp_path, "a") and not disk.is_damaged(tmp_path, "b")
+    (tmp_path / "a").write_text("b")
+    assert disk.is_damaged(tmp_path, "a")
+
+
 @pytest.mark.parametrize("name", ["a\0", "\ud800", "", "../../x"])
 def test_checksums_of_names_that_no_file_has(tmp_path, tiny_model, name):
     mine = Path(shutil.copytree(tiny_model, tmp_path / "model"))

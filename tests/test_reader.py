@@ -182,6 +182,13 @@ def test_the_answer_length_of_the_training_is_kept_to(reader):
         made.spans([Example("1", "is a?", "a b c", (), ())], max_answer_length=0)
 
 
+def test_a_document_without_tokens_answers_nothing(reader):
+    answers = reader.answer("is a?", ["", "a b", " "], top_k=9, allow_no_answer=False)
+    assert [(one.answer, one.document) for one in answers] and len(answers) == 3
+    assert {one.answer for one in answers} == {"a", "b", "a b"}
+    assert {one.document for one in answers} == {1}
+
+
 def test_how_much_is_done_is_told(reader):
     """After every batch the share of the windows that it had; together they are all."""
     chunk = [asked_of_pair(n, ("where is a?", "a b c " * n)) for n in range(1, 9)]

@@ -413,6 +413,27 @@ def test_steps_with_16_bit_copies(tmp_path, windows):
         assert all(weight.grad is None for weight in model.parameters())
 
 
+def test_gradients_have_a_home_of_their_own_format():
+    """Each leaf's is as large as it is, zero, and at a multiple of 128 bytes; homes of one format are one piece."""
+    weights = [torch.nn.Parameter(torch.ones(size)) for size in ((3, 5), (40,), (7,))]
+    formats = (torch.bfloat16, torch.float32, torch.bfloat16)
+    leaves = [
+        torch.nn.Parameter(weight.detach().to(format))
+        for weight, format in zip(weights, formats, strict=True)
+    ]
+    gradients = Gradients(weights, leaves)
+    gradients.begin(1)
+    assert not gradients.at_home  # there are none yet
+    gradients.make_homes()
+    for leaf, home in zip(leaves, gradients.homes, strict=True):
+        assert home is leaf.grad_home and (home.shape, home.dtype) == (leaf.shape, leaf.dtype)
+        assert not home.any() and home.storage_offset() * home.element_size() % 128 == 0
+    assert [flat.dtype for flat in gradients.home_flats] == [torch.bfloat16, torch.float32]
+    for micro_batches, at_home in ((1, True), (2, False)):
+        gradients.begin(micro_batches)
+        assert gradients.at_home is at_home
+
+
 def test_gradients_are_collected_by_format(monkeypatch):
     """torch's quick copy of a list wants one format; a head's gradients have 32 bits and an encoder's copies' 16."""
     weights = [torch.nn.Parameter(torch.zeros(size)) for size in (3, 40, 5, 7)]
