@@ -150,6 +150,30 @@ def test_what_attends_fastest_on_a_cpu():
             assert cpu_attention.fastest_call(query.to("meta"), share) is fused
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype", "dropout_p", "has_lengths", "is_packed", "has_kernel", "body"),
+    [
+        ("cpu", torch.float32, 0.0, True, True, True, attention.per_sequence_attention),
+        ("mps", torch.float16, 0.1, True, True, True, attention.per_sequence_attention),
+        ("cpu", torch.bfloat16, 0.0, False, True, True, attention.padded_attention),
+        ("cuda", torch.bfloat16, 0.0, True, True, True, attention.varlen_attention),
+        ("cuda", torch.float16, 0.0, False, True, True, attention.varlen_attention),
+        ("cuda", torch.float32, 0.0, True, True, True, attention.padded_attention),
+        ("cuda", torch.bfloat16, 0.1, True, True, True, attention.padded_attention),
+        ("cuda", torch.bfloat16, 0.0, True, False, True, attention.padded_attention),
+        ("cuda", torch.bfloat16, 0.0, True, True, False, attention.padded_attention),
+    ],
+)
+def test_the_attention_that_is_chosen(
+    monkeypatch, device, dtype, dropout_p, has_lengths, is_packed, has_kernel, body
+):
+    monkeypatch.setattr(attention, "_has_varlen", lambda device: has_kernel)
+    chosen = attention.choose_attention(
+        torch.device(device), dtype, dropout_p, has_lengths, is_packed
+    )
+    assert chosen is body
+
+
 def test_sixteen_bit_attention_has_the_gradient_of_its_formula():
     """The gradient written by hand, against differences in float64, where rounding hides nothing."""
     draw = torch.Generator().manual_seed(1)
@@ -343,6 +367,21 @@ def test_span_loss_is_the_sum_over_windows_of_ordinary_cross_entropies():
     assert torch.allclose(span_loss(logits, layout, start, end), want)
 
 
+def test_span_loss_counts_each_window_by_its_weight():
+    draw = torch.Generator().manual_seed(0)
+    logits = SpanLogits(*torch.randn(2, 6, generator=draw))
+    layout = Layout.of([4, 2], torch.device("cpu"))
+    start, end = torch.tensor([1, 0]), torch.tensor([3, 1])
+    alone = []
+    for s, part in enumerate((slice(0, 4), slice(4, 6))):
+        one = SpanLogits(logits.start[part], logits.end[part])
+        own = Layout.of([part.stop - part.start], torch.device("cpu"))
+        alone.append(span_loss(one, own, start[s : s + 1], end[s : s + 1]))
+    for weights in ([1.0, 1.0], [1.0, 0.0], [0.25, 2.0]):
+        loss = span_loss(logits, layout, start, end, torch.tensor(weights))
+        assert torch.allclose(loss, weights[0] * alone[0] + weights[1] * alone[1])
+
+
 def test_dropout_rate_scale_and_gradient():
     torch.manual_seed(0)
     x = torch.ones(301, 333, requires_grad=True)
@@ -397,6 +436,36 @@ def test_the_largest_size_of_a_config(name, most):
     assert getattr(BertConfig(**fitting, **{name: most}), name) == most
     with pytest.raises(UserError, match=f"{name} is {most + 1}, and no model's is over {most:,}"):
         BertConfig(**fitting, **{name: most + 1})
+
+
+def test_the_longest_sequence_has_as_many_tokens_as_positions(model):
+    ids = torch.ones(41, dtype=torch.long)
+    assert model(ids[:40], lengths=[40]).start.shape == (40,)
+    for call in (dict(input_ids=ids, lengths=[41]), dict(input_ids=ids[None])):
+        with pytest.raises(
+            UserError, match="a sequence has 41 tokens, but this model has 40 posit"
+        ):
+            model(**call)
+
+
+@pytest.mark.parametrize(
+    ("ids", "segments", "says"),
+    [
+        ([0, 98], [0, 1], None),
+        ([0, 99], [0, 1], "input_ids has 99; this model knows 0 to 98"),
+        ([-1, 5], [0, 1], "input_ids has -1; this model knows 0 to 98"),
+        ([0, 98], [0, 2], "token_type_ids has 2; this model knows 0 to 1"),
+        ([0, 98], [-3, 1], "token_type_ids has -3; this model knows 0 to 1"),
+        ([7, 100], [0, 9], "input_ids has 100;"),
+    ],
+)
+def test_ids_that_no_embedding_has(model, ids, segments, says):
+    call = dict(token_type_ids=torch.tensor(segments), lengths=[2])
+    if says is None:
+        assert model(torch.tensor(ids), **call).start.shape == (2,)
+        return
+    with pytest.raises(UserError, match=says):
+        model(torch.tensor(ids), **call)
 
 
 def test_the_least_size_of_a_config():
