@@ -26,6 +26,7 @@ from bertqa.settings import ClassificationSettings
 from bertqa.train import main
 from bertqa.training.classification import (
     Classification,
+    balanced_weights,
     confusion,
     probabilities,
     scores,
@@ -517,6 +518,20 @@ def test_split_is_stratified_by_seed():
     )
     assert split(texts, 0.3, seed=0)[1].ids == held.ids != split(texts, 0.3, seed=1)[1].ids
     assert split(rows_of("aabb"), 0.99, seed=0)[0].labels == ["a", "b"]
+
+
+def test_weights_of_classes_by_hand():
+    """30 and 10 texts: 40 / (2 * 30) and 40 / (2 * 10); a class without any text divides by nothing."""
+    assert balanced_weights(np.array([30, 10])) == pytest.approx([2 / 3, 2])
+    assert balanced_weights(np.array([3, 0, 1])) == pytest.approx([4 / 9, 4 / 3, 4 / 3])
+
+
+def test_probabilities_are_in_their_order_and_sum_to_one():
+    logits = np.log(np.array([[1.0, 6.0, 3.0], [2.0, 2.0, 2.0]], np.float32))
+    first, equal = probabilities(logits, ["a", "b", "c"])
+    assert list(first) == ["b", "c", "a"] and list(equal) == ["a", "b", "c"]
+    assert list(first.values()) == pytest.approx([0.6, 0.3, 0.1])
+    assert sum(equal.values()) == pytest.approx(1)
 
 
 def test_scores_by_hand():
