@@ -1183,6 +1183,9 @@ def test_a_paragraph_may_count_in_a_unit_of_its_own():
     assert unit_of_paragraph(context, [Gold("a", 2), Gold("b", 5)], CHARACTERS) == CHARACTERS
     assert unit_of_paragraph(context, [Gold("a", 2), Gold("b", 5)], other) == other
     assert unit_of_paragraph(context, [Gold("a"), Gold("b", 5)], CHARACTERS) == other
+    # Where both explain all answers, the file's unit decides.
+    assert unit_of_paragraph("\U0001f600aaa", [Gold("a", 3)], other) == other
+    assert unit_of_paragraph("\U0001f600aaa", [Gold("a", 3)], CHARACTERS) == CHARACTERS
 
 
 @pytest.mark.parametrize(

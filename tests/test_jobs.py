@@ -87,6 +87,7 @@ def test_shares_grow_and_long_records_make_them_short():
     half = records(*[1 << 16] * 9)
     assert [len(share.records) for share in jobs.shares_of(half, 8, "cpu")] == [3, 3, 3]
     assert [len(share.records) for share in jobs.shares_of(half, 8, "cuda")] == [8, 1]
+    assert [share.start for share in jobs.shares_of(half, 8, "cpu")] == [0, 3, 6]
     whole = records(*[1 << 21] * 4)
     assert [len(share.records) for share in jobs.shares_of(whole, 8, "cuda")] == [2, 2]
     assert list(jobs.shares_of([], 8, "cpu")) == []

@@ -173,6 +173,20 @@ def test_what_is_counted(tmp_path, windows):
     assert [record["lr"] for record in lines] == [lr_at(step, 8, job.optim) for step in range(8)]
 
 
+def test_what_is_not_finite_never_reaches_the_weights(tmp_path, windows):
+    """On a CPU, where to look costs nothing, the run stops before the update: the weights in memory stay sound."""
+
+    class Broken(Spans):
+        def loss(self, model, batch, layout):
+            return super().loss(model, batch, layout) * math.nan
+
+    model = tiny()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    with pytest.raises(UserError, match="the loss is nan"):
+        train(job_of(model, Broken(windows), tmp_path / "run"))
+    assert all(torch.equal(before[name], weight) for name, weight in model.named_parameters())
+
+
 def test_a_signal_to_another_process_stops_this_one(tmp_path, windows):
     class Told(World):
         """What one rank of several sees: somebody else has had a signal."""
