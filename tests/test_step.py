@@ -33,6 +33,7 @@ from bertqa.model.encoder import Layer
 from bertqa.model.heads import BertForSequenceClassification, Ensemble, span_loss
 from bertqa.reporting.run_folder import read_journal
 from bertqa.settings import LoopSettings, OptimSettings, broken
+from bertqa.training import loop as loop_module
 from bertqa.training import progress as progress_module
 from bertqa.training.capture import Plan, plan_of, settle
 from bertqa.training.gradients import Gradients
@@ -185,6 +186,26 @@ def test_what_is_not_finite_never_reaches_the_weights(tmp_path, windows):
     with pytest.raises(UserError, match="the loss is nan"):
         train(job_of(model, Broken(windows), tmp_path / "run"))
     assert all(torch.equal(before[name], weight) for name, weight in model.named_parameters())
+
+
+def test_a_sitting_ends_by_the_minute_and_takes_a_step_at_least(tmp_path, windows, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(loop_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    trainer = Trainer(job_of(tiny(), Spans(windows), tmp_path / "run", max_minutes=2.0))
+    clock[0] += 500
+    assert not trainer.out_of_time  # no step was taken yet
+    trainer.progress.step = 1
+    for seconds, over in ((119.5, False), (120.0, True), (121.0, True)):
+        clock[0] = 1000 + seconds
+        assert trainer.out_of_time is over
+    trainer.job.settings = dataclasses.replace(trainer.job.settings, max_minutes=None)
+    assert not trainer.out_of_time
+
+
+def test_an_epoch_may_be_one_step(tmp_path, windows):
+    train(job_of(tiny(), Spans(windows), tmp_path / "run", batch_size=64))
+    records = read_journal(tmp_path / "run" / "metrics.jsonl")
+    assert [record["step"] for record in records if record["event"] == "eval"] == [1, 2, 3]
 
 
 def test_a_signal_to_another_process_stops_this_one(tmp_path, windows):
