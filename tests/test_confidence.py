@@ -156,6 +156,7 @@ def test_partial_overlap_counts_where_one_person_has_answered():
     assert how_right([several, several], marks).tolist() == [0, 0]
 
 
+@pytest.mark.filterwarnings("error")
 def test_three_answers_to_two_questions_are_of_several_people():
     one = Example("1", "?", "a b", ("a",), (0,))
     two, none = (
