@@ -337,7 +337,7 @@ def test_bootstrap_intervals():
     values = np.tile([0.0, 1.0], 500)
     columns = np.stack([values, values, values - values, np.ones(1000)], 1)
     limits = thresholds.bootstrap(columns, 500)
-    np.testing.assert_allclose(limits[0], [0.5 - 1.96 * 0.0158, 0.5 + 1.96 * 0.0158], atol=0.005)
+    np.testing.assert_allclose(limits[0], [0.5 - 1.96 * 0.0158, 0.5 + 1.96 * 0.0158], atol=0.002)
     assert limits.tolist() == thresholds.bootstrap(columns, 500, level=0.95).tolist()
     narrow = thresholds.bootstrap(columns, 500, level=0.90)
     assert limits[0, 0] < narrow[0, 0] < narrow[0, 1] < limits[0, 1]
@@ -356,6 +356,11 @@ def test_histogram_keeps_every_question():
     assert shares[0] == shares[-1] == 0.5 and edges[1] == 0.05
     shares, edges = thresholds.histogram([-8.0, 12.0])
     assert (shares[0], shares[-1], edges[0], edges[-1]) == (0.5, 0.5, -8.0, 12.0)
+    # Outside on one side only.
+    shares, edges = thresholds.histogram([-8.0, 0.5])
+    assert (shares[0], shares[-1], edges[0], edges[-1]) == (0.5, 0.5, -8.0, 0.5)
+    shares, edges = thresholds.histogram([0.5, 12.0])
+    assert (shares[0], shares[-1], edges[0], edges[-1]) == (0.5, 0.5, 0.5, 12.0)
     shares, edges = thresholds.histogram([-8.0, 12.0, float("inf"), float("-inf")])
     assert (shares[0], shares[-1], edges[0], edges[-1]) == (0.5, 0.5, -8.0, 12.0)
     shares, edges = thresholds.histogram([float("inf"), float("-inf"), float("-inf"), 0.5], bins=4)

@@ -538,6 +538,27 @@ def test_whole_words(tmp_path):
     ]
 
 
+def test_words_stay_in_their_document(tiny_model):
+    """Where words are split at blanks only, a document may begin with a token such as "##able"."""
+    documents = [Example(text, "a", text, (), ()) for text in ("b c", "", "b c d", "")]
+    windows = build_windows(documents, WordPiece.load(tiny_model))
+    continues = np.array([False, True, True, True, False])  # b c, b c d
+    exists = np.array([[1, -1, 1, -1]], np.int32).T
+    empty = np.zeros((4, 1), np.float32)
+    spans = Spans(
+        SpanSettings(1),
+        exists.copy(),
+        exists.copy(),
+        empty,
+        empty,
+        empty,
+        *empty[:, :1].T.repeat(3, 0),
+    )
+    widen(spans, windows, continues)
+    assert spans.first[:, 0].tolist() == [0, -1, 0, -1]
+    assert spans.last[:, 0].tolist() == [1, -1, 1, -1]
+
+
 MODES = {
     "words": dict(whole_words=True, allow_no_answer=False),
     "plain": dict(allow_no_answer=False),

@@ -287,6 +287,9 @@ def widen(spans: Spans, windows: Windows, continues: np.ndarray) -> None:
     """
     tokens = np.arange(len(continues))
     begins_word = ~continues
+    # A text begins a word whatever its first token is: "##able" stays whole where words are split at blanks only.
+    has_tokens = windows.contexts.counts > 0
+    begins_word[windows.contexts.rows[:-1][has_tokens]] = True
     first_of_word = np.maximum.accumulate(np.where(begins_word, tokens, 0))  # (T,)
     # From right to left: the nearest token, this one or a later one, that ends a word.
     ends_word = np.append(begins_word[1:], True)
