@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from bertqa.data.labelled_texts import label_names, read_texts
-from bertqa.data.texts import is_table
+from bertqa.data.texts import is_table, text_stream
 from bertqa.errors import UserError
 
 
@@ -169,3 +169,10 @@ def test_packed_files(write, pack):
         found.texts == ["a"]
         and found.sha256 == read_texts(write("y.csv", "text,label\na,x\n")).sha256
     )
+
+
+def test_a_row_without_its_second_text_has_an_error_and_no_text(write):
+    rows = '{"text": "a", "second": "b"}\n{"text": "c", "second": 5}\n'
+    good, bad = text_stream([write("x.jsonl", rows)], "text", "second")
+    assert (good.text, good.second, good.error) == ("a", "b", "")
+    assert (bad.text, bad.second, bad.characters) == ("", None, 0) and "second" in bad.error

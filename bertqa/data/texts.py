@@ -98,9 +98,10 @@ def _texts_in(columns: Columns, numbers: Iterator[int], source: Source) -> Itera
                 raise row
             text.id = str(row.get("id", number))
             columns.require(where, row)
-            text.text = field(where, row, columns.text or "text", str)
+            first = field(where, row, columns.text or "text", str)
             if columns.pair:
                 text.second = field(where, row, columns.pair, str)
+            text.text = first  # last, so that a row with an error has no text
         except UserError as error:
             text.error = f"{source.name}: {error}"
         yield text
