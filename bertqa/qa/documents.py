@@ -173,18 +173,15 @@ def rank(
 
 def _n_best_of_questions(reading: Reading, sizes: np.ndarray, most: int) -> list[list[dict]]:
     """Return the n-best list of each question over all its documents, each entry with its "document"."""
-    of_documents = n_best(
-        reading.spans, reading.windows, reading.examples, no_answer=False, most=most
-    )
+    found = n_best(reading.spans, reading.windows, reading.examples, no_answer=False, most=most)
     lists = []
     for size in sizes.tolist():
         merged = []
-        for document, entries in enumerate(islice(of_documents, size)):
+        for document, entries in enumerate(islice(found, size)):
             for entry in entries:
                 if entry["text"]:
                     merged.append({**entry, "document": document})
-        if size > 1:
-            merged.sort(key=score_of, reverse=True)  # stable: the earlier document wins ties
+        merged.sort(key=score_of, reverse=True)  # stable: the earlier document wins ties
         lists.append(merged)
     return lists
 
