@@ -129,13 +129,10 @@ class WordPiece:
         lines = self._encode_texts(texts, progress)
         # Offset of each word if all lines were one, with a space between two lines as between two words.
         begins = running_sum([len(word) + 1 for word in words])
-        line_begins = np.repeat(
-            begins[:-1:WORDS_PER_LINE], lines.counts
-        )  # (T,) offset of the token's line
-        word = np.searchsorted(begins, lines.starts + line_begins, side="right") - 1  # (T,)
-        word_begins = (begins[word] - line_begins).astype(
-            np.int32
-        )  # (T,) offset of the word on its line
+        # (T,) offset of each token's line, its word, and the offset of that word on the line.
+        line_begins = np.repeat(begins[:-1:WORDS_PER_LINE], lines.counts)
+        word = np.searchsorted(begins, lines.starts + line_begins, side="right") - 1
+        word_begins = (begins[word] - line_begins).astype(np.int32)
         rows = running_sum(np.bincount(word, minlength=len(words)))
         return Tokens(lines.ids, lines.starts - word_begins, lines.ends - word_begins, rows)
 

@@ -195,9 +195,8 @@ def hold_out(data: Dataset, share: float, seed: int, limit: int | None = None) -
             f"{len(data.examples):,} questions are about one article; give questions to evaluate on"
         )
     order = [names[place] for place in np.random.default_rng([seed, 2]).permutation(len(names))]
-    questions = np.cumsum([counts[name] for name in order])[
-        :-1
-    ]  # of the first 1, 2, ... articles, never of all
+    # Questions of the first 1, 2, ... articles, but never of all articles.
+    questions = np.cumsum([counts[name] for name in order])[:-1]
     chosen = 1 + int(np.abs(questions - share * len(data.examples)).argmin())
     articles = set(order[:chosen])
     kept = []

@@ -187,9 +187,8 @@ class Step:
     def _make_static(self) -> None:
         """Make every tensor that graphs read or write, at an address that stays."""
         job = self.job
-        most = -(
-            -job.settings.batch_size // job.world.size
-        )  # windows of this rank in a step, rounded up
+        # Windows of this rank in a step, rounded up.
+        most = -(-job.settings.batch_size // job.world.size)
         self.rows = torch.full((most,), -1, device=job.device)  # of the micro-batch; -1 = none
         self.share = torch.zeros((), device=job.device)  # 1 / windows of the step
         self.fused = FusedLayers(job.model.encoder.layers if self.plan.fused else (), job.device)
