@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -520,6 +521,30 @@ def test_a_run_that_is_stopped_leaves_ranges(tiny_model, letters, tmp_path, meas
     best = tmp_path / "run" / "best"
     assert measurements == [best]
     assert read_ranges(best, encoder_of(best)) is not None and find_damage(best) == ""
+
+
+def test_a_signal_does_not_wait_for_ranges(
+    tiny_model, letters, tmp_path, monkeypatch, measurements
+):
+    """Who sends SIGTERM may send SIGKILL soon, and a large model takes minutes."""
+    from bertqa import train
+    from bertqa.training import checkpoint
+
+    run = tmp_path / "run"
+    keep_best = checkpoint.keep_best
+
+    def keep(job):
+        keep_best(job)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(checkpoint, "keep_best", keep)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(letters, weights=tiny_model, out=run, **SHORT)
+    assert measurements == [] and find_damage(run / "best") == ""
+
+    monkeypatch.setattr(checkpoint, "keep_best", keep_best)
+    assert train.main(["--resume", str(run)]) == 0
+    assert measurements == [run / "best"]
 
 
 @pytest.mark.parametrize("flags", [["--max-steps", "6"], []], ids=["more steps", "at its end"])
