@@ -10,11 +10,10 @@ from bertqa.device import autocast
 from bertqa.distributed import World
 from bertqa.errors import UserError
 from bertqa.files import to_json
-from bertqa.inference import class_logits
+from bertqa.inference import class_logits, probabilities
 from bertqa.jobs import Job
 from bertqa.loading import load_for_verb, tell_what_is_faster
 from bertqa.model import folder
-from bertqa.training.classification import probabilities
 
 SHARE = 4096
 """Most texts of a share, which are classified and written together."""

@@ -168,14 +168,14 @@ class VerbParser(argparse.ArgumentParser):
         if ours:
             name, comma, more = ours.partition(",")
             return f"{flag} is {name} here{comma}{more}"
-        names_of_others = ["--" + other for other in OTHER_NAMES if our_name(other, known)]
-        near = difflib.get_close_matches("--" + plain, known + names_of_others, n=1)
-        if not near:
-            return f"there is no {flag}"
-        # The nearest may itself be a flag of run_qa.py, and is then explained in turn.
-        if near[0] in known:
+        names = known + ["--" + other for other in OTHER_NAMES]
+        near = difflib.get_close_matches("--" + plain, names, n=1)
+        if near and near[0] in known:
             return f"there is no {flag}; did you mean {near[0]}?"
-        return f"there is no {flag}; {self.explain(near[0])}"
+        # The nearest is a flag of run_qa.py, and is explained in turn, if this verb has something like it.
+        if near and our_name(near[0].removeprefix("--"), known):
+            return f"there is no {flag}; {self.explain(near[0])}"
+        return f"there is no {flag}"
 
 
 def our_name(plain: str, known: Sequence[str]) -> str:

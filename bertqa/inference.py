@@ -262,17 +262,23 @@ def class_logits(
     return logits, total / max(1, len(windows))
 
 
+def probabilities(logits: np.ndarray, labels: Sequence[str]) -> list[dict[str, float]]:
+    """Return the probability of each class by its name, most probable first, for each row of logits (R, C)."""
+    # Shifted so that exp cannot overflow; a softmax does not change by it.
+    powers = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
+    softmax = powers / powers.sum(1, keepdims=True)  # (R, C)
+    found = []
+    for row in softmax:
+        descending = np.argsort(-row, kind="stable")
+        found.append({labels[place]: float(row[place]) for place in descending})
+    return found
+
+
 def calibrate(folder: str | Path, store: WindowStore, most: int, seed: int) -> int:
     """Measure the ranges that int8 inference needs (model/ranges.py) on random windows, and write them to a model folder.
 
     The encoder is loaded from the folder, in float32, onto the store's device: a model in training may be compiled or have
-    hooks.
-
-    Args:
-        most: number of windows to draw; all, if there are fewer.
-
-    Returns:
-        The number of windows drawn.
+    hooks. Returns the number of windows drawn: `most`, or all, if there are fewer.
     """
     encoder = load_encoder(folder, device=store.device, dtype=torch.float32)
     count = min(most, len(store))

@@ -19,6 +19,7 @@ from bertqa.data.text_windows import text_windows
 from bertqa.data.tokenizer import WordPiece
 from bertqa.hf.convert import convert
 from bertqa.hf.export import export
+from bertqa.inference import probabilities
 from bertqa.model import folder
 from bertqa.predict import main as predict
 from bertqa.reporting.run_folder import read_journal
@@ -28,7 +29,6 @@ from bertqa.training.classification import (
     Classification,
     balanced_weights,
     confusion,
-    probabilities,
     scores,
     table,
 )

@@ -14,7 +14,7 @@ from bertqa.data.labelled_texts import Texts, label_names, label_rows, read_text
 from bertqa.data.text_windows import TextWindows, text_windows
 from bertqa.errors import UserError
 from bertqa.files import to_json, write_text
-from bertqa.inference import class_logits
+from bertqa.inference import class_logits, probabilities
 from bertqa.model import folder
 from bertqa.model.attention import Layout
 from bertqa.model.card import classifier_card
@@ -257,15 +257,3 @@ def table(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
             line += "  " + count.rjust(width)
         lines.append(line)
     return "\n".join(lines)
-
-
-def probabilities(logits: np.ndarray, labels: Sequence[str]) -> list[dict[str, float]]:
-    """Return the probability of each class by its name, most probable first, for each row of logits (R, C)."""
-    # Shifted so that exp cannot overflow; a softmax does not change by it.
-    powers = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
-    softmax = powers / powers.sum(1, keepdims=True)  # (R, C)
-    found = []
-    for row in softmax:
-        descending = np.argsort(-row, kind="stable")
-        found.append({labels[place]: float(row[place]) for place in descending})
-    return found
