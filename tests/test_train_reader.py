@@ -156,7 +156,8 @@ def test_one_command_makes_a_reader(tmp_path, arguments, capsys):
     """Of teachers, two students that learn from them and from new pairs, and one that learns from those two."""
     out = tmp_path / "out"
     between = ["--middle", "2", "--middle-epochs", "1", "--swaps", "1", "--edits", "1"]
-    assert train_reader.main([*arguments, *between, "--dropout", "0"]) == 0
+    others = ["--dropout", "0", "--layer-decay", "0.9"]
+    assert train_reader.main([*arguments, *between, *others]) == 0
     config = folder.read_config(out / "reader")
     assert config["head"] == folder.QA and "fine_tuned_on" in config["provenance"]
     student = folder.read_config(out / "student" / "best")["provenance"]["taught_by"]
@@ -176,6 +177,8 @@ def test_one_command_makes_a_reader(tmp_path, arguments, capsys):
     assert pairs > 0 and taught["windows"] > teacher["windows"]
     assert last["windows"] == 2 * taught["windows"]  # epochs
     assert "--dropout 0" in last["command"] and "--dropout" not in teacher["command"]
+    assert all("--layer-decay 0.9" in one["command"] for one in results["trainings"])
+    assert (out / "reader" / "int8_ranges.safetensors").exists()
     measured = [row["data"] for row in results["rows"]]
     assert measured.count("dev") == 3 and "dev 1.1, always answering" in measured
     held = results["split"]["held_out_articles"]

@@ -79,6 +79,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--dropout", default="none", help="of all students; none = as the weights say [none]")
     add("--batch-size", default="64", help="[%(default)s]")
     add("--warmup", default="0.06", help="[%(default)s]")
+    add("--layer-decay", default="1", help="of all trainings [%(default)s]")
     add("--ema", default="0.999", help="[%(default)s]")
     add("--temperature", default="2", help="[%(default)s]")
     add("--teacher-weight", default="0.9", help="[%(default)s]")
@@ -118,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     train = str(out / "data" / "train.json")
     held = str(out / "data" / "held-out.json")
-    bench = open_bench(args, out, train, held, ["--ema", args.ema])
+    shared = ["--ema", args.ema, "--layer-decay", args.layer_decay]
+    bench = open_bench(args, out, train, held, shared)
     students = bench
     if split["new_pairs"]:
         students = bench.learning_from(str(out / "data" / "train-and-pairs.json"))
@@ -161,7 +163,6 @@ def make_reader(args: argparse.Namespace, bench: Bench, results: Results, best: 
             provenance=lineage(results, best),
             card=reader_card(results, best),
         )
-        calibrate(bench.out / "reader", bench.task.store, WINDOWS_FOR_RANGES, seed=0)
 
     save()  # before anything else can go wrong
     logged = [example for example in held if example.title in LOGGED]
@@ -172,6 +173,7 @@ def make_reader(args: argparse.Namespace, bench: Bench, results: Results, best: 
         at = None if name == "dev 1.1" else threshold
         results.measure("reader", model, asked, at, torch.float32)
     save()
+    calibrate(bench.out / "reader", bench.task.store, WINDOWS_FOR_RANGES, seed=0)
     say(f"{bench.out / 'reader'} is written")
 
 
