@@ -703,6 +703,28 @@ def test_without_triton_there_are_no_fused_kernels(tmp_path, windows, monkeypatc
     assert plan.copies and not plan.fused and "Triton does not work here" in str(plan)
 
 
+def test_models_of_ones_own_have_steps_on_gpus_too(tmp_path, windows, monkeypatch):
+    """A bare encoder, a model around one, and a model that has nothing of ours: all of them lack `model.config`."""
+    memory = SimpleNamespace(total_memory=150 * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    bare = tiny().encoder
+    around = torch.nn.Module()
+    around.encoder = tiny().encoder
+    other = torch.nn.Sequential(torch.nn.Linear(3, 3))
+    for model, tokens in ((bare, 32768), (around, 32768), (other, 8192)):
+        settled = settle(LoopSettings(), model, torch.device("cuda"), torch.bfloat16)
+        assert settled.micro_tokens == tokens
+    for model in (bare, around):
+        plan = plan_on("cuda", tmp_path, windows, model=model)
+        assert plan.captured and plan.copies
+    assert "Sequential, has no encoder" in str(plan_on("cuda", tmp_path, windows, model=other))
+    bare.recompute = True
+    assert "--recompute" in str(plan_on("cuda", tmp_path, windows, model=bare))
+    # A static step computes without a GPU too, and finds the encoder whose weights it copies.
+    step = Step(job_of(bare, Spans(windows), tmp_path / "run"), Plan(static=True, copies=True))
+    assert step.copies is not None
+
+
 def test_what_may_not_be_captured_runs_eager_and_says_so(tmp_path, windows):
     def mine(query, key, value, layout, dropout):
         return value

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bertqa.errors import UserError
 from bertqa.model.attention import own_name
 from bertqa.model.copies import foreign
+from bertqa.model.encoder import BertEncoder, encoder_of
 from bertqa.settings import LoopSettings
 from bertqa.training.job import Job
 
@@ -82,7 +83,7 @@ def plan_of(job: Job) -> Plan:
 
 def why_not_fused(job: Job) -> str:
     """Return why the fused kernels cannot be used for this model or on this machine; "" if they can."""
-    for layer in job.model.encoder.layers:
+    for layer in encoder_of(job.model).layers:
         if "behind_attention" in vars(layer):
             return "--compile"
         if layer.activation is not F.gelu:
@@ -106,7 +107,9 @@ def doubt(job: Job) -> str:
         return f"the task {type(job.task).__name__} does not say that its loss has static shapes"
     if foreign(job.model):
         return f"the model has {foreign(job.model)}, which is not ours"
-    encoder = job.model.encoder
+    encoder = encoder_of(job.model)
+    if not isinstance(encoder, BertEncoder):
+        return f"the model, {type(job.model).__name__}, has no encoder of ours"
     if own_name(encoder.attention):
         return f"the attention {own_name(encoder.attention)} is not ours"
     if encoder.recompute:
@@ -206,13 +209,15 @@ def settle(
 
     It is decided when a run begins, and written to its config.json: a resumed run, perhaps on another GPU, must add up the
     same micro-batches. On CPUs it is 8,192; on a GPU 32,768, which keeps it busy, or what fits into 40 % of its memory. (A
-    captured step has memory of its own, and is computed once outside of it before.)
+    captured step has memory of its own, and is computed once outside of it before.) A model without an encoder of ours, whose
+    memory is not known, has 8,192 everywhere.
     """
     if settings.micro_tokens != "auto":
         return replace(settings, micro_tokens=int(settings.micro_tokens))
-    if device.type != "cuda":
+    encoder = encoder_of(model)
+    if device.type != "cuda" or not isinstance(encoder, BertEncoder):
         return replace(settings, micro_tokens=8192)
-    config = model.config
+    config = encoder.config
     # Activations of a token that the layers keep for the backward pass; measured for BERT-large in bf16: 1.4 MB.
     bytes_per_token = config.num_hidden_layers * (
         20 * config.hidden_size + 10 * config.intermediate_size

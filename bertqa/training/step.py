@@ -26,6 +26,7 @@ from bertqa.distributed import without_sync
 from bertqa.errors import UserError
 from bertqa.model.attention import Layout
 from bertqa.model.copies import WeightCopies
+from bertqa.model.encoder import encoder_of
 from bertqa.training.capture import FusedLayers, Graphs, Plan, plan_of, settle
 from bertqa.training.gradients import Gradients
 from bertqa.training.job import Job
@@ -191,12 +192,13 @@ class Step:
         most = -(-job.settings.batch_size // job.world.size)
         self.rows = torch.full((most,), -1, device=job.device)  # of the micro-batch; -1 = none
         self.share = torch.zeros((), device=job.device)  # 1 / windows of the step
-        self.fused = FusedLayers(job.model.encoder.layers if self.plan.fused else (), job.device)
+        encoder = encoder_of(job.model)
+        self.fused = FusedLayers(encoder.layers if self.plan.fused else (), job.device)
         trained = [weight for weight in job.model.parameters() if weight.requires_grad]
         # The tensors that the backward pass leaves gradients at: the weights, or their 16-bit copies.
         leaves = trained
         if self.plan.copies:
-            self.copies = WeightCopies(job.model.encoder, job.dtype)
+            self.copies = WeightCopies(encoder, job.dtype)
             self.cast = autocast(job.device, torch.float32)
             leaves = self.copies.of(trained)
         self.gradients = Gradients(trained, leaves)
