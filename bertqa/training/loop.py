@@ -30,7 +30,7 @@ from bertqa.errors import UserError
 from bertqa.training import checkpoint
 from bertqa.training.job import Job, total_steps
 from bertqa.training.optim import freeze, lr_at
-from bertqa.training.progress import Logs, Outcome, Progress
+from bertqa.training.progress import TIME_LIMIT, Logs, Outcome, Progress
 from bertqa.training.signals import StopRequest, stop_signals
 from bertqa.training.step import Step, StepResult
 
@@ -218,7 +218,7 @@ class Trainer:
             return Decision(evaluate=True, save=self.progress.step > 0)
         if out_of_time and not self.all_steps_taken:
             minutes = self.job.settings.max_minutes
-            return Decision(save=unsaved, stop=f"the time limit of {minutes:g} minutes")
+            return Decision(save=unsaved, stop=f"{TIME_LIMIT} of {minutes:g} minutes")
         return Decision(save=checkpoint_due and unsaved)
 
     # ---- evaluate and save ----

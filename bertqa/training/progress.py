@@ -15,6 +15,9 @@ from bertqa.device import OnItsWay, peak_memory
 from bertqa.errors import UserError
 from bertqa.files import to_json
 
+TIME_LIMIT = "the time limit"
+"""How `Outcome.stopped_by` begins where --max-minutes stopped a run."""
+
 
 @dataclass
 class Progress:
@@ -50,7 +53,12 @@ class Outcome:
     finished: bool
     """False if it was stopped early, so that --resume would go on."""
     stopped_by: str = ""
-    """Why it was stopped early: a signal's name, or the time limit."""
+    """Why it was stopped early: a signal's name, or TIME_LIMIT and its minutes."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal stopped it. (A time limit ends a run as asked for.)"""
+        return not self.finished and not self.stopped_by.startswith(TIME_LIMIT)
 
 
 def summary(outcome: Outcome, key: str, device: torch.device) -> dict:

@@ -41,7 +41,7 @@ class Trained:
     @property
     def interrupted(self) -> bool:
         """Whether a signal stopped it. (A time limit ends a run as asked for.)"""
-        return not self.outcome.finished and "limit" not in self.outcome.stopped_by
+        return self.outcome.interrupted
 
     @property
     def evaluations(self) -> list[dict]:
