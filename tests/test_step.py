@@ -704,7 +704,7 @@ def test_without_triton_there_are_no_fused_kernels(tmp_path, windows, monkeypatc
 
 
 def test_models_of_ones_own_have_steps_on_gpus_too(tmp_path, windows, monkeypatch):
-    """A bare encoder, a model around one, and a model that has nothing of ours: all of them lack `model.config`."""
+    """A bare encoder lacks `model.encoder`, a model around one `model.config`, and a model without anything of ours both."""
     memory = SimpleNamespace(total_memory=150 * 10**9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
     bare = tiny().encoder

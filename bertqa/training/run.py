@@ -239,12 +239,11 @@ def finish(job: Job, outcome: Outcome) -> Trained:
                 say_report(job)
         for line in closing_lines(job, outcome, figures):
             job.say(line)
-    trained = Trained(job.run, outcome, figures)
     # Last, because it takes seconds, or minutes for a large model: a process that is killed meanwhile loses nothing else.
     # Not after a signal, whose sender may not wait: the resumed run measures them.
-    if job.world.first and not trained.interrupted:
+    if job.world.first and not outcome.interrupted:
         checkpoint.measure_ranges(job)
-    return trained
+    return Trained(job.run, outcome, figures)
 
 
 def say_report(job: Job) -> None:
